@@ -1,0 +1,198 @@
+package kvmbackup
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+)
+
+// Kind says whether a backup, or one volume in it, is complete in itself.
+type Kind int
+
+// The kinds. The zero value is invalid, so that a forgotten field is an error and not a full backup.
+const (
+	KindUnknown Kind = iota
+	KindFull
+	KindIncremental
+)
+
+// Status is where a backup's record is in its life.
+type Status int
+
+// The statuses. A record begins as running and ends as completed or failed; a completed one may become delete-pending.
+const (
+	StatusUnknown Status = iota
+	StatusRunning
+	StatusCompleted
+	StatusFailed
+	// StatusDeletePending is a backup that its user has deleted and whose files a live descendant still needs.
+	StatusDeletePending
+)
+
+// Consistency is what a restored guest finds in its file systems.
+type Consistency int
+
+// The consistencies.
+const (
+	ConsistencyUnknown Consistency = iota
+	// ConsistencyCrash is the state after a power cut: all disks at one instant, caches not written.
+	ConsistencyCrash
+	// ConsistencyFilesystem means that the guest agent had frozen the file systems.
+	ConsistencyFilesystem
+)
+
+// Backup is one restore point of one VM: a folder with one qcow2 file per volume, a manifest and the domain XML.
+type Backup struct {
+	ID     BackupID `json:"id"`
+	VM     VMID     `json:"vm"`
+	Domain string   `json:"domain,omitempty"` // libvirt's name for the VM
+	Kind   Kind     `json:"kind"`
+	Status Status   `json:"status"`
+
+	ChainID    ChainID        `json:"chain_id"`
+	Position   int            `json:"position"`             // 0 is the full
+	ParentID   BackupID       `json:"parent_id,omitempty"`  // empty for a full, and for a failed backup, which needs none
+	Checkpoint CheckpointName `json:"checkpoint,omitempty"` // empty: untracked
+
+	Repository string `json:"repository"` // the repository's ID
+	Path       string `json:"path"`       // VM/STAMP, relative to the repository
+	Sequence   int64  `json:"sequence"`   // given by the store, ascending per VM: "newest" means this, never a clock
+
+	StartedAt   time.Time      `json:"started_at"`            // UTC
+	CompletedAt time.Time      `json:"completed_at,omitzero"` // UTC; zero until completed
+	Consistency Consistency    `json:"consistency"`           // what the guest finds
+	FrozenFor   time.Duration  `json:"frozen_for,omitempty"`  // how long the guest's file systems were frozen
+	Reasons     []Reason       `json:"reasons,omitempty"`     // why this kind was chosen, and what was survived
+	Error       string         `json:"error,omitempty"`       // why it failed
+	Volumes     []VolumeBackup `json:"volumes"`
+
+	Pinned       bool          `json:"pinned,omitempty"` // never deleted by retention
+	Holds        []Hold        `json:"holds,omitempty"`  // open restore points
+	Verification *Verification `json:"verification,omitempty"`
+}
+
+// VolumeBackup is one volume's part of a backup.
+type VolumeBackup struct {
+	VolumeID     VolumeID `json:"volume_id"`
+	Device       string   `json:"device"` // the target at that time, e.g. vda
+	Kind         Kind     `json:"kind"`
+	File         string   `json:"file"`                  // a plain name in the backup's folder
+	ParentFile   string   `json:"parent_file,omitempty"` // relative to the backup's folder: the backing link; empty for a full
+	VirtualSize  int64    `json:"virtual_size"`          // bytes
+	StoredSize   int64    `json:"stored_size"`           // bytes allocated in the repository
+	DirtyBytes   int64    `json:"dirty_bytes"`           // bytes the job had to copy
+	SourceFormat string   `json:"source_format"`         // qcow2, raw, ...
+	Tracked      bool     `json:"tracked"`               // the checkpoint has a bitmap on it
+	Digest       string   `json:"digest,omitempty"`      // ALGORITHM:HEX over the guest-visible bytes; empty: none recorded
+}
+
+// Hold keeps a backup and its ancestors from being removed while somebody uses the files in place.
+type Hold struct {
+	ID      string    `json:"id"`
+	Purpose string    `json:"purpose"`
+	Since   time.Time `json:"since"`
+}
+
+// Verification is the outcome of the last verification of a backup.
+type Verification struct {
+	At      time.Time `json:"at"`
+	Content bool      `json:"content"` // digests were compared too
+	OK      bool      `json:"ok"`
+	Problem string    `json:"problem,omitempty"`
+}
+
+// Tracked says whether the backup was taken with a checkpoint.
+func (b Backup) Tracked() bool { return b.Checkpoint != "" }
+
+// StoredBytes is the sum over the volumes, in bytes allocated in the repository.
+func (b Backup) StoredBytes() int64 {
+	var n int64
+	for _, v := range b.Volumes {
+		n += v.StoredSize
+	}
+	return n
+}
+
+// Volume returns the part of the volume with that identity.
+func (b Backup) Volume(id VolumeID) (VolumeBackup, bool) {
+	for _, v := range b.Volumes {
+		if v.VolumeID == id {
+			return v, true
+		}
+	}
+	return VolumeBackup{}, false
+}
+
+// Validate checks what holds for every record, whatever its status. All problems are joined; each is an ErrInvalid.
+func (b Backup) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w backup %s: "+format, append([]any{ErrInvalid, b.ID}, args...)...))
+	}
+	if _, err := ParseBackupID(string(b.ID)); err != nil {
+		errs = append(errs, err)
+	}
+	if b.VM == "" {
+		bad("no VM")
+	}
+	if !b.Kind.valid() {
+		bad("kind is not set")
+	}
+	if !b.Status.valid() {
+		bad("status is not set")
+	}
+	b.validateChain(bad)
+	if dir, stamp := path.Split(b.Path); dir != string(b.VM)+"/" || stamp == "" || stamp == ".." {
+		bad("path %q is not VM/STAMP", b.Path)
+	}
+	if b.StartedAt.IsZero() {
+		bad("no start time")
+	}
+	b.validateVolumes(bad)
+	return errors.Join(errs...)
+}
+
+func (b Backup) validateChain(bad func(string, ...any)) {
+	if _, err := ParseChainID(string(b.ChainID)); err != nil {
+		bad("chain ID %q is not a UUID", b.ChainID)
+	}
+	switch {
+	case b.Position < 0:
+		bad("position %d is negative", b.Position)
+	case b.Kind == KindFull && (b.Position != 0 || b.ParentID != ""):
+		bad("a full has position 0 and no parent, not %d and %q", b.Position, b.ParentID)
+	case b.Kind == KindIncremental && b.Position == 0:
+		bad("an incremental has a position above 0")
+	case b.Kind == KindIncremental && b.ParentID == "" && b.Status != StatusFailed:
+		bad("an incremental has a parent")
+	case b.ParentID == b.ID && b.ID != "":
+		bad("it is its own parent")
+	}
+}
+
+func (b Backup) validateVolumes(bad func(string, ...any)) {
+	ids, files := map[VolumeID]bool{}, map[string]bool{}
+	if len(b.Volumes) == 0 {
+		bad("no volumes")
+	}
+	for _, v := range b.Volumes {
+		if v.VolumeID == "" || ids[v.VolumeID] {
+			bad("volume ID %q is empty or there twice", v.VolumeID)
+		}
+		if v.File == "" || strings.ContainsAny(v.File, "/\x00") || v.File == ".." || files[v.File] {
+			bad("volume %s: file %q is not a plain name or there twice", v.VolumeID, v.File)
+		}
+		ids[v.VolumeID], files[v.File] = true, true
+		if v.VirtualSize < 0 || v.StoredSize < 0 || v.DirtyBytes < 0 {
+			bad("volume %s: negative size", v.VolumeID)
+		}
+		if (v.Kind == KindIncremental) != (v.ParentFile != "") || !v.Kind.valid() {
+			bad("volume %s: kind %v with parent file %q", v.VolumeID, v.Kind, v.ParentFile)
+		}
+		if v.Kind == KindIncremental && b.Kind == KindFull {
+			bad("volume %s: incremental in a full", v.VolumeID)
+		}
+	}
+}

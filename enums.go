@@ -1,0 +1,74 @@
+package kvmbackup
+
+import "fmt"
+
+// names maps the values of an enum to the words of the JSON and SQL forms.
+type names[T comparable] map[T]string
+
+func (n names[T]) text(v T) ([]byte, error) {
+	s, ok := n[v]
+	if !ok {
+		return nil, fmt.Errorf("%w: no name for %v", ErrInvalid, any(v))
+	}
+	return []byte(s), nil
+}
+
+func (n names[T]) parse(what, s string) (T, error) {
+	for v, name := range n {
+		if name == s {
+			return v, nil
+		}
+	}
+	var zero T
+	return zero, fmt.Errorf("%w %s %q", ErrInvalid, what, s)
+}
+
+var kindNames = names[Kind]{KindUnknown: "unknown", KindFull: "full", KindIncremental: "incremental"}
+
+var statusNames = names[Status]{StatusUnknown: "unknown", StatusRunning: "running", StatusCompleted: "completed",
+	StatusFailed: "failed", StatusDeletePending: "delete-pending"}
+
+var consistencyNames = names[Consistency]{ConsistencyUnknown: "unknown", ConsistencyCrash: "crash",
+	ConsistencyFilesystem: "filesystem"}
+
+func (k Kind) valid() bool   { return k == KindFull || k == KindIncremental }
+func (s Status) valid() bool { return s > StatusUnknown && s <= StatusDeletePending }
+
+// String returns "full", "incremental" or "unknown".
+func (k Kind) String() string { return kindNames[k] }
+
+// MarshalText returns the String form.
+func (k Kind) MarshalText() ([]byte, error) { return kindNames.text(k) }
+
+// UnmarshalText reads the String form; anything else is an ErrInvalid.
+func (k *Kind) UnmarshalText(b []byte) (err error) { *k, err = ParseKind(string(b)); return err }
+
+// ParseKind reads the String form; anything else is an ErrInvalid.
+func ParseKind(s string) (Kind, error) { return kindNames.parse("kind", s) }
+
+// String returns "running", "completed", "failed", "delete-pending" or "unknown".
+func (s Status) String() string { return statusNames[s] }
+
+// MarshalText returns the String form.
+func (s Status) MarshalText() ([]byte, error) { return statusNames.text(s) }
+
+// UnmarshalText reads the String form; anything else is an ErrInvalid.
+func (s *Status) UnmarshalText(b []byte) (err error) { *s, err = ParseStatus(string(b)); return err }
+
+// ParseStatus reads the String form; anything else is an ErrInvalid.
+func ParseStatus(s string) (Status, error) { return statusNames.parse("status", s) }
+
+// String returns "crash", "filesystem" or "unknown".
+func (c Consistency) String() string { return consistencyNames[c] }
+
+// MarshalText returns the String form.
+func (c Consistency) MarshalText() ([]byte, error) { return consistencyNames.text(c) }
+
+// UnmarshalText reads the String form; anything else is an ErrInvalid.
+func (c *Consistency) UnmarshalText(b []byte) (err error) {
+	*c, err = ParseConsistency(string(b))
+	return err
+}
+
+// ParseConsistency reads the String form; anything else is an ErrInvalid.
+func ParseConsistency(s string) (Consistency, error) { return consistencyNames.parse("consistency", s) }

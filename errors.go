@@ -1,0 +1,138 @@
+package kvmbackup
+
+import (
+	"errors"
+	"fmt"
+)
+
+// The object asked for.
+var (
+	// ErrNotFound is returned for a backup ID that the store doesn't know.
+	ErrNotFound = errors.New("backup not found")
+	// ErrNoDomain is returned when the hypervisor doesn't know the domain and the request doesn't describe it.
+	ErrNoDomain = errors.New("domain not found")
+	// ErrNoVolume is returned when a volume or device that the caller named is not on the domain or not in the backup.
+	ErrNoVolume = errors.New("volume not found")
+	// ErrInvalid is returned for a request, record or configuration that breaks a rule; the text names the rule.
+	ErrInvalid = errors.New("invalid")
+)
+
+// Who may act now.
+var (
+	// ErrBusy is returned when another operation, or somebody else's job on the domain, is under way.
+	ErrBusy = errors.New("busy")
+	// ErrLeaseLost is the cause of an operation whose lease ran out or was taken over; it cannot commit.
+	ErrLeaseLost = errors.New("lease lost")
+	// ErrRunning is returned by Store.Begin while another backup of the VM is recorded as running.
+	ErrRunning = errors.New("another backup is recorded as running")
+	// ErrHasChildren is returned by Store.Remove for a backup that another record names as its parent.
+	ErrHasChildren = errors.New("backup has children")
+	// ErrHeld is returned by Store.Remove for a backup that an open restore point holds.
+	ErrHeld = errors.New("backup is held")
+	// ErrDomainRunning is returned by what needs the VM to be off, such as a restore over its own volumes.
+	ErrDomainRunning = errors.New("domain is running")
+	// ErrDomainStopped is returned by what needs a running guest.
+	ErrDomainStopped = errors.New("domain is not running")
+	// ErrStatus is returned when a record's status doesn't allow the call, e.g. restoring a delete-pending backup.
+	ErrStatus = errors.New("backup has the wrong status")
+)
+
+// Checkpoints and tracking.
+var (
+	// ErrNoCheckpoint is returned when libvirt doesn't know the checkpoint (VIR_ERR_NO_DOMAIN_CHECKPOINT).
+	ErrNoCheckpoint = errors.New("checkpoint not found")
+	// ErrCheckpointInconsistent is returned when a checkpoint's bitmap is missing or broken (VIR_ERR_CHECKPOINT_INCONSISTENT).
+	ErrCheckpointInconsistent = errors.New("checkpoint inconsistent")
+	// ErrCheckpointExists is returned when the name of a new checkpoint or bitmap is taken.
+	ErrCheckpointExists = errors.New("checkpoint exists")
+	// ErrUnsupported is returned for a disk, domain or hypervisor that cannot do what was asked.
+	ErrUnsupported = errors.New("unsupported")
+	// ErrNothingToBackUp is returned for a domain on which no disk can be backed up.
+	ErrNothingToBackUp = errors.New("nothing to back up")
+)
+
+// The job and its guest.
+var (
+	// ErrNoJob is returned by Executor.AdoptJob when no job of that backup is there.
+	ErrNoJob = errors.New("no such job")
+	// ErrJobFailed is returned when a job ended without proof of success.
+	ErrJobFailed = errors.New("backup job failed")
+	// ErrJobStuck is returned when a job can't be ended, because its target hangs; the record stays and is settled later.
+	ErrJobStuck = errors.New("backup job cannot be ended yet")
+	// ErrStalled is the cause of a job that the watchdog aborted because it made no progress.
+	ErrStalled = errors.New("backup job made no progress")
+	// ErrNoAgent is returned when the guest agent is not configured, not connected or doesn't answer.
+	ErrNoAgent = errors.New("guest agent is missing or silent")
+	// ErrNotConsistent is returned when file-system consistency was required and could not be had.
+	ErrNotConsistent = errors.New("file-system consistency could not be had")
+)
+
+// The repository and its files.
+var (
+	// ErrNoSpace is returned when the repository has, or had in mid-job, too little free space.
+	ErrNoSpace = errors.New("not enough space")
+	// ErrTargetAccess is returned when QEMU may not write the target; the text has path, owner and mode.
+	ErrTargetAccess = errors.New("target is not writable for QEMU")
+	// ErrImageLocked is returned when another process has the image open.
+	ErrImageLocked = errors.New("image is in use")
+	// ErrMissingFile is returned when a file that a restore needs is not there.
+	ErrMissingFile = errors.New("backup file is missing")
+	// ErrDamaged is returned when a file is there and is not what the manifest says.
+	ErrDamaged = errors.New("backup is damaged")
+	// ErrTooSmall is returned for a restore target that is smaller than the volume.
+	ErrTooSmall = errors.New("target is too small")
+	// ErrTargetExists is returned for a restore target that is there already.
+	ErrTargetExists = errors.New("target exists")
+	// ErrOtherRepository is returned for a backup that lives in another repository than the engine's.
+	ErrOtherRepository = errors.New("backup is in another repository")
+)
+
+// OpError says which operation on which VM and backup failed, and at which step. Match the cause with errors.Is.
+type OpError struct {
+	Op     string // backup, restore, delete, ...
+	VM     VMID
+	Backup BackupID // empty before one was recorded
+	Step   string
+	Err    error
+}
+
+func (e *OpError) Error() string {
+	s := fmt.Sprintf("%s of %q", e.Op, e.VM)
+	if e.Backup != "" {
+		s += fmt.Sprintf(" (backup %s)", e.Backup)
+	}
+	if e.Step != "" {
+		s += ": " + e.Step
+	}
+	return s + ": " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *OpError) Unwrap() error { return e.Err }
+
+// BusyError is an ErrBusy that says who holds the VM.
+type BusyError struct {
+	VM     VMID
+	Holder string // the lease's holder, or a description of the job
+}
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("%q is busy: held by %s; wait for it, or try again later", e.VM, e.Holder)
+}
+
+// Is makes errors.Is(err, ErrBusy) true.
+func (e *BusyError) Is(target error) bool { return target == ErrBusy }
+
+// SpaceError is an ErrNoSpace with both figures.
+type SpaceError struct {
+	NeedBytes, ReserveBytes, FreeBytes int64
+	Where                              string
+}
+
+func (e *SpaceError) Error() string {
+	return fmt.Sprintf("%s has %d bytes free, the backup needs an estimated %d plus a reserve of %d: delete backups or enlarge it",
+		e.Where, e.FreeBytes, e.NeedBytes, e.ReserveBytes)
+}
+
+// Is makes errors.Is(err, ErrNoSpace) true.
+func (e *SpaceError) Is(target error) bool { return target == ErrNoSpace }
