@@ -1,0 +1,210 @@
+package kvmbackup
+
+import (
+	"context"
+	"time"
+)
+
+// Executor is the hypervisor as the engine needs it. Package libvirtjob has the one for libvirt and QEMU,
+// package kvmbackuptest a simulated one; both are held to the same scripted histories.
+//
+// The contract:
+//
+//   - All methods may be called concurrently; the engine calls them for one domain at a time.
+//   - A stopped domain is served by the same methods, on its image files.
+//   - Nothing is touched that the caller doesn't name: not other checkpoints, bitmaps, jobs or files.
+//   - ErrNoDomain when the domain is unknown and the reference doesn't describe its disks.
+//   - A context that ends makes the call return with its cause; what the call had begun is either undone or
+//     can be found and undone with DropCheckpoint and AdoptJob.
+type Executor interface {
+	// Inspect reports the domain's state, disks with their bitmaps, checkpoints and job. It changes nothing
+	// and doesn't wait for a running job. Bitmaps of a live guest are asked of QEMU.
+	Inspect(ctx context.Context, dom DomainRef) (DomainStatus, error)
+	// RegisterCheckpoint makes a checkpoint known to libvirt again whose bitmaps are on the named devices.
+	// ErrCheckpointInconsistent when a device's bitmap is missing or broken. It does nothing on a stopped
+	// domain, where bitmaps are found by their names.
+	RegisterCheckpoint(ctx context.Context, dom DomainRef, cp CheckpointSpec) error
+	// DropCheckpoint removes the checkpoint and every bitmap of that name from the domain's disks.
+	// One that is not there, or only in part, is no error.
+	DropCheckpoint(ctx context.Context, dom DomainRef, name CheckpointName) error
+	// DirtyBytes returns per device how many bytes the bitmap of that name has marked: what an incremental
+	// from it would copy. Devices without a usable one are left out.
+	DirtyBytes(ctx context.Context, dom DomainRef, name CheckpointName) (map[string]int64, error)
+
+	// PrepareJob creates the job's targets, fresh qcow2 files, and returns the job, which is not yet begun.
+	// The caller must Close it. ErrTargetAccess, ErrNoSpace.
+	PrepareJob(ctx context.Context, dom DomainRef, spec JobSpec) (Job, error)
+	// AdoptJob finds the running job that PrepareJob and Begin had started for the same spec in a process
+	// that is gone. ErrNoJob when there is none, or the domain's job writes elsewhere.
+	AdoptJob(ctx context.Context, dom DomainRef, spec JobSpec) (Job, error)
+
+	// Freeze asks the guest agent to freeze the file systems, and returns how many. ErrNoAgent.
+	Freeze(ctx context.Context, dom DomainRef) (int, error)
+	// Thaw undoes Freeze. Thawing what isn't frozen is no error.
+	Thaw(ctx context.Context, dom DomainRef) error
+	// Resume lets a paused guest run on.
+	Resume(ctx context.Context, dom DomainRef) error
+	// Definition returns the inactive domain XML and the UEFI variable store. The XML is nil for a domain that
+	// is not defined. Secrets, such as a VNC password, are included only when asked for.
+	Definition(ctx context.Context, dom DomainRef, secrets bool) (Definition, error)
+}
+
+// Job is one backup job on one domain. Its methods may be called concurrently.
+type Job interface {
+	// Begin starts copying and creates the checkpoint, on all volumes at one instant. It fails with ErrBusy
+	// when the domain has another job, at once. After an error there is neither job nor checkpoint.
+	Begin(ctx context.Context) error
+	// Wait follows the job to its end and returns only when the hypervisor has closed every target. progress,
+	// if not nil, is called at least every two seconds, also when nothing moves. The result is success that was
+	// proved; anything else is an error: ErrJobFailed, with ErrNoSpace or another sentinel where the cause
+	// is known. When ctx ends it returns with the cause and leaves the job running.
+	Wait(ctx context.Context, progress func(JobProgress)) (JobResult, error)
+	// Abort ends the job and waits until it is gone; one that has ended already is no error. ErrJobStuck when
+	// ctx ends first. It doesn't drop the checkpoint.
+	Abort(ctx context.Context) error
+	// SetBandwidth limits the job to so many bytes per second over all volumes; 0 lifts the limit.
+	SetBandwidth(ctx context.Context, bytesPerSecond int64) error
+	// Close releases the handle. It neither aborts a job of a running domain nor removes files.
+	Close() error
+}
+
+// DomainRef names a domain.
+type DomainRef struct {
+	Name string
+	UUID string // optional; checked where it is set
+	// Disks describes a domain that is stopped and not defined, as on hosts with transient domains. It is
+	// used only when the hypervisor doesn't know the name.
+	Disks []DiskRef
+}
+
+// DiskRef describes one disk of a domain that is not defined.
+type DiskRef struct {
+	Device   string `json:"device"` // the target, e.g. vda
+	Source   string `json:"source"` // absolute path of a file or block device
+	Format   string `json:"format"` // qcow2 or raw
+	ReadOnly bool   `json:"read_only,omitempty"`
+}
+
+// DomainState is what the guest is doing.
+type DomainState int
+
+// The states. A paused domain has a QEMU, and is backed up like a running one.
+const (
+	DomainUnknown DomainState = iota
+	DomainRunning
+	DomainPaused
+	DomainStopped
+)
+
+// String returns "running", "paused", "stopped" or "unknown".
+func (s DomainState) String() string {
+	return [...]string{"unknown", "running", "paused", "stopped"}[s]
+}
+
+// JobState says whether the domain has a job that a backup would have to wait for.
+type JobState int
+
+// The job states.
+const (
+	JobUnknown JobState = iota
+	JobNone
+	JobBackup // a backup job, whoever's it is
+	JobOther  // migration, save, dump, ...
+)
+
+// DomainStatus is what Inspect found.
+type DomainStatus struct {
+	Name, UUID    string
+	Defined       bool // libvirt knows it; false for one that is described by its reference
+	Persistent    bool
+	State         DomainState
+	PausedByError bool // paused by an I/O error of a disk, not by a person
+	Job           JobState
+	JobDetail     string // for messages: operation and targets of the job
+	Disks         []DiskStatus
+	Checkpoints   []CheckpointStatus // as libvirt lists them; empty for a stopped domain that is not defined
+}
+
+// DiskStatus is one disk of the domain.
+type DiskStatus struct {
+	Device      string // the target, e.g. vda
+	Source      string // path of the file or block device, or a description
+	Serial      string
+	Format      string // qcow2, raw, ...
+	VirtualSize int64  // bytes
+	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
+	AllocatedBytes int64
+	Skip           string // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is
+	Untrackable    string // why it can't have a bitmap: raw, qcow2 version 2, ...; empty: it can
+	Bitmaps        []BitmapStatus
+	BitmapsUnknown string // why the bitmaps could not be listed; empty: they were
+}
+
+// BitmapStatus is one dirty bitmap on a disk.
+type BitmapStatus struct {
+	Name         string
+	Inconsistent bool // QEMU was not shut down cleanly: its content is lost
+	Persistent   bool
+}
+
+// CheckpointStatus is one checkpoint that libvirt lists.
+type CheckpointStatus struct {
+	Name      string
+	Devices   []string // those with a bitmap in it
+	CreatedAt time.Time
+}
+
+// CheckpointSpec describes a checkpoint to register.
+type CheckpointSpec struct {
+	Name      CheckpointName
+	CreatedAt time.Time
+	Devices   []string
+}
+
+// JobSpec describes one backup job. The same spec finds the job again after a crash.
+type JobSpec struct {
+	ID             BackupID
+	Checkpoint     CheckpointName // the new one; empty: untracked
+	Base           CheckpointName // where incremental volumes start from; empty in a full
+	Dir            string         // absolute folder of the targets
+	Volumes        []JobVolume
+	BandwidthBytes int64 // per second over all volumes; 0: no limit
+	CreatedAt      time.Time
+}
+
+// JobVolume is one volume of a job.
+type JobVolume struct {
+	VolumeID    VolumeID
+	Device      string
+	Kind        Kind
+	File        string // plain name of the target in Dir
+	ParentFile  string // backing link of the target, relative; empty in a full
+	VirtualSize int64  // bytes
+	Tracked     bool   // the new checkpoint gets a bitmap on it
+}
+
+// JobProgress is a snapshot of a job. Totals may grow; they are 0 until they are known.
+type JobProgress struct {
+	DoneBytes, TotalBytes int64
+	Volumes               []VolumeProgress
+}
+
+// VolumeProgress is one volume's part of a JobProgress.
+type VolumeProgress struct {
+	VolumeID              VolumeID
+	Device                string
+	DoneBytes, TotalBytes int64
+}
+
+// JobResult is a proved success.
+type JobResult struct {
+	CopiedBytes map[VolumeID]int64 // what the job had to copy, where known per volume
+	TotalBytes  int64              // the same over all volumes
+}
+
+// Definition is what is needed beside the disks to define a VM again.
+type Definition struct {
+	XML           []byte // inactive domain XML; nil when the domain is not defined
+	NVRAM         []byte // UEFI variable store; nil when there is none
+	NVRAMTemplate string // path of its template on the host it came from
+}
