@@ -15,6 +15,8 @@ var (
 	ErrNoVolume = errors.New("volume not found")
 	// ErrInvalid is returned for a request, record or configuration that breaks a rule; the text names the rule.
 	ErrInvalid = errors.New("invalid")
+	// ErrNoChainData is returned by BackupFromDetails for a record that has no chain metadata.
+	ErrNoChainData = errors.New("record has no chain data")
 )
 
 // Who may act now.

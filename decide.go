@@ -1,0 +1,273 @@
+package kvmbackup
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+)
+
+// ChainDecider decides whether the next backup is full or incremental, and each volume's part in it.
+// It is pure: no I/O, no clock, no randomness; same input, same output. The engine checks the result with
+// Decision.Check, so a host's own decider can ask for more fulls but can't break a chain.
+type ChainDecider interface {
+	Decide(in DecideInput) (Decision, error)
+}
+
+// DecideInput is all that a decision depends on.
+type DecideInput struct {
+	VM               VMID
+	Policy           Policy
+	State            DomainState
+	ActiveCheckpoint CheckpointName
+	Newest           *Backup  // the newest completed or delete-pending backup; nil when there is none
+	Repository       string   // ID of the repository that the backup goes to
+	MissingFiles     []string // files of Newest and its ancestors that are not there
+	Volumes          []VolumeFacts
+
+	NewCheckpoint CheckpointName // the name the new checkpoint gets, if there is one
+	NewChain      ChainID        // the ID that a new chain gets, if there is one
+}
+
+// VolumeFacts is what the hypervisor says about one volume.
+type VolumeFacts struct {
+	VolumeID    VolumeID
+	Device      string
+	Format      string
+	VirtualSize int64       // bytes
+	Untrackable string      // why it can't have a bitmap; empty: it can
+	Bitmap      BitmapState // of the active checkpoint's bitmap on it
+}
+
+// BitmapState is the state of one bitmap on one volume.
+type BitmapState int
+
+// The states. In doubt a volume is backed up in full, so the zero value counts as no bitmap.
+const (
+	BitmapUnknown BitmapState = iota
+	BitmapUsable
+	BitmapMissing
+	BitmapInconsistent
+)
+
+// Decision is what the next backup will be and why.
+type Decision struct {
+	Kind       Kind
+	Checkpoint CheckpointName // the new one; empty: untracked
+	Base       CheckpointName // what an incremental starts from; empty in a full
+	ChainID    ChainID
+	Position   int
+	ParentID   BackupID
+	Reasons    []Reason // the rule that decided, then what else is worth saying
+	Volumes    []VolumeDecision
+}
+
+// VolumeDecision is one volume's part of a Decision.
+type VolumeDecision struct {
+	VolumeID   VolumeID
+	Device     string
+	Kind       Kind
+	ParentFile string // relative to the new backup's folder; empty in a full
+	Tracked    bool   // the new checkpoint gets a bitmap on it
+	Reason     Reason
+}
+
+// Decider is the library's ChainDecider: the full-every and active-checkpoint rules. The zero value is ready to use.
+type Decider struct{}
+
+var _ ChainDecider = Decider{}
+
+// rule is one row of the table: the first whose condition holds makes the backup a full.
+type rule struct {
+	code  ReasonCode
+	holds func(in DecideInput) (detail string, ok bool)
+}
+
+// fullRules are asked in this order; the first match wins. A decision rule is added here.
+var fullRules = []rule{
+	{ReasonIncrementalDisabled, func(in DecideInput) (string, bool) { return "", in.Policy.DisableIncremental }},
+	{ReasonForced, func(in DecideInput) (string, bool) { return "", in.Policy.ForceFull }},
+	{ReasonEveryFull, func(in DecideInput) (string, bool) { return "", in.Policy.fullEvery() <= 1 }},
+	{ReasonStopped, func(in DecideInput) (string, bool) {
+		return "offline incrementals are not allowed", in.State == DomainStopped && !in.Policy.OfflineIncremental
+	}},
+	{ReasonNoActiveCheckpoint, func(in DecideInput) (string, bool) { return "", in.ActiveCheckpoint == "" }},
+	{ReasonNotNewest, activeNotNewest},
+	{ReasonParentDeletePending, func(in DecideInput) (string, bool) {
+		return "backup " + in.Newest.ID.String(), in.Newest.Status != StatusCompleted
+	}},
+	{ReasonParentNoChainData, func(in DecideInput) (string, bool) {
+		return "backup " + in.Newest.ID.String(), in.Newest.ChainID == "" || in.Newest.Path == "" || len(in.Newest.Volumes) == 0
+	}},
+	{ReasonParentOtherRepository, func(in DecideInput) (string, bool) {
+		return fmt.Sprintf("backup %s is in %q", in.Newest.ID, in.Newest.Repository), in.Newest.Repository != in.Repository
+	}},
+	{ReasonParentFileMissing, func(in DecideInput) (string, bool) {
+		return strings.Join(in.MissingFiles, ", "), len(in.MissingFiles) > 0
+	}},
+	{ReasonChainComplete, func(in DecideInput) (string, bool) {
+		return fmt.Sprintf("full every %d backups", in.Policy.fullEvery()), in.Newest.Position+1 >= in.Policy.fullEvery()
+	}},
+}
+
+func activeNotNewest(in DecideInput) (string, bool) {
+	if in.Newest == nil {
+		return "no completed backup is on record", true
+	}
+	return fmt.Sprintf("the newest backup %s has %q, active is %q", in.Newest.ID, in.Newest.Checkpoint, in.ActiveCheckpoint),
+		in.Newest.Checkpoint != in.ActiveCheckpoint
+}
+
+// Decide applies the rules in their order. It fails with ErrInvalid on an input that can't be decided on and with
+// ErrNothingToBackUp when there is no volume.
+func (Decider) Decide(in DecideInput) (Decision, error) {
+	if err := in.validate(); err != nil {
+		return Decision{}, err
+	}
+	for _, r := range fullRules {
+		if detail, ok := r.holds(in); ok {
+			return full(in, Reason{Code: r.code, Detail: detail}), nil
+		}
+	}
+	d := incremental(in)
+	for _, v := range d.Volumes {
+		if v.Kind == KindIncremental {
+			return d, nil
+		}
+	}
+	// Each volume keeps the reason why it could not be incremental.
+	f := full(in, Reason{Code: ReasonNoVolumeIncremental})
+	for i := range f.Volumes {
+		f.Volumes[i].Reason = d.Volumes[i].Reason
+	}
+	return f, nil
+}
+
+func (in DecideInput) validate() error {
+	if len(in.Volumes) == 0 {
+		return fmt.Errorf("%w: %q has no disk that can be backed up", ErrNothingToBackUp, in.VM)
+	}
+	var errs []error
+	ids, devices := map[VolumeID]bool{}, map[string]bool{}
+	for _, v := range in.Volumes {
+		if v.VolumeID == "" || v.Device == "" || ids[v.VolumeID] || devices[v.Device] {
+			errs = append(errs, fmt.Errorf("%w volume %q on device %q of %q: empty or there twice", ErrInvalid, v.VolumeID, v.Device, in.VM))
+		}
+		ids[v.VolumeID], devices[v.Device] = true, true
+	}
+	if in.State == DomainUnknown {
+		errs = append(errs, fmt.Errorf("%w: the state of %q is not known", ErrInvalid, in.VM))
+	}
+	if in.NewChain == "" || in.NewCheckpoint == "" {
+		errs = append(errs, fmt.Errorf("%w: no chain ID or checkpoint name for a new chain of %q", ErrInvalid, in.VM))
+	}
+	return errors.Join(errs...)
+}
+
+// full is tracked unless the feature is off or nothing on the VM can be tracked.
+func full(in DecideInput, why Reason) Decision {
+	d := Decision{Kind: KindFull, ChainID: in.NewChain, Reasons: []Reason{why}}
+	for _, v := range in.Volumes {
+		tracked := v.Untrackable == "" && why.Code != ReasonIncrementalDisabled
+		if tracked {
+			d.Checkpoint = in.NewCheckpoint
+		}
+		d.Volumes = append(d.Volumes, VolumeDecision{
+			VolumeID: v.VolumeID, Device: v.Device, Kind: KindFull, Tracked: tracked,
+			Reason: Reason{Code: ReasonBackupFull, VolumeID: v.VolumeID},
+		})
+	}
+	return d
+}
+
+func incremental(in DecideInput) Decision {
+	d := Decision{
+		Kind: KindIncremental, Checkpoint: in.NewCheckpoint, Base: in.ActiveCheckpoint,
+		ChainID: in.Newest.ChainID, Position: in.Newest.Position + 1, ParentID: in.Newest.ID,
+		Reasons: []Reason{{Code: ReasonIncremental, Detail: fmt.Sprintf("position %d on backup %s", in.Newest.Position+1, in.Newest.ID)}},
+	}
+	present := map[VolumeID]bool{}
+	for _, v := range in.Volumes {
+		d.Volumes = append(d.Volumes, decideVolume(in, v))
+		present[v.VolumeID] = true
+	}
+	for _, v := range in.Newest.Volumes {
+		if !present[v.VolumeID] {
+			d.Reasons = append(d.Reasons, Reason{Code: ReasonVolumeGone, VolumeID: v.VolumeID, Detail: "was " + v.Device})
+		}
+	}
+	return d
+}
+
+func decideVolume(in DecideInput, v VolumeFacts) VolumeDecision {
+	d := VolumeDecision{VolumeID: v.VolumeID, Device: v.Device, Kind: KindFull, Tracked: v.Untrackable == ""}
+	because := func(code ReasonCode, detail string) VolumeDecision {
+		d.Reason = Reason{Code: code, Detail: detail, VolumeID: v.VolumeID}
+		return d
+	}
+	parent, known := in.Newest.Volume(v.VolumeID)
+	switch {
+	case !known:
+		return because(ReasonVolumeNew, "")
+	case v.Untrackable != "":
+		return because(ReasonVolumeUntrackable, v.Untrackable)
+	case parent.File == "":
+		return because(ReasonVolumeNoParentFile, "")
+	case v.VirtualSize < parent.VirtualSize:
+		return because(ReasonVolumeShrank, fmt.Sprintf("from %d to %d bytes", parent.VirtualSize, v.VirtualSize))
+	case v.Bitmap == BitmapMissing:
+		return because(ReasonVolumeBitmapMissing, in.ActiveCheckpoint.String())
+	case v.Bitmap == BitmapInconsistent:
+		return because(ReasonVolumeBitmapInconsistent, in.ActiveCheckpoint.String())
+	case v.Bitmap != BitmapUsable:
+		return because(ReasonVolumeBitmapUnknown, in.ActiveCheckpoint.String())
+	}
+	d.Kind = KindIncremental
+	d.ParentFile = "../" + path.Base(in.Newest.Path) + "/" + parent.File
+	return because(ReasonVolumeIncremental, "")
+}
+
+// Check proves that carrying the decision out keeps the chain true: it is what the engine asks of any decider's answer.
+// Every breach is an ErrInvalid.
+func (d Decision) Check(in DecideInput) error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w decision for %q: "+format, append([]any{ErrInvalid, in.VM}, args...)...))
+	}
+	if len(d.Volumes) != len(in.Volumes) {
+		return fmt.Errorf("%w decision for %q: %d volumes decided, the VM has %d", ErrInvalid, in.VM, len(d.Volumes), len(in.Volumes))
+	}
+	safest := Decision{}
+	if d.Kind == KindIncremental {
+		if in.Newest == nil || in.ActiveCheckpoint == "" || in.Newest.Checkpoint != in.ActiveCheckpoint ||
+			in.Newest.Status != StatusCompleted || in.Newest.Repository != in.Repository || len(in.MissingFiles) > 0 {
+			return fmt.Errorf("%w decision for %q: there is nothing that an incremental could start from", ErrInvalid, in.VM)
+		}
+		safest = incremental(in)
+	} else {
+		safest = full(in, Reason{})
+	}
+	if d.Kind != safest.Kind || d.ChainID != safest.ChainID || d.Position != safest.Position ||
+		d.ParentID != safest.ParentID || d.Base != safest.Base {
+		bad("kind, chain, position, parent or base is not %v, %s, %d, %q, %q", safest.Kind, safest.ChainID, safest.Position, safest.ParentID, safest.Base)
+	}
+	if d.Checkpoint != "" && d.Checkpoint != in.NewCheckpoint {
+		bad("checkpoint %q is not the new one %q", d.Checkpoint, in.NewCheckpoint)
+	}
+	for i, v := range d.Volumes {
+		s := safest.Volumes[i]
+		if v.VolumeID != s.VolumeID || v.Device != s.Device {
+			bad("volume %q on %s out of place", v.VolumeID, v.Device)
+		}
+		if v.Kind != KindFull && (v.Kind != s.Kind || v.ParentFile != s.ParentFile) {
+			bad("volume %q can't be %v on %q", v.VolumeID, v.Kind, v.ParentFile)
+		}
+		if v.Kind == KindFull && v.ParentFile != "" {
+			bad("volume %q is full and has a parent file", v.VolumeID)
+		}
+		if v.Tracked && (!s.Tracked || d.Checkpoint == "") {
+			bad("volume %q can't be tracked", v.VolumeID)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,187 @@
+package kvmbackup
+
+import (
+	"encoding/json"
+	"fmt"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The detail keys under which hosts keep chain metadata in a key/value table of their own, as the field knows them.
+const (
+	DetailChainID       = "nas.chain_id"
+	DetailChainPosition = "nas.chain_position"
+	DetailParentID      = "nas.parent_backup_id"
+	DetailBitmapName    = "nas.bitmap_name"
+	DetailType          = "nas.type"           // full or incremental
+	DetailDeletePending = "nas.delete_pending" // "true" while it is
+	// DetailVolumePrefix is followed by the volume's index: one key per volume, its value JSON.
+	DetailVolumePrefix = "nas.volume."
+
+	// VMDetailActiveCheckpoint is on the VM, not on a backup.
+	VMDetailActiveCheckpoint = "nas.active_checkpoint_id"
+
+	detailID           = "kvmbackup.id"
+	detailVM           = "kvmbackup.vm"
+	detailDomain       = "kvmbackup.domain"
+	detailStatus       = "kvmbackup.status"
+	detailRepository   = "kvmbackup.repository"
+	detailPath         = "kvmbackup.path"
+	detailSequence     = "kvmbackup.sequence"
+	detailStartedAt    = "kvmbackup.started_at"
+	detailCompletedAt  = "kvmbackup.completed_at"
+	detailConsistency  = "kvmbackup.consistency"
+	detailFrozenFor    = "kvmbackup.frozen_for"
+	detailReasons      = "kvmbackup.reasons"
+	detailError        = "kvmbackup.error"
+	detailPinned       = "kvmbackup.pinned"
+	detailHolds        = "kvmbackup.holds"
+	detailVerification = "kvmbackup.verification"
+)
+
+// Details returns the record as details: the known keys, and what they have no room for under keys that begin with
+// "kvmbackup.". Empty fields have no key.
+func (b Backup) Details() map[string]string {
+	m := map[string]string{
+		DetailChainID: string(b.ChainID), DetailChainPosition: strconv.Itoa(b.Position), DetailParentID: string(b.ParentID),
+		DetailBitmapName: string(b.Checkpoint), DetailType: b.Kind.String(),
+		detailID: string(b.ID), detailVM: string(b.VM), detailDomain: b.Domain, detailStatus: b.Status.String(),
+		detailRepository: b.Repository, detailPath: b.Path, detailSequence: strconv.FormatInt(b.Sequence, 10),
+		detailStartedAt: timeDetail(b.StartedAt), detailCompletedAt: timeDetail(b.CompletedAt),
+		detailConsistency: b.Consistency.String(), detailError: b.Error,
+	}
+	if b.Status == StatusDeletePending {
+		m[DetailDeletePending] = "true"
+	}
+	if b.FrozenFor != 0 {
+		m[detailFrozenFor] = b.FrozenFor.String()
+	}
+	if b.Pinned {
+		m[detailPinned] = "true"
+	}
+	if len(b.Reasons) > 0 {
+		m[detailReasons] = jsonDetail(b.Reasons)
+	}
+	if len(b.Holds) > 0 {
+		m[detailHolds] = jsonDetail(b.Holds)
+	}
+	if b.Verification != nil {
+		m[detailVerification] = jsonDetail(b.Verification)
+	}
+	for i, v := range b.Volumes {
+		m[fmt.Sprintf("%s%03d", DetailVolumePrefix, i)] = jsonDetail(v)
+	}
+	for k, v := range m {
+		if v == "" {
+			delete(m, k)
+		}
+	}
+	return m
+}
+
+// BackupFromDetails is the inverse of Details; keys that it doesn't know are passed over. Details without chain data, as an
+// earlier full-only feature has left them, are ErrNoChainData; those that can't be read or don't
+// validate are an ErrInvalid that names the key.
+func BackupFromDetails(m map[string]string) (Backup, error) {
+	if m[DetailChainID] == "" || m[detailID] == "" {
+		return Backup{}, ErrNoChainData
+	}
+	r := detailReader{m: m}
+	b := Backup{
+		ID: BackupID(m[detailID]), VM: VMID(m[detailVM]), Domain: m[detailDomain],
+		ChainID: ChainID(m[DetailChainID]), ParentID: BackupID(m[DetailParentID]), Checkpoint: CheckpointName(m[DetailBitmapName]),
+		Repository: m[detailRepository], Path: m[detailPath], Error: m[detailError],
+		Position: int(r.int(DetailChainPosition)), Sequence: r.int(detailSequence),
+		StartedAt: r.time(detailStartedAt), CompletedAt: r.time(detailCompletedAt),
+		Pinned: m[detailPinned] == "true",
+	}
+	r.text(DetailType, &b.Kind)
+	r.text(detailStatus, &b.Status)
+	r.text(detailConsistency, &b.Consistency)
+	if m[DetailDeletePending] == "true" {
+		b.Status = StatusDeletePending
+	}
+	if s := m[detailFrozenFor]; s != "" {
+		d, err := time.ParseDuration(s)
+		r.note(detailFrozenFor, err)
+		b.FrozenFor = d
+	}
+	r.json(detailReasons, &b.Reasons)
+	r.json(detailHolds, &b.Holds)
+	r.json(detailVerification, &b.Verification)
+	r.volumes(&b)
+	if r.err != nil {
+		return Backup{}, r.err
+	}
+	return b, b.Validate()
+}
+
+// detailReader keeps the first error, with the key it is about.
+type detailReader struct {
+	m   map[string]string
+	err error
+}
+
+func (r *detailReader) note(key string, err error) {
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("%w detail %s=%q of backup %s: %w", ErrInvalid, key, r.m[key], r.m[detailID], err)
+	}
+}
+
+func (r *detailReader) int(key string) int64 {
+	n, err := strconv.ParseInt(r.m[key], 10, 64)
+	r.note(key, err)
+	return n
+}
+
+func (r *detailReader) time(key string) time.Time {
+	if r.m[key] == "" {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339Nano, r.m[key])
+	r.note(key, err)
+	return t.UTC()
+}
+
+func (r *detailReader) text(key string, into interface{ UnmarshalText([]byte) error }) {
+	r.note(key, into.UnmarshalText([]byte(r.m[key])))
+}
+
+func (r *detailReader) json(key string, into any) {
+	if s := r.m[key]; s != "" {
+		r.note(key, json.Unmarshal([]byte(s), into))
+	}
+}
+
+func (r *detailReader) volumes(b *Backup) {
+	var keys []string
+	for k := range r.m {
+		if strings.HasPrefix(k, DetailVolumePrefix) {
+			keys = append(keys, k)
+		}
+	}
+	sort.Strings(keys)
+	for _, k := range keys {
+		var v VolumeBackup
+		r.json(k, &v)
+		b.Volumes = append(b.Volumes, v)
+	}
+}
+
+func timeDetail(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339Nano)
+}
+
+// jsonDetail can't fail: it is only given the library's own plain types.
+func jsonDetail(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
