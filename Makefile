@@ -1,0 +1,113 @@
+# Run "make" for the list of targets. Variables can be given on the command
+# line: make bench BENCH=Convert, make test TIMEOUT=40m.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+P        ?= 2
+TIMEOUT  ?= 30m
+BENCH    ?= .
+FUZZTIME ?= 20s
+
+# In a recipe: everything but libvirtjob and the examples. A failing look-up ends
+# the recipe, which it would not inside the command line that uses it.
+PURE = pure=$$(scripts/packages pure);
+
+# Where every tool can be installed, a missing tool is a failure, not a skip.
+REQUIRE_TOOLS := $(or $(KVMBACKUP_REQUIRE_TOOLS),$(if $(filter true,$(CI)),1),$(if $(filter 0,$(shell id -u)),1))
+NO_SKIPS      := $(if $(filter 1,$(REQUIRE_TOOLS)),-no-skips)
+REPORT        := go run ./scripts/testreport
+TOOLS_ENV      = KVMBACKUP_REQUIRE_TOOLS=$(REQUIRE_TOOLS) KVMBACKUP_GUEST_KERNEL="$$(scripts/guest-kernel)"
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## Install the Debian packages that building and testing need
+	scripts/install-deps test
+
+.PHONY: demo
+demo: ## Full and incremental backup of a real VM, then a restore
+	scripts/install-deps demo
+	go run ./examples/quickstart
+
+.PHONY: test
+test: deps ## Run every test, then the pure packages again under the race detector
+	$(TOOLS_ENV) go test -json -p $(P) -timeout $(TIMEOUT) ./... | $(REPORT) $(NO_SKIPS)
+	$(PURE) $(TOOLS_ENV) go test -json -p $(P) -timeout $(TIMEOUT) -race $$pure | $(REPORT) $(NO_SKIPS)
+
+.PHONY: test-quick
+test-quick: ## Run the short tests of the pure packages, with what is installed
+	$(PURE) go test -short -timeout 5m $$pure
+
+.PHONY: test-race
+test-race: ## Run every test under the race detector
+	scripts/install-deps test
+	$(TOOLS_ENV) go test -json -p $(P) -timeout $(TIMEOUT) -race ./... | $(REPORT) $(NO_SKIPS)
+
+.PHONY: test-crash
+test-crash: deps ## Run the tests named Crash with every crash point, which takes long
+	KVMBACKUP_CRASH=full $(TOOLS_ENV) go test -json -count=1 -p $(P) -timeout 90m -run Crash ./... | $(REPORT)
+
+.PHONY: bench
+bench: ## Run the benchmarks; BENCH=regexp chooses
+	scripts/install-deps bench
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 90m ./...
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (20s)
+	scripts/fuzz $(FUZZTIME)
+
+.PHONY: fmt
+fmt: ## Format the Go files
+	gofmt -s -w .
+
+.PHONY: lint
+lint: ## Run golangci-lint, built once into the user's cache
+	scripts/golangci-lint run
+
+.PHONY: generate
+generate: ## Make the generated files anew
+	go generate ./...
+
+.PHONY: check-fmt
+check-fmt: ## Fail when a Go file is not formatted
+	@unformatted=$$(gofmt -s -l .); [ -z "$$unformatted" ] || { printf 'run "make fmt" for:\n%s\n' "$$unformatted"; exit 1; }
+
+.PHONY: check-generate
+check-generate: ## Fail when a generated file is stale
+	scripts/check-generate
+
+.PHONY: check-cgo
+check-cgo: ## Fail when cgo or libvirt is used outside libvirtjob and the examples
+	scripts/check-cgo
+
+.PHONY: tidy-check
+tidy-check: ## Fail when go.mod or go.sum is not tidy
+	go mod tidy -diff
+
+.PHONY: vet
+vet: ## Run go vet on everything
+	go vet ./...
+
+.PHONY: nocgo
+nocgo: ## Build and vet without cgo what must not need it
+	$(PURE) CGO_ENABLED=0 go build $$pure
+	$(PURE) CGO_ENABLED=0 go vet $$pure
+
+.PHONY: dlopen
+dlopen: ## Build libvirtjob without libvirt's headers, for loading it at run time
+	@if compgen -G 'libvirtjob/*.go' >/dev/null; then set -x; \
+	  PKG_CONFIG=/bin/false go build -tags libvirt_dlopen ./libvirtjob; \
+	else echo 'no libvirtjob in the tree'; fi
+
+.PHONY: outside
+outside: ## Build a host program outside the repository and look at what it links
+	scripts/check-outside
+
+.PHONY: clean
+clean: ## Remove build output; the caches stay
+	rm -rf bin out
+	find . -name '*.test' -type f -delete
+	find . -name '*.prof' -type f -delete
