@@ -101,8 +101,8 @@ func (r *report) packageOutput(line string) {
 // its tests called os.Exit, crashed or timed out leaves tests that never ended:
 // those are printed with it.
 func (r *report) fail(key testKey) {
-	r.failed = append(r.failed, key)
 	if key.Test != "" {
+		r.failed = append(r.failed, key)
 		r.print(key)
 		return
 	}
@@ -116,6 +116,10 @@ func (r *report) fail(key testKey) {
 	for _, k := range open {
 		r.failed = append(r.failed, testKey{k.Package, k.Test + " (never ended)"})
 		r.print(k)
+	}
+	// The package's own failure is news only when no test of it has failed.
+	if !slices.ContainsFunc(r.failed, func(k testKey) bool { return k.Package == key.Package }) {
+		r.failed = append(r.failed, testKey{key.Package, "(package)"})
 	}
 }
 

@@ -44,6 +44,9 @@ func TestReport(t *testing.T) {
 		{"crash", `{"Action":"output","Package":"p","Test":"TestC","Output":"panic: oh\n"}
 {"Action":"fail","Package":"p"}
 `, false, false, []string{"panic: oh", "FAIL p TestC (never ended)"}, nil},
+		{"failure outside the tests", `{"Action":"output","Package":"p","Output":"FAIL\tp\t0.01s\n"}
+{"Action":"fail","Package":"p"}
+`, false, false, []string{"FAIL\tp", "FAIL p (package)"}, nil},
 		{"nothing ran", "go: no such tool\n", false, false,
 			[]string{"go: no such tool", "nothing was tested"}, nil},
 	}
