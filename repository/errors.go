@@ -1,0 +1,181 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// The repository as a whole.
+var (
+	// ErrNotRepository is returned when the folder has no repository marker: most often the share isn't mounted there.
+	ErrNotRepository = errors.New("not a repository")
+	// ErrOtherRepository is returned when the marker carries another id than at Open: another share is mounted there now.
+	ErrOtherRepository = errors.New("another repository is mounted here")
+	// ErrVersion is returned by Init and Open for a repository that a later version of this package has made.
+	ErrVersion = errors.New("repository of a later version")
+	// ErrUnavailable is returned when the storage answers with an error of its own (stale handle, I/O error, unreachable)
+	// or, as ErrHung, not at all. Nothing is known about the backups then: absence has not been seen.
+	ErrUnavailable = errors.New("repository unavailable")
+	// ErrHung is returned when an operation got no answer in time and was left behind, and by every further call for the
+	// same folder until it comes back. It is also an ErrUnavailable.
+	ErrHung = fmt.Errorf("%w: no answer", ErrUnavailable)
+	// ErrReadOnly is returned when the storage refuses to be written: read-only, or without permission.
+	ErrReadOnly = errors.New("repository not writable")
+	// ErrNoSpace is returned when the storage or a quota on it is full.
+	ErrNoSpace = errors.New("repository full")
+)
+
+// Folders and files.
+var (
+	// ErrNotFound is returned when the folder or file does not exist, on a repository that is there and answers.
+	ErrNotFound = errors.New("not found")
+	// ErrExist is returned by CreatePartial and Publish when the folder's stamp is taken by something else.
+	ErrExist = errors.New("already exists")
+	// ErrForeign is returned when the folder belongs to another backup: nothing was removed.
+	ErrForeign = errors.New("belongs to another backup")
+	// ErrForeignFiles is returned, as a *ForeignFilesError, by removals of a folder that holds files that are not the
+	// backup's.
+	ErrForeignFiles = errors.New("foreign files")
+	// ErrUnsafe is returned for symbolic links, and for anything else that is not the regular file or folder expected.
+	ErrUnsafe = errors.New("not a regular file or folder")
+	// ErrTooLarge is returned by ReadSideFile for a file that is larger than the caller wants.
+	ErrTooLarge = errors.New("too large")
+	// ErrInUse is returned by removals on NFS while a process of this host still has a removed file open: call again.
+	ErrInUse = errors.New("still in use")
+	// ErrFlush is returned by Publish when a file could not be flushed, and again for the same backup ever after: what
+	// the kernel has thrown away, a second flush does not report. Take the backup again.
+	ErrFlush = errors.New("data could not be flushed")
+)
+
+// Names and manifests.
+var (
+	// ErrName is returned, as a *NameError, for a name that can't be used as a path element everywhere.
+	ErrName = errors.New("unusable name")
+	// ErrStamp is returned by ParseStamp for anything that Stamp.String would not have written.
+	ErrStamp = errors.New("not a stamp")
+	// ErrManifest is returned for a manifest that is corrupt, too large or contradicts itself.
+	ErrManifest = errors.New("invalid manifest")
+	// ErrManifestVersion is returned for a manifest of a later version: it is sound, but not for this package to judge.
+	ErrManifestVersion = errors.New("manifest of a later version")
+	// ErrMisplaced is returned, beside the manifest, for a folder whose manifest names another path: it was moved or
+	// copied by hand.
+	ErrMisplaced = errors.New("manifest names another path")
+)
+
+// Error is what the methods of Repository return: the operation, the path below the repository's root ("" for the root)
+// and the reason, which matches one of the sentinels where one fits, and the error of the system beside it.
+type Error struct {
+	Op   string
+	Path string
+	Err  error
+}
+
+func (e *Error) Error() string {
+	if e.Path == "" {
+		return fmt.Sprintf("repository: %s: %v", e.Op, e.Err)
+	}
+	return fmt.Sprintf("repository: %s %q: %v", e.Op, e.Path, e.Err)
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// ForeignFilesError names the files that kept a folder from being removed. It matches ErrForeignFiles.
+type ForeignFilesError struct {
+	Folder string   // relative to the repository's root, as it is named now
+	Names  []string // sorted
+}
+
+func (e *ForeignFilesError) Error() string {
+	return fmt.Sprintf("%v in %q: %s: move them elsewhere and call again", ErrForeignFiles, e.Folder, quoted(e.Names))
+}
+
+func (e *ForeignFilesError) Unwrap() error { return ErrForeignFiles }
+
+func quoted(names []string) string {
+	const most = 5
+	q := make([]string, 0, most+1)
+	for i, n := range names {
+		if i == most {
+			q = append(q, fmt.Sprintf("and %d more", len(names)-most))
+			break
+		}
+		q = append(q, fmt.Sprintf("%q", n))
+	}
+	return strings.Join(q, ", ")
+}
+
+// errLeft stops an operation that its caller has left.
+var errLeft = errors.New("the caller has left")
+
+// hungError is an operation left behind.
+type hungError struct {
+	op    string
+	since time.Time
+	cause error
+}
+
+func (e *hungError) Error() string {
+	return fmt.Sprintf("%v to %q since %s: %v", ErrHung, e.op, e.since.UTC().Format(time.RFC3339), e.cause)
+}
+
+func (e *hungError) Unwrap() []error { return []error{ErrHung, e.cause} }
+
+// noAnswer is the cause when a step exceeded its limit.
+func noAnswer(limit time.Duration) error {
+	return fmt.Errorf("step took longer than %v: %w", limit, context.DeadlineExceeded)
+}
+
+// ours are the sentinels that classify must not add to.
+var ours = []error{ErrNotRepository, ErrOtherRepository, ErrVersion, ErrUnavailable, ErrReadOnly, ErrNoSpace, ErrNotFound,
+	ErrExist, ErrForeign, ErrForeignFiles, ErrUnsafe, ErrTooLarge, ErrInUse, ErrFlush, ErrName, ErrStamp, ErrManifest,
+	ErrManifestVersion, ErrMisplaced}
+
+// classes translates the system's errors; the first match wins.
+var classes = []struct {
+	class error
+	from  []error
+}{
+	{ErrNoSpace, []error{syscall.ENOSPC, syscall.EDQUOT}},
+	{ErrReadOnly, []error{syscall.EROFS}},
+	{ErrUnavailable, []error{syscall.EIO, syscall.ESTALE, syscall.ENOTCONN, syscall.ETIMEDOUT, syscall.EHOSTDOWN,
+		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.ECONNREFUSED, syscall.ECONNRESET,
+		syscall.ECONNABORTED, syscall.ENODEV, syscall.ENXIO, syscall.ESHUTDOWN}},
+	{ErrUnsafe, []error{syscall.ELOOP}},
+	{ErrNotFound, []error{fs.ErrNotExist}},
+	{ErrExist, []error{fs.ErrExist}},
+}
+
+// classify puts the sentinel that fits in front of an error of the system.
+func classify(err error) error {
+	if err == nil || matches(err, ours) {
+		return err
+	}
+	for _, c := range classes {
+		if matches(err, c.from) {
+			return fmt.Errorf("%w: %w", c.class, err)
+		}
+	}
+	return err
+}
+
+// classifyWrite is classify for a step that writes, where a missing permission is as good as a read-only mount.
+func classifyWrite(err error) error {
+	if errors.Is(err, fs.ErrPermission) && !matches(err, ours) {
+		return fmt.Errorf("%w: %w", ErrReadOnly, err)
+	}
+	return classify(err)
+}
+
+func matches(err error, targets []error) bool {
+	for _, t := range targets {
+		if errors.Is(err, t) {
+			return true
+		}
+	}
+	return false
+}

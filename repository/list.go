@@ -1,0 +1,140 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+)
+
+// Entry is one folder, or something else, found below ROOT/VM.
+type Entry struct {
+	VM   string
+	Path string // VM/STAMP: what it is, or would be, published as; of a foreign one VM/NAME
+	Name string // the folder's own name, with its mark
+	Kind FolderKind
+	ID   string // the backup's, from the manifest or the folder's mark; empty if it can't be told
+
+	// Manifest is the folder's. It is zero if there is none, which is usual for partial and deleting folders, or if Err
+	// says why it couldn't be read.
+	Manifest Manifest
+	Err      error
+}
+
+// List returns all that is below the folder of one VM, or of all (vm is empty), sorted by VM and name: backups, what crashes
+// have left, and what is foreign, which includes folders named like a backup that have no manifest, and VM folders that
+// can't be read. A bad folder has an Err and doesn't keep the others from being listed; an error of List itself means that
+// the repository did not answer or ctx ended. A VM without a folder has no entries.
+func (r *Repository) List(ctx context.Context, vm string) ([]Entry, error) {
+	if vm != "" {
+		if err := validVM(vm); err != nil {
+			return nil, &Error{"list", vm, err}
+		}
+	}
+	return do(ctx, r, "list", vm, func(s *session) ([]Entry, error) {
+		vms, err := s.vms(vm)
+		var all []Entry
+		for _, vm := range vms {
+			entries, err := s.listVM(vm)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, entries...)
+		}
+		return all, err
+	})
+}
+
+// vms returns the folders of VMs. Files in the root and folders with impossible names (".snapshot") are none.
+func (s *session) vms(vm string) ([]string, error) {
+	if vm != "" {
+		return []string{vm}, nil
+	}
+	list, err := s.list(".")
+	var vms []string
+	for _, e := range list {
+		if !e.Type().IsRegular() && validVM(e.Name()) == nil {
+			vms = append(vms, e.Name())
+		}
+	}
+	return vms, err
+}
+
+func (s *session) listVM(vm string) ([]Entry, error) {
+	err := s.folder(vm)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var list []fs.DirEntry
+	if err == nil {
+		list, err = s.list(vm)
+	}
+	if err != nil {
+		return []Entry{{VM: vm, Path: vm, Name: vm, Kind: FolderForeign, Err: classify(err)}}, s.fatal(err)
+	}
+	var entries []Entry
+	for _, e := range list {
+		entry, err := s.entry(vm, e)
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, entry)
+	}
+	return entries, nil
+}
+
+// entry judges one name below a VM's folder.
+func (s *session) entry(vm string, e fs.DirEntry) (Entry, error) {
+	f, err := parseBase(e.Name())
+	if err != nil || !e.IsDir() {
+		return Entry{VM: vm, Path: join(vm, e.Name()), Name: e.Name(), Kind: FolderForeign}, nil
+	}
+	f.vm = vm
+	out := Entry{VM: vm, Path: f.path(), Name: e.Name(), Kind: f.kind, ID: f.id}
+	m, err := s.manifest(f)
+	if errors.Is(err, fs.ErrNotExist) {
+		if f.kind == FolderPublished {
+			out.Kind = FolderForeign
+		}
+		return out, nil
+	}
+	if err := s.fatal(err); err != nil {
+		return out, err
+	}
+	out.Manifest, out.Err = m, classify(err)
+	if out.ID == "" {
+		out.ID = m.ID
+	}
+	return out, nil
+}
+
+// fatal returns err if it is not about one folder: the caller has left, or the storage has gone.
+func (s *session) fatal(err error) error {
+	if errors.Is(err, errLeft) || errors.Is(classify(err), ErrUnavailable) {
+		return err
+	}
+	return nil
+}
+
+// Stamps returns the stamps in use below the folder of one VM, whatever state their folders are in, in order: what NextStamp
+// needs to know. It reads no manifests.
+func (r *Repository) Stamps(ctx context.Context, vm string) ([]Stamp, error) {
+	if err := validVM(vm); err != nil {
+		return nil, &Error{"list stamps", vm, err}
+	}
+	return do(ctx, r, "list stamps", vm, func(s *session) ([]Stamp, error) {
+		there, err := s.exists(vm)
+		if !there || err != nil {
+			return nil, err
+		}
+		list, err := s.list(vm)
+		var stamps []Stamp
+		for _, e := range list {
+			if f, err := parseBase(e.Name()); err == nil {
+				stamps = append(stamps, f.stamp)
+			}
+		}
+		slices.SortFunc(stamps, Stamp.Compare)
+		return slices.Compact(stamps), err
+	})
+}

@@ -1,0 +1,125 @@
+package repository
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+)
+
+// Names of files that every backup may have beside its volumes.
+const (
+	ManifestName  = "backup.json"
+	DomainXMLName = "domain.xml"
+	NVRAMName     = "nvram"
+)
+
+// CreatePartial makes the folder VM/STAMP.partial-ID for the backup id that will be published as path (VM/STAMP) and
+// returns it as an absolute path, durable. It returns ErrExist if any folder has the stamp already, in whatever state.
+// The folder's mode is 0755 before the process's umask: QEMU, as another user, must be able to enter it.
+func (r *Repository) CreatePartial(ctx context.Context, path, id string) (dir string, err error) {
+	f, err := parseTarget(path, id)
+	if err != nil {
+		return "", &Error{"create partial", path, err}
+	}
+	return do(ctx, r, "create partial", path, func(s *session) (string, error) {
+		if err := s.makeVM(f.vm); err != nil {
+			return "", err
+		}
+		if err := s.free(f); err != nil {
+			return "", err
+		}
+		p := f.partial(id).rel()
+		if err := s.mkdir(p); err != nil {
+			return "", err
+		}
+		return r.abs(p), s.syncDir(f.vm)
+	})
+}
+
+// makeVM makes the VM's folder if need be.
+func (s *session) makeVM(vm string) error {
+	there, err := s.exists(vm)
+	if there || err != nil {
+		return err
+	}
+	if err := s.mkdir(vm); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return s.syncDir(".")
+}
+
+// free says ErrExist if a folder with the stamp is there, in whatever state.
+func (s *session) free(f folder) error {
+	list, err := s.list(f.vm)
+	for _, e := range list {
+		if g, bad := parseBase(e.Name()); bad == nil && g.stamp == f.stamp {
+			return fmt.Errorf("%w: %s", ErrExist, join(f.vm, e.Name()))
+		}
+	}
+	return err
+}
+
+// PartialPath returns the path of a backup's partial folder below the root, VM/STAMP.partial-ID; empty if path or id are
+// not valid.
+func PartialPath(path, id string) string {
+	f, err := parseTarget(path, id)
+	if err != nil {
+		return ""
+	}
+	return f.partial(id).rel()
+}
+
+// PartialDir returns the absolute path of a backup's partial folder, there or not; empty if path or id are not valid.
+func (r *Repository) PartialDir(path, id string) string {
+	if p := PartialPath(path, id); p != "" {
+		return r.abs(p)
+	}
+	return ""
+}
+
+// WriteFile writes a side file into the partial folder, whole or not at all, replacing one of that name, with mode 0600.
+// The returned entry belongs into the manifest's Files. Errors: ErrName, ErrNotFound without the partial folder, ErrNoSpace.
+func (r *Repository) WriteFile(ctx context.Context, path, id, name string, data []byte) (FileEntry, error) {
+	f, err := parseTarget(path, id)
+	if err = errors.Join(err, validSide(name)); err != nil {
+		return FileEntry{}, &Error{"write file", path, err}
+	}
+	data = bytes.Clone(data) // the caller may leave
+	sum := sha256.Sum256(data)
+	entry := FileEntry{Name: name, Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:])}
+	return do(ctx, r, "write file", join(path, name), func(s *session) (FileEntry, error) {
+		dir := f.partial(id).rel()
+		if err := s.folder(dir); err != nil {
+			return FileEntry{}, err
+		}
+		if err := s.write(dir, name, data, sideMode); err != nil {
+			return FileEntry{}, err
+		}
+		return entry, s.syncDir(dir)
+	})
+}
+
+// validSide refuses the name that only Publish writes.
+func validSide(name string) error {
+	if name == ManifestName {
+		return &NameError{"file name", name, "is the manifest's, which Publish writes"}
+	}
+	return validFile(name)
+}
+
+// PartialManifest returns the manifest of a partial folder: there only when Publish got as far as writing it, which means
+// that all files were flushed and the backup is whole, so that Publish may be called again. Errors: ErrNotFound,
+// ErrManifest, ErrManifestVersion, ErrForeign if it is another backup's.
+func (r *Repository) PartialManifest(ctx context.Context, path, id string) (Manifest, error) {
+	f, err := parseTarget(path, id)
+	if err != nil {
+		return Manifest{}, &Error{"read partial manifest", path, err}
+	}
+	return do(ctx, r, "read partial manifest", path, func(s *session) (Manifest, error) {
+		return s.ownManifest(f.partial(id), id)
+	})
+}

@@ -1,0 +1,110 @@
+package repository
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+const (
+	partialMark  = ".partial-"
+	deletingMark = ".deleting-"
+)
+
+// marks are what follows the stamp; no stamp contains one, so that at most one can follow it.
+var marks = map[FolderKind]string{FolderPartial: partialMark, FolderDeleting: deletingMark}
+
+// FolderKind says what a folder below ROOT/VM is.
+type FolderKind int
+
+// The kinds of folders. The zero value is none of them.
+const (
+	FolderUnknown   FolderKind = iota
+	FolderPublished            // STAMP with a manifest: a whole backup
+	FolderPartial              // STAMP.partial-ID: being written, or left by a crash
+	FolderDeleting             // STAMP.deleting-ID: being removed, or left by a crash
+	FolderForeign              // anything else: not ours to touch
+)
+
+var folderKindNames = [...]string{"unknown", "published", "partial", "deleting", "foreign"}
+
+// String returns "published", "partial", "deleting", "foreign" or "unknown".
+func (k FolderKind) String() string {
+	if k < 0 || int(k) >= len(folderKindNames) {
+		k = FolderUnknown
+	}
+	return folderKindNames[k]
+}
+
+// folder is a parsed path VM/STAMP, VM/STAMP.partial-ID or VM/STAMP.deleting-ID.
+type folder struct {
+	vm    string
+	stamp Stamp
+	kind  FolderKind
+	id    string // of partial and deleting ones
+}
+
+// base is the folder's own name.
+func (f folder) base() string {
+	switch f.kind {
+	case FolderPartial:
+		return f.stamp.String() + partialMark + f.id
+	case FolderDeleting:
+		return f.stamp.String() + deletingMark + f.id
+	}
+	return f.stamp.String()
+}
+
+// rel is the folder's path below the root.
+func (f folder) rel() string { return f.vm + "/" + f.base() }
+
+// path is the published path, without the mark.
+func (f folder) path() string { return f.vm + "/" + f.stamp.String() }
+
+func (f folder) partial(id string) folder  { return folder{f.vm, f.stamp, FolderPartial, id} }
+func (f folder) deleting(id string) folder { return folder{f.vm, f.stamp, FolderDeleting, id} }
+
+// parsePath reads a published path, VM/STAMP.
+func parsePath(path string) (folder, error) {
+	f, err := parseFolder(path)
+	if err == nil && f.kind != FolderPublished {
+		err = fmt.Errorf("%w: path %.300q is not VM/STAMP", ErrName, path)
+	}
+	return f, err
+}
+
+// parseFolder reads the path of any folder of ours.
+func parseFolder(path string) (folder, error) {
+	vm, base, _ := strings.Cut(path, "/")
+	if err := validVM(vm); err != nil {
+		return folder{}, err
+	}
+	f, err := parseBase(base)
+	if err != nil {
+		return folder{}, fmt.Errorf("%w: path %.300q: %w", ErrName, path, err)
+	}
+	f.vm = vm
+	return f, nil
+}
+
+// parseBase reads the name of a folder of ours.
+func parseBase(base string) (f folder, err error) {
+	for kind, mark := range marks {
+		stamp, id, ok := strings.Cut(base, mark)
+		if f.stamp, err = ParseStamp(stamp); ok && err == nil {
+			f.kind, f.id = kind, id
+			return f, validID(id)
+		}
+	}
+	f.kind = FolderPublished
+	f.stamp, err = ParseStamp(base)
+	return f, err
+}
+
+func validID(s string) error { return validName("backup id", s, MaxNameBytes) }
+
+// parseTarget reads a published path and the id of its backup.
+func parseTarget(path, id string) (folder, error) {
+	f, err := parsePath(path)
+	return f, errors.Join(err, validID(id))
+}

@@ -1,0 +1,221 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+)
+
+// Publish makes the partial folder of m.Path and m.ID the backup m: it checks that every file of the manifest is there (side
+// files with their size), flushes them all, writes the manifest, flushes, and renames the folder to its final name. When it
+// returns nil the backup is whole and durable. After an error nothing is published, unless the error came from the very last
+// flush; in either case calling again is safe: a backup that is published already under the same id is flushed once more and
+// that is all. The manifest that is there then is not compared.
+//
+// Errors: ErrManifest for a manifest that isn't valid; ErrNotFound without the partial folder or one of its files; ErrExist
+// if the final name is taken by something else; ErrUnsafe; ErrFlush: take the backup again; ErrNoSpace; ErrHung.
+func (r *Repository) Publish(ctx context.Context, m Manifest) error {
+	b, err := m.Encode()
+	if err != nil {
+		return &Error{"publish", m.Path, err}
+	}
+	f, err := parseTarget(m.Path, m.ID)
+	if err != nil {
+		return &Error{"publish", m.Path, err}
+	}
+	m.Volumes, m.Files = slices.Clone(m.Volumes), slices.Clone(m.Files) // the caller may leave
+	_, err = do(ctx, r, "publish", m.Path, func(s *session) (struct{}, error) { return struct{}{}, s.publish(f, m, b) })
+	return err
+}
+
+func (s *session) publish(f folder, m Manifest, encoded []byte) error {
+	if done, err := s.published(f, m.ID); done || err != nil {
+		return err
+	}
+	partial := f.partial(m.ID).rel()
+	if err := s.folder(partial); err != nil {
+		return err
+	}
+	if err := s.checkFiles(partial, m); err != nil {
+		return err
+	}
+	if err := s.flushFiles(partial, m); err != nil {
+		return err
+	}
+	if err := s.write(partial, ManifestName, encoded, infoMode); err != nil {
+		return err
+	}
+	if err := s.syncDir(partial); err != nil {
+		return err
+	}
+	if err := s.rename(partial, f.rel()); err != nil {
+		return err
+	}
+	return s.syncDir(f.vm)
+}
+
+// published says whether the final folder is there and the backup's own, and flushes its name then: a crash may have come
+// between the rename and the flush. A folder there that is another's is an ErrExist.
+func (s *session) published(f folder, id string) (bool, error) {
+	there, err := s.exists(f.rel())
+	if !there || err != nil {
+		return false, err
+	}
+	if _, err := s.ownManifest(f, id); err != nil {
+		if errors.Is(err, ErrForeign) || errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrExist, err)
+		}
+		return false, err
+	}
+	return true, s.syncDir(f.vm)
+}
+
+// checkFiles looks for every file of the manifest and throws away what an earlier attempt left half-written.
+func (s *session) checkFiles(dir string, m Manifest) error {
+	list, err := s.list(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if isTemp(e.Name()) && e.Type().IsRegular() {
+			if err := s.remove(join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	for _, v := range m.Volumes {
+		if err := s.checkFile(join(dir, v.File), -1); err != nil {
+			return err
+		}
+	}
+	for _, e := range m.Files {
+		if err := s.checkFile(join(dir, e.Name), e.Size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkFile wants a regular file of the given size; -1: any but empty, which no image is.
+func (s *session) checkFile(name string, size int64) error {
+	return s.read("stat", name, func() error {
+		info, err := s.regular(name)
+		if err == nil && (size < 0 && info.Size() == 0 || size >= 0 && info.Size() != size) {
+			err = fmt.Errorf("%w: file %q has %d bytes", ErrManifest, name, info.Size())
+		}
+		return err
+	})
+}
+
+// flushFiles makes every file's data durable. Where that fails once, it is never tried again: the kernel reports a lost
+// write to the first who asks, and to the next that all is well.
+func (s *session) flushFiles(dir string, m Manifest) error {
+	if s.repo.isBad(dir) {
+		return fmt.Errorf("%w before: take the backup again", ErrFlush)
+	}
+	for _, t := range m.Target().Files {
+		bad, err := s.syncFile(join(dir, t.Name))
+		if bad {
+			s.repo.setBad(dir, true)
+			return fmt.Errorf("%w: %q: %w", ErrFlush, t.Name, classify(err))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Repository) isBad(dir string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bad[dir]
+}
+
+func (r *Repository) setBad(dir string, bad bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if delete(r.bad, dir); bad {
+		r.bad[dir] = true
+	}
+}
+
+// Published returns the manifest of path and true if the backup id is published there; what it then says is durable. It
+// returns false without an error if there is no such folder, or one of another backup or of none. Errors: ErrManifest,
+// ErrManifestVersion, ErrUnsafe if the folder can't be judged.
+func (r *Repository) Published(ctx context.Context, path, id string) (Manifest, bool, error) {
+	f, err := parseTarget(path, id)
+	if err != nil {
+		return Manifest{}, false, &Error{"published", path, err}
+	}
+	m, err := do(ctx, r, "published", path, func(s *session) (Manifest, error) {
+		m, err := s.ownManifest(f, id)
+		if errors.Is(err, ErrForeign) || errors.Is(err, fs.ErrNotExist) {
+			return Manifest{}, nil
+		}
+		if err != nil {
+			return Manifest{}, err
+		}
+		return m, s.syncDir(f.vm)
+	})
+	return m, err == nil && m.ID == id, err
+}
+
+// RewriteManifest replaces the manifest of a published backup, whole or not at all: to add digests or a verification, to
+// pin. Of two at the same time the last wins. What an unknown writer has added to the file is lost. The set of files must
+// be the same as before. Errors: ErrNotFound, ErrForeign if the folder is another backup's, ErrManifest.
+func (r *Repository) RewriteManifest(ctx context.Context, m Manifest) error {
+	b, err := m.Encode()
+	if err != nil {
+		return &Error{"rewrite manifest", m.Path, err}
+	}
+	f, err := parseTarget(m.Path, m.ID)
+	if err != nil {
+		return &Error{"rewrite manifest", m.Path, err}
+	}
+	names := m.Target().names()
+	_, err = do(ctx, r, "rewrite manifest", m.Path, func(s *session) (struct{}, error) {
+		old, err := s.ownManifest(f, m.ID)
+		if err != nil {
+			return struct{}{}, err
+		}
+		if !slices.Equal(old.Target().names(), names) {
+			return struct{}{}, fmt.Errorf("%w: the set of files differs from the folder's manifest", ErrManifest)
+		}
+		if err := s.write(f.rel(), ManifestName, b, infoMode); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, s.syncDir(f.rel())
+	})
+	return err
+}
+
+// manifest reads the manifest of a folder, in whatever state.
+func (s *session) manifest(f folder) (Manifest, error) {
+	if err := s.folder(f.rel()); err != nil {
+		return Manifest{}, err
+	}
+	b, err := s.readFile(join(f.rel(), ManifestName), MaxManifestBytes)
+	if errors.Is(err, ErrTooLarge) {
+		err = fmt.Errorf("%w: %w", ErrManifest, err)
+	}
+	if err != nil {
+		return Manifest{}, err
+	}
+	m, err := DecodeManifest(b)
+	if err == nil && m.Path != f.path() {
+		err = fmt.Errorf("%w: %q", ErrMisplaced, m.Path)
+	}
+	return m, err
+}
+
+// ownManifest is manifest that refuses another backup's.
+func (s *session) ownManifest(f folder, id string) (Manifest, error) {
+	m, err := s.manifest(f)
+	if m.ID != "" && m.ID != id {
+		return Manifest{}, fmt.Errorf("%w: the manifest is of %s, not %s", ErrForeign, m.ID, id)
+	}
+	return m, err
+}

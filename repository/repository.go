@@ -1,0 +1,111 @@
+package repository
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Options configures a Repository. The zero value is good.
+type Options struct {
+	// Logger gets Debug for each step and Warn for what was survived. Defaults to discarding.
+	Logger *slog.Logger
+
+	// Timeout limits each step on the storage (one system call, or a few that belong together), not the whole call. When
+	// it passes, the call returns ErrHung and the step is left behind. Defaults to 60 s.
+	Timeout time.Duration
+
+	// DataTimeout is Timeout for the steps that take the longer the larger a volume's file is: flushing it, when the
+	// kernel may have gigabytes to write, and removing it. Defaults to 30 min; never less than Timeout.
+	DataTimeout time.Duration
+
+	// NoSync leaves out all flushing: a power loss may then lose backups that were reported as published. For tests.
+	NoSync bool
+
+	// BeforeStep is for tests of crash safety. It is called before every step that changes the storage, with the step's
+	// verb and the path below the root: "mkdir", "create", "write" and "sync" (of files; create and write name the file
+	// that is to come of it), "rename" (the old path), "link" (the marker), "syncdir" ("." is the root), "remove" and
+	// "rmdir". The calls of one operation come one after the other; operations that run at the same time call it at the
+	// same time. An error ends the operation as a failure of that step would, and comes out wrapped; the step isn't done.
+	// A clean-up after the failure asks again. While it blocks, the step hangs.
+	BeforeStep func(step string) error
+
+	// BeforeRead is BeforeStep for the steps that only look: "open", "read NAME", "stat NAME", "list NAME", "statfs".
+	BeforeRead func(step string) error
+}
+
+func (o Options) withDefaults() Options {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = 60 * time.Second
+	}
+	if o.DataTimeout <= 0 {
+		o.DataTimeout = 30 * time.Minute
+	}
+	o.DataTimeout = max(o.DataTimeout, o.Timeout)
+	return o
+}
+
+// Repository is a folder with backups. It is safe for concurrent use, also by several processes as long as each VM is
+// worked on by one at a time, for which the store's lease is there. It holds nothing open between calls, so that the share
+// can be unmounted, and needs no closing.
+type Repository struct {
+	root string
+	id   string // empty while being opened
+	opts Options
+
+	mu  sync.Mutex
+	bad map[string]bool // folders with a file whose flush failed
+}
+
+// Init makes the folder dir a repository and opens it; one that is a repository already is just opened. The folder must
+// exist: make it on the mounted share. Its other content is left alone.
+// Errors: ErrNotRepository (no such folder), ErrVersion, ErrReadOnly, ErrNoSpace, ErrUnavailable.
+func Init(ctx context.Context, dir string, o Options) (*Repository, error) {
+	r, err := newRepository(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	return r.open(ctx, "init", (*session).makeMarker)
+}
+
+// Open opens the repository in dir. A folder without the marker is refused with ErrNotRepository, because the empty mount
+// point of a share that isn't mounted is a folder like any other, on the host's own disk.
+// Errors: ErrNotRepository, ErrVersion, ErrUnavailable.
+func Open(ctx context.Context, dir string, o Options) (*Repository, error) {
+	r, err := newRepository(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	return r.open(ctx, "open", (*session).readMarker)
+}
+
+func newRepository(dir string, o Options) (*Repository, error) {
+	root, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, &Error{Op: "open", Path: dir, Err: err}
+	}
+	return &Repository{root: root, opts: o.withDefaults(), bad: map[string]bool{}}, nil
+}
+
+func (r *Repository) open(ctx context.Context, op string, fn func(*session) (marker, error)) (*Repository, error) {
+	m, err := do(ctx, r, op, r.root, fn)
+	if err != nil {
+		return nil, err
+	}
+	r.id = m.ID
+	return r, nil
+}
+
+// ID returns the repository's UUID, from its marker.
+func (r *Repository) ID() string { return r.id }
+
+// Root returns the repository's folder as an absolute path.
+func (r *Repository) Root() string { return r.root }
+
+// abs is the absolute form of a path below the root.
+func (r *Repository) abs(rel string) string { return filepath.Join(r.root, filepath.FromSlash(rel)) }

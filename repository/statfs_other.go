@@ -1,0 +1,13 @@
+//go:build !linux
+
+package repository
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+)
+
+func allocated(info fs.FileInfo) int64 { return info.Size() }
+
+func statfs(*os.Root) (Space, error) { return Space{}, errors.ErrUnsupported }

@@ -1,0 +1,145 @@
+package repository
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// maxText limits the manifest's free texts, in bytes.
+const maxText = 4096
+
+// Validate says all that is wrong with m, joined; each matches ErrManifest. It looks at m alone, at no file.
+func (m Manifest) Validate() error {
+	c := &checker{}
+	c.that(m.Version == ManifestVersion || m.Version == 0, "version %d", m.Version)
+	c.err("id", validID(m.ID))
+	c.err("vm", validVM(m.VM))
+	c.text("domain", m.Domain)
+	c.text("domain_uuid", m.DomainUUID)
+	c.err("chain_id", validName("chain id", m.ChainID, MaxNameBytes))
+	c.path("path", m.Path, m.VM)
+	c.lineage(m)
+	c.text("checkpoint", m.Checkpoint)
+	c.that(!m.Tracked || m.Checkpoint != "", "tracked without a checkpoint")
+	c.that(m.Sequence >= 0, "sequence %d", m.Sequence)
+	c.that(!m.StartedAt.IsZero() && !m.CompletedAt.IsZero(), "started_at or completed_at missing")
+	c.that(m.Consistency == ConsistencyCrash || m.Consistency == ConsistencyFilesystem, "consistency %q", m.Consistency)
+	c.that(m.FrozenMS >= 0, "frozen_ms %d", m.FrozenMS)
+	for _, r := range m.Reasons {
+		c.text("reason", r.Code)
+		c.that(utf8.ValidString(r.Detail), "reason %q: detail is not UTF-8", r.Code)
+	}
+	c.files(m)
+	return errors.Join(c.errs...)
+}
+
+// checker gathers what is wrong.
+type checker struct{ errs []error }
+
+func (c *checker) that(ok bool, format string, args ...any) {
+	if !ok {
+		c.errs = append(c.errs, fmt.Errorf("%w: %s", ErrManifest, fmt.Sprintf(format, args...)))
+	}
+}
+
+func (c *checker) err(field string, err error) {
+	if err != nil {
+		c.errs = append(c.errs, fmt.Errorf("%w: %s: %w", ErrManifest, field, err))
+	}
+}
+
+func (c *checker) text(field, s string) {
+	c.that(len(s) <= maxText && utf8.ValidString(s) && strings.IndexFunc(s, unicode.IsControl) < 0,
+		"%s: too long, not UTF-8 or with control characters", field)
+}
+
+// path checks a path VM/STAMP, and that it is the given VM's.
+func (c *checker) path(field, path, vm string) folder {
+	f, err := parsePath(path)
+	c.err(field, err)
+	c.that(err != nil || f.vm == vm, "%s %q is not of VM %q", field, path, vm)
+	return f
+}
+
+// lineage checks that kind, position and parent agree.
+func (c *checker) lineage(m Manifest) {
+	switch m.Kind {
+	case KindFull:
+		c.that(m.Position == 0 && m.ParentID == "" && m.ParentPath == "", "full with a position or a parent")
+	case KindIncremental:
+		c.that(m.Position > 0, "incremental at position %d", m.Position)
+		c.err("parent_id", validID(m.ParentID))
+		c.path("parent_path", m.ParentPath, m.VM)
+		c.that(m.ParentID != m.ID && m.ParentPath != m.Path, "incremental is its own parent")
+	default:
+		c.that(false, "kind %q", m.Kind)
+	}
+}
+
+// files checks the volumes and side files. Names are compared without case: some shares don't tell cases apart.
+func (c *checker) files(m Manifest) {
+	ids, names := map[string]bool{}, map[string]bool{strings.ToLower(ManifestName): true}
+	incremental := 0
+	for _, v := range m.Volumes {
+		c.that(!ids[v.VolumeID], "volume %q twice", v.VolumeID)
+		ids[v.VolumeID] = true
+		c.file(v.File, names)
+		c.volume(m, v)
+		if v.Kind == KindIncremental {
+			incremental++
+		}
+	}
+	c.that(len(m.Volumes) > 0, "no volumes")
+	c.that(m.Kind == KindFull == (incremental == 0), "%s backup with %d incremental volumes", m.Kind, incremental)
+	for _, f := range m.Files {
+		c.file(f.Name, names)
+		c.that(f.Size >= 0, "file %q: size %d", f.Name, f.Size)
+		c.that(isHex(f.SHA256) && len(f.SHA256) == 64, "file %q: sha256 %.80q", f.Name, f.SHA256)
+	}
+}
+
+func (c *checker) file(name string, names map[string]bool) {
+	c.err("file", validFile(name))
+	c.that(!names[strings.ToLower(name)], "file name %q twice or reserved", name)
+	names[strings.ToLower(name)] = true
+}
+
+func (c *checker) volume(m Manifest, v Volume) {
+	c.err("volume_id", validName("volume id", v.VolumeID, MaxNameBytes))
+	if v.Device != "" {
+		c.err("device", validName("device", v.Device, MaxNameBytes))
+	}
+	c.text("source_format", v.SourceFormat)
+	c.text("bitmap", v.Bitmap)
+	c.that(v.VirtualSize >= 0 && v.StoredSize >= 0 && v.DirtyBytes >= 0, "volume %q: negative size", v.VolumeID)
+	c.that(v.Digest == nil || v.Digest.Algorithm != "" && len(v.Digest.Algorithm) <= 32 && isHex(v.Digest.Value),
+		"volume %q: digest", v.VolumeID)
+	switch v.Kind {
+	case KindFull:
+		c.that(v.ParentFile == "", "volume %q: full with a parent file", v.VolumeID)
+	case KindIncremental:
+		c.parentFile(m, v)
+	default:
+		c.that(false, "volume %q: kind %q", v.VolumeID, v.Kind)
+	}
+}
+
+// parentFile checks that the backing link is exactly ../STAMP/FILE, with the stamp of the backup's parent.
+func (c *checker) parentFile(m Manifest, v Volume) {
+	rest, ok := strings.CutPrefix(v.ParentFile, "../")
+	stamp, file, ok2 := strings.Cut(rest, "/")
+	_, parent, _ := strings.Cut(m.ParentPath, "/")
+	c.that(ok && ok2 && stamp == parent, "volume %q: parent_file %.300q is not ../%.64s/FILE", v.VolumeID, v.ParentFile, parent)
+	if ok && ok2 {
+		c.err("parent_file", validFile(file))
+	}
+}
+
+func isHex(s string) bool {
+	_, err := hex.DecodeString(s)
+	return err == nil && s != "" && s == strings.ToLower(s)
+}
