@@ -1,0 +1,210 @@
+package qcow2
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+)
+
+// CacheMode is one of QEMU's cache modes.
+type CacheMode string
+
+const (
+	// CacheWriteback goes through the page cache and flushes at the end.
+	CacheWriteback CacheMode = "writeback"
+	// CacheNone bypasses the page cache (O_DIRECT); not every file system can.
+	CacheNone CacheMode = "none"
+	// CacheUnsafe never flushes: the data may be lost although the call succeeded.
+	CacheUnsafe CacheMode = "unsafe"
+)
+
+// ConvertOptions say how to copy an image.
+type ConvertOptions struct {
+	// SourceFormat and TargetFormat default to FormatQcow2.
+	SourceFormat, TargetFormat Format
+	// Backing, when not nil, are the images below the source, nearest first: exactly
+	// these are opened, and the links in the headers are not followed. An empty list
+	// opens the source alone. Names must be UTF-8.
+	Backing []Layer
+	// Coroutines is how many copies are in flight, 1 to 16. Defaults to 16.
+	Coroutines int
+	// InOrder writes the target from start to end. By default (qemu-img's -W) it is
+	// written in any order, which is quicker on chains.
+	InOrder bool
+	// TargetExists writes into an existing image or block device (-n), whose virtual
+	// size must be large enough. By default the target is created, with ErrExist when
+	// it is there.
+	TargetExists bool
+	// TargetIsZero promises that an existing target reads as zeroes all over, so that
+	// zeroes need not be written. Dangerous when untrue: old data shines through.
+	TargetIsZero bool
+	// Compress writes compressed clusters, qcow2 only.
+	Compress bool
+	// CompressionType is "zlib" or "zstd", for a new qcow2. Defaults to QEMU's, zlib.
+	CompressionType string
+	// ClusterSizeBytes is for a new qcow2, as in CreateOptions.
+	ClusterSizeBytes int64
+	// SourceCache defaults to CacheWriteback (the page cache), TargetCache to
+	// CacheWriteback with a flush at the end, unlike qemu-img's own unsafe default.
+	SourceCache, TargetCache CacheMode
+	// BandwidthBytes limits the copy, in bytes a second. 0 means no limit.
+	BandwidthBytes int64
+	// Progress, when not nil, is told the percentage done, in rising order, from one
+	// goroutine at a time and never after Convert has returned (unless with ErrHung).
+	// It must return quickly: qemu-img waits for it.
+	Progress func(percent float64)
+}
+
+// Convert copies the content of src, with its backing chain, to dst. The source is
+// opened without -U: while a VM has it open the call fails with ErrLocked, and while
+// the call runs a VM that uses it can't start. Bitmaps are not copied. There is no
+// time limit but ctx. A failed call removes the dst that it created.
+// Errors: ErrExist, ErrNotFound, ErrBackingFile, ErrLocked, ErrFormat, ErrNoSpace,
+// ErrSizeMismatch (an existing target is too small), ErrIO.
+func (t *Tool) Convert(ctx context.Context, src, dst string, o ConvertOptions) error {
+	if err := t.convert(ctx, src, dst, o); err != nil {
+		return fmt.Errorf("convert image %q to %q: %w", src, dst, err)
+	}
+	return nil
+}
+
+func (t *Tool) convert(ctx context.Context, src, dst string, o ConvertOptions) error {
+	format, from, err := source(ctx, "-f", src, o.SourceFormat, o.Backing)
+	if err != nil {
+		return err
+	}
+	to, err := absolute(dst)
+	if err != nil {
+		return err
+	}
+	args, err := o.args()
+	if err != nil {
+		return err
+	}
+	args = append(append(args, format...), "--", from, to)
+	c := command{program: t.img, args: args, names: []string{from, src, to}}
+	if o.Progress != nil {
+		c.stdout = &progressWriter{report: o.Progress}
+	}
+	copy := func() error {
+		_, err := t.run(ctx, c)
+		return err
+	}
+	if o.TargetExists {
+		return copy()
+	}
+	return t.claimed(ctx, to, copy)
+}
+
+// args returns the arguments up to the source's format.
+func (o ConvertOptions) args() ([]string, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	args := []string{
+		"convert", "-O", string(o.TargetFormat.orDefault()),
+		"-m", strconv.Itoa(orDefault(o.Coroutines, 16)),
+		"-T", string(orDefault(o.SourceCache, CacheWriteback)),
+		"-t", string(orDefault(o.TargetCache, CacheWriteback)),
+	}
+	if o.BandwidthBytes > 0 {
+		args = append(args, "-r", strconv.FormatInt(o.BandwidthBytes, 10))
+	}
+	for _, flag := range []struct {
+		set  bool
+		name string
+	}{
+		{!o.InOrder, "-W"},
+		{o.TargetExists, "-n"},
+		{o.TargetIsZero, "--target-is-zero"},
+		{o.Compress, "-c"},
+		{o.Progress != nil, "-p"},
+	} {
+		if flag.set {
+			args = append(args, flag.name)
+		}
+	}
+	settings, err := o.settings()
+	return append(args, optionList(settings)...), err
+}
+
+// settings returns the creation settings of a new target.
+func (o ConvertOptions) settings() ([]string, error) {
+	settings, err := clusterSetting(o.ClusterSizeBytes)
+	if o.CompressionType != "" {
+		settings = append(settings, "compression_type="+o.CompressionType)
+	}
+	return settings, err
+}
+
+// validate refuses values that qemu-img would refuse, or worse, misread.
+func (o ConvertOptions) validate() error {
+	invalid := func(what string, value any) error {
+		return fmt.Errorf("%w: %s %v", ErrInvalidOption, what, value)
+	}
+	errs := []error{o.TargetFormat.explicit()}
+	if o.Coroutines < 0 || o.Coroutines > 16 {
+		errs = append(errs, invalid("Coroutines", o.Coroutines))
+	}
+	if o.BandwidthBytes < 0 {
+		errs = append(errs, invalid("BandwidthBytes", o.BandwidthBytes))
+	}
+	for _, mode := range []CacheMode{o.SourceCache, o.TargetCache} {
+		switch mode {
+		case "", CacheWriteback, CacheNone, CacheUnsafe:
+		default:
+			errs = append(errs, invalid("cache mode", mode))
+		}
+	}
+	switch o.CompressionType {
+	case "", "zlib", "zstd":
+	default:
+		errs = append(errs, invalid("CompressionType", o.CompressionType))
+	}
+	if o.TargetIsZero && !o.TargetExists {
+		errs = append(errs, invalid("TargetIsZero without TargetExists:", true))
+	}
+	return errors.Join(errs...)
+}
+
+// progressWriter reads qemu-img's "    (12.34/100%)\r".
+type progressWriter struct {
+	report func(float64)
+	line   []byte
+	last   float64
+	begun  bool
+}
+
+// maxProgressLine is far above what one report takes.
+const maxProgressLine = 256
+
+func (w *progressWriter) Write(p []byte) (int, error) {
+	for _, c := range p {
+		switch {
+		case c == ')':
+			w.flush()
+		case len(w.line) < maxProgressLine:
+			w.line = append(w.line, c)
+		}
+	}
+	return len(p), nil
+}
+
+// flush reports the percentage in the line, if it is one and larger than the last.
+func (w *progressWriter) flush() {
+	line := w.line
+	w.line = w.line[:0]
+	_, line, found := bytes.Cut(line, []byte("("))
+	number, _, isPercent := bytes.Cut(line, []byte("/100%"))
+	if !found || !isPercent {
+		return
+	}
+	percent, err := strconv.ParseFloat(string(number), 64)
+	if err != nil || percent < 0 || percent > 100 || (w.begun && percent <= w.last) {
+		return
+	}
+	w.begun, w.last = true, percent
+	w.report(percent)
+}

@@ -1,0 +1,235 @@
+package qcow2
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+)
+
+// Errors about the call itself: nothing was run.
+var (
+	// ErrInvalidOption is returned when an option has a value that makes no sense.
+	ErrInvalidOption = errors.New("invalid option")
+	// ErrBadName is returned for a file or bitmap name that can't be passed on: empty,
+	// with a NUL byte, too long, or not UTF-8 where JSON is used.
+	ErrBadName = errors.New("unusable name")
+	// ErrExist is returned by Create, Convert and ServeNBD when the file to be made
+	// is there already. It matches fs.ErrExist too.
+	ErrExist = fmt.Errorf("target exists: %w", fs.ErrExist)
+	// ErrToolMissing is returned when qemu-img, qemu-storage-daemon or qemu-nbd is not
+	// installed where it was looked for.
+	ErrToolMissing = errors.New("tool not found")
+)
+
+// Errors about the files, told from the tool's messages.
+var (
+	// ErrNotFound is returned when the image, or one below it, is missing. It matches
+	// fs.ErrNotExist too.
+	ErrNotFound = fmt.Errorf("image not found: %w", fs.ErrNotExist)
+	// ErrPermission is returned when the file system refuses access. It matches
+	// fs.ErrPermission too.
+	ErrPermission = fmt.Errorf("access refused: %w", fs.ErrPermission)
+	// ErrLocked is returned when another process (a running VM, another backup) holds
+	// the image in a way that excludes the call.
+	ErrLocked = errors.New("image is in use by another process")
+	// ErrNoSpace is returned when the target has no space left, a quota is used up, or
+	// the file system's or the process's file size limit is reached.
+	ErrNoSpace = errors.New("no space left for the image")
+	// ErrIO is returned when reading or writing failed in the storage below (EIO, ESTALE).
+	ErrIO = errors.New("input/output error")
+	// ErrBackingFile is joined when it was not the image but one below it, or the one it
+	// shall be put on, that could not be opened.
+	ErrBackingFile = errors.New("backing file can't be opened")
+	// ErrFormat is returned when the file is not an image of the expected format.
+	ErrFormat = errors.New("not an image of the expected format")
+	// ErrTooNew is returned for an image that uses a version or feature unknown to the
+	// installed QEMU, or to this package's header reader.
+	ErrTooNew = errors.New("image uses an unsupported version or feature")
+	// ErrCorrupt is returned when an image's metadata contradicts itself or it is marked
+	// corrupt. Check reports corruption in its result instead.
+	ErrCorrupt = errors.New("image is corrupt")
+	// ErrDifferent is returned by Compare when the contents differ; see DifferenceError.
+	ErrDifferent = errors.New("images differ")
+	// ErrSizeMismatch is returned when a target's virtual size does not fit its source.
+	ErrSizeMismatch = errors.New("virtual sizes differ")
+	// ErrShrink is returned by Resize when the new size is smaller and Shrink is not set.
+	ErrShrink = errors.New("image would shrink")
+	// ErrUnsupported is returned when the format or driver can't do what was asked, for
+	// example a check of a raw image.
+	ErrUnsupported = errors.New("operation is not supported by the image format")
+)
+
+// Errors about bitmaps.
+var (
+	// ErrBitmapNotFound is returned when the image has no bitmap of that name.
+	ErrBitmapNotFound = errors.New("bitmap not found")
+	// ErrBitmapExists is returned by BitmapAdd when the name is taken.
+	ErrBitmapExists = errors.New("bitmap exists")
+	// ErrBitmapInconsistent is returned when the bitmap was not closed properly (QEMU
+	// crashed or the image is still open); only BitmapRemove works on it.
+	ErrBitmapInconsistent = errors.New("bitmap is inconsistent")
+	// ErrBitmapUnsupported is returned for images that can't store bitmaps: qcow2
+	// version 2 (compat 0.10) and every other format.
+	ErrBitmapUnsupported = errors.New("image can't store bitmaps")
+)
+
+// Errors about running the tools.
+var (
+	// ErrTimeout is returned when a call ran into its own time limit rather than the
+	// caller's context.
+	ErrTimeout = errors.New("time limit exceeded")
+	// ErrHung is joined when a killed process had not ended after Config.KillGrace.
+	// It may still hold locks and files until the kernel lets it go.
+	ErrHung = errors.New("process can't be killed, left behind")
+	// ErrOutputTooLarge is returned when a tool printed more than Config.MaxOutputBytes.
+	ErrOutputTooLarge = errors.New("tool printed too much")
+	// ErrAborted is returned by OfflineJob.Wait after OfflineJob.Abort or Close.
+	ErrAborted = errors.New("backup aborted")
+	// ErrProtocol is returned when a tool answered something that can't be understood.
+	ErrProtocol = errors.New("unexpected answer")
+)
+
+// Errors of the header reader and of VerifyLink.
+var (
+	// ErrHeader is returned when a qcow2 header is malformed or has values beyond the
+	// format's limits.
+	ErrHeader = errors.New("malformed qcow2 header")
+	// ErrNotRegular is returned when a path is not a regular file (or, where images may
+	// be devices, not a block device), for example a symbolic link or a FIFO.
+	ErrNotRegular = errors.New("not a regular file")
+	// ErrBackingMismatch is returned when the header names another backing file or
+	// backing format than expected.
+	ErrBackingMismatch = errors.New("unexpected backing file")
+	// ErrDataFile is returned when the header refers to an external data file.
+	ErrDataFile = errors.New("image keeps its data in an external file")
+	// ErrEncrypted is returned when an image is encrypted and that was not expected.
+	ErrEncrypted = errors.New("image is encrypted")
+)
+
+// ToolError is a failed run of one of the tools.
+type ToolError struct {
+	// Tool is the base name, "qemu-img" for example.
+	Tool string
+	// Args are the arguments after the tool's name. They hold no secrets.
+	Args []string
+	// ExitCode is the exit code, or -1 when the process was killed or never ran.
+	ExitCode int
+	// Stderr is the end of what the tool printed there, at most 32 KiB, trimmed.
+	Stderr string
+	// Err is what the failure means: sentinels of this package, the end of a context,
+	// or the error from the operating system. Never nil.
+	Err error
+}
+
+// Error names the tool, its subcommand, what it means and what the tool said.
+func (e *ToolError) Error() string {
+	name := e.Tool
+	if len(e.Args) > 0 && !strings.HasPrefix(e.Args[0], "-") {
+		name += " " + e.Args[0]
+	}
+	if e.Stderr == "" {
+		return name + ": " + e.Err.Error()
+	}
+	return name + ": " + e.Err.Error() + ": " + e.Stderr
+}
+
+// Unwrap returns Err.
+func (e *ToolError) Unwrap() error { return e.Err }
+
+// QMPError is a command that the storage daemon refused.
+type QMPError struct {
+	// Command is the QMP command, "blockdev-add" for example.
+	Command string
+	// Class and Desc are QEMU's; Class is nearly always "GenericError".
+	Class, Desc string
+	// Err is what it means: a sentinel of this package, or a plain error.
+	Err error
+}
+
+// Error names the command, what it means and what QEMU said.
+func (e *QMPError) Error() string {
+	return e.Command + ": " + e.Err.Error() + ": " + e.Desc
+}
+
+// Unwrap returns Err.
+func (e *QMPError) Unwrap() error { return e.Err }
+
+// errRefused stands for a message that has no sentinel of its own.
+var errRefused = errors.New("refused")
+
+// messages maps fragments of QEMU's English messages to their meaning. The
+// texts were taken from QEMU 7.2; where several fragments match, all their
+// errors are joined.
+var messages = []struct {
+	fragment string
+	err      error
+}{
+	{`Failed to get "write" lock`, ErrLocked},
+	{`Failed to get shared "`, ErrLocked},
+	{`Failed to get "consistent read" lock`, ErrLocked},
+	{`Failed to get "resize" lock`, ErrLocked},
+	{"Failed to lock byte", ErrLocked},
+	{"No such file or directory", ErrNotFound},
+	{"Permission denied", ErrPermission},
+	{"Operation not permitted", ErrPermission},
+	{"No space left on device", errors.Join(ErrNoSpace, syscall.ENOSPC)},
+	{"Disk quota exceeded", errors.Join(ErrNoSpace, syscall.EDQUOT)},
+	{"File too large", errors.Join(ErrNoSpace, syscall.EFBIG)},
+	{"Input/output error", errors.Join(ErrIO, syscall.EIO)},
+	{"Stale file handle", errors.Join(ErrIO, syscall.ESTALE)},
+	{"Could not open backing file", ErrBackingFile},
+	{"Could not open new backing file", ErrBackingFile},
+	{"Image is not in ", ErrFormat},
+	{"to be a regular file", ErrNotRegular},
+	{"to be either a character or block device", ErrNotRegular},
+	{"Unsupported qcow2 version", ErrTooNew},
+	{"Unsupported qcow2 feature", ErrTooNew},
+	{"Image is corrupt", ErrCorrupt},
+	{"qcow2: Marking image as corrupt", ErrCorrupt},
+	{"Source and target image have different sizes", ErrSizeMismatch},
+	{"output file is smaller than input file", ErrSizeMismatch},
+	{"Use the --shrink option", ErrShrink},
+	{"does not support checks", ErrUnsupported},
+	{"Bitmap already exists", ErrBitmapExists},
+	{"Dirty bitmap '", ErrBitmapNotFound}, // "... not found"; the name lies between
+	{"could not be found", ErrBitmapNotFound},
+	{"is inconsistent and cannot be used", ErrBitmapInconsistent},
+	{"Cannot store dirty bitmaps in qcow2 v2 files", ErrBitmapUnsupported},
+	{"Driver does not support persistent bitmaps", ErrBitmapUnsupported},
+}
+
+// classify tells what a tool's message means. Names that the caller passed are
+// cut out first, so that a file called "No such file or directory" confuses
+// nobody. Without a match it returns errRefused.
+func classify(text string, names []string) error {
+	for _, name := range names {
+		if len(name) > 1 {
+			text = strings.ReplaceAll(text, name, "")
+		}
+	}
+	var found []error
+	for _, m := range messages {
+		if strings.Contains(text, m.fragment) && !containsError(found, m.err) {
+			found = append(found, m.err)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return errRefused
+	case 1:
+		return found[0]
+	}
+	return errors.Join(found...)
+}
+
+// containsError reports whether err itself is in list.
+func containsError(list []error, err error) bool {
+	for _, e := range list {
+		if e == err {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,83 @@
+package qcow2
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// MeasureOptions say what to measure.
+type MeasureOptions struct {
+	// Format of the image defaults to FormatQcow2.
+	Format Format
+	// TargetFormat defaults to FormatQcow2.
+	TargetFormat Format
+	// Backing, when not nil, are the images below; see ConvertOptions.Backing.
+	Backing []Layer
+	// SizeBytes measures an empty image of that size instead; path must be empty then.
+	SizeBytes int64
+	// ClusterSizeBytes of the target, as in CreateOptions.
+	ClusterSizeBytes int64
+	// Timeout replaces Config.InspectTimeout; negative means none. Measuring a raw
+	// file asks the file system for its holes.
+	Timeout time.Duration
+}
+
+// Measure is the space that a full copy takes.
+type Measure struct {
+	// RequiredBytes is the size of a copy of what is allocated now, FullyAllocatedBytes
+	// that of a completely written disk, both without bitmaps.
+	RequiredBytes, FullyAllocatedBytes int64
+	// BitmapsBytes is what copying the bitmaps would add.
+	BitmapsBytes int64
+}
+
+type measureJSON struct {
+	Required       int64 `json:"required"`
+	FullyAllocated int64 `json:"fully-allocated"`
+	Bitmaps        int64 `json:"bitmaps"`
+}
+
+// Measure computes how large a full copy of the image at path would be, without
+// compression. Errors as for Info, and ErrBackingFile.
+func (t *Tool) Measure(ctx context.Context, path string, o MeasureOptions) (Measure, error) {
+	m, err := t.measure(ctx, path, o)
+	if err != nil {
+		return Measure{}, fmt.Errorf("measure image %q: %w", path, err)
+	}
+	return m, nil
+}
+
+func (t *Tool) measure(ctx context.Context, path string, o MeasureOptions) (Measure, error) {
+	if err := o.TargetFormat.explicit(); err != nil {
+		return Measure{}, err
+	}
+	settings, err := clusterSetting(o.ClusterSizeBytes)
+	if err != nil {
+		return Measure{}, err
+	}
+	args := []string{"measure", "--output=json", "-O", string(o.TargetFormat.orDefault())}
+	args = append(args, optionList(settings)...)
+	subject, name, err := o.subject(ctx, path)
+	if err != nil {
+		return Measure{}, err
+	}
+	var raw measureJSON
+	if err := t.inspect(ctx, o.Timeout, []string{name, path}, append(args, subject...), &raw); err != nil {
+		return Measure{}, err
+	}
+	return Measure{RequiredBytes: raw.Required, FullyAllocatedBytes: raw.FullyAllocated, BitmapsBytes: raw.Bitmaps}, nil
+}
+
+// subject returns the arguments that say what is measured, and the image's name.
+func (o MeasureOptions) subject(ctx context.Context, path string) (args []string, name string, err error) {
+	switch {
+	case o.SizeBytes < 0 || (o.SizeBytes > 0 && path != ""):
+		return nil, "", fmt.Errorf("%w: SizeBytes %d with path %q", ErrInvalidOption, o.SizeBytes, path)
+	case o.SizeBytes > 0:
+		return []string{"--size", strconv.FormatInt(o.SizeBytes, 10)}, "", nil
+	}
+	format, name, err := source(ctx, "-f", path, o.Format, o.Backing)
+	return append(format, "--", name), name, err
+}

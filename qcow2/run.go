@@ -1,0 +1,70 @@
+package qcow2
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// run runs c to its end and returns its standard output, unless c.stdout takes
+// it. The output is returned beside an error too, for exit codes that are results.
+func (t *Tool) run(ctx context.Context, c command) ([]byte, error) {
+	if ctx.Err() != nil {
+		return nil, contextError(ctx)
+	}
+	ctx, cancel := withTimeout(ctx, c.timeout)
+	defer cancel()
+	var out *limitedBuffer
+	if c.stdout == nil {
+		out = &limitedBuffer{max: t.cfg.MaxOutputBytes}
+		c.stdout = out
+	}
+	began := time.Now()
+	p, err := t.start(c)
+	if err != nil {
+		return nil, err
+	}
+	err = p.wait(ctx)
+	t.log.Debug("ran tool", "tool", p.name, "args", c.args, "elapsed", time.Since(began), "error", err)
+	if errors.Is(err, ErrHung) || out == nil {
+		return nil, err
+	}
+	return out.buf, err
+}
+
+// inspect runs qemu-img for a subcommand that reads metadata and prints JSON
+// into out, with bounded memory.
+func (t *Tool) inspect(ctx context.Context, timeout time.Duration, names, args []string, out any) error {
+	data, err := t.run(ctx, command{
+		program: t.img, args: args, names: names, limitMemory: true,
+		timeout: orDefault(timeout, t.cfg.InspectTimeout),
+	})
+	if err != nil {
+		return err
+	}
+	return decode(args[0], data, out)
+}
+
+// modify runs qemu-img for a subcommand that is quick and prints nothing of use.
+func (t *Tool) modify(ctx context.Context, names []string, args ...string) error {
+	_, err := t.run(ctx, command{program: t.img, args: args, names: names, timeout: t.cfg.InspectTimeout})
+	return err
+}
+
+// decode reads the JSON that a subcommand has printed.
+func decode(subcommand string, data []byte, out any) error {
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("%w from qemu-img %s: %w", ErrProtocol, subcommand, err)
+	}
+	return nil
+}
+
+// withTimeout adds a time limit, whose end is told apart as ErrTimeout.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("%w: %s", ErrTimeout, d))
+}

@@ -1,0 +1,111 @@
+package qcow2
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"regexp"
+	"time"
+)
+
+// Config says where the tools are and what they may use up. The zero value is
+// ready for use. It is copied by New.
+type Config struct {
+	// QemuImg, StorageDaemon and QemuNBD are paths, or names to look up in PATH.
+	// Default to "qemu-img", "qemu-storage-daemon" and "qemu-nbd".
+	QemuImg, StorageDaemon, QemuNBD string
+	// Logger gets each run at Debug and each process left behind at Warn.
+	// Defaults to discarding.
+	Logger *slog.Logger
+	// MaxOutputBytes bounds what one run may print on its standard output, and one
+	// answer of the storage daemon. Defaults to 64 MiB.
+	MaxOutputBytes int64
+	// MemoryLimitBytes is the address space (RLIMIT_AS) that commands which only look
+	// at metadata may use: Info, Check, Map, Measure and DirtyBytes. A qcow2 header
+	// can ask QEMU for gigabytes. Raise it for checks of images beyond some 20 TiB.
+	// Defaults to 2 GiB; negative means no limit. Has no effect outside Linux.
+	MemoryLimitBytes int64
+	// InspectTimeout is the time limit of commands that do not copy data: all but
+	// Convert, Compare, a Rebase that is not HeaderOnly, and backups. The caller's
+	// context may end earlier. Defaults to 60 s; negative means no limit.
+	InspectTimeout time.Duration
+	// KillGrace is how long a call waits for a killed process to end before it
+	// returns ErrHung. Defaults to 5 s.
+	KillGrace time.Duration
+}
+
+// Tool runs qemu-img, qemu-storage-daemon and qemu-nbd. It is safe for
+// concurrent use and holds no resources. Image locks between processes are
+// QEMU's own.
+type Tool struct {
+	cfg       Config
+	log       *slog.Logger
+	img       program
+	daemon    program
+	nbdServer program
+}
+
+// program is one executable; err says why it can't be used.
+type program struct {
+	name, path string
+	err        error
+}
+
+// New returns a Tool. It looks the programs up and fails with ErrToolMissing
+// when qemu-img is not there; a missing qemu-storage-daemon or qemu-nbd fails
+// only the calls that need it. Nothing is run.
+func New(cfg Config) (*Tool, error) {
+	if cfg.MaxOutputBytes < 0 || cfg.KillGrace < 0 {
+		return nil, fmt.Errorf("%w: negative MaxOutputBytes or KillGrace", ErrInvalidOption)
+	}
+	cfg.MaxOutputBytes = orDefault(cfg.MaxOutputBytes, 64<<20)
+	cfg.MemoryLimitBytes = orDefault(cfg.MemoryLimitBytes, 2<<30)
+	cfg.InspectTimeout = orDefault(cfg.InspectTimeout, 60*time.Second)
+	cfg.KillGrace = orDefault(cfg.KillGrace, 5*time.Second)
+	t := &Tool{
+		cfg:       cfg,
+		log:       cfg.Logger,
+		img:       lookUp("qemu-img", cfg.QemuImg),
+		daemon:    lookUp("qemu-storage-daemon", cfg.StorageDaemon),
+		nbdServer: lookUp("qemu-nbd", cfg.QemuNBD),
+	}
+	if t.log == nil {
+		t.log = slog.New(slog.DiscardHandler)
+	}
+	return t, t.img.err
+}
+
+// orDefault returns v, or def when v is zero.
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// lookUp finds a program by its configured path, or by its usual name.
+func lookUp(name, configured string) program {
+	path, err := exec.LookPath(orDefault(configured, name))
+	if err != nil {
+		return program{name: name, err: fmt.Errorf("%w: %w", ErrToolMissing, err)}
+	}
+	return program{name: name, path: path}
+}
+
+var versionPattern = regexp.MustCompile(`^qemu-img version (\S+)`)
+
+// Version returns the version of qemu-img, such as "7.2.22". An unreadable answer
+// is ErrProtocol.
+func (t *Tool) Version(ctx context.Context) (string, error) {
+	out, err := t.run(ctx, command{program: t.img, args: []string{"--version"}, timeout: t.cfg.InspectTimeout})
+	if err != nil {
+		return "", fmt.Errorf("read version of qemu-img: %w", err)
+	}
+	m := versionPattern.FindSubmatch(out)
+	if m == nil {
+		return "", fmt.Errorf("read version of qemu-img: %w: %.80q", ErrProtocol, out)
+	}
+	return string(m[1]), nil
+}
