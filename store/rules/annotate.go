@@ -1,0 +1,60 @@
+package rules
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+func annotate(ctx context.Context, tx Tx, l kvmbackup.Lease, id kvmbackup.BackupID, a kvmbackup.Annotation) error {
+	if _, _, err := held(ctx, tx, l); err != nil {
+		return err
+	}
+	b, err := owned(ctx, tx, l, id)
+	if err != nil {
+		return err
+	}
+	b, err = annotated(normal(b), a)
+	if err != nil {
+		return err
+	}
+	return tx.Put(ctx, b)
+}
+
+// annotated returns b, which is the caller's alone, with the annotation.
+func annotated(b kvmbackup.Backup, a kvmbackup.Annotation) (kvmbackup.Backup, error) {
+	if b.Status != kvmbackup.StatusCompleted && b.Status != kvmbackup.StatusDeletePending {
+		return b, wrongStatus(b, "only a completed or delete-pending one can be annotated")
+	}
+	if a.Pinned != nil {
+		b.Pinned = *a.Pinned
+	}
+	if a.AddHold != nil {
+		if b.Status == kvmbackup.StatusDeletePending {
+			return b, wrongStatus(b, "it can't be held any more")
+		}
+		if !slices.ContainsFunc(b.Holds, func(h kvmbackup.Hold) bool { return h.ID == a.AddHold.ID }) {
+			b.Holds = append(b.Holds, *a.AddHold)
+		}
+	}
+	if a.RemoveHold != "" {
+		b.Holds = slices.DeleteFunc(b.Holds, func(h kvmbackup.Hold) bool { return h.ID == a.RemoveHold })
+	}
+	if a.Verification != nil {
+		b.Verification = a.Verification
+	}
+	return b, setDigests(b.Volumes, a.Digests)
+}
+
+func setDigests(volumes []kvmbackup.VolumeBackup, digests map[kvmbackup.VolumeID]string) error {
+	for id, digest := range digests {
+		i := slices.IndexFunc(volumes, func(v kvmbackup.VolumeBackup) bool { return v.VolumeID == id })
+		if i < 0 {
+			return fmt.Errorf("digest for %s: %w", id, kvmbackup.ErrNoVolume)
+		}
+		volumes[i].Digest = digest
+	}
+	return nil
+}
