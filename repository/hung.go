@@ -23,16 +23,16 @@ type absence struct {
 
 // blocked returns a hungError if an operation for dir was left behind and has not come back.
 func (r *register) blocked(dir string) error {
-	err, _ := r.any(dir)
+	_, err := r.first(dir)
 	return err
 }
 
-// any returns one of the absences for dir, as an error and the channel that is closed when it is over.
-func (r *register) any(dir string) (error, <-chan struct{}) {
+// first returns one of the absences for dir: the channel that is closed when it is over, and the hungError.
+func (r *register) first(dir string) (over <-chan struct{}, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for t, a := range r.tasks[dir] {
-		return &hungError{t.op, t.since, a.cause}, a.over
+		return a.over, &hungError{t.op, t.since, a.cause}
 	}
 	return nil, nil
 }
@@ -66,7 +66,7 @@ func (r *register) remove(dir string, t *task) {
 // first the error is an ErrHung.
 func (r *Repository) Settle(ctx context.Context) error {
 	for {
-		err, over := hung.any(r.root)
+		over, err := hung.first(r.root)
 		if err == nil {
 			return nil
 		}

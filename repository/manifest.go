@@ -72,7 +72,8 @@ type Volume struct {
 	DirtyBytes   int64   `json:"dirty_bytes"`           // bytes the bitmap said were to be copied; full: what was in use
 	SourceFormat string  `json:"source_format,omitempty"`
 	Bitmap       string  `json:"bitmap,omitempty"` // bitmap that an incremental was read from
-	Digest       *Digest `json:"digest,omitempty"` // of the file; nil: not computed
+	Tracked      bool    `json:"tracked,omitempty"` // the backup's checkpoint has a bitmap on this disk
+	Digest       *Digest `json:"digest,omitempty"`  // of the bytes the guest sees; nil: not computed
 }
 
 // Digest is a checksum of a volume's file.
