@@ -119,6 +119,7 @@ type DomainStatus struct {
 	Persistent    bool
 	State         DomainState
 	PausedByError bool // paused by an I/O error of a disk, not by a person
+	CleanShutdown bool // stopped by the guest's own shutdown: its file systems are at rest
 	Job           JobState
 	JobDetail     string // for messages: operation and targets of the job
 	Disks         []DiskStatus

@@ -128,6 +128,9 @@ func checkVersion(b []byte) error {
 	if _, err := d.Token(); err != io.EOF {
 		return fmt.Errorf("%w: data after the end", ErrManifest)
 	}
+	if v.Version < 1 {
+		return fmt.Errorf("%w: version %d", ErrManifest, v.Version)
+	}
 	if v.Version > ManifestVersion {
 		return fmt.Errorf("%w: %d, this program reads up to %d: use a later release", ErrManifestVersion, v.Version,
 			ManifestVersion)

@@ -1,0 +1,328 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// Backup takes one backup: full or incremental as the decider says, of a running, paused or stopped VM. It first settles what
+// an earlier crash left. It returns the completed record.
+//
+// When it fails, the job is gone, its checkpoint and files are gone, the record says failed, and the next backup is as
+// cheap as this one would have been. Where something could not be undone (a target that hangs, a store or libvirt
+// that is unreachable) the record stays running and the next operation on the VM, or Recover, settles it.
+// A context that ends makes it return within seconds, with the context's cause; from publication on, the backup is completed instead.
+//
+// Errors: ErrBusy, ErrNoDomain, ErrNothingToBackUp, ErrNoVolume, ErrUnsupported, ErrNoSpace, ErrTargetAccess, ErrNotConsistent,
+// ErrStalled, ErrJobFailed, ErrJobStuck, ErrLeaseLost, ErrInvalid, those of the repository, and those of the store; all within an *OpError.
+func (e *Engine) Backup(ctx context.Context, req BackupRequest) (Backup, error) {
+	o := e.newOp("backup", req.VM)
+	if err := errors.Join(e.needHypervisor(), req.validate()); err != nil {
+		return Backup{}, o.fail(err)
+	}
+	o.step("wait")
+	release, err := e.takePlace(ctx)
+	if err != nil {
+		return Backup{}, o.fail(err)
+	}
+	defer release()
+	var done Backup
+	err = e.withLease(ctx, req.VM, func(ctx context.Context, h *heldLease) error {
+		o.emit(Event{Type: EventStarted})
+		if err := e.settle(ctx, o, h, req.ref()); err != nil {
+			return err
+		}
+		r := &run{op: o, lease: h, req: req, dom: req.ref()}
+		err := r.backup(ctx)
+		done = r.record
+		return err
+	})
+	if err != nil {
+		o.emit(Event{Type: EventFailed, Err: err})
+		return Backup{}, o.fail(err)
+	}
+	return done, nil
+}
+
+// run is one backup under way.
+type run struct {
+	*op
+	lease    *heldLease
+	req      BackupRequest
+	dom      DomainRef
+	view     view
+	decision Decision
+	record   Backup
+	parent   *Backup
+	dir      string
+	job      Job
+	adopted  bool
+	result   JobResult
+}
+
+// backup goes through the steps. What is durable after which step, and who undoes it, is in ARCHITECTURE.md.
+func (r *run) backup(ctx context.Context) error {
+	if err := r.decideNow(ctx); err != nil {
+		return err
+	}
+	if err := r.preflight(ctx); err != nil {
+		return err
+	}
+	if err := r.begin(ctx); err != nil {
+		return err
+	}
+	if err := r.copy(ctx); err != nil {
+		return r.undo(ctx, err)
+	}
+	return r.finish(ctx)
+}
+
+// decideNow decides, and makes the base checkpoint known to libvirt again where that forgot it. What turns out to be unusable
+// then is decided anew without it.
+func (r *run) decideNow(ctx context.Context) (err error) {
+	if r.view, err = r.observe(ctx, r.req); err != nil {
+		return err
+	}
+	if r.view.status.Job != JobNone {
+		return &BusyError{VM: r.vm, Holder: "a job on its domain: " + r.view.status.JobDetail}
+	}
+	if r.decision, err = r.op.decide(r.view); err != nil {
+		return err
+	}
+	if err = r.registerBase(ctx); errors.Is(err, ErrCheckpointInconsistent) || errors.Is(err, ErrNoCheckpoint) {
+		r.warn("the active checkpoint is unusable", "checkpoint", string(r.decision.Base), "error", err)
+		for i := range r.view.input.Volumes {
+			r.view.input.Volumes[i].Bitmap = BitmapUnknown
+		}
+		r.decision, err = r.op.decide(r.view)
+	}
+	if err != nil {
+		return err
+	}
+	r.emit(Event{Type: EventDecided, Decision: &r.decision})
+	return nil
+}
+
+// registerBase does nothing when libvirt knows the base checkpoint on just the devices that need it.
+func (r *run) registerBase(ctx context.Context) error {
+	if r.decision.Base == "" || r.view.status.State == DomainStopped {
+		return nil
+	}
+	need := devicesOf(r.decision, func(v VolumeDecision) bool { return v.Kind == KindIncremental })
+	for _, c := range r.view.status.Checkpoints {
+		if c.Name != string(r.decision.Base) {
+			continue
+		}
+		known := slices.Clone(c.Devices)
+		slices.Sort(known)
+		if slices.Equal(known, need) {
+			return nil
+		}
+	}
+	r.step("register checkpoint")
+	return r.e.cfg.Executor.RegisterCheckpoint(ctx, r.dom, CheckpointSpec{
+		Name: r.decision.Base, CreatedAt: r.view.input.Newest.StartedAt, Devices: need,
+	})
+}
+
+// preflight proves that the repository can take the backup, before anything is begun.
+func (r *run) preflight(ctx context.Context) error {
+	r.step("preflight")
+	space, err := r.e.cfg.Repository.Probe(ctx)
+	if err != nil {
+		return err
+	}
+	need, err := r.estimate(ctx, r.view, r.decision)
+	if err != nil {
+		return err
+	}
+	if space.FreeBytes < need+r.e.cfg.ReserveBytes {
+		return &SpaceError{NeedBytes: need, ReserveBytes: r.e.cfg.ReserveBytes, FreeBytes: space.FreeBytes, Where: "the repository"}
+	}
+	return nil
+}
+
+// begin records the intent: from here on whoever comes next can settle what is left.
+func (r *run) begin(ctx context.Context) (err error) {
+	r.step("record")
+	d, v := r.decision, r.view
+	r.parent = nil
+	if d.ParentID != "" {
+		r.parent = v.input.Newest
+	}
+	r.backupID()
+	files := fileNames(v.volumes)
+	b := Backup{
+		ID: r.op.backup, VM: r.vm, Domain: v.status.Name, Kind: d.Kind, Status: StatusRunning, ChainID: d.ChainID, Position: d.Position,
+		ParentID: d.ParentID, Checkpoint: d.Checkpoint, Repository: r.e.cfg.Repository.ID(), Path: v.path(),
+		StartedAt: r.e.now().Truncate(time.Microsecond), Consistency: ConsistencyCrash, Reasons: d.Reasons,
+	}
+	if r.req.Quiesce != QuiesceNo {
+		b.Consistency = ConsistencyFilesystem // the intent: recovery thaws the guest of such a record
+	}
+	for i, vd := range d.Volumes {
+		b.Volumes = append(b.Volumes, VolumeBackup{
+			VolumeID: vd.VolumeID, Device: vd.Device, Kind: vd.Kind, File: files[vd.VolumeID], ParentFile: vd.ParentFile,
+			VirtualSize: v.volumes[i].Disk.VirtualSize, SourceFormat: v.volumes[i].Disk.Format, Tracked: vd.Tracked,
+		})
+		if vd.Reason.Code != ReasonBackupFull && vd.Reason.Code != ReasonVolumeIncremental {
+			b.Reasons = append(b.Reasons, vd.Reason)
+		}
+	}
+	if err := b.Validate(); err != nil {
+		return err
+	}
+	r.record, err = r.e.cfg.Store.Begin(ctx, r.lease.lease(), b)
+	if err != nil {
+		// The store may have recorded it all the same: then the next operation settles it.
+		return err
+	}
+	return nil
+}
+
+func (r *run) backupID() { r.op.backup = NewBackupID() }
+
+// copy makes the targets, begins the job, with the guest frozen if asked, and follows it to its proved end.
+func (r *run) copy(ctx context.Context) (err error) {
+	r.step("create folder")
+	if r.dir, err = r.e.cfg.Repository.CreatePartial(ctx, r.record.Path, string(r.record.ID)); err != nil {
+		return err
+	}
+	r.step("create targets")
+	if r.job, err = r.e.cfg.Executor.PrepareJob(ctx, r.dom, r.jobSpec()); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.closeJob(err)) }()
+	r.step("begin job")
+	if err = r.beginJob(ctx); err != nil {
+		return err
+	}
+	r.emit(Event{Type: EventJob})
+	if r.req.OnJob != nil {
+		r.req.OnJob(jobControl{r.e, r.job})
+	}
+	return r.follow(ctx)
+}
+
+// closeJob releases the handle after a success; a failure's undo still needs it.
+func (r *run) closeJob(failed error) error {
+	if failed != nil {
+		return nil
+	}
+	return r.job.Close()
+}
+
+func (r *run) jobSpec() JobSpec {
+	s := jobSpecOf(r.record, r.e.cfg.Repository)
+	s.Base, s.BandwidthBytes = r.decision.Base, r.req.BandwidthBytes
+	return s
+}
+
+// jobSpecOf is what a record says of its job; enough to find it again.
+func jobSpecOf(b Backup, repo Repository) JobSpec {
+	s := JobSpec{ID: b.ID, Checkpoint: b.Checkpoint, Dir: repo.PartialDir(b.Path, string(b.ID)), CreatedAt: b.StartedAt}
+	for _, v := range b.Volumes {
+		s.Volumes = append(s.Volumes, JobVolume{
+			VolumeID: v.VolumeID, Device: v.Device, Kind: v.Kind, File: v.File, ParentFile: v.ParentFile,
+			VirtualSize: v.VirtualSize, Tracked: v.Tracked,
+		})
+	}
+	return s
+}
+
+// jobControl is what the host sees of the job.
+type jobControl struct {
+	e   *Engine
+	job Job
+}
+
+func (c jobControl) SetBandwidth(n int64) error {
+	ctx, cancel := context.WithTimeout(context.Background(), c.e.cfg.CleanupLimit)
+	defer cancel()
+	return c.job.SetBandwidth(ctx, n)
+}
+
+// finish publishes and commits. Until the folder is published a failure is undone; from then on the backup is whole, so a
+// cancel no longer counts, and what fails is left to be rolled forward.
+func (r *run) finish(ctx context.Context) error {
+	m, err := r.describe(ctx)
+	if err != nil {
+		return r.undo(ctx, err)
+	}
+	r.step("publish")
+	if err := r.e.cfg.Repository.Publish(ctx, m); err != nil {
+		return r.undo(ctx, err)
+	}
+	r.emit(Event{Type: EventPublished})
+	commit, cancel := r.e.cleanup(ctx)
+	defer cancel()
+	if err := r.e.commit(commit, r.op, r.lease, &r.record); err != nil {
+		return err
+	}
+	r.dropStale(commit)
+	r.emit(Event{Type: EventCompleted, Backup: &r.record})
+	return nil
+}
+
+// commit completes the record of a published backup. A store that doesn't answer is asked again for a while; if it never does,
+// the record stays running and the next operation completes it.
+func (e *Engine) commit(ctx context.Context, o *op, h *heldLease, b *Backup) error {
+	o.step("commit")
+	b.Status = StatusCompleted
+	pause := leasePollMin
+	for {
+		err := e.cfg.Store.Complete(ctx, h.lease(), *b)
+		if err == nil || errors.Is(err, ErrLeaseLost) || errors.Is(err, ErrStatus) || errors.Is(err, ErrInvalid) || errors.Is(err, ErrNotFound) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+			pause = min(pause*2, leasePollMax)
+		case <-ctx.Done():
+			return fmt.Errorf("the backup is whole and published; the next operation on the VM completes its record: %w", err)
+		}
+	}
+}
+
+// describe checks the written files, saves the definition and makes the manifest.
+func (r *run) describe(ctx context.Context) (repository.Manifest, error) {
+	r.step("check targets")
+	for i := range r.record.Volumes {
+		if err := r.checkTarget(ctx, &r.record.Volumes[i]); err != nil {
+			return repository.Manifest{}, err
+		}
+	}
+	r.step("save definition")
+	files, err := r.saveDefinition(ctx)
+	if err != nil {
+		return repository.Manifest{}, err
+	}
+	r.record.CompletedAt = r.e.now().Truncate(time.Microsecond)
+	return manifestOf(r.record, r.parent, files, r.view.status.UUID), nil
+}
+
+func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error) {
+	def, err := r.e.cfg.Executor.Definition(ctx, r.dom, r.req.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	var files []repository.FileEntry
+	for name, data := range map[string][]byte{fileDomainXML: def.XML, fileNVRAM: def.NVRAM} {
+		if data == nil {
+			continue
+		}
+		f, err := r.e.cfg.Repository.WriteFile(ctx, r.record.Path, string(r.record.ID), name, data)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	slices.SortFunc(files, func(a, b repository.FileEntry) int { return strings.Compare(a.Name, b.Name) })
+	return files, nil
+}

@@ -1,0 +1,99 @@
+package kvmbackup
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// DefaultPrefix begins the names of checkpoints and bitmaps unless the configuration says otherwise.
+const DefaultPrefix = "kvmbackup"
+
+// NewCheckpointName returns PREFIX-STAMP, e.g. kvmbackup-2026.11.23.07.04.50. libvirt allows letters, digits and "_-." in
+// checkpoint names; the stamp orders them.
+func NewCheckpointName(prefix string, s repository.Stamp) CheckpointName {
+	return CheckpointName(prefix + "-" + s.String())
+}
+
+// Owns says whether a checkpoint or bitmap is of the consumer with that prefix: PREFIX, a '-' and a stamp. Anything else is
+// somebody else's, also when it begins alike.
+func Owns(prefix, name string) bool {
+	rest, ok := strings.CutPrefix(name, prefix+"-")
+	if !ok {
+		return false
+	}
+	_, err := repository.ParseStamp(rest)
+	return err == nil
+}
+
+func validPrefix(prefix string) error {
+	for _, r := range prefix {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-') {
+			return fmt.Errorf("%w prefix %q: letters, digits and '-' only", ErrInvalid, prefix)
+		}
+	}
+	if prefix == "" || prefix[0] == '-' || len(prefix) > 64 {
+		return fmt.Errorf("%w prefix %q: 1 to 64 characters, not beginning with '-'", ErrInvalid, prefix)
+	}
+	return nil
+}
+
+// nextStamp names the next backup: later than every stamp of the VM before it, also when the clock stepped back, and with
+// a checkpoint name that nothing on the domain has.
+func nextStamp(now time.Time, last string, prefix string, st DomainStatus) repository.Stamp {
+	after, err := repository.ParseStamp(last)
+	if err != nil {
+		after = repository.Stamp{} // a VM without a record yet, or one whose stamps are not ours
+	}
+	names := namesOn(st)
+	return repository.NextStamp(now, after, func(s repository.Stamp) bool {
+		return slices.Contains(names, string(NewCheckpointName(prefix, s)))
+	})
+}
+
+// namesOn returns the names of all checkpoints and bitmaps of the domain, sorted, each once.
+func namesOn(st DomainStatus) []string {
+	var names []string
+	for _, c := range st.Checkpoints {
+		names = append(names, c.Name)
+	}
+	for _, d := range st.Disks {
+		for _, b := range d.Bitmaps {
+			names = append(names, b.Name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// StaleCheckpoints returns what may be dropped from a domain: the checkpoints and bitmaps of the prefix but for those to
+// keep. They came from failed jobs, from backups whose successor is complete, or from crashes.
+func StaleCheckpoints(prefix string, st DomainStatus, keep ...CheckpointName) []CheckpointName {
+	var stale []CheckpointName
+	for _, n := range namesOn(st) {
+		if Owns(prefix, n) && !slices.Contains(keep, CheckpointName(n)) {
+			stale = append(stale, CheckpointName(n))
+		}
+	}
+	return stale
+}
+
+// bitmapState is what an inspected disk says about one bitmap.
+func (d DiskStatus) bitmapState(name CheckpointName) BitmapState {
+	if d.BitmapsUnknown != "" {
+		return BitmapUnknown
+	}
+	for _, b := range d.Bitmaps {
+		switch {
+		case b.Name != string(name):
+		case b.Inconsistent:
+			return BitmapInconsistent
+		default:
+			return BitmapUsable
+		}
+	}
+	return BitmapMissing
+}

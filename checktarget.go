@@ -1,0 +1,52 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// checkTarget proves that a job left the file it was to write, with the right size and backing link, and takes its stored size
+// into the record.
+func (r *run) checkTarget(ctx context.Context, v *VolumeBackup) error {
+	partial := r.record.Path + ".partial-" + string(r.record.ID)
+	info, err := r.e.cfg.Repository.Stat(ctx, partial, v.File)
+	if err != nil {
+		return err
+	}
+	v.StoredSize = info.AllocatedBytes
+	file := filepath.Join(r.e.cfg.Repository.PartialDir(r.record.Path, string(r.record.ID)), v.File)
+	return verifyLayer(ctx, r.e.cfg.Images, file, *v)
+}
+
+// verifyLayer checks one file's header against its record, before anything else reads the file.
+func verifyLayer(ctx context.Context, images Images, file string, v VolumeBackup) error {
+	h, err := images.Header(ctx, file)
+	if errors.Is(err, qcow2.ErrNotFound) {
+		return fmt.Errorf("%w: %w", ErrMissingFile, err)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err := h.Validate(qcow2.Expect{BackingFile: v.ParentFile, VirtualSizeBytes: v.VirtualSize}); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)
+	}
+	return nil
+}
+
+// repositoryError gives the repository's answers the root's sentinels.
+func repositoryError(err error) error {
+	switch {
+	case errors.Is(err, repository.ErrNotFound):
+		return fmt.Errorf("%w: %w", ErrMissingFile, err)
+	case errors.Is(err, repository.ErrUnsafe), errors.Is(err, repository.ErrManifest), errors.Is(err, repository.ErrMisplaced):
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	case errors.Is(err, repository.ErrNoSpace):
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}

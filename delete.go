@@ -1,0 +1,287 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Deleter deletes without ever breaking a chain. A backup with children is only marked delete-pending; the removal of the last child
+// takes the marked ancestors along. It holds no state and is safe for concurrent use; Engine.Delete is the
+// same with the lease taken and the checkpoint of a deleted newest backup dropped.
+//
+// The mark comes first and the record goes last, so that a crash, or a removal that fails, leaves a marked record which the
+// next Delete of it or Finish takes up.
+type Deleter struct {
+	Store      Store
+	Repository Repository
+	// OnRemoved, if not nil, is told of every removal. It must not block. For quotas use Store.Removals, which survives crashes.
+	OnRemoved func(b Backup, bytes int64)
+}
+
+// DeletePlan says what a delete does, in its order.
+type DeletePlan struct {
+	Backup BackupID
+	Force  bool
+	// Remove lists the backups whose files and records go now: children before their parents.
+	Remove []Backup
+	// Pending lists the backups that are marked and stay, because something still needs them, and Waits says what, by
+	// their ID: the descendants and holds that must go first.
+	Pending []Backup
+	Waits   map[BackupID][]string
+	// FreeBytes come back now, LaterBytes when what the pending ones wait for is gone.
+	FreeBytes, LaterBytes int64
+	// ClearsActive: the VM's active checkpoint goes, so that its next backup is full.
+	ClearsActive bool
+}
+
+// String returns the plan as lines for people.
+func (p DeletePlan) String() string {
+	var s strings.Builder
+	for _, b := range p.Remove {
+		fmt.Fprintf(&s, "remove %s (%s), %d bytes\n", b.ID, b.Path, b.StoredBytes())
+	}
+	for _, b := range p.Pending {
+		fmt.Fprintf(&s, "mark %s (%s) delete-pending, %d bytes later: needed by %s\n", b.ID, b.Path, b.StoredBytes(), strings.Join(p.Waits[b.ID], ", "))
+	}
+	if p.ClearsActive {
+		s.WriteString("the next backup will be full\n")
+	}
+	return s.String()
+}
+
+// Plan shows what Delete would do now. An unknown ID is ErrNotFound, a running backup ErrStatus, one in another repository
+// ErrOtherRepository. Records that contradict each other are an ErrInvalid that names them.
+//
+// With force the whole subtree below the backup goes with it, but never an older restore point; ErrHeld when one of them is
+// held and ErrStatus when one is running.
+func (d *Deleter) Plan(ctx context.Context, id BackupID, force bool) (DeletePlan, error) {
+	b, err := d.deletable(ctx, id)
+	if err != nil {
+		return DeletePlan{}, err
+	}
+	p := DeletePlan{Backup: id, Force: force, Waits: map[BackupID][]string{}}
+	if force {
+		err = d.planSubtree(ctx, &p, b)
+	} else if b.Status != StatusFailed {
+		_, err = chainOf(ctx, d.Store, id) // refuses broken records before anything is touched
+	}
+	if err != nil {
+		return DeletePlan{}, err
+	}
+	if err := d.planUpwards(ctx, &p, b); err != nil {
+		return DeletePlan{}, err
+	}
+	vm, err := d.Store.VM(ctx, b.VM)
+	if err != nil {
+		return DeletePlan{}, err
+	}
+	for _, r := range append(append([]Backup{}, p.Remove...), p.Pending...) {
+		p.ClearsActive = p.ClearsActive || r.Status == StatusCompleted && r.Tracked() && r.Checkpoint == vm.ActiveCheckpoint
+	}
+	for _, r := range p.Remove {
+		p.FreeBytes += r.StoredBytes()
+	}
+	for _, r := range p.Pending {
+		p.LaterBytes += r.StoredBytes()
+	}
+	return p, nil
+}
+
+func (d *Deleter) deletable(ctx context.Context, id BackupID) (Backup, error) {
+	b, err := d.Store.Backup(ctx, id)
+	switch {
+	case err != nil:
+		return b, err
+	case b.Status == StatusRunning:
+		return b, fmt.Errorf("%w: backup %s is running; cancel it, or recover it if its process is gone", ErrStatus, id)
+	case b.Repository != d.Repository.ID():
+		return b, fmt.Errorf("%w: backup %s is in %q, not in %q", ErrOtherRepository, id, b.Repository, d.Repository.ID())
+	}
+	return b, nil
+}
+
+// planSubtree gathers b's descendants, deepest first.
+func (d *Deleter) planSubtree(ctx context.Context, p *DeletePlan, b Backup) error {
+	level, seen := []Backup{b}, map[BackupID]bool{b.ID: true}
+	var order []Backup
+	for len(level) > 0 {
+		var next []Backup
+		for _, parent := range level {
+			children, err := d.Store.Children(ctx, parent.ID)
+			if err != nil {
+				return err
+			}
+			for _, c := range children {
+				if err := d.checkDescendant(c, parent, seen); err != nil {
+					return err
+				}
+				next = append(next, c)
+			}
+		}
+		order = append(next, order...)
+		level = next
+	}
+	if len(b.Holds) > 0 {
+		return heldError(b)
+	}
+	p.Remove = order
+	return nil
+}
+
+func (d *Deleter) checkDescendant(c, parent Backup, seen map[BackupID]bool) error {
+	if seen[c.ID] {
+		return fmt.Errorf("%w chain: backup %s is its own ancestor", ErrInvalid, c.ID)
+	}
+	seen[c.ID] = true
+	switch {
+	case c.Status == StatusRunning:
+		return fmt.Errorf("%w: backup %s, which needs %s, is running", ErrStatus, c.ID, parent.ID)
+	case len(c.Holds) > 0:
+		return heldError(c)
+	}
+	return validLink(c, parent)
+}
+
+func heldError(b Backup) error {
+	return fmt.Errorf("%w: backup %s is open: %s since %v; close it first", ErrHeld, b.ID, b.Holds[0].Purpose, b.Holds[0].Since)
+}
+
+// planUpwards adds b and, as far as they go with it, its delete-pending ancestors.
+func (d *Deleter) planUpwards(ctx context.Context, p *DeletePlan, b Backup) error {
+	gone := map[BackupID]bool{}
+	for _, r := range p.Remove {
+		gone[r.ID] = true
+	}
+	for {
+		waits, err := d.waits(ctx, b, gone)
+		if err != nil {
+			return err
+		}
+		if len(waits) > 0 {
+			p.Pending, p.Waits[b.ID] = append(p.Pending, b), waits
+			return nil
+		}
+		p.Remove = append(p.Remove, b)
+		gone[b.ID] = true
+		if b.ParentID == "" {
+			return nil
+		}
+		parent, err := d.Store.Backup(ctx, b.ParentID)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if parent.Status != StatusDeletePending {
+			return nil
+		}
+		b = parent
+	}
+}
+
+// waits names what still needs b's files.
+func (d *Deleter) waits(ctx context.Context, b Backup, gone map[BackupID]bool) ([]string, error) {
+	children, err := d.Store.Children(ctx, b.ID)
+	if err != nil {
+		return nil, err
+	}
+	var waits []string
+	for _, c := range children {
+		if !gone[c.ID] {
+			waits = append(waits, fmt.Sprintf("backup %s (%v)", c.ID, c.Status))
+		}
+	}
+	for _, h := range b.Holds {
+		waits = append(waits, fmt.Sprintf("hold %s (%s)", h.ID, h.Purpose))
+	}
+	return waits, nil
+}
+
+// Delete carries out the plan as it is now, with the lease of the backup's VM, and returns what was done. Deleting what is
+// delete-pending already tries again to remove it; deleting a failed backup removes its record and what is left of its files. A removal that
+// fails keeps record and mark, and says so; the plan returned then holds what was removed before it.
+func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, force bool) (DeletePlan, error) {
+	p, err := d.Plan(ctx, id, force)
+	if err != nil {
+		return DeletePlan{}, err
+	}
+	// Parents are marked before their children, so that a crash in between leaves no unmarked record below a marked one to
+	// be found by nobody.
+	for _, b := range append(append([]Backup{}, p.Pending...), reversed(p.Remove)...) {
+		if b.Status != StatusCompleted {
+			continue
+		}
+		if err := d.Store.MarkDeletePending(ctx, l, b.ID); err != nil {
+			return DeletePlan{}, err
+		}
+	}
+	for i, b := range p.Remove {
+		if err := d.remove(ctx, l, b); err != nil {
+			p.Remove, p.FreeBytes = p.Remove[:i], 0
+			return p, fmt.Errorf("backup %s stays delete-pending until it is deleted again or recovered: %w", b.ID, err)
+		}
+	}
+	return p, nil
+}
+
+func reversed(bs []Backup) []Backup {
+	out := make([]Backup, 0, len(bs))
+	for i := len(bs) - 1; i >= 0; i-- {
+		out = append(out, bs[i])
+	}
+	return out
+}
+
+// remove takes one backup's files and then its record.
+func (d *Deleter) remove(ctx context.Context, l Lease, b Backup) error {
+	var bytes int64
+	if b.Status == StatusFailed {
+		if err := d.Repository.RemovePartial(ctx, b.Path, string(b.ID), fileNamesOf(b)); err != nil {
+			return err
+		}
+	} else {
+		gone, err := d.Repository.Remove(ctx, target(b))
+		if err != nil {
+			return err
+		}
+		bytes = gone.Bytes
+		if gone.AlreadyGone {
+			bytes = b.StoredBytes() // an earlier call removed the files and did not get to report them
+		}
+	}
+	if err := d.Store.Remove(ctx, l, b.ID, bytes); err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if d.OnRemoved != nil {
+		d.OnRemoved(b, bytes)
+	}
+	return nil
+}
+
+// Finish removes every delete-pending backup of the lease's VM that nothing needs any more, and returns them. It goes on after
+// errors, which are joined.
+func (d *Deleter) Finish(ctx context.Context, l Lease) ([]Backup, error) {
+	pending, err := d.Store.List(ctx, Query{VM: l.VM, Statuses: []Status{StatusDeletePending}})
+	if err != nil {
+		return nil, err
+	}
+	var done []Backup
+	var errs []error
+	for i := len(pending) - 1; i >= 0; i-- { // a child has a higher sequence than its parent
+		b := pending[i]
+		if b.Repository != d.Repository.ID() {
+			continue
+		}
+		waits, err := d.waits(ctx, b, nil)
+		if err == nil && len(waits) == 0 {
+			if err = d.remove(ctx, l, b); err == nil {
+				done = append(done, b)
+			}
+		}
+		errs = append(errs, err)
+	}
+	return done, errors.Join(errs...)
+}

@@ -1,0 +1,91 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+)
+
+// PlanDelete shows what Delete would do now; see Deleter.Plan.
+func (e *Engine) PlanDelete(ctx context.Context, id BackupID, force bool) (DeletePlan, error) {
+	return e.deleter.Plan(ctx, id, force)
+}
+
+// Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. A backup that a crashed process left
+// running is settled first. Deleting the newest backup clears the active checkpoint, and drops it on the domain where
+// that can be reached; otherwise the next operation that reaches it does.
+func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePlan, error) {
+	b, err := e.cfg.Store.Backup(ctx, id)
+	if err != nil {
+		return DeletePlan{}, (&op{name: "delete", backup: id}).fail(err)
+	}
+	o := e.newOp("delete", b.VM)
+	o.backup = id
+	var done DeletePlan
+	err = e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
+		o.step("settle")
+		if b.Status == StatusRunning {
+			if _, err := e.settleRunning(ctx, o, h, DomainRef{Name: b.Domain}); err != nil {
+				return err
+			}
+		}
+		o.step("delete")
+		var err error
+		done, err = e.deleterFor(o).Delete(ctx, h.lease(), id, force)
+		if done.ClearsActive {
+			e.dropCleared(ctx, o, b.Domain)
+		}
+		return err
+	})
+	return done, o.fail(err)
+}
+
+// deleterFor reports removals in the operation's event stream.
+func (e *Engine) deleterFor(o *op) *Deleter {
+	d := *e.deleter
+	d.OnRemoved = func(b Backup, bytes int64) {
+		s := *o
+		s.backup = b.ID
+		s.emit(Event{Type: EventDeleted, Bytes: bytes, Detail: b.Path})
+	}
+	return &d
+}
+
+// dropCleared removes the checkpoint that is no longer active, if the domain can be reached now.
+func (e *Engine) dropCleared(ctx context.Context, o *op, domain string) {
+	if e.cfg.Executor == nil {
+		return
+	}
+	o.step("drop checkpoint")
+	if err := e.dropStale(ctx, o, DomainRef{Name: domain}); err != nil && !errors.Is(err, ErrNoDomain) {
+		o.warn("drop the cleared checkpoint", "error", err)
+	}
+}
+
+// settleDeletes finishes deletions that were begun.
+func (e *Engine) settleDeletes(ctx context.Context, o *op, h *heldLease) ([]Recovery, error) {
+	gone, err := e.deleterFor(o).Finish(ctx, h.lease())
+	var found []Recovery
+	for _, b := range gone {
+		found = append(found, Recovery{b.ID, RecoveryDeleted, "its deletion had been begun"})
+	}
+	return found, err
+}
+
+// Accounting reports every removal that was not reported yet to f, oldest first, and forgets it once f has returned nil. Every
+// removal is reported, also those of processes that died; after a crash between f and the forgetting one may be
+// reported again with the same backup ID. It stops at f's first error and returns it.
+func (e *Engine) Accounting(ctx context.Context, f func(Removal) error) error {
+	left, err := e.cfg.Store.Removals(ctx, 0)
+	if err != nil {
+		return err
+	}
+	for _, r := range left {
+		if err := f(r); err != nil {
+			return err
+		}
+		if err := e.cfg.Store.AckRemoval(ctx, r.Backup); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,181 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Engine does whole jobs over the four interfaces: back up, restore, delete, verify, recover. It is safe for concurrent
+// use, by any number of VMs at once; operations on one VM follow one another, over all processes
+// that share the store. After a call returns nothing of it runs in the background.
+type Engine struct {
+	cfg     Config
+	deleter *Deleter
+}
+
+// Config is what an Engine is made of. It is copied.
+type Config struct {
+	Store      Store      // where the records are; required
+	Repository Repository // where the backups are; required
+	Executor   Executor   // the hypervisor; nil for a host that only lists, restores to files, verifies and deletes
+	Images     Images     // qemu-img; required for restore, verify and backup
+
+	// Decider decides full or incremental. Defaults to Decider{}.
+	Decider ChainDecider
+	// Prefix begins the names of this consumer's checkpoints and bitmaps; what begins otherwise is never touched. Several
+	// consumers of one VM need different prefixes. Letters, digits and '-'. Defaults to "kvmbackup".
+	Prefix string
+	// Holder names this process in leases. Defaults to host name, process ID and a random part.
+	Holder string
+	// LeaseTTL is how long a crashed process blocks a VM. It is renewed at a third of it. Defaults to 30 s.
+	LeaseTTL time.Duration
+	// LeaseWait bounds the wait for a busy VM. 0 waits as long as the context, a negative value not at all.
+	LeaseWait time.Duration
+	// ReserveBytes must stay free in the repository beyond a backup's estimate. Defaults to 64 MiB; negative: none.
+	ReserveBytes int64
+	// StallWarn and StallAbort are how long a job may stand still before it is reported, and aborted.
+	// Default to 1 and 10 minutes; negative: never.
+	StallWarn, StallAbort time.Duration
+	// FreezeLimit bounds how long a guest's file systems stay frozen. Defaults to 10 s.
+	FreezeLimit time.Duration
+	// CleanupLimit bounds what is done after a failure or a cancel. Defaults to 30 s.
+	CleanupLimit time.Duration
+	// AbortLeftJobs makes recovery abort a job that a crashed process left running; by default it follows the job to
+	// its end and commits the backup.
+	AbortLeftJobs bool
+	// HostLimit and RepositoryLimit bound how many backups and restores run at once; engines may share them. nil: no limit.
+	HostLimit, RepositoryLimit *Limiter
+	// OnEvent receives the event stream, from the operation's goroutine: it must not block. nil: none.
+	OnEvent func(Event)
+	// Logger receives steps at debug level and what was survived at warn level. nil discards.
+	Logger *slog.Logger
+	// Now is the clock for time stamps. Defaults to time.Now.
+	Now func() time.Time
+}
+
+// New makes an engine. It does no I/O. An incomplete configuration is an ErrInvalid.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Store == nil || cfg.Repository == nil {
+		return nil, fmt.Errorf("%w config: Store and Repository are required", ErrInvalid)
+	}
+	if cfg.Prefix == "" {
+		cfg.Prefix = DefaultPrefix
+	}
+	if err := validPrefix(cfg.Prefix); err != nil {
+		return nil, err
+	}
+	if cfg.Decider == nil {
+		cfg.Decider = Decider{}
+	}
+	if cfg.Holder == "" {
+		host, _ := os.Hostname() // an empty name only makes the holder less readable
+		cfg.Holder = fmt.Sprintf("%s/%d/%.8s", host, os.Getpid(), uuid.NewString())
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	orDefault(&cfg.LeaseTTL, 30*time.Second)
+	orDefault(&cfg.StallWarn, time.Minute)
+	orDefault(&cfg.StallAbort, 10*time.Minute)
+	orDefault(&cfg.FreezeLimit, 10*time.Second)
+	orDefault(&cfg.CleanupLimit, 30*time.Second)
+	if cfg.ReserveBytes == 0 {
+		cfg.ReserveBytes = 64 << 20
+	}
+	cfg.ReserveBytes = max(cfg.ReserveBytes, 0)
+	if cfg.LeaseTTL < 0 || cfg.FreezeLimit < 0 || cfg.CleanupLimit < 0 {
+		return nil, fmt.Errorf("%w config: LeaseTTL, FreezeLimit and CleanupLimit can't be negative", ErrInvalid)
+	}
+	e := &Engine{cfg: cfg}
+	e.deleter = &Deleter{Store: cfg.Store, Repository: cfg.Repository}
+	return e, nil
+}
+
+func orDefault(d *time.Duration, v time.Duration) {
+	if *d == 0 {
+		*d = v
+	}
+}
+
+func (e *Engine) now() time.Time { return e.cfg.Now().UTC() }
+
+// cleanup is a context for what must be done although ctx may have ended.
+func (e *Engine) cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), e.cfg.CleanupLimit)
+}
+
+// needHypervisor is asked by operations that can't do without.
+func (e *Engine) needHypervisor() error {
+	if e.cfg.Executor == nil || e.cfg.Images == nil {
+		return fmt.Errorf("%w config: this operation needs Executor and Images", ErrInvalid)
+	}
+	return nil
+}
+
+// Get returns one record. ErrNotFound.
+func (e *Engine) Get(ctx context.Context, id BackupID) (Backup, error) {
+	return e.cfg.Store.Backup(ctx, id)
+}
+
+// List returns a VM's completed backups by Sequence, or those of all VMs with an empty name. With all, running, failed
+// and delete-pending ones too.
+func (e *Engine) List(ctx context.Context, vm VMID, all bool) ([]Backup, error) {
+	q := Query{VM: vm}
+	if !all {
+		q.Statuses = []Status{StatusCompleted}
+	}
+	return e.cfg.Store.List(ctx, q)
+}
+
+// Chain returns the backup and its ancestors, the full first. It fails with ErrInvalid, naming the record, when
+// a parent is missing, of another VM or chain, at a wrong position, or the links form a circle.
+func (e *Engine) Chain(ctx context.Context, id BackupID) ([]Backup, error) {
+	return chainOf(ctx, e.cfg.Store, id)
+}
+
+func chainOf(ctx context.Context, s Store, id BackupID) ([]Backup, error) {
+	b, err := s.Backup(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	chain := []Backup{b}
+	for b.ParentID != "" {
+		p, err := s.Backup(ctx, b.ParentID)
+		if errors.Is(err, ErrNotFound) {
+			return nil, fmt.Errorf("%w chain: backup %s names the parent %s, which has no record: import it from the repository, or delete %s",
+				ErrInvalid, b.ID, b.ParentID, b.ID)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := validLink(b, p); err != nil {
+			return nil, err
+		}
+		chain = append([]Backup{p}, chain...)
+		b = p
+	}
+	if b.Kind != KindFull {
+		return nil, fmt.Errorf("%w chain: backup %s is %v and has no parent", ErrInvalid, b.ID, b.Kind)
+	}
+	return chain, nil
+}
+
+// validLink checks one step from child to parent. Positions descend, so no circle passes it.
+func validLink(child, parent Backup) error {
+	switch {
+	case parent.VM != child.VM, parent.ChainID != child.ChainID, parent.Repository != child.Repository:
+		return fmt.Errorf("%w chain: backup %s and its parent %s differ in VM, chain or repository", ErrInvalid, child.ID, parent.ID)
+	case parent.Position != child.Position-1:
+		return fmt.Errorf("%w chain: backup %s at position %d has a parent %s at %d", ErrInvalid, child.ID, child.Position, parent.ID, parent.Position)
+	}
+	return nil
+}

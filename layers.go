@@ -1,0 +1,118 @@
+package kvmbackup
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// layer is one file of a volume's chain, the newest first.
+type layer struct {
+	backup Backup
+	volume VolumeBackup
+	file   string // absolute
+}
+
+// layersOf follows one volume by its identity from the last backup of a chain down to its full. The links of the records must
+// agree with each other; nothing is read.
+func layersOf(chain []Backup, id VolumeID, repo Repository) ([]layer, error) {
+	var layers []layer
+	for i := len(chain) - 1; i >= 0; i-- {
+		b := chain[i]
+		v, ok := b.Volume(id)
+		if !ok {
+			return nil, fmt.Errorf("%w: backup %s has no volume %q", ErrNoVolume, b.ID, id)
+		}
+		file := repo.FilePath(b.Path, v.File)
+		if file == "" {
+			return nil, fmt.Errorf("%w: backup %s has an unusable path %q or file %q", ErrDamaged, b.ID, b.Path, v.File)
+		}
+		layers = append(layers, layer{b, v, file})
+		if v.Kind == KindFull {
+			return layers, nil
+		}
+		if i == 0 {
+			break
+		}
+		parent, ok := chain[i-1].Volume(id)
+		if !ok || v.ParentFile != linkOf(chain[i-1], parent.File) {
+			return nil, fmt.Errorf("%w: volume %q of backup %s stands on %q, which is not its parent's file", ErrDamaged, id, b.ID, v.ParentFile)
+		}
+	}
+	return nil, fmt.Errorf("%w: volume %q of backup %s has no full below it", ErrDamaged, id, chain[len(chain)-1].ID)
+}
+
+// backing is the list of files below the first, for tools that are told exactly what to open.
+func backing(layers []layer) []qcow2.Layer {
+	below := []qcow2.Layer{}
+	for _, l := range layers[1:] {
+		below = append(below, qcow2.Layer{Path: l.file, Format: qcow2.FormatQcow2})
+	}
+	return below
+}
+
+// verifyMembers compares every chain member's manifest with its record.
+func (e *Engine) verifyMembers(ctx context.Context, chain []Backup) error {
+	for _, b := range chain {
+		if b.Repository != e.cfg.Repository.ID() {
+			return fmt.Errorf("%w: backup %s is in %q, not in %q", ErrOtherRepository, b.ID, b.Repository, e.cfg.Repository.ID())
+		}
+		m, err := e.cfg.Repository.ReadManifest(ctx, b.Path)
+		if err != nil {
+			return repositoryError(err)
+		}
+		if err := sameAsRecord(m, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sameAsRecord checks that a folder is the backup that the record speaks of.
+func sameAsRecord(m repository.Manifest, b Backup) error {
+	bad := func(what string, has, want any) error {
+		return fmt.Errorf("%w: manifest of %s: %s is %v, the record of backup %s says %v", ErrDamaged, b.Path, what, has, b.ID, want)
+	}
+	switch {
+	case m.ID != string(b.ID):
+		return bad("id", m.ID, b.ID)
+	case m.ParentID != string(b.ParentID):
+		return bad("parent_id", m.ParentID, b.ParentID)
+	case len(m.Volumes) != len(b.Volumes):
+		return bad("number of volumes", len(m.Volumes), len(b.Volumes))
+	}
+	for _, mv := range m.Volumes {
+		v, ok := b.Volume(VolumeID(mv.VolumeID))
+		if !ok || v.File != mv.File || v.ParentFile != mv.ParentFile || v.VirtualSize != mv.VirtualSize {
+			return bad("volume "+mv.VolumeID, mv.File+" on "+mv.ParentFile, v.File+" on "+v.ParentFile)
+		}
+	}
+	return nil
+}
+
+// verifyLayers checks headers first, then structure: no tool reads a file whose links were not verified. seen keeps files
+// that were checked already, as volumes of several backups share them.
+func (e *Engine) verifyLayers(ctx context.Context, layers []layer, seen map[string]bool) error {
+	for _, l := range layers {
+		if seen[l.file] {
+			continue
+		}
+		if _, err := e.cfg.Repository.Stat(ctx, l.backup.Path, l.volume.File); err != nil {
+			return repositoryError(err)
+		}
+		if err := verifyLayer(ctx, e.cfg.Images, l.file, l.volume); err != nil {
+			return err
+		}
+		res, err := e.cfg.Images.Check(ctx, l.file, qcow2.CheckOptions{})
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		if !res.Clean() {
+			return fmt.Errorf("%w: %s: qemu-img check found %d corruptions", ErrDamaged, l.file, res.Corruptions+res.CheckErrors)
+		}
+		seen[l.file] = true
+	}
+	return nil
+}

@@ -1,0 +1,117 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// The wait between two attempts to get a busy VM's lease.
+const (
+	leasePollMin = 50 * time.Millisecond
+	leasePollMax = time.Second
+)
+
+// heldLease is a lease that is renewed until it is released.
+type heldLease struct {
+	mu   sync.Mutex
+	l    Lease
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+func (h *heldLease) lease() Lease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.l
+}
+
+// withLease runs f while it holds the VM's lease. f's context ends with the cause ErrLeaseLost when the lease can't be
+// kept. Whoever waits for a busy VM is told who holds it when the wait ends.
+func (e *Engine) withLease(ctx context.Context, vm VMID, f func(ctx context.Context, h *heldLease) error) error {
+	l, until, err := e.acquire(ctx, vm)
+	if err != nil {
+		return err
+	}
+	run, lost := context.WithCancelCause(ctx)
+	keep, stop := context.WithCancel(context.WithoutCancel(ctx))
+	h := &heldLease{l: l, stop: stop, done: make(chan struct{})}
+	go e.keepLease(keep, h, until, lost)
+	defer func() {
+		stop()
+		<-h.done
+		lost(nil)
+		c, cancel := e.cleanup(ctx)
+		defer cancel()
+		if err := e.cfg.Store.ReleaseLease(c, h.lease()); err != nil {
+			e.cfg.Logger.Warn("release lease", "vm", string(vm), "error", err) // it expires by itself
+		}
+	}()
+	return f(run, h)
+}
+
+// acquire returns the lease and until when, on this process's clock, it is certainly in force.
+func (e *Engine) acquire(ctx context.Context, vm VMID) (Lease, time.Time, error) {
+	wait := ctx
+	if e.cfg.LeaseWait > 0 {
+		w, cancel := context.WithTimeout(ctx, e.cfg.LeaseWait)
+		defer cancel()
+		wait = w
+	}
+	pause := leasePollMin
+	for {
+		begun := time.Now()
+		l, err := e.cfg.Store.AcquireLease(ctx, vm, e.cfg.Holder, e.cfg.LeaseTTL)
+		if err == nil {
+			return l, begun.Add(e.cfg.LeaseTTL), nil
+		}
+		if !errors.Is(err, ErrBusy) || e.cfg.LeaseWait < 0 {
+			return Lease{}, time.Time{}, err
+		}
+		select {
+		case <-time.After(pause):
+			pause = min(pause*2, leasePollMax)
+		case <-wait.Done():
+			return Lease{}, time.Time{}, fmt.Errorf("%w (gave up waiting: %w)", err, context.Cause(wait))
+		}
+	}
+}
+
+// keepLease renews at a third of the time to live. A store that doesn't answer is asked again until the lease would have
+// expired; then, or when it was taken over, the operation is cancelled.
+func (e *Engine) keepLease(ctx context.Context, h *heldLease, until time.Time, lost context.CancelCauseFunc) {
+	defer close(h.done)
+	pause := e.cfg.LeaseTTL / 3
+	var last error
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(min(pause, time.Until(until))):
+		}
+		if !time.Now().Before(until) {
+			lost(errors.Join(ErrLeaseLost, last))
+			return
+		}
+		begun := time.Now()
+		call, cancel := context.WithDeadline(ctx, until)
+		l, err := e.cfg.Store.RenewLease(call, h.lease(), e.cfg.LeaseTTL)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, ErrLeaseLost):
+			lost(err)
+			return
+		case err != nil:
+			last, pause = err, min(leasePollMax, e.cfg.LeaseTTL/10)
+		default:
+			h.mu.Lock()
+			h.l = l
+			h.mu.Unlock()
+			last, until, pause = nil, begun.Add(e.cfg.LeaseTTL), e.cfg.LeaseTTL/3
+		}
+	}
+}

@@ -1,0 +1,114 @@
+package kvmbackup
+
+import (
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// manifestOf is the backup as its folder describes it.
+func manifestOf(b Backup, parent *Backup, files []repository.FileEntry, uuid string) repository.Manifest {
+	m := repository.Manifest{
+		ID: string(b.ID), VM: string(b.VM), Domain: b.Domain, DomainUUID: uuid, Kind: repository.Kind(b.Kind.String()),
+		ChainID: string(b.ChainID), Position: b.Position, ParentID: string(b.ParentID),
+		Tracked: b.Tracked(), Checkpoint: string(b.Checkpoint), Path: b.Path, Sequence: b.Sequence,
+		StartedAt: b.StartedAt, CompletedAt: b.CompletedAt, Consistency: repository.Consistency(b.Consistency.String()),
+		FrozenMS: b.FrozenFor.Milliseconds(), Pinned: b.Pinned, Files: files,
+	}
+	if parent != nil {
+		m.ParentPath = parent.Path
+	}
+	if b.Verification != nil {
+		m.VerifiedAt = b.Verification.At
+	}
+	for _, r := range b.Reasons {
+		m.Reasons = append(m.Reasons, repository.Reason{Code: string(r.Code), Detail: r.Detail, VolumeID: string(r.VolumeID)})
+	}
+	for _, v := range b.Volumes {
+		m.Volumes = append(m.Volumes, manifestVolume(v))
+	}
+	return m
+}
+
+func manifestVolume(v VolumeBackup) repository.Volume {
+	mv := repository.Volume{
+		VolumeID: string(v.VolumeID), Device: v.Device, Kind: repository.Kind(v.Kind.String()), File: v.File, ParentFile: v.ParentFile,
+		VirtualSize: v.VirtualSize, StoredSize: v.StoredSize, DirtyBytes: v.DirtyBytes, SourceFormat: v.SourceFormat,
+		Tracked: v.Tracked,
+	}
+	if algorithm, value, ok := strings.Cut(v.Digest, ":"); ok {
+		mv.Digest = &repository.Digest{Algorithm: algorithm, Value: value}
+	}
+	return mv
+}
+
+// BackupFromManifest is the record of a published backup: completed, in the repository with that ID.
+func BackupFromManifest(m repository.Manifest, repositoryID string) (Backup, error) {
+	b := Backup{
+		ID: BackupID(m.ID), VM: VMID(m.VM), Domain: m.Domain, Status: StatusCompleted,
+		ChainID: ChainID(m.ChainID), Position: m.Position, ParentID: BackupID(m.ParentID),
+		Checkpoint: CheckpointName(m.Checkpoint), Repository: repositoryID, Path: m.Path, Sequence: m.Sequence,
+		StartedAt: m.StartedAt, CompletedAt: m.CompletedAt, FrozenFor: time.Duration(m.FrozenMS) * time.Millisecond, Pinned: m.Pinned,
+	}
+	var err error
+	if b.Kind, err = ParseKind(string(m.Kind)); err != nil {
+		return Backup{}, err
+	}
+	if b.Consistency, err = ParseConsistency(string(m.Consistency)); err != nil {
+		return Backup{}, err
+	}
+	for _, r := range m.Reasons {
+		b.Reasons = append(b.Reasons, Reason{Code: ReasonCode(r.Code), Detail: r.Detail, VolumeID: VolumeID(r.VolumeID)})
+	}
+	for _, mv := range m.Volumes {
+		v := VolumeBackup{
+			VolumeID: VolumeID(mv.VolumeID), Device: mv.Device, File: mv.File, ParentFile: mv.ParentFile,
+			VirtualSize: mv.VirtualSize, StoredSize: mv.StoredSize, DirtyBytes: mv.DirtyBytes, SourceFormat: mv.SourceFormat,
+			Tracked: mv.Tracked,
+		}
+		if v.Kind, err = ParseKind(string(mv.Kind)); err != nil {
+			return Backup{}, err
+		}
+		if mv.Digest != nil {
+			v.Digest = mv.Digest.Algorithm + ":" + mv.Digest.Value
+		}
+		b.Volumes = append(b.Volumes, v)
+	}
+	return b, b.Validate()
+}
+
+// sideFiles are the names a backup's folder may have beside its volumes and its manifest.
+var sideFiles = []string{fileDomainXML, fileNVRAM}
+
+const (
+	fileDomainXML = "domain.xml"
+	fileNVRAM     = "nvram"
+)
+
+// target is what the repository is told to remove: names that are ours.
+func target(b Backup) repository.Target {
+	t := repository.Target{Path: b.Path, ID: string(b.ID)}
+	for _, v := range b.Volumes {
+		t.Files = append(t.Files, repository.TargetFile{Name: v.File, StoredBytes: v.StoredSize})
+	}
+	for _, n := range sideFiles {
+		t.Files = append(t.Files, repository.TargetFile{Name: n})
+	}
+	return t
+}
+
+func fileNamesOf(b Backup) []string {
+	names := append([]string(nil), sideFiles...)
+	for _, v := range b.Volumes {
+		names = append(names, v.File)
+	}
+	return names
+}
+
+// linkOf is the backing link that a volume's file must have, and stampOf the last element of a backup's path.
+func linkOf(parent Backup, file string) string {
+	return fmt.Sprintf("../%s/%s", path.Base(parent.Path), file)
+}

@@ -1,0 +1,208 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// Plan is what Backup would do now. Nothing was changed to find it out.
+type Plan struct {
+	VM       VMID
+	Decision Decision
+	// Path is the backup's folder, VM/STAMP; it and the checkpoint's name follow the clock.
+	Path string
+	// EstimateBytes is what the job is expected to write; FreeBytes what the repository has.
+	EstimateBytes, FreeBytes int64
+	// Pending says what an earlier crash left, to be settled before the backup; the decision may then differ.
+	Pending []Backup
+	// BusyWith describes a job on the domain that Backup would refuse to disturb; empty: none.
+	BusyWith string
+}
+
+// String returns the plan as lines for people.
+func (p Plan) String() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "%s: %v backup to %s, about %d bytes\n", p.VM, p.Decision.Kind, p.Path, p.EstimateBytes)
+	for _, r := range p.Decision.Reasons {
+		fmt.Fprintf(&s, "  because: %s\n", r)
+	}
+	for _, v := range p.Decision.Volumes {
+		fmt.Fprintf(&s, "  %s (%s): %v, %s\n", v.VolumeID, v.Device, v.Kind, v.Reason.Code)
+	}
+	return s.String()
+}
+
+// Plan shows what Backup would do with the same request, and changes nothing. It takes no lease.
+func (e *Engine) Plan(ctx context.Context, req BackupRequest) (Plan, error) {
+	o := e.newOp("plan", req.VM)
+	p, err := o.plan(ctx, req)
+	return p, o.fail(err)
+}
+
+func (o *op) plan(ctx context.Context, req BackupRequest) (Plan, error) {
+	if err := errors.Join(o.e.needHypervisor(), req.validate()); err != nil {
+		return Plan{}, err
+	}
+	view, err := o.observe(ctx, req)
+	if err != nil {
+		return Plan{}, err
+	}
+	p := Plan{VM: req.VM}
+	if p.Decision, err = o.decide(view); err != nil {
+		return Plan{}, err
+	}
+	p.Path = view.path()
+	if view.status.Job != JobNone {
+		p.BusyWith = view.status.JobDetail
+	}
+	if p.EstimateBytes, err = o.estimate(ctx, view, p.Decision); err != nil {
+		return Plan{}, err
+	}
+	space, err := o.e.cfg.Repository.Probe(ctx)
+	if err != nil {
+		return Plan{}, err
+	}
+	p.FreeBytes = space.FreeBytes
+	p.Pending, err = o.e.cfg.Store.List(ctx, Query{VM: req.VM, Statuses: []Status{StatusRunning}})
+	return p, err
+}
+
+// view is what was seen before a decision.
+type view struct {
+	req     BackupRequest
+	status  DomainStatus
+	record  VMRecord
+	stamp   repository.Stamp
+	volumes []chosen
+	skipped []Reason
+	input   DecideInput
+}
+
+func (v view) path() string { return string(v.req.VM) + "/" + v.stamp.String() }
+
+// observe reads the domain, the records and the repository's parent files.
+func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
+	o.step("inspect")
+	v := view{req: req}
+	var err error
+	if v.status, err = o.e.cfg.Executor.Inspect(ctx, req.ref()); err != nil {
+		return v, err
+	}
+	if v.volumes, v.skipped, err = req.choose(v.status); err != nil {
+		return v, err
+	}
+	if v.record, err = o.e.cfg.Store.VM(ctx, req.VM); err != nil {
+		return v, err
+	}
+	v.stamp = nextStamp(o.e.now(), v.record.LastStamp, o.e.cfg.Prefix, v.status)
+	v.input = DecideInput{
+		VM: req.VM, Policy: req.Policy, State: v.status.State, ActiveCheckpoint: v.record.ActiveCheckpoint,
+		Repository: o.e.cfg.Repository.ID(), NewChain: NewChainID(),
+		NewCheckpoint: NewCheckpointName(o.e.cfg.Prefix, v.stamp),
+	}
+	for _, c := range v.volumes {
+		v.input.Volumes = append(v.input.Volumes, VolumeFacts{
+			VolumeID: c.ID, Device: c.Device, Format: c.Disk.Format, VirtualSize: c.Disk.VirtualSize,
+			Untrackable: c.Disk.Untrackable, Bitmap: c.Disk.bitmapState(v.record.ActiveCheckpoint),
+		})
+	}
+	return v, o.observeParent(ctx, &v.input)
+}
+
+// observeParent looks at the newest backup and, if it could be a parent, whether its chain's files are there.
+func (o *op) observeParent(ctx context.Context, in *DecideInput) error {
+	newest, err := o.e.cfg.Store.Newest(ctx, in.VM)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	in.Newest = &newest
+	if newest.Status != StatusCompleted || newest.Checkpoint != in.ActiveCheckpoint || newest.Repository != in.Repository {
+		return nil
+	}
+	chain, err := o.e.Chain(ctx, newest.ID)
+	if errors.Is(err, ErrInvalid) {
+		in.MissingFiles = []string{err.Error()} // a broken chain is no parent
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	in.MissingFiles, err = o.missingFiles(ctx, chain)
+	return err
+}
+
+// missingFiles names the files of a chain that are not there or are no plain files. A repository that doesn't answer is an
+// error: it would make every backup a full.
+func (o *op) missingFiles(ctx context.Context, chain []Backup) ([]string, error) {
+	var missing []string
+	for _, b := range chain {
+		for _, vol := range b.Volumes {
+			_, err := o.e.cfg.Repository.Stat(ctx, b.Path, vol.File)
+			switch {
+			case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrUnsafe):
+				missing = append(missing, path.Join(b.Path, vol.File))
+			case err != nil:
+				return nil, err
+			}
+		}
+	}
+	return missing, nil
+}
+
+// decide asks the decider and checks its answer.
+func (o *op) decide(v view) (Decision, error) {
+	o.step("decide")
+	d, err := o.e.cfg.Decider.Decide(v.input)
+	if err != nil {
+		return Decision{}, err
+	}
+	if err := d.Check(v.input); err != nil {
+		return Decision{}, err
+	}
+	d.Reasons = append(d.Reasons, v.skipped...)
+	return d, nil
+}
+
+// estimate is what the job is expected to write: allocated bytes of full volumes, dirty bytes of incremental ones.
+func (o *op) estimate(ctx context.Context, v view, d Decision) (int64, error) {
+	var dirty map[string]int64
+	if d.Base != "" {
+		var err error
+		if dirty, err = o.e.cfg.Executor.DirtyBytes(ctx, v.req.ref(), d.Base); err != nil && ctx.Err() != nil {
+			return 0, err
+		}
+		// Without dirty counts the estimate below is that of a full: too careful, never too small.
+	}
+	var n int64
+	for i, vd := range d.Volumes {
+		disk := v.volumes[i].Disk
+		bytes, ok := dirty[vd.Device]
+		if vd.Kind != KindIncremental || !ok {
+			bytes = disk.AllocatedBytes
+		}
+		// The image's own tables: 1/1024 of the copied bytes, and its first clusters.
+		n += min(bytes, disk.VirtualSize) + bytes>>10 + 1<<20
+	}
+	return n, nil
+}
+
+// devicesOf lists the devices of the volumes for which keep holds.
+func devicesOf(d Decision, keep func(VolumeDecision) bool) []string {
+	var names []string
+	for _, v := range d.Volumes {
+		if keep(v) {
+			names = append(names, v.Device)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

@@ -1,0 +1,106 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// beginJob begins the job, at an instant at which the guest's file systems are at rest if that was asked for.
+func (r *run) beginJob(ctx context.Context) error {
+	r.record.Consistency = ConsistencyCrash
+	if r.req.Quiesce == QuiesceNo {
+		return r.job.Begin(ctx)
+	}
+	if r.view.status.State == DomainStopped {
+		return r.beginStopped(ctx)
+	}
+	begun, err := r.beginFrozen(ctx)
+	if begun || err != nil {
+		return err
+	}
+	return r.job.Begin(ctx)
+}
+
+// beginStopped: a guest that shut itself down left its file systems at rest; one that was destroyed did not.
+func (r *run) beginStopped(ctx context.Context) error {
+	if r.view.status.CleanShutdown {
+		r.record.Consistency = ConsistencyFilesystem
+	} else if err := r.notQuiesced("the domain is off, and not by the guest's own shutdown", nil); err != nil {
+		return err
+	}
+	return r.job.Begin(ctx)
+}
+
+// notQuiesced is an error if the request requires consistency, else a reason on record.
+func (r *run) notQuiesced(why string, cause error) error {
+	if r.req.Quiesce == QuiesceRequire {
+		return errors.Join(fmt.Errorf("%w: %s", ErrNotConsistent, why), cause)
+	}
+	if cause != nil {
+		why += ": " + cause.Error()
+	}
+	r.warn("backup is crash-consistent", "why", why)
+	r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonQuiesceFailed, Detail: why})
+	return nil
+}
+
+// beginFrozen freezes, begins and thaws, and says whether the job has begun. It thaws in every case, also when the freeze failed,
+// when beginning takes too long, or the context ends.
+func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
+	at := time.Now()
+	limit, cancel := context.WithTimeout(ctx, r.e.cfg.FreezeLimit)
+	defer cancel()
+	n, err := r.e.cfg.Executor.Freeze(limit, r.dom)
+	if err == nil && n == 0 {
+		err = fmt.Errorf("%w: it froze no file system", ErrNoAgent)
+	}
+	if err != nil {
+		r.thaw(ctx, at)
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
+		return false, r.notQuiesced("the guest could not be frozen", err)
+	}
+	r.emit(Event{Type: EventFrozen, Detail: fmt.Sprintf("%d file systems", n)})
+	done := make(chan error, 1)
+	go func() { done <- r.job.Begin(ctx) }()
+	select {
+	case err = <-done:
+		r.thaw(ctx, at)
+		if err == nil {
+			r.record.Consistency = ConsistencyFilesystem
+		}
+	case <-limit.Done(): // also when ctx ended
+		r.thaw(ctx, at)
+		if err = <-done; err == nil {
+			err = r.notQuiesced(fmt.Sprintf("the job did not begin within %v of the freeze", r.e.cfg.FreezeLimit), nil)
+		}
+	}
+	return true, err
+}
+
+// thaw goes on trying for CleanupLimit: nothing is worse for a guest than to stay frozen.
+func (r *run) thaw(ctx context.Context, since time.Time) {
+	c, cancel := r.e.cleanup(ctx)
+	defer cancel()
+	pause := leasePollMin
+	for {
+		err := r.e.cfg.Executor.Thaw(c, r.dom)
+		if err == nil || errors.Is(err, ErrNoAgent) || errors.Is(err, ErrDomainStopped) {
+			break
+		}
+		select {
+		case <-time.After(pause):
+			pause = min(pause*2, leasePollMax)
+			continue
+		case <-c.Done():
+		}
+		r.warn("the guest could not be thawed and may hang", "error", err)
+		r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonThawFailed, Detail: err.Error()})
+		break
+	}
+	r.record.FrozenFor = time.Since(since)
+	r.emit(Event{Type: EventThawed, Elapsed: r.record.FrozenFor})
+}

@@ -1,0 +1,196 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Recovery says what became of one thing that an earlier crash had left.
+type Recovery struct {
+	Backup  BackupID
+	Outcome RecoveryOutcome
+	Detail  string
+}
+
+// RecoveryOutcome is what recovery did.
+type RecoveryOutcome string
+
+// The outcomes.
+const (
+	RecoveryCommitted RecoveryOutcome = "committed" // the folder was whole: the record is completed now
+	RecoveryFollowed  RecoveryOutcome = "followed"  // the job still ran: followed to its end and committed
+	RecoveryUndone    RecoveryOutcome = "undone"    // taken back, the record is failed
+	RecoveryDeleted   RecoveryOutcome = "deleted"   // a deletion was finished
+	RecoveryPending   RecoveryOutcome = "pending"   // could not be settled now; Detail says why
+)
+
+// Recover settles what crashes of the host program, libvirt, QEMU or the machine have left of one VM: a job that still runs is
+// followed to its end and committed, or aborted, as configured; a finished folder is committed; everything else is undone;
+// deletions that were begun are finished. Every other operation on the VM begins with the same. dom may be
+// given by its name alone; empty takes the records' names.
+func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recovery, error) {
+	o := e.newOp("recover", vm)
+	var found []Recovery
+	err := e.withLease(ctx, vm, func(ctx context.Context, h *heldLease) error {
+		var errs []error
+		settled, err := e.settleRunning(ctx, o, h, dom)
+		found, errs = append(found, settled...), append(errs, err)
+		deleted, err := e.settleDeletes(ctx, o, h)
+		found, errs = append(found, deleted...), append(errs, err)
+		if dom.Name != "" && e.cfg.Executor != nil {
+			errs = append(errs, e.dropStale(ctx, o, dom))
+		}
+		return errors.Join(errs...)
+	})
+	return found, o.fail(err)
+}
+
+// RecoverAll calls Recover for every VM that has something to settle, and goes on after errors, which are joined.
+func (e *Engine) RecoverAll(ctx context.Context) (map[VMID][]Recovery, error) {
+	left, err := e.cfg.Store.List(ctx, Query{Statuses: []Status{StatusRunning, StatusDeletePending}})
+	if err != nil {
+		return nil, err
+	}
+	found := map[VMID][]Recovery{}
+	var errs []error
+	for _, b := range left {
+		if _, done := found[b.VM]; done {
+			continue
+		}
+		r, err := e.Recover(ctx, b.VM, DomainRef{})
+		found[b.VM], errs = r, append(errs, err)
+	}
+	return found, errors.Join(errs...)
+}
+
+// settle is the first thing a backup does with its lease: afterwards no record is running.
+func (e *Engine) settle(ctx context.Context, o *op, h *heldLease, dom DomainRef) error {
+	o.step("settle")
+	if _, err := e.settleRunning(ctx, o, h, dom); err != nil {
+		return err
+	}
+	if _, err := e.settleDeletes(ctx, o, h); err != nil {
+		o.warn("finish deletions", "error", err) // they don't stand in the way of a backup
+	}
+	if err := e.dropStale(ctx, o, dom); err != nil && !errors.Is(err, ErrNoDomain) {
+		o.warn("drop stale checkpoints", "error", err)
+	}
+	return nil
+}
+
+func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom DomainRef) ([]Recovery, error) {
+	running, err := e.cfg.Store.List(ctx, Query{VM: o.vm, Statuses: []Status{StatusRunning}})
+	if err != nil {
+		return nil, err
+	}
+	var found []Recovery
+	for _, b := range running {
+		ref := dom
+		if ref.Name == "" {
+			ref.Name = b.Domain
+		}
+		s := *o
+		s.backup = b.ID
+		rec, err := e.settleOne(ctx, &s, h, b, ref)
+		if err != nil {
+			return append(found, Recovery{b.ID, RecoveryPending, err.Error()}), err
+		}
+		found = append(found, rec)
+		s.log.Warn("settled what an earlier process left", "backup", string(b.ID), "outcome", string(rec.Outcome), "detail", rec.Detail)
+		s.emit(Event{Type: EventRecovered, Detail: string(rec.Outcome) + ": " + rec.Detail})
+	}
+	return found, nil
+}
+
+// settleOne finishes or undoes one running record.
+func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, dom DomainRef) (Recovery, error) {
+	if done, err := e.rollForward(ctx, o, h, b); done || err != nil {
+		return Recovery{b.ID, RecoveryCommitted, "its folder was whole"}, err
+	}
+	if e.cfg.Executor == nil {
+		return Recovery{}, fmt.Errorf("%w: backup %s is recorded as running, and without an Executor its job can't be looked for", ErrBusy, b.ID)
+	}
+	r := &run{op: o, lease: h, dom: dom, record: b, adopted: true}
+	err := r.adopt(ctx)
+	switch {
+	case err == nil && !e.cfg.AbortLeftJobs:
+		return r.followAdopted(ctx)
+	case err == nil, errors.Is(err, ErrNoJob), errors.Is(err, ErrNoDomain):
+	default:
+		return Recovery{}, err
+	}
+	cause := errors.New("interrupted: the process that took it ended before the backup was whole")
+	if err := e.undoBackup(ctx, o, h, undoing{b, dom, r.job}, cause); err != nil {
+		// The folder may have been published meanwhile by a process that had lost its lease.
+		if done, again := e.rollForward(ctx, o, h, b); done && again == nil {
+			return Recovery{b.ID, RecoveryCommitted, "its folder was whole"}, nil
+		}
+		return Recovery{}, err
+	}
+	return Recovery{b.ID, RecoveryUndone, cause.Error()}, nil
+}
+
+// rollForward commits a backup whose folder was published.
+func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup) (bool, error) {
+	m, ok, err := e.cfg.Repository.Published(ctx, b.Path, string(b.ID))
+	if err != nil || !ok {
+		return false, err
+	}
+	whole, err := BackupFromManifest(m, b.Repository)
+	if err != nil {
+		return false, err
+	}
+	whole.Sequence = b.Sequence
+	whole.Reasons = append(whole.Reasons, Reason{Code: ReasonRecovered})
+	return true, e.commit(ctx, o, h, &whole)
+}
+
+// adopt looks at the domain: the guest of an interrupted quiesce is thawed, a job that is ours is taken over.
+func (r *run) adopt(ctx context.Context) (err error) {
+	r.step("adopt")
+	if r.view.status, err = r.e.cfg.Executor.Inspect(ctx, r.dom); err != nil {
+		return err
+	}
+	if r.record.Consistency == ConsistencyFilesystem && r.view.status.State != DomainStopped {
+		if err := r.e.cfg.Executor.Thaw(ctx, r.dom); err != nil {
+			r.warn("thaw after an interrupted backup", "error", err)
+		}
+		r.record.Consistency = ConsistencyCrash // whether it was frozen at the instant nobody can tell
+	}
+	r.job, err = r.e.cfg.Executor.AdoptJob(ctx, r.dom, jobSpecOf(r.record, r.e.cfg.Repository))
+	return err
+}
+
+// followAdopted goes on where the process that began the job left off.
+func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
+	if r.record.ParentID != "" {
+		p, err := r.e.cfg.Store.Backup(ctx, r.record.ParentID)
+		if err != nil {
+			return Recovery{}, errors.Join(err, r.job.Close())
+		}
+		r.parent = &p
+	}
+	r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonRecovered, Detail: "its job was followed by another process"})
+	err := r.follow(ctx)
+	if err != nil && context.Cause(ctx) != nil {
+		return Recovery{}, errors.Join(err, r.job.Close()) // the job runs on; the next operation adopts it again
+	}
+	if err != nil {
+		err = r.undo(ctx, err)
+		return Recovery{r.record.ID, RecoveryUndone, err.Error()}, r.stillRunning(ctx)
+	}
+	if err := r.job.Close(); err != nil {
+		r.warn("close job", "error", err)
+	}
+	return Recovery{r.record.ID, RecoveryFollowed, "its job still ran"}, r.finish(ctx)
+}
+
+// stillRunning is an error when a failed job's record could not be settled.
+func (r *run) stillRunning(ctx context.Context) error {
+	b, err := r.e.cfg.Store.Backup(ctx, r.record.ID)
+	if err == nil && b.Status == StatusRunning {
+		return fmt.Errorf("%w: backup %s could not be undone yet", ErrJobStuck, b.ID)
+	}
+	return err
+}

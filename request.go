@@ -1,0 +1,162 @@
+package kvmbackup
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// BackupRequest says what to back up and how. Only VM is required.
+type BackupRequest struct {
+	VM VMID
+	// Domain is libvirt's name of the VM. Defaults to VM.
+	Domain string
+	// DomainUUID, if set, must be the domain's: a protection against names that were given anew.
+	DomainUUID string
+	// Disks describes a stopped domain that is not defined, as on hosts with transient domains.
+	Disks []DiskRef
+	// Volumes gives the disks their identities, by device. Those not named are not backed up. Empty: every disk that can be
+	// backed up, its identity derived from the disk's serial or else from its path, which a move of the file changes.
+	Volumes []Volume
+	Policy  Policy
+	Quiesce Quiesce
+	// BandwidthBytes limits the job to so many bytes per second over all volumes. 0: no limit.
+	BandwidthBytes int64
+	// Secrets saves the domain XML with its secrets, such as a VNC password.
+	Secrets bool
+	// Digests computes a digest over the guest-visible bytes of every volume after the job, for later verification.
+	Digests bool
+	// OnJob, if not nil, is given the running job, e.g. to adjust its bandwidth. It must not block.
+	OnJob func(JobControl)
+}
+
+// JobControl is what a host may do with a running job.
+type JobControl interface {
+	// SetBandwidth limits the job to so many bytes per second over all volumes; 0 lifts the limit.
+	SetBandwidth(bytesPerSecond int64) error
+}
+
+// Volume gives the disk on a device its identity.
+type Volume struct {
+	ID     VolumeID
+	Device string // the target, e.g. vda
+	// Root marks the disk the VM boots from, whose file is named root.ID.qcow2. If none is marked, the first is.
+	Root bool
+}
+
+// Quiesce says whether the guest's file systems are frozen for the instant of the backup.
+type Quiesce int
+
+// The ways to quiesce.
+const (
+	// QuiesceNo takes a crash-consistent backup.
+	QuiesceNo Quiesce = iota
+	// QuiesceTry freezes if the guest agent can; otherwise the backup is crash-consistent and says so.
+	QuiesceTry
+	// QuiesceRequire fails with ErrNotConsistent rather than take a crash-consistent backup.
+	QuiesceRequire
+)
+
+func (r BackupRequest) ref() DomainRef {
+	name := r.Domain
+	if name == "" {
+		name = string(r.VM)
+	}
+	return DomainRef{Name: name, UUID: r.DomainUUID, Disks: r.Disks}
+}
+
+// validate names the first thing that is wrong with a request.
+func (r BackupRequest) validate() error {
+	if err := repository.ValidName(string(r.VM)); err != nil {
+		return fmt.Errorf("%w VM: %w", ErrInvalid, err)
+	}
+	if r.Quiesce < QuiesceNo || r.Quiesce > QuiesceRequire || r.BandwidthBytes < 0 {
+		return fmt.Errorf("%w request for %q: quiesce mode %d, bandwidth %d", ErrInvalid, r.VM, r.Quiesce, r.BandwidthBytes)
+	}
+	ids, devices := map[VolumeID]bool{}, map[string]bool{}
+	for _, v := range r.Volumes {
+		if err := repository.ValidName(string(v.ID)); err != nil {
+			return fmt.Errorf("%w volume on device %q: %w", ErrInvalid, v.Device, err)
+		}
+		if ids[v.ID] || devices[v.Device] || v.Device == "" {
+			return fmt.Errorf("%w request for %q: volume %q on device %q is named twice or has no device", ErrInvalid, r.VM, v.ID, v.Device)
+		}
+		ids[v.ID], devices[v.Device] = true, true
+	}
+	return nil
+}
+
+// chosen is a volume with its disk.
+type chosen struct {
+	Volume
+	Disk DiskStatus
+}
+
+// choose matches the request's volumes with the domain's disks. Disks that are never backed up are reported as reasons when
+// the request named no volumes, and are an error when it named them.
+func (r BackupRequest) choose(st DomainStatus) ([]chosen, []Reason, error) {
+	if len(r.Volumes) > 0 {
+		vols, err := r.named(st)
+		return vols, nil, err
+	}
+	var vols []chosen
+	var skipped []Reason
+	for _, d := range st.Disks {
+		if d.Skip != "" {
+			skipped = append(skipped, Reason{Code: ReasonDiskSkipped, Detail: d.Device + ": " + d.Skip})
+			continue
+		}
+		vols = append(vols, chosen{Volume{ID: derivedID(st, d), Device: d.Device}, d})
+	}
+	if len(vols) == 0 {
+		return nil, nil, fmt.Errorf("%w: domain %q has no disk that can be backed up (%v)", ErrNothingToBackUp, st.Name, skipped)
+	}
+	return vols, skipped, nil
+}
+
+func (r BackupRequest) named(st DomainStatus) ([]chosen, error) {
+	var vols []chosen
+	for _, v := range r.Volumes {
+		i := slices.IndexFunc(st.Disks, func(d DiskStatus) bool { return d.Device == v.Device })
+		if i < 0 {
+			return nil, fmt.Errorf("%w: domain %q has no device %q for volume %q", ErrNoVolume, st.Name, v.Device, v.ID)
+		}
+		if d := st.Disks[i]; d.Skip != "" {
+			return nil, fmt.Errorf("%w: device %q of domain %q can't be backed up: %s; leave it out of the request", ErrUnsupported, v.Device, st.Name, d.Skip)
+		}
+		vols = append(vols, chosen{v, st.Disks[i]})
+	}
+	return vols, nil
+}
+
+// volumeSpace makes the derived volume IDs their own kind of UUID.
+var volumeSpace = uuid.MustParse("6e0f5b5e-6a35-4f0c-9d3c-1f6f6f1b7c0a")
+
+// derivedID is a disk's serial, where it makes a plain name, or else a UUID made from its path.
+func derivedID(st DomainStatus, d DiskStatus) VolumeID {
+	if d.Serial != "" && repository.ValidName(d.Serial) == nil {
+		return VolumeID(d.Serial)
+	}
+	return VolumeID(uuid.NewSHA1(volumeSpace, []byte(st.Name+"\x00"+d.Source)).String())
+}
+
+// fileName is the volume's file in the backup's folder, as the field names them.
+func fileName(v chosen, root bool) string {
+	if root {
+		return "root." + string(v.ID) + ".qcow2"
+	}
+	return "datadisk." + string(v.ID) + ".qcow2"
+}
+
+// fileNames gives every volume its file, by identity.
+func fileNames(vols []chosen) map[VolumeID]string {
+	root := max(slices.IndexFunc(vols, func(v chosen) bool { return v.Root }), 0)
+	m := map[VolumeID]string{}
+	for i, v := range vols {
+		m[v.ID] = fileName(v, i == root)
+	}
+	return m
+}

@@ -1,0 +1,127 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// What a restore finds at its target's path.
+type targetKind int
+
+const (
+	targetNew targetKind = iota
+	targetFile
+	targetDevice
+)
+
+type restoreTarget struct {
+	kind targetKind
+	size int64 // bytes of a device
+}
+
+// lookAt follows links: /dev/VG/LV is one. A folder that is missing is reported before anything is copied.
+func lookAt(ctx context.Context, path string) (restoreTarget, error) {
+	return leaveBehind(ctx, func() (restoreTarget, error) {
+		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, err := os.Stat(filepath.Dir(path)); err != nil {
+				return restoreTarget{}, fmt.Errorf("%w: folder of the restore target: %w", ErrInvalid, err)
+			}
+			if _, err := os.Lstat(path); err == nil {
+				return restoreTarget{kind: targetFile}, nil // a dangling link
+			}
+			return restoreTarget{}, nil
+		}
+		if err != nil {
+			return restoreTarget{}, err
+		}
+		switch mode := info.Mode(); {
+		case mode.IsRegular():
+			return restoreTarget{kind: targetFile, size: info.Size()}, nil
+		case mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0:
+			size, err := deviceSize(path)
+			return restoreTarget{targetDevice, size}, err
+		}
+		return restoreTarget{}, fmt.Errorf("%w: restore target %s is neither a file nor a block device", ErrUnsupported, path)
+	})
+}
+
+func deviceSize(path string) (size int64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return f.Seek(0, io.SeekEnd)
+}
+
+// aside is where a file is written before it takes its name.
+func aside(path string) string { return path + ".kvmbackup-new" }
+
+// publishFile flushes a written file and gives it its name, which must be free.
+func publishFile(from, to string) error {
+	if err := syncFile(from); err != nil {
+		return err
+	}
+	if err := os.Link(from, to); err == nil { // a link, unlike a rename, never replaces
+		return errors.Join(os.Remove(from), syncFile(filepath.Dir(to)))
+	} else if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%w: %s", ErrTargetExists, to)
+	}
+	if err := os.Rename(from, to); err != nil { // a file system without hard links
+		return err
+	}
+	return syncFile(filepath.Dir(to))
+}
+
+// syncFile flushes a file or folder.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// removeFile removes a file that may be gone already.
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func removeAsides(jobs []copyJob) error {
+	var errs []error
+	for _, j := range jobs {
+		if !j.exists {
+			errs = append(errs, removeFile(aside(j.out.Path)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// leaveBehind runs f where a context can leave it: file systems on a dead mount answer late or never.
+func leaveBehind[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	type answer struct {
+		v   T
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		v, err := f()
+		got <- answer{v, err}
+	}()
+	select {
+	case a := <-got:
+		return a.v, a.err
+	case <-ctx.Done():
+		var zero T
+		return zero, context.Cause(ctx)
+	}
+}

@@ -1,0 +1,140 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// undo takes back a failed backup and returns the cause, with whatever could not be undone joined to it. A process that lost
+// its lease undoes nothing: the new holder does.
+func (r *run) undo(ctx context.Context, cause error) error {
+	if ended := context.Cause(ctx); ended != nil && !errors.Is(cause, ended) {
+		cause = errors.Join(ended, cause)
+	}
+	if errors.Is(cause, ErrLeaseLost) {
+		return errors.Join(cause, r.close())
+	}
+	failedAt := r.at
+	defer func() { r.at = failedAt }()
+	c, cancel := r.e.cleanup(ctx)
+	defer cancel()
+	published, err := r.wasPublished(c)
+	switch {
+	case err != nil:
+		return errors.Join(cause, r.close(), fmt.Errorf("left to the next operation: %w", err))
+	case published:
+		r.warn("the folder was published although the call failed", "error", cause)
+		return errors.Join(r.close(), r.e.commit(c, r.op, r.lease, &r.record))
+	}
+	if err := r.e.undoBackup(c, r.op, r.lease, undoing{r.record, r.dom, r.job}, cause); err != nil {
+		cause = errors.Join(cause, fmt.Errorf("left to the next operation: %w", err))
+	}
+	r.resumeGuest(c)
+	return cause
+}
+
+// wasPublished matters only when publication had been tried.
+func (r *run) wasPublished(ctx context.Context) (bool, error) {
+	if r.record.CompletedAt.IsZero() {
+		return false, nil
+	}
+	_, ok, err := r.e.cfg.Repository.Published(ctx, r.record.Path, string(r.record.ID))
+	return ok, err
+}
+
+func (r *run) close() error {
+	if r.job == nil {
+		return nil
+	}
+	return r.job.Close()
+}
+
+// undoing is a backup that is to be taken back, with its job where there is one.
+type undoing struct {
+	record Backup
+	dom    DomainRef
+	job    Job
+}
+
+// undoBackup ends the job, drops the new checkpoint, removes the partial folder and marks the record failed, in this order. While
+// the job can't be ended nothing is removed under it. The record becomes failed only when nothing is left.
+func (e *Engine) undoBackup(ctx context.Context, o *op, h *heldLease, u undoing, cause error) error {
+	o.step("undo")
+	if u.job != nil {
+		if err := u.job.Abort(ctx); err != nil {
+			return errors.Join(err, u.job.Close())
+		}
+		if err := u.job.Close(); err != nil {
+			o.warn("close job", "error", err)
+		}
+	}
+	var errs []error
+	if u.record.Checkpoint != "" {
+		if err := e.cfg.Executor.DropCheckpoint(ctx, u.dom, u.record.Checkpoint); err != nil && !errors.Is(err, ErrNoDomain) {
+			errs = append(errs, fmt.Errorf("drop checkpoint %s: %w", u.record.Checkpoint, err))
+		}
+	}
+	if err := e.cfg.Repository.RemovePartial(ctx, u.record.Path, string(u.record.ID), fileNamesOf(u.record)); err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	return e.cfg.Store.Fail(ctx, h.lease(), u.record.ID, cause.Error())
+}
+
+// resumeGuest lets the guest run on if it ran before and an I/O error has paused it meanwhile. An administrator's pause stays.
+func (r *run) resumeGuest(ctx context.Context) {
+	if r.view.status.State != DomainRunning {
+		return
+	}
+	st, err := r.e.cfg.Executor.Inspect(ctx, r.dom)
+	if err != nil || st.State != DomainPaused || !st.PausedByError {
+		return
+	}
+	if err := r.e.cfg.Executor.Resume(ctx, r.dom); err != nil {
+		r.warn("resume guest", "error", err)
+		return
+	}
+	r.warn("an I/O error had paused the guest; it runs again")
+	r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonGuestResumed})
+}
+
+// dropStale removes what no longer counts once the backup is committed: the parent's checkpoint first of all. What fails is
+// left for the next operation.
+func (r *run) dropStale(ctx context.Context) {
+	r.step("drop stale checkpoints")
+	if err := r.e.dropStale(ctx, r.op, r.dom); err != nil {
+		r.warn("drop stale checkpoints", "error", err)
+	}
+}
+
+// dropStale keeps the active checkpoint and that of a running record.
+func (e *Engine) dropStale(ctx context.Context, o *op, dom DomainRef) error {
+	rec, err := e.cfg.Store.VM(ctx, o.vm)
+	if err != nil {
+		return err
+	}
+	running, err := e.cfg.Store.List(ctx, Query{VM: o.vm, Statuses: []Status{StatusRunning}})
+	if err != nil {
+		return err
+	}
+	keep := []CheckpointName{rec.ActiveCheckpoint}
+	for _, b := range running {
+		keep = append(keep, b.Checkpoint)
+	}
+	st, err := e.cfg.Executor.Inspect(ctx, dom)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range StaleCheckpoints(e.cfg.Prefix, st, keep...) {
+		if err := e.cfg.Executor.DropCheckpoint(ctx, dom, name); err != nil {
+			errs = append(errs, fmt.Errorf("drop checkpoint %s: %w", name, err))
+			continue
+		}
+		o.log.Debug("dropped checkpoint", "checkpoint", string(name))
+	}
+	return errors.Join(errs...)
+}
