@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -159,45 +161,45 @@ func (e *QMPError) Unwrap() error { return e.Err }
 // errRefused stands for a message that has no sentinel of its own.
 var errRefused = errors.New("refused")
 
-// messages maps fragments of QEMU's English messages to their meaning. The
-// texts were taken from QEMU 7.2; where several fragments match, all their
+// messages maps patterns of QEMU's English messages to their meaning. The
+// texts were taken from QEMU 7.2; where several match, all their
 // errors are joined.
 var messages = []struct {
-	fragment string
-	err      error
+	pattern *regexp.Regexp
+	err     error
 }{
-	{`Failed to get "write" lock`, ErrLocked},
-	{`Failed to get shared "`, ErrLocked},
-	{`Failed to get "consistent read" lock`, ErrLocked},
-	{`Failed to get "resize" lock`, ErrLocked},
-	{"Failed to lock byte", ErrLocked},
-	{"No such file or directory", ErrNotFound},
-	{"Permission denied", ErrPermission},
-	{"Operation not permitted", ErrPermission},
-	{"No space left on device", errors.Join(ErrNoSpace, syscall.ENOSPC)},
-	{"Disk quota exceeded", errors.Join(ErrNoSpace, syscall.EDQUOT)},
-	{"File too large", errors.Join(ErrNoSpace, syscall.EFBIG)},
-	{"Input/output error", errors.Join(ErrIO, syscall.EIO)},
-	{"Stale file handle", errors.Join(ErrIO, syscall.ESTALE)},
-	{"Could not open backing file", ErrBackingFile},
-	{"Could not open new backing file", ErrBackingFile},
-	{"Image is not in ", ErrFormat},
-	{"to be a regular file", ErrNotRegular},
-	{"to be either a character or block device", ErrNotRegular},
-	{"Unsupported qcow2 version", ErrTooNew},
-	{"Unsupported qcow2 feature", ErrTooNew},
-	{"Image is corrupt", ErrCorrupt},
-	{"qcow2: Marking image as corrupt", ErrCorrupt},
-	{"Source and target image have different sizes", ErrSizeMismatch},
-	{"output file is smaller than input file", ErrSizeMismatch},
-	{"Use the --shrink option", ErrShrink},
-	{"does not support checks", ErrUnsupported},
-	{"Bitmap already exists", ErrBitmapExists},
-	{"Dirty bitmap '", ErrBitmapNotFound}, // "... not found"; the name lies between
-	{"could not be found", ErrBitmapNotFound},
-	{"is inconsistent and cannot be used", ErrBitmapInconsistent},
-	{"Cannot store dirty bitmaps in qcow2 v2 files", ErrBitmapUnsupported},
-	{"Driver does not support persistent bitmaps", ErrBitmapUnsupported},
+	{regexp.MustCompile(`Failed to get "write" lock`), ErrLocked},
+	{regexp.MustCompile(`Failed to get shared "`), ErrLocked},
+	{regexp.MustCompile(`Failed to get "consistent read" lock`), ErrLocked},
+	{regexp.MustCompile(`Failed to get "resize" lock`), ErrLocked},
+	{regexp.MustCompile(`Failed to lock byte`), ErrLocked},
+	{regexp.MustCompile(`No such file or directory`), ErrNotFound},
+	{regexp.MustCompile(`Permission denied`), ErrPermission},
+	{regexp.MustCompile(`Operation not permitted`), ErrPermission},
+	{regexp.MustCompile(`No space left on device`), errors.Join(ErrNoSpace, syscall.ENOSPC)},
+	{regexp.MustCompile(`Disk quota exceeded`), errors.Join(ErrNoSpace, syscall.EDQUOT)},
+	{regexp.MustCompile(`File too large`), errors.Join(ErrNoSpace, syscall.EFBIG)},
+	{regexp.MustCompile(`Input/output error`), errors.Join(ErrIO, syscall.EIO)},
+	{regexp.MustCompile(`Stale file handle`), errors.Join(ErrIO, syscall.ESTALE)},
+	{regexp.MustCompile(`Could not open backing file`), ErrBackingFile},
+	{regexp.MustCompile(`Could not open new backing file`), ErrBackingFile},
+	{regexp.MustCompile(`Image is not in `), ErrFormat},
+	{regexp.MustCompile(`to be a regular file`), ErrNotRegular},
+	{regexp.MustCompile(`to be either a character or block device`), ErrNotRegular},
+	{regexp.MustCompile(`Unsupported qcow2 version`), ErrTooNew},
+	{regexp.MustCompile(`Unsupported qcow2 feature`), ErrTooNew},
+	{regexp.MustCompile(`Image is corrupt`), ErrCorrupt},
+	{regexp.MustCompile(`qcow2: Marking image as corrupt`), ErrCorrupt},
+	{regexp.MustCompile(`Source and target image have different sizes`), ErrSizeMismatch},
+	{regexp.MustCompile(`output file is smaller than input file`), ErrSizeMismatch},
+	{regexp.MustCompile(`Use the --shrink option`), ErrShrink},
+	{regexp.MustCompile(`does not support checks`), ErrUnsupported},
+	{regexp.MustCompile(`Bitmap already exists`), ErrBitmapExists},
+	{regexp.MustCompile(`Dirty bitmap '(?s:.*)' not found`), ErrBitmapNotFound},
+	{regexp.MustCompile(`Bitmap '(?s:.*)' could not be found`), ErrBitmapNotFound},
+	{regexp.MustCompile(`is inconsistent and cannot be used`), ErrBitmapInconsistent},
+	{regexp.MustCompile(`Cannot store dirty bitmaps in qcow2 v2 files`), ErrBitmapUnsupported},
+	{regexp.MustCompile(`Driver does not support persistent bitmaps`), ErrBitmapUnsupported},
 }
 
 // classify tells what a tool's message means. Names that the caller passed are
@@ -211,7 +213,7 @@ func classify(text string, names []string) error {
 	}
 	var found []error
 	for _, m := range messages {
-		if strings.Contains(text, m.fragment) && !containsError(found, m.err) {
+		if m.pattern.MatchString(text) && !slices.Contains(found, m.err) {
 			found = append(found, m.err)
 		}
 	}
@@ -222,14 +224,4 @@ func classify(text string, names []string) error {
 		return found[0]
 	}
 	return errors.Join(found...)
-}
-
-// containsError reports whether err itself is in list.
-func containsError(list []error, err error) bool {
-	for _, e := range list {
-		if e == err {
-			return true
-		}
-	}
-	return false
 }

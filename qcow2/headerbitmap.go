@@ -19,11 +19,10 @@ const (
 	bitmapTypeDirty       = 1
 )
 
-// Flags of a bitmap directory entry.
+// Flags of a bitmap directory entry that QEMU knows.
 const (
 	bitmapFlagInUse = 1 << iota
 	bitmapFlagAuto
-	bitmapFlagExtraData
 	bitmapFlagsKnown = 1<<iota - 1
 )
 

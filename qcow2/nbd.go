@@ -155,8 +155,8 @@ func (s *NBDServer) greets(ctx context.Context) bool {
 // Socket returns the absolute path of the socket.
 func (s *NBDServer) Socket() string { return s.socket }
 
-// Wait returns when the server has ended: nil never happens before Close, since
-// the server is persistent. When ctx ends first, the server is killed.
+// Wait returns when the server has ended; it is persistent, so nil only comes after
+// Close. When ctx ends first, the server is killed.
 func (s *NBDServer) Wait(ctx context.Context) error {
 	if err := s.process.wait(ctx); err != nil {
 		return fmt.Errorf("NBD server: %w", err)
@@ -164,11 +164,11 @@ func (s *NBDServer) Wait(ctx context.Context) error {
 	return nil
 }
 
-// Close kills the server, waits for its end and removes the socket: ErrHung after
-// Config.KillGrace. What clients wrote without a flush may be lost. It may be called
-// more than once.
+// Close asks the server to flush and end, kills it when it has not after
+// Config.KillGrace, waits for that, and removes the socket: ErrHung after another
+// KillGrace. It may be called more than once.
 func (s *NBDServer) Close() error {
-	err := s.process.reap()
+	err := s.process.terminate()
 	if removeErr := os.Remove(s.socket); !errors.Is(removeErr, fs.ErrNotExist) {
 		err = errors.Join(err, removeErr)
 	}

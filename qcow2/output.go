@@ -28,19 +28,31 @@ func (b *tailBuffer) String() string {
 	return string(b.buf)
 }
 
-// limitedBuffer collects up to max bytes and fails beyond.
+// limitedBuffer collects up to max bytes and fails beyond, also with later writes.
 type limitedBuffer struct {
-	mu  sync.Mutex
-	buf []byte
-	max int64
+	max      int64
+	overflow func() // called when there is too much
+
+	mu       sync.Mutex
+	buf      []byte
+	exceeded bool
 }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if int64(len(b.buf))+int64(len(p)) > b.max {
+	if b.exceeded || int64(len(b.buf))+int64(len(p)) > b.max {
+		b.exceeded = true
+		b.overflow()
 		return 0, ErrOutputTooLarge
 	}
 	b.buf = append(b.buf, p...)
 	return len(p), nil
+}
+
+// bytes returns what was collected; writes after that do not show in it.
+func (b *limitedBuffer) bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf
 }

@@ -109,6 +109,9 @@ func layered(ctx context.Context, path string, format Format, backing []Layer) (
 	}
 	current := top
 	for _, layer := range backing {
+		if current["driver"] == string(FormatRaw) {
+			return nil, fmt.Errorf("%w: a raw image has no layer below", ErrInvalidOption)
+		}
 		below, err := imageNode(ctx, layer.Path, layer.Format)
 		if err != nil {
 			return nil, fmt.Errorf("backing layer: %w", err)

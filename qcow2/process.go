@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -127,6 +128,23 @@ func (p *process) reap() error {
 	}
 }
 
+// terminate asks the process to end, and kills it when it has not after KillGrace.
+func (p *process) terminate() error {
+	p.mu.Lock()
+	if !p.exited {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended: no error
+	}
+	p.mu.Unlock()
+	timer := time.NewTimer(p.tool.cfg.KillGrace)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		return nil
+	case <-timer.C:
+		return p.reap()
+	}
+}
+
 // wait waits for the end of the process, and kills it when ctx ends first.
 func (p *process) wait(ctx context.Context) error {
 	select {
@@ -164,10 +182,11 @@ func (p *process) failure(err error) *ToolError {
 }
 
 // contextError returns why ctx ended: its cause and, when that hides a plain
-// cancel or deadline, this too. A time limit of our own is ErrTimeout only.
+// cancel or deadline, this too. Limits of our own are ErrTimeout
+// and ErrOutputTooLarge only.
 func contextError(ctx context.Context) error {
 	cause := context.Cause(ctx)
-	if errors.Is(cause, ctx.Err()) || errors.Is(cause, ErrTimeout) {
+	if errors.Is(cause, ctx.Err()) || errors.Is(cause, ErrTimeout) || errors.Is(cause, ErrOutputTooLarge) {
 		return cause
 	}
 	return errors.Join(cause, ctx.Err())

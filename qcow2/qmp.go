@@ -23,8 +23,8 @@ type qmp struct {
 	closed   chan struct{} // closed when the daemon's side is; readErr says why
 	readErr  error
 
-	commandMu sync.Mutex // held for one command
-	nextID    int
+	turn   chan struct{} // holds one token, which a command takes
+	nextID int           // guarded by turn
 
 	mu      sync.Mutex
 	waiting map[string]chan qmpMessage
@@ -50,8 +50,10 @@ func newQMP(in io.Reader, out *os.File, maxLine int64) *qmp {
 		greeting: make(chan struct{}),
 		events:   make(chan struct{}, 1),
 		closed:   make(chan struct{}),
+		turn:     make(chan struct{}, 1),
 		waiting:  map[string]chan qmpMessage{},
 	}
+	q.turn <- struct{}{}
 	go func() {
 		defer close(q.closed)
 		q.readErr = q.read(in, maxLine)
@@ -133,8 +135,12 @@ func (q *qmp) handshake(ctx context.Context) error {
 // execute runs one command and decodes its answer into result, unless that is nil.
 // A refusal is a QMPError.
 func (q *qmp) execute(ctx context.Context, name string, arguments, result any) error {
-	q.commandMu.Lock()
-	defer q.commandMu.Unlock()
+	select {
+	case <-q.turn:
+		defer func() { q.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", name, contextError(ctx))
+	}
 	q.nextID++
 	id := strconv.Itoa(q.nextID)
 	reply := make(chan qmpMessage, 1)
@@ -159,8 +165,7 @@ func (q *qmp) execute(ctx context.Context, name string, arguments, result any) e
 	}
 }
 
-// send writes a command, giving up when ctx ends. After that the connection is of
-// no more use, as half a command may have been written.
+// send writes a command, giving up when ctx ends.
 func (q *qmp) send(ctx context.Context, id, name string, arguments any) error {
 	message := map[string]any{"execute": name, "id": id}
 	if arguments != nil {
@@ -170,17 +175,29 @@ func (q *qmp) send(ctx context.Context, id, name string, arguments any) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() {
-		_ = q.out.SetWriteDeadline(time.Unix(1, 0)) // fails only when closed, which ends the write too
-	})
-	defer stop()
-	if _, err = q.out.Write(append(data, '\n')); err == nil {
+	n, err := q.write(ctx, append(data, '\n'))
+	switch {
+	case err == nil:
 		return nil
-	}
-	if ctx.Err() != nil {
+	case n == 0 && ctx.Err() != nil:
 		return contextError(ctx)
 	}
-	return errors.Join(errClosed, err)
+	return errors.Join(errClosed, err) // half a command also makes the connection useless
+}
+
+// write writes data with ctx as its deadline, and leaves no deadline behind.
+func (q *qmp) write(ctx context.Context, data []byte) (int, error) {
+	expired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(expired)
+		_ = q.out.SetWriteDeadline(time.Unix(1, 0)) // fails only when closed, which ends the write too
+	})
+	n, err := q.out.Write(data)
+	if !stop() {
+		<-expired
+		err = errors.Join(err, q.out.SetWriteDeadline(time.Time{}))
+	}
+	return n, err
 }
 
 // decode turns an answer into a result or an error.

@@ -3,7 +3,6 @@ package qcow2
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -16,9 +15,10 @@ func (t *Tool) run(ctx context.Context, c command) ([]byte, error) {
 	}
 	ctx, cancel := withTimeout(ctx, c.timeout)
 	defer cancel()
-	var out *limitedBuffer
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	out := &limitedBuffer{max: t.cfg.MaxOutputBytes, overflow: func() { stop(ErrOutputTooLarge) }}
 	if c.stdout == nil {
-		out = &limitedBuffer{max: t.cfg.MaxOutputBytes}
 		c.stdout = out
 	}
 	began := time.Now()
@@ -28,10 +28,7 @@ func (t *Tool) run(ctx context.Context, c command) ([]byte, error) {
 	}
 	err = p.wait(ctx)
 	t.log.Debug("ran tool", "tool", p.name, "args", c.args, "elapsed", time.Since(began), "error", err)
-	if errors.Is(err, ErrHung) || out == nil {
-		return nil, err
-	}
-	return out.buf, err
+	return out.bytes(), err
 }
 
 // inspect runs qemu-img for a subcommand that reads metadata and prints JSON
