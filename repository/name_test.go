@@ -1,0 +1,25 @@
+package repository_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+func TestValidName(t *testing.T) {
+	for _, s := range []string{"vm", "i-2-7-VM", "web server (old)", "Größe", "a.b", "a..b", "7f2d0c1a-6a5b-4d8e-9f7c-000000000001",
+		strings.Repeat("x", repository.MaxNameBytes)} {
+		want(t, repository.ValidName(s))
+	}
+	for _, s := range []string{"", ".", "..", ".hidden", "-rf", " a", "a ", "a.", "a/b", "a\\b", "a:b", "a,b", "a*", "a?", `a"b`, "a<b",
+		"a|b", "a\nb", "a\x00", "a\x7f", "a\u202eb", "a\u00a0b", "\xff", strings.Repeat("x", repository.MaxNameBytes+1)} {
+		err := repository.ValidName(s)
+		want(t, err, repository.ErrName)
+		var detail *repository.NameError
+		if !errors.As(err, &detail) || detail.Name != s || detail.Reason == "" {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+}
