@@ -1,0 +1,181 @@
+package qcow2_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+func TestTimeLimit(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	tool := newToolWith(t, qcow2.Config{
+		QemuImg:        script(t, "sleep 1000 & echo $! >"+dir+"/pid; wait"),
+		InspectTimeout: 300 * time.Millisecond,
+	})
+	_, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{})
+	if !errors.Is(err, qcow2.ErrTimeout) || errors.Is(err, qcow2.ErrHung) {
+		t.Errorf("got %v, want ErrTimeout", err)
+	}
+	// The script's own child has to go too.
+	pid, err := os.ReadFile(filepath.Join(dir, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the group is killed", func() bool {
+		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
+}
+
+func TestLeftoverChildIsKilled(t *testing.T) {
+	t.Parallel()
+	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, "sleep 1000 & echo qemu-img version 1.2.3")})
+	began := time.Now()
+	version, err := tool.Version(t.Context())
+	if err != nil || version != "1.2.3" || time.Since(began) > 4*time.Second {
+		t.Errorf("got %q, %v after %s", version, err, time.Since(began))
+	}
+}
+
+func TestOutputLimit(t *testing.T) {
+	t.Parallel()
+	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, "exec yes"), MaxOutputBytes: 1 << 16})
+	if _, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{}); !errors.Is(err, qcow2.ErrOutputTooLarge) {
+		t.Errorf("got %v, want ErrOutputTooLarge", err)
+	}
+}
+
+func TestMessagesAreBounded(t *testing.T) {
+	t.Parallel()
+	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, "yes | head -c 1000000 >&2; echo No space left on device >&2; exit 1")})
+	_, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{})
+	var failed *qcow2.ToolError
+	if !errors.Is(err, qcow2.ErrNoSpace) || !errors.As(err, &failed) || len(failed.Stderr) > 32<<10 {
+		t.Errorf("got %.200v, want ErrNoSpace with bounded messages", err)
+	}
+}
+
+func TestGarbageOutput(t *testing.T) {
+	t.Parallel()
+	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, "echo '[1,'"), StorageDaemon: script(t, "echo hello; cat")})
+	if _, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{}); !errors.Is(err, qcow2.ErrProtocol) {
+		t.Errorf("info: got %v, want ErrProtocol", err)
+	}
+	path := filepath.Join(t.TempDir(), "i")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tool.DirtyBytes(t.Context(), path, "b"); !errors.Is(err, qcow2.ErrProtocol) {
+		t.Errorf("storage daemon: got %v, want ErrProtocol", err)
+	}
+}
+
+func TestMemoryLimit(t *testing.T) {
+	t.Parallel()
+	body := `sleep 0.2; ulimit -v >&2; exit 1`
+	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, body), MemoryLimitBytes: 1 << 30})
+	var failed *qcow2.ToolError
+	if _, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{}); !errors.As(err, &failed) || failed.Stderr != "1048576" {
+		t.Errorf("got %v, want a limit of 1048576 KiB", err)
+	}
+	err := tool.Convert(t.Context(), "/x", filepath.Join(t.TempDir(), "o"), qcow2.ConvertOptions{})
+	if !errors.As(err, &failed) || failed.Stderr != "unlimited" {
+		t.Errorf("got %v, want no limit", err)
+	}
+}
+
+// TestHostDies kills a process that has a copy running: the copy must not go on.
+func TestHostDies(t *testing.T) {
+	t.Parallel()
+	tool, dir := newTool(t), t.TempDir()
+	_, _, top := chain(t, tool, dir)
+	host := exec.Command(os.Args[0])
+	host.Env = append(os.Environ(), "KVMBACKUP_TEST_CONVERT="+top)
+	out, err := host.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "running\n" {
+		t.Fatalf("host says %q, %v", line, err)
+	}
+	if processesWith(t, top+".copy") == 0 {
+		t.Error("no copy runs")
+	}
+	if err := host.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Wait(); err == nil {
+		t.Error("host ended well")
+	}
+	eventually(t, "the copy ends", func() bool { return processesWith(t, top+".copy") == 0 })
+}
+
+// TestHungProcess freezes the file system under a copy, which then can't be killed.
+func TestHungProcess(t *testing.T) {
+	t.Parallel()
+	tool := newToolWith(t, qcow2.Config{KillGrace: 100 * time.Millisecond})
+	dir := t.TempDir()
+	_, _, top := chain(t, tool, dir)
+	mount, thaw := frozenFileSystem(t)
+	dst := filepath.Join(mount, "dst")
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err := tool.Convert(ctx, top, dst, qcow2.ConvertOptions{TargetFormat: qcow2.FormatRaw, TargetExists: true})
+	if !errors.Is(err, qcow2.ErrHung) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want ErrHung", err)
+	}
+	thaw()
+	eventually(t, "the process is reaped", func() bool { return processesWith(t, dst) == 0 })
+}
+
+// frozenFileSystem returns a mounted file system with a file "dst" of 16 MiB, on which
+// every write blocks until thaw.
+func frozenFileSystem(t *testing.T) (mount string, thaw func()) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root for a loop device") // no tool is missing
+	}
+	requireTool(t, "mkfs.ext4", "fsfreeze", "losetup")
+	dir := t.TempDir()
+	image, mount := filepath.Join(dir, "fs"), filepath.Join(dir, "mnt")
+	must := func(name string, args ...string) {
+		t.Helper()
+		if out, err := run(name, args...); err != nil {
+			t.Skipf("no loop device here: %s: %v: %s", name, err, out)
+		}
+	}
+	must("truncate", "-s", "64M", image)
+	must("mkfs.ext4", "-q", "-F", image)
+	must("mkdir", mount)
+	must("mount", "-o", "loop", image, mount)
+	t.Cleanup(func() {
+		if out, err := run("umount", mount); err != nil {
+			t.Error(err, out)
+		}
+	})
+	must("truncate", "-s", "16M", filepath.Join(mount, "dst"))
+	must("fsfreeze", "-f", mount)
+	frozen := true
+	thaw = func() {
+		if frozen {
+			frozen = false
+			if out, err := run("fsfreeze", "-u", mount); err != nil {
+				t.Error(err, out)
+			}
+		}
+	}
+	t.Cleanup(thaw)
+	return mount, thaw
+}
