@@ -2,6 +2,7 @@ package kvmbackup
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -54,6 +55,23 @@ type Images interface {
 	Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptions) error
 	Map(ctx context.Context, path string, o qcow2.MapOptions) ([]qcow2.Extent, error)
 	ServeNBD(ctx context.Context, o qcow2.NBDOptions) (*qcow2.NBDServer, error)
+}
+
+// Digester is what Images must be, too, for digests: those asked for in a backup, and for verifying content.
+type Digester interface {
+	// Digest returns ALGORITHM:HEX over the bytes that a guest sees, through exactly the layers given.
+	Digest(ctx context.Context, path string, backing []qcow2.Layer) (string, error)
+	// FileDigest does so over a file's own bytes.
+	FileDigest(ctx context.Context, path string) (string, error)
+}
+
+// digester returns ErrUnsupported when the engine's Images can't compute digests.
+func (e *Engine) digester() (Digester, error) {
+	d, ok := e.cfg.Images.(Digester)
+	if !ok {
+		return nil, fmt.Errorf("%w: %T computes no digests", ErrUnsupported, e.cfg.Images)
+	}
+	return d, nil
 }
 
 var (

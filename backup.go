@@ -298,6 +298,9 @@ func (r *run) describe(ctx context.Context) (repository.Manifest, error) {
 			return repository.Manifest{}, err
 		}
 	}
+	if err := r.addDigests(ctx); err != nil {
+		return repository.Manifest{}, err
+	}
 	r.step("save definition")
 	files, err := r.saveDefinition(ctx)
 	if err != nil {

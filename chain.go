@@ -85,7 +85,10 @@ type VolumeBackup struct {
 	DirtyBytes   int64    `json:"dirty_bytes"`           // bytes the job had to copy
 	SourceFormat string   `json:"source_format"`         // qcow2, raw, ...
 	Tracked      bool     `json:"tracked"`               // the checkpoint has a bitmap on it
-	Digest       string   `json:"digest,omitempty"`      // ALGORITHM:HEX over the guest-visible bytes; empty: none recorded
+	// Digest and FileDigest are ALGORITHM:HEX over the bytes that the guest sees, through the chain, and over the bytes of
+	// File; empty: none recorded.
+	Digest     string `json:"digest,omitempty"`
+	FileDigest string `json:"file_digest,omitempty"`
 }
 
 // Hold keeps a backup and its ancestors from being removed while somebody uses the files in place.

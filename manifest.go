@@ -39,10 +39,22 @@ func manifestVolume(v VolumeBackup) repository.Volume {
 		VirtualSize: v.VirtualSize, StoredSize: v.StoredSize, DirtyBytes: v.DirtyBytes, SourceFormat: v.SourceFormat,
 		Tracked: v.Tracked,
 	}
-	if algorithm, value, ok := strings.Cut(v.Digest, ":"); ok {
-		mv.Digest = &repository.Digest{Algorithm: algorithm, Value: value}
-	}
+	mv.Digest, mv.FileDigest = manifestDigest(v.Digest), manifestDigest(v.FileDigest)
 	return mv
+}
+
+func manifestDigest(s string) *repository.Digest {
+	if algorithm, value, ok := strings.Cut(s, ":"); ok {
+		return &repository.Digest{Algorithm: algorithm, Value: value}
+	}
+	return nil
+}
+
+func digestOf(d *repository.Digest) string {
+	if d == nil {
+		return ""
+	}
+	return d.Algorithm + ":" + d.Value
 }
 
 // BackupFromManifest is the record of a published backup: completed, in the repository with that ID.
@@ -67,13 +79,10 @@ func BackupFromManifest(m repository.Manifest, repositoryID string) (Backup, err
 		v := VolumeBackup{
 			VolumeID: VolumeID(mv.VolumeID), Device: mv.Device, File: mv.File, ParentFile: mv.ParentFile,
 			VirtualSize: mv.VirtualSize, StoredSize: mv.StoredSize, DirtyBytes: mv.DirtyBytes, SourceFormat: mv.SourceFormat,
-			Tracked: mv.Tracked,
+			Tracked: mv.Tracked, Digest: digestOf(mv.Digest), FileDigest: digestOf(mv.FileDigest),
 		}
 		if v.Kind, err = ParseKind(string(mv.Kind)); err != nil {
 			return Backup{}, err
-		}
-		if mv.Digest != nil {
-			v.Digest = mv.Digest.Algorithm + ":" + mv.Digest.Value
 		}
 		b.Volumes = append(b.Volumes, v)
 	}

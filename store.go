@@ -109,8 +109,11 @@ type Annotation struct {
 	AddHold      *Hold
 	RemoveHold   string
 	Verification *Verification
-	Digests      map[VolumeID]string
+	Digests      map[VolumeID]Digests
 }
+
+// Digests are the digests of one volume of a backup; see VolumeBackup.
+type Digests struct{ Content, File string }
 
 // Removal reports that a backup's files and record are gone.
 type Removal struct {

@@ -48,13 +48,13 @@ func annotated(b kvmbackup.Backup, a kvmbackup.Annotation) (kvmbackup.Backup, er
 	return b, setDigests(b.Volumes, a.Digests)
 }
 
-func setDigests(volumes []kvmbackup.VolumeBackup, digests map[kvmbackup.VolumeID]string) error {
+func setDigests(volumes []kvmbackup.VolumeBackup, digests map[kvmbackup.VolumeID]kvmbackup.Digests) error {
 	for id, digest := range digests {
 		i := slices.IndexFunc(volumes, func(v kvmbackup.VolumeBackup) bool { return v.VolumeID == id })
 		if i < 0 {
 			return fmt.Errorf("digest for %s: %w", id, kvmbackup.ErrNoVolume)
 		}
-		volumes[i].Digest = digest
+		volumes[i].Digest, volumes[i].FileDigest = digest.Content, digest.File
 	}
 	return nil
 }

@@ -1,0 +1,108 @@
+package kvmbackup
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"path/filepath"
+)
+
+func sha256Hex(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// AddDigests computes and records the digests of a completed backup that was taken without, in its record and its manifest. Only
+// the first ones are kept: digests that are recorded already are not computed anew. It takes the VM's lease.
+func (e *Engine) AddDigests(ctx context.Context, id BackupID) error {
+	b, err := e.cfg.Store.Backup(ctx, id)
+	if err != nil {
+		return (&op{name: "digest", backup: id}).fail(err)
+	}
+	o := e.newOp("digest", b.VM)
+	o.backup = id
+	return o.fail(e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
+		o.step("read chain")
+		chain, err := e.Chain(ctx, id)
+		if err != nil {
+			return err
+		}
+		if b = chain[len(chain)-1]; b.Status != StatusCompleted {
+			return fmt.Errorf("%w: backup %s is %v", ErrStatus, id, b.Status)
+		}
+		o.step("digest")
+		a := Annotation{Digests: map[VolumeID]Digests{}}
+		for i := range b.Volumes {
+			v := &b.Volumes[i]
+			if v.Digest != "" {
+				continue
+			}
+			layers, err := layersOf(chain, v.VolumeID, e.cfg.Repository)
+			if err == nil {
+				err = e.verifyLayers(ctx, layers, map[string]bool{})
+			}
+			if err == nil {
+				err = e.digest(ctx, v, layers)
+			}
+			if err != nil {
+				return err
+			}
+			a.Digests[v.VolumeID] = Digests{Content: v.Digest, File: v.FileDigest}
+		}
+		o.step("record")
+		m, err := e.cfg.Repository.ReadManifest(ctx, b.Path)
+		if err != nil {
+			return repositoryError(err)
+		}
+		m.Volumes = m.Volumes[:0]
+		for _, v := range b.Volumes {
+			m.Volumes = append(m.Volumes, manifestVolume(v))
+		}
+		if err := e.cfg.Repository.RewriteManifest(ctx, m); err != nil {
+			return err
+		}
+		return e.cfg.Store.Annotate(ctx, h.lease(), id, a)
+	}))
+}
+
+func (e *Engine) digest(ctx context.Context, v *VolumeBackup, layers []layer) error {
+	digester, err := e.digester()
+	if err != nil {
+		return err
+	}
+	if v.FileDigest, err = digester.FileDigest(ctx, layers[0].file); err != nil {
+		return err
+	}
+	v.Digest, err = digester.Digest(ctx, layers[0].file, backing(layers))
+	return err
+}
+
+// addDigests computes the digests of a backup that is about to be published.
+func (r *run) addDigests(ctx context.Context) error {
+	if !r.req.Digests {
+		return nil
+	}
+	r.step("digest")
+	chain := []Backup{r.record}
+	if r.parent != nil {
+		older, err := r.e.Chain(ctx, r.parent.ID)
+		if err != nil {
+			return err
+		}
+		chain = append(older, r.record)
+	}
+	dir := r.e.cfg.Repository.PartialDir(r.record.Path, string(r.record.ID))
+	for i := range r.record.Volumes {
+		v := &r.record.Volumes[i]
+		layers, err := layersOf(chain, v.VolumeID, r.e.cfg.Repository)
+		if err != nil {
+			return err
+		}
+		layers[0].file = filepath.Join(dir, v.File)
+		if err := r.e.digest(ctx, v, layers); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,306 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// ProblemCode says what kind of damage a verification found. Codes are stable.
+type ProblemCode string
+
+// The kinds of damage.
+const (
+	ProblemManifest ProblemCode = "manifest"  // backup.json is missing, unreadable or not what the record says
+	ProblemMissing  ProblemCode = "missing"   // a file is not there
+	ProblemExtra    ProblemCode = "extra"     // a file is there that the manifest doesn't name
+	ProblemLink     ProblemCode = "link"      // size, backing file or data file is not what the manifest says
+	ProblemCheck    ProblemCode = "structure" // qemu-img check found corruption
+	ProblemContent  ProblemCode = "content"   // a digest differs
+	ProblemChain    ProblemCode = "chain"     // the records of the chain contradict each other
+	ProblemSideFile ProblemCode = "side-file" // domain.xml or nvram differs from its checksum
+)
+
+// Problem is one finding of a verification.
+type Problem struct {
+	Code     ProblemCode `json:"code"`
+	Backup   BackupID    `json:"backup"` // whose folder it is in
+	VolumeID VolumeID    `json:"volume_id,omitempty"`
+	File     string      `json:"file,omitempty"` // relative to the repository
+	Detail   string      `json:"detail"`
+	// Affects lists the backups that can't be trusted because of it: the one whose folder it is, and its descendants that
+	// stand on the damaged file. Extra files affect none.
+	Affects []BackupID `json:"affects,omitempty"`
+}
+
+// VerifyReport is what a verification found.
+type VerifyReport struct {
+	Backup   BackupID  `json:"backup"`
+	Content  bool      `json:"content"` // digests were compared
+	Digests  int       `json:"digests"` // how many there were to compare
+	Files    int       `json:"files"`   // how many files were checked
+	Problems []Problem `json:"problems"`
+}
+
+// OK says whether nothing was found.
+func (r VerifyReport) OK() bool { return len(r.Problems) == 0 }
+
+// Verify checks that a completed backup can be restored: every member of its chain is there, each backing link is exactly the manifest's,
+// no file has a backing or data file that it should not, and qemu-img check finds nothing. With content it also
+// computes the digests that were recorded and compares them. The outcome is recorded with its time.
+//
+// Damage is in the report, and makes the error an ErrDamaged; other errors mean that nothing is known. It takes the VM's lease.
+func (e *Engine) Verify(ctx context.Context, id BackupID, content bool) (VerifyReport, error) {
+	b, err := e.cfg.Store.Backup(ctx, id)
+	if err != nil {
+		return VerifyReport{}, (&op{name: "verify", backup: id}).fail(err)
+	}
+	o := e.newOp("verify", b.VM)
+	o.backup = id
+	if e.cfg.Images == nil {
+		return VerifyReport{}, o.fail(fmt.Errorf("%w config: verify needs Images", ErrInvalid))
+	}
+	v := &verifier{e: e, o: o, report: VerifyReport{Backup: id, Content: content, Problems: []Problem{}}, seen: map[string]bool{}}
+	err = e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
+		if b.Status != StatusCompleted {
+			return fmt.Errorf("%w: backup %s is %v", ErrStatus, id, b.Status)
+		}
+		if err := v.verify(ctx, b); err != nil {
+			return err
+		}
+		o.step("record")
+		ver := Verification{At: e.now(), Content: content, OK: v.report.OK()}
+		if !ver.OK {
+			ver.Problem = v.report.Problems[0].Detail
+		}
+		return e.cfg.Store.Annotate(ctx, h.lease(), id, Annotation{Verification: &ver})
+	})
+	if err == nil && !v.report.OK() {
+		err = fmt.Errorf("%w: %d problems, the first: %s", ErrDamaged, len(v.report.Problems), v.report.Problems[0].Detail)
+	}
+	return v.report, o.fail(err)
+}
+
+type verifier struct {
+	e      *Engine
+	o      *op
+	report VerifyReport
+	seen   map[string]bool
+}
+
+func (v *verifier) add(ctx context.Context, code ProblemCode, b Backup, vol VolumeID, file, detail string) error {
+	p := Problem{Code: code, Backup: b.ID, VolumeID: vol, Detail: detail}
+	if file != "" {
+		p.File = path.Join(b.Path, file)
+	}
+	if code != ProblemExtra {
+		affected, err := v.e.affected(ctx, b.ID, vol)
+		if err != nil {
+			return err
+		}
+		p.Affects = affected
+	}
+	v.report.Problems = append(v.report.Problems, p)
+	return nil
+}
+
+// affected lists a backup and its descendants, as far as they stand on the volume's file; an empty volume means all files.
+func (e *Engine) affected(ctx context.Context, id BackupID, vol VolumeID) ([]BackupID, error) {
+	ids, todo := []BackupID{}, []BackupID{id}
+	for len(todo) > 0 {
+		next := todo[0]
+		todo = todo[1:]
+		if slices.Contains(ids, next) {
+			continue
+		}
+		ids = append(ids, next)
+		children, err := e.cfg.Store.Children(ctx, next)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range children {
+			part, ok := c.Volume(vol)
+			if vol == "" || ok && part.Kind == KindIncremental {
+				todo = append(todo, c.ID)
+			}
+		}
+	}
+	return ids, nil
+}
+
+func (v *verifier) verify(ctx context.Context, b Backup) error {
+	v.o.step("read chain")
+	chain, err := v.e.Chain(ctx, b.ID)
+	if errors.Is(err, ErrInvalid) {
+		return v.add(ctx, ProblemChain, b, "", "", err.Error())
+	}
+	if err != nil {
+		return err
+	}
+	for _, member := range chain {
+		if member.Repository != v.e.cfg.Repository.ID() {
+			return fmt.Errorf("%w: backup %s is in %q", ErrOtherRepository, member.ID, member.Repository)
+		}
+		if err := v.folder(ctx, member); err != nil {
+			return err
+		}
+	}
+	v.o.step("verify volumes")
+	for _, vol := range b.Volumes {
+		if err := v.volume(ctx, chain, vol); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// folder compares one member's folder with its manifest and its record.
+func (v *verifier) folder(ctx context.Context, b Backup) error {
+	v.o.step("verify folder " + b.Path)
+	m, err := v.e.cfg.Repository.ReadManifest(ctx, b.Path)
+	if err != nil {
+		if err = repositoryError(err); errors.Is(err, ErrMissingFile) || errors.Is(err, ErrDamaged) {
+			return v.add(ctx, ProblemManifest, b, "", "backup.json", err.Error())
+		}
+		return err
+	}
+	if err := sameAsRecord(m, b); err != nil {
+		return v.add(ctx, ProblemManifest, b, "", "backup.json", err.Error())
+	}
+	files, err := v.e.cfg.Repository.Files(ctx, b.Path)
+	if err != nil {
+		return err
+	}
+	named := map[string]bool{"backup.json": true}
+	for _, vol := range b.Volumes {
+		named[vol.File] = true
+	}
+	for _, f := range m.Files {
+		named[f.Name] = true
+		if err := v.sideFile(ctx, b, f); err != nil {
+			return err
+		}
+	}
+	for _, f := range files {
+		if !named[f.Name] {
+			if err := v.add(ctx, ProblemExtra, b, "", f.Name, fmt.Sprintf("%s/%s is not in the manifest", b.Path, f.Name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (v *verifier) sideFile(ctx context.Context, b Backup, f repository.FileEntry) error {
+	err := v.e.checkSideFile(ctx, b.Path, f)
+	if errors.Is(err, ErrMissingFile) {
+		return v.add(ctx, ProblemMissing, b, "", f.Name, err.Error())
+	}
+	if errors.Is(err, ErrDamaged) {
+		return v.add(ctx, ProblemSideFile, b, "", f.Name, err.Error())
+	}
+	return err
+}
+
+// volume checks one volume's files from the newest down, and then its content.
+func (v *verifier) volume(ctx context.Context, chain []Backup, vol VolumeBackup) error {
+	b := chain[len(chain)-1]
+	layers, err := layersOf(chain, vol.VolumeID, v.e.cfg.Repository)
+	if err != nil {
+		return v.add(ctx, ProblemChain, b, vol.VolumeID, "", err.Error())
+	}
+	whole := true
+	for _, l := range layers {
+		err := v.e.verifyLayers(ctx, []layer{l}, v.seen)
+		if err == nil {
+			continue
+		}
+		whole = false
+		code := ProblemCheck
+		switch {
+		case errors.Is(err, ErrMissingFile):
+			code = ProblemMissing
+		case errors.Is(err, qcow2.ErrBackingMismatch), errors.Is(err, qcow2.ErrDataFile), errors.Is(err, qcow2.ErrSizeMismatch):
+			code = ProblemLink
+		case !errors.Is(err, ErrDamaged):
+			return err
+		}
+		if err := v.add(ctx, code, l.backup, vol.VolumeID, l.volume.File, err.Error()); err != nil {
+			return err
+		}
+	}
+	v.report.Files += len(layers)
+	if !whole || !v.report.Content {
+		return nil
+	}
+	return v.content(ctx, layers)
+}
+
+// content compares the files' digests first, because they name the damaged file, and then the guest-visible content.
+func (v *verifier) content(ctx context.Context, layers []layer) error {
+	digester, err := v.e.digester()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		if l.volume.FileDigest == "" || v.seen["digest "+l.file] {
+			continue
+		}
+		v.seen["digest "+l.file] = true
+		has, err := digester.FileDigest(ctx, l.file)
+		if err != nil {
+			return err
+		}
+		v.report.Digests++
+		if has != l.volume.FileDigest {
+			if err := v.add(ctx, ProblemContent, l.backup, l.volume.VolumeID, l.volume.File, fmt.Sprintf("%s/%s: its bytes have digest %s, recorded is %s",
+				l.backup.Path, l.volume.File, has, l.volume.FileDigest)); err != nil {
+				return err
+			}
+		}
+	}
+	top := layers[0]
+	if top.volume.Digest == "" {
+		return nil
+	}
+	has, err := digester.Digest(ctx, top.file, backing(layers))
+	if err != nil {
+		return err
+	}
+	v.report.Digests++
+	if has == top.volume.Digest || v.named(layers) {
+		return nil
+	}
+	return v.add(ctx, ProblemContent, top.backup, top.volume.VolumeID, top.volume.File,
+		fmt.Sprintf("volume %s as the guest sees it has digest %s, recorded is %s", top.volume.VolumeID, has, top.volume.Digest))
+}
+
+// named says whether a file of the layers was found damaged already.
+func (v *verifier) named(layers []layer) bool {
+	return slices.ContainsFunc(layers, func(l layer) bool {
+		return slices.ContainsFunc(v.report.Problems, func(p Problem) bool {
+			return p.Code == ProblemContent && strings.HasSuffix(p.File, path.Join(l.backup.Path, l.volume.File))
+		})
+	})
+}
+
+// checkSideFile compares a small file with its checksum in the manifest.
+func (e *Engine) checkSideFile(ctx context.Context, dir string, f repository.FileEntry) error {
+	data, err := e.cfg.Repository.ReadSideFile(ctx, dir, f.Name, max(f.Size, 0))
+	if errors.Is(err, repository.ErrTooLarge) {
+		return fmt.Errorf("%w: %s/%s is larger than the %d bytes of the manifest", ErrDamaged, dir, f.Name, f.Size)
+	}
+	if err != nil {
+		return repositoryError(err)
+	}
+	if has := sha256Hex(data); has != f.SHA256 || int64(len(data)) != f.Size {
+		return fmt.Errorf("%w: %s/%s has sha256 %s, the manifest says %s", ErrDamaged, dir, f.Name, has, f.SHA256)
+	}
+	return nil
+}
