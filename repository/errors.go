@@ -41,6 +41,9 @@ var (
 	// ErrForeignFiles is returned, as a *ForeignFilesError, by removals of a folder that holds files that are not the
 	// backup's.
 	ErrForeignFiles = errors.New("foreign files")
+	// ErrDenied is returned when this process may not read a file or folder: QEMU made it as another user, say, on a share
+	// that doesn't let root pass. Run as a user, or export the share to one, that may.
+	ErrDenied = errors.New("may not be read")
 	// ErrUnsafe is returned for symbolic links, and for anything else that is not the regular file or folder expected.
 	ErrUnsafe = errors.New("not a regular file or folder")
 	// ErrTooLarge is returned by ReadSideFile for a file that is larger than the caller wants.
@@ -132,7 +135,7 @@ func noAnswer(limit time.Duration) error {
 
 // ours are the sentinels that classify must not add to.
 var ours = []error{ErrNotRepository, ErrOtherRepository, ErrVersion, ErrUnavailable, ErrReadOnly, ErrNoSpace, ErrNotFound,
-	ErrExist, ErrForeign, ErrForeignFiles, ErrUnsafe, ErrTooLarge, ErrInUse, ErrFlush, ErrName, ErrStamp, ErrManifest,
+	ErrExist, ErrForeign, ErrForeignFiles, ErrDenied, ErrUnsafe, ErrTooLarge, ErrInUse, ErrFlush, ErrName, ErrStamp, ErrManifest,
 	ErrManifestVersion, ErrMisplaced}
 
 // classes translates the system's errors; the first match wins.
@@ -148,6 +151,7 @@ var classes = []struct {
 	{ErrUnsafe, []error{syscall.ELOOP}},
 	{ErrNotFound, []error{fs.ErrNotExist}},
 	{ErrExist, []error{fs.ErrExist}},
+	{ErrDenied, []error{fs.ErrPermission}},
 }
 
 // classify puts the sentinel that fits in front of an error of the system.

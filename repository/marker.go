@@ -107,7 +107,7 @@ func (s *session) placeMarker(temp string) error {
 	if s.task.check() != nil || !matches(err, linkRefused) {
 		return errors.Join(err, s.remove(temp))
 	}
-	return s.rename(temp, MarkerName)
+	return s.place(temp, MarkerName)
 }
 
 // newUUID returns a random (version 4) UUID.

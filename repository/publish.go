@@ -15,7 +15,7 @@ import (
 // that is all. The manifest that is there then is not compared.
 //
 // Errors: ErrManifest for a manifest that isn't valid; ErrNotFound without the partial folder or one of its files; ErrExist
-// if the final name is taken by something else; ErrUnsafe; ErrFlush: take the backup again; ErrNoSpace; ErrHung.
+// if the final name is taken by something else; ErrDenied, ErrUnsafe; ErrFlush: take the backup again; ErrNoSpace; ErrHung.
 func (r *Repository) Publish(ctx context.Context, m Manifest) error {
 	b, err := m.Encode()
 	if err != nil {

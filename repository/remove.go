@@ -231,7 +231,7 @@ func isSilly(name string) bool { return strings.HasPrefix(name, ".nfs") }
 // removeFolder removes a folder that we have emptied, and the VM's if that leaves it empty.
 func (s *session) removeFolder(f folder) error {
 	if err := s.rmdir(f.rel()); notEmpty(err) {
-		return errors.Join(s.whyNotEmpty(f.rel()), err)
+		return s.whyNotEmpty(f.rel())
 	} else if err != nil {
 		return err
 	}

@@ -176,3 +176,40 @@ func TestRemovePartialLeavesThePublished(t *testing.T) {
 	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"root.v1.qcow2"}))
 	published(t, r, m)
 }
+
+// What appears between the last file and the folder itself: NFS's remains of open files go by themselves, others don't.
+func TestRemoveFindsTheFolderNotEmpty(t *testing.T) {
+	for name, class := range map[string]error{".nfs0000000000a1": repository.ErrInUse, "new": repository.ErrForeignFiles} {
+		dir := t.TempDir()
+		m := publish(t, initRepo(t, dir, repository.Options{NoSync: true}), full())
+		late := filepath.Join(dir, m.Path+".deleting-"+m.ID, name)
+		r, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: func(step string) error {
+			if step == "rmdir "+m.Path+".deleting-"+m.ID {
+				put(t, late, "")
+			}
+			return nil
+		}})
+		want(t, err)
+		_, err = r.Remove(t.Context(), m.Target())
+		want(t, err, class)
+		want(t, os.Remove(late))
+		r = initRepo(t, dir, repository.Options{NoSync: true})
+		_, err = r.Remove(t.Context(), m.Target())
+		want(t, err)
+		empty(t, r, m)
+	}
+}
+
+func TestDenied(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may read everything")
+	}
+	r := quick(t)
+	m := prepare(t, r, full())
+	want(t, os.Chmod(filepath.Join(r.PartialDir(m.Path, m.ID), "root.v1.qcow2"), 0))
+	want(t, r.Publish(t.Context(), m), repository.ErrDenied)
+	want(t, os.Chmod(r.PartialDir(m.Path, m.ID), 0o500))
+	_, err := r.WriteFile(t.Context(), m.Path, m.ID, "x", nil)
+	want(t, err, repository.ErrReadOnly)
+	want(t, os.Chmod(r.PartialDir(m.Path, m.ID), 0o700))
+}

@@ -78,6 +78,11 @@ func (s *session) mkdir(name string) error {
 	return s.step("mkdir", name, s.repo.opts.Timeout, func() error { return s.root.Mkdir(name, dirMode) })
 }
 
+// place gives a temporary file its name.
+func (s *session) place(temp, name string) error {
+	return s.step("place", name, s.repo.opts.Timeout, func() error { return s.root.Rename(temp, name) })
+}
+
 func (s *session) rename(from, to string) error {
 	return s.step("rename", from, s.repo.opts.Timeout, func() error { return s.root.Rename(from, to) })
 }
@@ -138,7 +143,7 @@ func (s *session) openFile(name string) (*os.File, error) {
 	}
 	f, err := s.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, classify(err) // not as of a step that writes
 	}
 	after, err := f.Stat()
 	if err == nil && !os.SameFile(before, after) {
@@ -234,7 +239,7 @@ func (s *session) write(dir, name string, data []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	if err := s.rename(temp, join(dir, name)); err != nil {
+	if err := s.place(temp, join(dir, name)); err != nil {
 		return errors.Join(err, s.remove(temp))
 	}
 	return nil

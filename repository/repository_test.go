@@ -1,0 +1,194 @@
+package repository_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+func TestInitIsIdempotent(t *testing.T) {
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "other"), "stays")
+	r := initRepo(t, dir, repository.Options{})
+	again := initRepo(t, dir, repository.Options{})
+	opened, err := repository.Open(t.Context(), dir, repository.Options{})
+	want(t, err)
+	if r.ID() == "" || r.ID() != again.ID() || r.ID() != opened.ID() || r.Root() != dir {
+		t.Fatal(r.ID(), again.ID(), opened.ID(), r.Root())
+	}
+	same(t, tree(t, r), []string{"other"})
+}
+
+func TestConcurrentInit(t *testing.T) {
+	dir := t.TempDir()
+	ids := make([]string, 8)
+	var wg sync.WaitGroup
+	for i := range ids {
+		wg.Go(func() {
+			if r, err := repository.Init(t.Context(), dir, repository.Options{}); err == nil {
+				ids[i] = r.ID()
+			}
+		})
+	}
+	wg.Wait()
+	for _, id := range ids {
+		if id == "" || id != ids[0] {
+			t.Fatal(ids)
+		}
+	}
+	same(t, tree(t, initRepo(t, dir, repository.Options{})), nil)
+}
+
+func TestOpenRefuses(t *testing.T) {
+	tests := map[string]struct {
+		marker string
+		want   error
+	}{
+		"corrupt":        {"{", repository.ErrNotRepository},
+		"empty":          {"", repository.ErrNotRepository},
+		"another format": {`{"format":"x","version":1,"id":"y"}`, repository.ErrNotRepository},
+		"no id":          {`{"format":"kvmbackup-repository","version":1}`, repository.ErrNotRepository},
+		"later":          {`{"format":"kvmbackup-repository","version":2}`, repository.ErrVersion},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			put(t, filepath.Join(dir, repository.MarkerName), tc.marker)
+			_, err := repository.Open(t.Context(), dir, repository.Options{})
+			want(t, err, tc.want)
+			_, err = repository.Init(t.Context(), dir, repository.Options{})
+			want(t, err, tc.want) // and doesn't overwrite it
+		})
+	}
+	dir := t.TempDir()
+	for _, dir := range []string{dir, filepath.Join(dir, "none")} {
+		_, err := repository.Open(t.Context(), dir, repository.Options{})
+		want(t, err, repository.ErrNotRepository)
+		if !strings.Contains(err.Error(), "mounted") {
+			t.Error(err)
+		}
+	}
+	_, err := repository.Init(t.Context(), filepath.Join(dir, "none"), repository.Options{})
+	want(t, err, repository.ErrNotRepository)
+	link(t, "/etc/hostname", filepath.Join(dir, repository.MarkerName))
+	_, err = repository.Open(t.Context(), dir, repository.Options{})
+	want(t, err, repository.ErrUnsafe)
+}
+
+// Another share that is mounted at the same place later on must not be taken for the one that was opened.
+func TestAnotherRepositoryAtThePlace(t *testing.T) {
+	r := quick(t)
+	m := publish(t, r, full())
+	want(t, os.Remove(filepath.Join(r.Root(), repository.MarkerName)))
+	_, err := r.Probe(t.Context())
+	want(t, err, repository.ErrUnavailable, repository.ErrNotRepository)
+	initRepo(t, r.Root(), repository.Options{})
+	_, err = r.Probe(t.Context())
+	want(t, err, repository.ErrUnavailable, repository.ErrOtherRepository)
+	_, err = r.Remove(t.Context(), m.Target())
+	want(t, err, repository.ErrOtherRepository)
+}
+
+func TestProbe(t *testing.T) {
+	r := quick(t)
+	put(t, filepath.Join(r.Root(), ".kvmbackup-tmp-ABC-probe"), "left by a crash")
+	space, err := r.Probe(t.Context())
+	want(t, err)
+	if space.FreeBytes <= 0 || space.TotalBytes < space.FreeBytes {
+		t.Fatalf("%+v", space)
+	}
+	same(t, tree(t, r), nil)
+}
+
+// TestConcurrentVMs works on several VMs at once through one Repository.
+func TestConcurrentVMs(t *testing.T) {
+	r := quick(t)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			m := full()
+			m.VM = fmt.Sprintf("vm%d", i)
+			m.Path = m.VM + "/2026.11.23.07.04.50"
+			if err := cycle(t, r, m); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	same(t, tree(t, r), nil)
+}
+
+func cycle(t *testing.T, r *repository.Repository, m repository.Manifest) error {
+	dir, err := r.CreatePartial(t.Context(), m.Path, m.ID)
+	if err != nil {
+		return err
+	}
+	for _, v := range m.Volumes {
+		if err := os.WriteFile(filepath.Join(dir, v.File), []byte("x"), 0o600); err != nil {
+			return err
+		}
+	}
+	if err := r.Publish(t.Context(), m); err != nil {
+		return err
+	}
+	if _, err := r.List(t.Context(), ""); err != nil {
+		return err
+	}
+	_, err = r.Remove(t.Context(), m.Target())
+	return err
+}
+
+// TestRestoresWithQemuImgAlone follows docs/format.md: a chain made in partial folders, with relative links, is read by
+// qemu-img without this package.
+func TestRestoresWithQemuImgAlone(t *testing.T) {
+	if _, err := exec.LookPath("qemu-img"); err != nil {
+		if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	r := quick(t)
+	base, top := full(), incremental()
+	base.Volumes, top.Volumes = base.Volumes[:1], top.Volumes[:1]
+	size := "1M"
+	for _, m := range []repository.Manifest{base, top} {
+		dir, err := r.CreatePartial(t.Context(), m.Path, m.ID)
+		want(t, err)
+		args := []string{"create", "-q", "-f", "qcow2"}
+		if link := m.Volumes[0].ParentFile; link != "" {
+			args = append(args, "-F", "qcow2", "-b", link)
+		}
+		image := filepath.Join(dir, m.Volumes[0].File)
+		run(t, "qemu-img", append(args, image, size)...)
+		pattern, at := "0x11", "0"
+		if m.Position > 0 {
+			pattern, at = "0x22", "64k"
+		}
+		run(t, "qemu-io", "-f", "qcow2", "-c", "write -P "+pattern+" "+at+" 64k", image)
+		want(t, r.Publish(t.Context(), m))
+	}
+	out := filepath.Join(t.TempDir(), "restored.raw")
+	run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", r.FilePath(top.Path, top.Volumes[0].File), out)
+	got, err := os.ReadFile(out)
+	want(t, err)
+	disk := make([]byte, 1<<20)
+	copy(disk, bytes.Repeat([]byte{0x11}, 64<<10))
+	copy(disk[64<<10:], bytes.Repeat([]byte{0x22}, 64<<10))
+	if !bytes.Equal(got, disk) {
+		t.Fatal("restored differently")
+	}
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatal(name, args, err, string(out))
+	}
+}
