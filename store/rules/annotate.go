@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -48,13 +49,15 @@ func annotated(b kvmbackup.Backup, a kvmbackup.Annotation) (kvmbackup.Backup, er
 	return b, setDigests(b.Volumes, a.Digests)
 }
 
+// setDigests passes over empty digests: what was recorded stays.
 func setDigests(volumes []kvmbackup.VolumeBackup, digests map[kvmbackup.VolumeID]kvmbackup.Digests) error {
 	for id, digest := range digests {
 		i := slices.IndexFunc(volumes, func(v kvmbackup.VolumeBackup) bool { return v.VolumeID == id })
 		if i < 0 {
 			return fmt.Errorf("digest for %s: %w", id, kvmbackup.ErrNoVolume)
 		}
-		volumes[i].Digest, volumes[i].FileDigest = digest.Content, digest.File
+		volumes[i].Digest = cmp.Or(digest.Content, volumes[i].Digest)
+		volumes[i].FileDigest = cmp.Or(digest.File, volumes[i].FileDigest)
 	}
 	return nil
 }

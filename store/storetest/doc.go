@@ -1,0 +1,14 @@
+// Package storetest checks that an implementation of [kvmbackup.Store] keeps the contract.
+//
+// Every sentence of the contract is a named [Rule] with an explanation, run against a store of its own:
+//
+//	func TestStore(t *testing.T) {
+//		storetest.Run(t, func(t testing.TB) storetest.Harness {
+//			return storetest.Harness{Store: newMyStore(t)}
+//		})
+//	}
+//
+// A single rule is run with go test -run 'TestStore/remove/children'. [Rules] lists them.
+//
+// The package imports the standard library and the root package alone.
+package storetest
