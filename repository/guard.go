@@ -71,8 +71,12 @@ func guarded[T any](ctx context.Context, r *Repository, op string, fn func(*sess
 		r.opts.Logger.Warn("operation left behind: the repository does not answer", "root", r.root, "op", op, "cause", cause)
 		return v, &hungError{op, t.since, cause}
 	}
-	res := <-out
-	return res.v, res.err
+	select {
+	case res := <-out:
+		return res.v, res.err
+	default:
+		return v, errors.New("the operation's goroutine has ended") // a hook called runtime.Goexit
+	}
 }
 
 // wait returns nil when the task is back, or else, having told it to stop, why it was left.
@@ -100,7 +104,7 @@ func run[T any](r *Repository, t *task, fn func(*session) (T, error)) (v T, err 
 	if err := s.open(); err != nil {
 		return v, err
 	}
-	defer s.root.Close()
+	defer closing(s.root, &err)
 	if err := s.checkMarker(); err != nil {
 		return v, err
 	}

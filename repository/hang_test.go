@@ -180,7 +180,7 @@ func TestCancelOnASoundShare(t *testing.T) {
 		r, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: func(string) error {
 			steps++
 			cancel(cause)
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 			return nil
 		}})
 		want(t, err)
@@ -220,7 +220,7 @@ func TestTimeoutIsPerStep(t *testing.T) {
 		dir := t.TempDir()
 		m := prepare(t, initRepo(t, dir, repository.Options{NoSync: true}), full())
 		r, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: func(string) error {
-			time.Sleep(59 * time.Second)
+			<-time.After(59 * time.Second)
 			return nil
 		}})
 		want(t, err)

@@ -1,7 +1,6 @@
 package repository_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -155,5 +154,3 @@ func (f *faults) before(step string) error {
 	}
 	return nil
 }
-
-func background(t *testing.T) context.Context { return context.WithoutCancel(t.Context()) }

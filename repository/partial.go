@@ -123,3 +123,42 @@ func (r *Repository) PartialManifest(ctx context.Context, path, id string) (Mani
 		return s.ownManifest(f.partial(id), id)
 	})
 }
+
+// RemovePartial removes the partial folder of a backup that is not going to be published, with the given files (the
+// volumes', and side files under names of the caller's own) and those that every backup may have; and the VM's folder if that
+// leaves it empty. It does nothing if there is no such folder, be it that the backup was published. Nothing may be writing
+// into it any more. Errors: ErrForeignFiles, after the backup's own files were removed; ErrForeign, ErrUnsafe; ErrInUse: call
+// again.
+func (r *Repository) RemovePartial(ctx context.Context, path, id string, files []string) error {
+	f, err := parseTarget(path, id)
+	t := Target{Path: path, ID: id}
+	for _, name := range files {
+		t.Files = append(t.Files, TargetFile{Name: name})
+	}
+	if err = errors.Join(err, t.validate()); err != nil {
+		return &Error{"remove partial", path, err}
+	}
+	_, err = do(ctx, r, "remove partial", path, func(s *session) (struct{}, error) {
+		return struct{}{}, s.removePartial(f.partial(id), t)
+	})
+	return err
+}
+
+func (s *session) removePartial(p folder, t Target) error {
+	there, err := s.exists(p.rel())
+	switch {
+	case err != nil:
+		return err
+	case !there:
+		return s.removeVM(p.vm)
+	}
+	m, err := s.ownManifest(p, t.ID)
+	if err != nil && !unreadable(err) {
+		return err
+	}
+	if _, err := s.purge(p, t.with(m), nil); err != nil {
+		return err
+	}
+	s.repo.setBad(p.rel(), false)
+	return nil
+}

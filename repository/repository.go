@@ -25,11 +25,12 @@ type Options struct {
 	NoSync bool
 
 	// BeforeStep is for tests of crash safety. It is called before every step that changes the storage, with the step's
-	// verb and the path below the root: "mkdir"; "create", "write", "sync" and "place" of a file that is written under a
-	// temporary name, with its final one; "link" (the marker); "sync" (also of volumes); "rename" (of folders: the old
-	// path); "syncdir" ("." is the root); "remove" and "rmdir". The calls of one operation come one after the other; operations that run at the same time call it at the
-	// same time. An error ends the operation as a failure of that step would, and comes out wrapped; the step isn't done.
-	// A clean-up after the failure asks again. While it blocks, the step hangs.
+	// verb and the path below the root ("." is the root itself): "mkdir"; "create", "write", "sync" and "place" of a file
+	// that is written under a temporary name, with its final one; "link" (the marker); "sync" (also of volumes); "rename"
+	// (of folders: the old path); "syncdir"; "remove" and "rmdir". The calls of one operation come one after the other;
+	// operations that run at the same time call it at the same time. An error ends the operation as a failure of that step
+	// would, and comes out wrapped; the step isn't done. A clean-up after the failure asks again. While it blocks, the
+	// step hangs, and it isn't done if the caller has left meanwhile.
 	BeforeStep func(step string) error
 
 	// BeforeRead is BeforeStep for the steps that only look: "open", "read NAME", "stat NAME", "list NAME", "statfs".

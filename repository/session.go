@@ -1,7 +1,6 @@
 package repository
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -72,67 +71,6 @@ func (s *session) read(verb, name string, fn func() error) error {
 		}
 	}
 	return fn()
-}
-
-func (s *session) mkdir(name string) error {
-	return s.step("mkdir", name, s.repo.opts.Timeout, func() error { return s.root.Mkdir(name, dirMode) })
-}
-
-// place gives a temporary file its name.
-func (s *session) place(temp, name string) error {
-	return s.step("place", name, s.repo.opts.Timeout, func() error { return s.root.Rename(temp, name) })
-}
-
-func (s *session) rename(from, to string) error {
-	return s.step("rename", from, s.repo.opts.Timeout, func() error { return s.root.Rename(from, to) })
-}
-
-// remove removes a file; one that is gone is fine.
-func (s *session) remove(name string) error {
-	err := s.step("remove", name, s.repo.opts.DataTimeout, func() error { return s.root.Remove(name) })
-	return allow(err, fs.ErrNotExist)
-}
-
-// rmdir removes an empty folder; one that is gone is fine.
-func (s *session) rmdir(name string) error {
-	err := s.step("rmdir", name, s.repo.opts.Timeout, func() error { return s.root.Remove(name) })
-	return allow(err, fs.ErrNotExist)
-}
-
-// syncDir makes the names in a folder durable. Some network file systems (SMB, some FUSE ones) can't flush a folder and
-// say EINVAL, ENOTSUP or ENOSYS: they make names durable on their own terms, and there is no more that could be done.
-func (s *session) syncDir(name string) error {
-	return s.step("syncdir", name, s.repo.opts.Timeout, func() error {
-		f, err := s.root.Open(name)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		return allow(s.flush(f), syscall.EINVAL, syscall.ENOTSUP, syscall.EOPNOTSUPP, syscall.ENOSYS)
-	})
-}
-
-// syncFile makes a file's content durable, whoever has written it: on Linux an open file flushes all of its inode's pages,
-// also when opened for reading. bad is set if the flush itself failed.
-func (s *session) syncFile(name string) (bad bool, err error) {
-	err = s.step("sync", name, s.repo.opts.DataTimeout, func() error {
-		f, err := s.openFile(name)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		err = s.flush(f)
-		bad = err != nil
-		return err
-	})
-	return bad, err
-}
-
-func (s *session) flush(f *os.File) error {
-	if s.repo.opts.NoSync {
-		return nil
-	}
-	return f.Sync()
 }
 
 // openFile opens a regular file for reading. It never follows a link in the last place and never waits for a FIFO's other end.
@@ -206,14 +144,14 @@ func describe(m fs.FileMode) string {
 	return fmt.Sprintf("a special file (%v)", m)
 }
 
-// readFile reads a regular file of at most most bytes.
+// readFile reads a regular file of at most that many bytes.
 func (s *session) readFile(name string, most int64) (b []byte, err error) {
-	err = s.read("read", name, func() error {
+	err = s.read("read", name, func() (err error) {
 		f, err := s.openFile(name)
 		if err != nil {
 			return err
 		}
-		defer f.Close()
+		defer closing(f, &err)
 		b, err = io.ReadAll(io.LimitReader(f, most+1))
 		return err
 	})
@@ -232,40 +170,8 @@ func (s *session) list(name string) (list []fs.DirEntry, err error) {
 	return list, err
 }
 
-// write puts a whole file in place: a temporary name in the same folder, write, flush, rename. The folder is not flushed.
-// After a failure the temporary file is removed, unless the caller has left; removals know it by its name.
-func (s *session) write(dir, name string, data []byte, mode fs.FileMode) error {
-	temp, err := s.writeTemp(dir, name, data, mode)
-	if err != nil {
-		return err
-	}
-	if err := s.place(temp, join(dir, name)); err != nil {
-		return errors.Join(err, s.remove(temp))
-	}
-	return nil
-}
-
-// writeTemp writes and flushes a file under a temporary name. The name is random: an earlier write that hangs and wakes up
-// must not write into this one's file.
-func (s *session) writeTemp(dir, name string, data []byte, mode fs.FileMode) (temp string, err error) {
-	temp = join(dir, tempMark+rand.Text()[:10]+"-"+name)
-	var f *os.File
-	err = s.step("create", join(dir, name), s.repo.opts.Timeout, func() (err error) {
-		f, err = s.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-		return err
-	})
-	if err != nil {
-		return "", err
-	}
-	err = s.step("write", join(dir, name), s.repo.opts.Timeout, func() error { _, err := f.Write(data); return err })
-	if err == nil {
-		err = s.step("sync", join(dir, name), s.repo.opts.Timeout, func() error { return s.flush(f) })
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return "", errors.Join(err, s.remove(temp))
-	}
-	return temp, nil
-}
+// closing closes a file and adds a failure to an operation's error.
+func closing(c io.Closer, err *error) { *err = errors.Join(*err, c.Close()) }
 
 // allow turns the given errors into success.
 func allow(err error, fine ...error) error {

@@ -15,12 +15,12 @@ func allocated(info fs.FileInfo) int64 {
 }
 
 // statfs asks through the open root, so that the answer is about it and not about what is mounted there by now.
-func statfs(root *os.Root) (Space, error) {
+func statfs(root *os.Root) (space Space, err error) {
 	f, err := root.Open(".")
 	if err != nil {
 		return Space{}, err
 	}
-	defer f.Close()
+	defer closing(f, &err)
 	var st syscall.Statfs_t
 	if err := syscall.Fstatfs(int(f.Fd()), &st); err != nil {
 		return Space{}, os.NewSyscallError("fstatfs", err)
