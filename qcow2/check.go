@@ -85,7 +85,7 @@ func (t *Tool) check(ctx context.Context, path string, o CheckOptions) (CheckRes
 	if o.WithBacking {
 		backing = nil
 	}
-	format, name, err := source(ctx, "-f", path, o.Format, backing)
+	format, name, err := t.source(ctx, "-f", path, o.Format, backing)
 	if err != nil {
 		return CheckResult{}, err
 	}

@@ -50,11 +50,11 @@ func (t *Tool) Compare(ctx context.Context, a, b string, o CompareOptions) error
 }
 
 func (t *Tool) compare(ctx context.Context, a, b string, o CompareOptions) error {
-	formatA, nameA, err := source(ctx, "-f", a, o.FormatA, o.BackingA)
+	formatA, nameA, err := t.source(ctx, "-f", a, o.FormatA, o.BackingA)
 	if err != nil {
 		return err
 	}
-	formatB, nameB, err := source(ctx, "-F", b, o.FormatB, o.BackingB)
+	formatB, nameB, err := t.source(ctx, "-F", b, o.FormatB, o.BackingB)
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ func (t *Tool) Convert(ctx context.Context, src, dst string, o ConvertOptions) e
 }
 
 func (t *Tool) convert(ctx context.Context, src, dst string, o ConvertOptions) error {
-	format, from, err := source(ctx, "-f", src, o.SourceFormat, o.Backing)
+	format, from, err := t.source(ctx, "-f", src, o.SourceFormat, o.Backing)
 	if err != nil {
 		return err
 	}

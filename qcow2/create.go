@@ -92,13 +92,13 @@ func optionList(settings []string) []string {
 // claimed creates the file exclusively, runs f to fill it, and removes it when f
 // fails; a process that hangs may still be using it, so then it stays.
 func (t *Tool) claimed(ctx context.Context, name string, f func() error) error {
-	err := detached(ctx, func() error {
+	err := t.detached(ctx, func() error {
 		file, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 		if err != nil {
 			return err
 		}
 		return file.Close()
-	})
+	}, func() error { return os.Remove(name) })
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%w: %q", ErrExist, name)
 	}
@@ -113,11 +113,11 @@ func (t *Tool) claimed(ctx context.Context, name string, f func() error) error {
 }
 
 // discard removes a file that a failed call has made; also after a cancel, but
-// no longer than KillGrace.
+// it does not wait for dead storage for ever.
 func (t *Tool) discard(ctx context.Context, name string) error {
 	ctx, cancel := withTimeout(context.WithoutCancel(ctx), t.cfg.KillGrace)
 	defer cancel()
-	err := detached(ctx, func() error { return os.Remove(name) })
+	err := t.detached(ctx, func() error { return os.Remove(name) }, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // qemu-img removes what it could not format
 	}

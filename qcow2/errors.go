@@ -82,9 +82,10 @@ var (
 	// ErrTimeout is returned when a call ran into its own time limit rather than the
 	// caller's context.
 	ErrTimeout = errors.New("time limit exceeded")
-	// ErrHung is joined when a killed process had not ended after Config.KillGrace.
-	// It may still hold locks and files until the kernel lets it go.
-	ErrHung = errors.New("process can't be killed, left behind")
+	// ErrHung is joined when a killed process, or an operation on a file, had not ended
+	// after Config.KillGrace. It may still hold locks and files until the kernel lets it
+	// go; only then is it reaped.
+	ErrHung = errors.New("can't be ended, left behind")
 	// ErrOutputTooLarge is returned when a tool printed more than Config.MaxOutputBytes.
 	ErrOutputTooLarge = errors.New("tool printed too much")
 	// ErrAborted is returned by OfflineJob.Wait after OfflineJob.Abort or Close.

@@ -115,7 +115,7 @@ func (t *Tool) Info(ctx context.Context, path string, o InfoOptions) (Info, erro
 }
 
 func (t *Tool) info(ctx context.Context, path string, o InfoOptions) (Info, error) {
-	format, name, err := source(ctx, "-f", path, o.Format, nil)
+	format, name, err := t.source(ctx, "-f", path, o.Format, nil)
 	if err != nil {
 		return Info{}, err
 	}

@@ -44,7 +44,7 @@ type extentJSON struct {
 // 120 bytes of output: a badly fragmented disk fails with ErrOutputTooLarge when
 // that exceeds Config.MaxOutputBytes. Other errors as for Info, and ErrBackingFile.
 func (t *Tool) Map(ctx context.Context, path string, o MapOptions) ([]Extent, error) {
-	format, name, err := source(ctx, "-f", path, o.Format, o.Backing)
+	format, name, err := t.source(ctx, "-f", path, o.Format, o.Backing)
 	if err != nil {
 		return nil, fmt.Errorf("map image %q: %w", path, err)
 	}

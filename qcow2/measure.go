@@ -59,7 +59,7 @@ func (t *Tool) measure(ctx context.Context, path string, o MeasureOptions) (Meas
 	}
 	args := []string{"measure", "--output=json", "-O", string(o.TargetFormat.orDefault())}
 	args = append(args, optionList(settings)...)
-	subject, name, err := o.subject(ctx, path)
+	subject, name, err := t.measured(ctx, path, o)
 	if err != nil {
 		return Measure{}, err
 	}
@@ -70,14 +70,14 @@ func (t *Tool) measure(ctx context.Context, path string, o MeasureOptions) (Meas
 	return Measure{RequiredBytes: raw.Required, FullyAllocatedBytes: raw.FullyAllocated, BitmapsBytes: raw.Bitmaps}, nil
 }
 
-// subject returns the arguments that say what is measured, and the image's name.
-func (o MeasureOptions) subject(ctx context.Context, path string) (args []string, name string, err error) {
+// measured returns the arguments that say what is measured, and the image's name.
+func (t *Tool) measured(ctx context.Context, path string, o MeasureOptions) (args []string, name string, err error) {
 	switch {
 	case o.SizeBytes < 0 || (o.SizeBytes > 0 && path != ""):
 		return nil, "", fmt.Errorf("%w: SizeBytes %d with path %q", ErrInvalidOption, o.SizeBytes, path)
 	case o.SizeBytes > 0:
 		return []string{"--size", strconv.FormatInt(o.SizeBytes, 10)}, "", nil
 	}
-	format, name, err := source(ctx, "-f", path, o.Format, o.Backing)
+	format, name, err := t.source(ctx, "-f", path, o.Format, o.Backing)
 	return append(format, "--", name), name, err
 }

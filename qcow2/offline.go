@@ -138,12 +138,13 @@ func (j *OfflineJob) start(ctx context.Context, bandwidth int64) error {
 
 // open adds the source and target nodes of one disk.
 func (j *OfflineJob) open(ctx context.Context, i int, disk OfflineDisk) error {
-	from, err := imageNode(ctx, disk.Source, disk.SourceFormat)
+	t := j.daemon.process.tool
+	from, err := t.imageNode(ctx, disk.Source, disk.SourceFormat)
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
 	from["node-name"], from["read-only"] = sourceNode(i), true
-	to, err := layered(ctx, disk.Target, FormatQcow2, nil)
+	to, err := t.layered(ctx, disk.Target, FormatQcow2, nil)
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}

@@ -64,7 +64,7 @@ type node map[string]any
 
 // protocolNode describes the file or device under an image. It follows symbolic
 // links, as QEMU does.
-func protocolNode(ctx context.Context, path string) (node, error) {
+func (t *Tool) protocolNode(ctx context.Context, path string) (node, error) {
 	abs, err := absolute(path)
 	if err != nil {
 		return nil, err
@@ -73,10 +73,10 @@ func protocolNode(ctx context.Context, path string) (node, error) {
 		return nil, fmt.Errorf("%w: path %q is not UTF-8, which JSON needs", ErrBadName, path)
 	}
 	var info fs.FileInfo
-	err = detached(ctx, func() (err error) {
+	err = t.detached(ctx, func() (err error) {
 		info, err = os.Stat(abs)
 		return err
-	})
+	}, nil)
 	switch {
 	case err != nil:
 		return nil, fileError(err)
@@ -89,11 +89,11 @@ func protocolNode(ctx context.Context, path string) (node, error) {
 }
 
 // imageNode describes an image over its file.
-func imageNode(ctx context.Context, path string, format Format) (node, error) {
+func (t *Tool) imageNode(ctx context.Context, path string, format Format) (node, error) {
 	if err := format.explicit(); err != nil {
 		return nil, err
 	}
-	file, err := protocolNode(ctx, path)
+	file, err := t.protocolNode(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -102,8 +102,8 @@ func imageNode(ctx context.Context, path string, format Format) (node, error) {
 
 // layered describes an image over exactly the given layers, nearest first, and
 // nothing below them.
-func layered(ctx context.Context, path string, format Format, backing []Layer) (node, error) {
-	top, err := imageNode(ctx, path, format)
+func (t *Tool) layered(ctx context.Context, path string, format Format, backing []Layer) (node, error) {
+	top, err := t.imageNode(ctx, path, format)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +112,7 @@ func layered(ctx context.Context, path string, format Format, backing []Layer) (
 		if current["driver"] == string(FormatRaw) {
 			return nil, fmt.Errorf("%w: a raw image has no layer below", ErrInvalidOption)
 		}
-		below, err := imageNode(ctx, layer.Path, layer.Format)
+		below, err := t.imageNode(ctx, layer.Path, layer.Format)
 		if err != nil {
 			return nil, fmt.Errorf("backing layer: %w", err)
 		}
@@ -128,7 +128,7 @@ func layered(ctx context.Context, path string, format Format, backing []Layer) (
 // source returns how to name an image to be read on qemu-img's command line:
 // the arguments with its format, and its name. A nil backing follows the links
 // in the headers.
-func source(ctx context.Context, option, path string, format Format, backing []Layer) (args []string, name string, err error) {
+func (t *Tool) source(ctx context.Context, option, path string, format Format, backing []Layer) (args []string, name string, err error) {
 	if backing == nil {
 		if name, err = absolute(path); err != nil {
 			return nil, "", err
@@ -136,7 +136,7 @@ func source(ctx context.Context, option, path string, format Format, backing []L
 		args, err = formatArgs(option, format)
 		return args, name, err
 	}
-	top, err := layered(ctx, path, format, backing)
+	top, err := t.layered(ctx, path, format, backing)
 	if err != nil {
 		return nil, "", err
 	}
@@ -158,18 +158,4 @@ func fileError(err error) error {
 		return fmt.Errorf("%w: %w", ErrPermission, err)
 	}
 	return err
-}
-
-// detached runs f, which only touches the file system, and returns early with
-// the context's cause when ctx ends first: on a dead network mount f may never
-// return, and its goroutine stays with it.
-func detached(ctx context.Context, f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

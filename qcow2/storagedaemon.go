@@ -109,7 +109,7 @@ func (t *Tool) DirtyBytes(ctx context.Context, path, bitmap string) (int64, erro
 }
 
 func (t *Tool) dirtyBytes(ctx context.Context, path, bitmap string) (int64, error) {
-	image, err := layered(ctx, path, FormatQcow2, nil)
+	image, err := t.layered(ctx, path, FormatQcow2, nil)
 	if err != nil {
 		return 0, err
 	}
