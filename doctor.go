@@ -1,0 +1,283 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// FindingCode says what kind of difference a diagnosis found. Codes are stable.
+type FindingCode string
+
+// The differences between the four truths: store, libvirt's checkpoints, bitmaps, files in the repository.
+const (
+	FindingRunningRecord     FindingCode = "running-record"      // a crash left a running record
+	FindingDeletePending     FindingCode = "removable-pending"   // a delete-pending backup that nothing needs any more
+	FindingStaleCheckpoint   FindingCode = "stale-checkpoint"    // a checkpoint or bitmap of ours that no longer counts
+	FindingActiveNotNewest   FindingCode = "active-not-newest"   // the active checkpoint is not the newest backup's
+	FindingActiveUnlisted    FindingCode = "active-unlisted"     // libvirt doesn't list the active checkpoint; its bitmaps are there
+	FindingBitmapMissing     FindingCode = "bitmap-missing"      // the active checkpoint has no bitmap on a volume it tracked
+	FindingBitmapBroken      FindingCode = "bitmap-inconsistent" // QEMU marked it inconsistent
+	FindingBitmapUnknown     FindingCode = "bitmap-unknown"      // the bitmaps could not be listed
+	FindingMissingFile       FindingCode = "missing-file"        // a recorded backup lacks a file
+	FindingUnrecorded        FindingCode = "unrecorded-folder"   // a published folder without a record
+	FindingLeftPartial       FindingCode = "left-partial"        // a partial folder of a record that is not running
+	FindingLeftDeleting      FindingCode = "left-deleting"       // a folder whose removal was begun
+	FindingForeignPartial    FindingCode = "foreign-partial"     // a partial folder that this store knows nothing of
+	FindingForeignCheckpoint FindingCode = "foreign-checkpoint"  // another consumer's checkpoint or bitmap: left alone
+	FindingForeignFolder     FindingCode = "foreign-folder"      // something in the VM's folder that is no backup: left alone
+)
+
+// Finding is one difference, what it means for the next backup, and whether Repair mends it.
+type Finding struct {
+	Code    FindingCode    `json:"code"`
+	Detail  string         `json:"detail"`
+	Effect  string         `json:"effect"`
+	Repair  string         `json:"repair,omitempty"` // what Repair does about it; empty: nothing
+	Backup  BackupID       `json:"backup,omitempty"`
+	Device  string         `json:"device,omitempty"`
+	Path    string         `json:"path,omitempty"`
+	Name    CheckpointName `json:"checkpoint,omitempty"`
+	foreign bool
+}
+
+// Diagnosis is what Inspect found about one VM.
+type Diagnosis struct {
+	VM       VMID
+	Record   VMRecord
+	Domain   *DomainStatus // nil when the hypervisor doesn't know it
+	Findings []Finding
+}
+
+// Healthy says whether there is nothing to repair. What is foreign doesn't count.
+func (d Diagnosis) Healthy() bool {
+	return !slices.ContainsFunc(d.Findings, func(f Finding) bool { return !f.foreign })
+}
+
+// Inspect compares the four truths about a VM: store, libvirt's checkpoints, bitmaps in QEMU or in the image files, and files in the repository. It
+// changes nothing and takes no lease, so an operation under way shows up as findings.
+func (e *Engine) Inspect(ctx context.Context, req BackupRequest) (Diagnosis, error) {
+	o := e.newOp("inspect", req.VM)
+	d, err := o.diagnose(ctx, req)
+	return d, o.fail(err)
+}
+
+// Repair mends what is safe to mend, under the VM's lease, and returns what Inspect finds afterwards. It never touches what isn't ours.
+func (e *Engine) Repair(ctx context.Context, req BackupRequest) (Diagnosis, error) {
+	o := e.newOp("repair", req.VM)
+	var after Diagnosis
+	err := e.withLease(ctx, req.VM, func(ctx context.Context, h *heldLease) (err error) {
+		before, err := o.diagnose(ctx, req)
+		if err != nil {
+			return err
+		}
+		o.step("repair")
+		if err := o.repair(ctx, h, before, req.ref()); err != nil {
+			return err
+		}
+		after, err = o.diagnose(ctx, req)
+		return err
+	})
+	return after, o.fail(err)
+}
+
+func (o *op) repair(ctx context.Context, h *heldLease, d Diagnosis, dom DomainRef) error {
+	errs := make([]error, 0, 4)
+	_, err := o.e.settleRunning(ctx, o, h, dom)
+	errs = append(errs, err)
+	for _, f := range d.Findings {
+		switch f.Code {
+		case FindingLeftPartial, FindingLeftDeleting:
+			b, err := o.e.cfg.Store.Backup(ctx, f.Backup)
+			if err == nil {
+				err = o.removeLeft(ctx, f, b)
+			}
+			errs = append(errs, err)
+		case FindingActiveNotNewest:
+			errs = append(errs, o.e.cfg.Store.SetActive(ctx, h.lease(), ""))
+		}
+	}
+	_, err = o.e.settleDeletes(ctx, o, h)
+	errs = append(errs, err)
+	if d.Domain != nil {
+		errs = append(errs, o.e.dropStale(ctx, o, dom))
+	}
+	return errors.Join(errs...)
+}
+
+func (o *op) removeLeft(ctx context.Context, f Finding, b Backup) error {
+	if f.Code == FindingLeftPartial {
+		return o.e.cfg.Repository.RemovePartial(ctx, b.Path, string(b.ID), fileNamesOf(b))
+	}
+	_, err := o.e.cfg.Repository.Remove(ctx, target(b))
+	return err
+}
+
+func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error) {
+	d := Diagnosis{VM: req.VM}
+	if err := errors.Join(o.e.needHypervisor(), req.validate()); err != nil {
+		return d, err
+	}
+	o.step("read records")
+	var err error
+	if d.Record, err = o.e.cfg.Store.VM(ctx, req.VM); err != nil {
+		return d, err
+	}
+	records, err := o.e.cfg.Store.List(ctx, Query{VM: req.VM})
+	if err != nil {
+		return d, err
+	}
+	d.addRecords(records)
+	o.step("inspect domain")
+	st, err := o.e.cfg.Executor.Inspect(ctx, req.ref())
+	switch {
+	case err == nil:
+		d.Domain = &st
+		d.addDomain(o.e.cfg.Prefix, st, records, req)
+	case !errors.Is(err, ErrNoDomain):
+		return d, err
+	}
+	o.step("list folders")
+	entries, err := o.e.cfg.Repository.List(ctx, string(req.VM))
+	if err != nil {
+		return d, err
+	}
+	d.addFolders(entries, records)
+	o.step("look for files")
+	return d, o.addFiles(ctx, &d, records)
+}
+
+func (d *Diagnosis) add(f Finding) { d.Findings = append(d.Findings, f) }
+
+// newestOf returns the newest backup that was completed, deleted or not.
+func newestOf(records []Backup) *Backup {
+	for _, b := range newestFirst(records) {
+		if b.Status == StatusCompleted || b.Status == StatusDeletePending {
+			return &b
+		}
+	}
+	return nil
+}
+
+func (d *Diagnosis) addRecords(records []Backup) {
+	children := map[BackupID]bool{}
+	for _, b := range records {
+		children[b.ParentID] = true
+	}
+	for _, b := range records {
+		switch {
+		case b.Status == StatusRunning:
+			d.add(Finding{Code: FindingRunningRecord, Backup: b.ID, Detail: fmt.Sprintf("backup %s is recorded as running since %v", b.ID, b.StartedAt),
+				Effect: "the next backup settles it first", Repair: "finish it or undo it"})
+		case b.Status == StatusDeletePending && !children[b.ID] && len(b.Holds) == 0:
+			d.add(Finding{Code: FindingDeletePending, Backup: b.ID, Detail: fmt.Sprintf("backup %s was deleted and nothing needs it", b.ID),
+				Effect: "none; it takes space", Repair: "remove it"})
+		}
+	}
+	newest := newestOf(records)
+	if a := d.Record.ActiveCheckpoint; a != "" && (newest == nil || newest.Checkpoint != a && newest.Tracked()) {
+		d.add(Finding{Code: FindingActiveNotNewest, Name: a, Detail: fmt.Sprintf("the active checkpoint %s is not the newest backup's", a),
+			Effect: "the next backup is full", Repair: "empty the active checkpoint"})
+	}
+}
+
+func (d *Diagnosis) addDomain(prefix string, st DomainStatus, records []Backup, req BackupRequest) {
+	keep := []CheckpointName{d.Record.ActiveCheckpoint}
+	for _, b := range records {
+		if b.Status == StatusRunning {
+			keep = append(keep, b.Checkpoint)
+		}
+	}
+	for _, n := range StaleCheckpoints(prefix, st, keep...) {
+		d.add(Finding{Code: FindingStaleCheckpoint, Name: n, Detail: fmt.Sprintf("checkpoint or bitmap %s no longer counts", n),
+			Effect: "none; it costs memory and writes", Repair: "drop it"})
+	}
+	for _, n := range namesOn(st) {
+		if !Owns(prefix, n) {
+			d.add(Finding{Code: FindingForeignCheckpoint, Name: CheckpointName(n), Detail: fmt.Sprintf("checkpoint or bitmap %s is another consumer's", n),
+				Effect: "none", foreign: true})
+		}
+	}
+	if newest := newestOf(records); newest != nil && d.Record.ActiveCheckpoint != "" && newest.Checkpoint == d.Record.ActiveCheckpoint {
+		d.addActive(st, *newest, req)
+	}
+}
+
+// addActive looks at the bitmaps that the next incremental needs.
+func (d *Diagnosis) addActive(st DomainStatus, newest Backup, req BackupRequest) {
+	active := d.Record.ActiveCheckpoint
+	listed := slices.ContainsFunc(st.Checkpoints, func(c CheckpointStatus) bool { return c.Name == string(active) })
+	if !listed && st.State != DomainStopped {
+		d.add(Finding{Code: FindingActiveUnlisted, Name: active, Detail: fmt.Sprintf("libvirt doesn't list the active checkpoint %s", active),
+			Effect: "none: the next backup registers it again where its bitmaps are there"})
+	}
+	vols, _, err := req.choose(st)
+	if err != nil {
+		return // the next backup reports it
+	}
+	for _, v := range vols {
+		part, ok := newest.Volume(v.ID)
+		if !ok || !part.Tracked {
+			continue
+		}
+		f := Finding{Name: active, Device: v.Device, Effect: fmt.Sprintf("volume %s is backed up in full", v.ID)}
+		switch v.Disk.bitmapState(active) {
+		case BitmapMissing:
+			f.Code, f.Detail = FindingBitmapMissing, fmt.Sprintf("%s has no bitmap %s", v.Device, active)
+		case BitmapInconsistent:
+			f.Code, f.Detail = FindingBitmapBroken, fmt.Sprintf("bitmap %s on %s is inconsistent, as after a crash of QEMU", active, v.Device)
+		case BitmapUnknown:
+			f.Code, f.Detail = FindingBitmapUnknown, fmt.Sprintf("the bitmaps of %s can't be listed: %s", v.Device, v.Disk.BitmapsUnknown)
+		default:
+			continue
+		}
+		d.add(f)
+	}
+}
+
+func (d *Diagnosis) addFolders(entries []repository.Entry, records []Backup) {
+	byID := map[BackupID]Backup{}
+	for _, b := range records {
+		byID[b.ID] = b
+	}
+	for _, e := range entries {
+		b, known := byID[BackupID(e.ID)]
+		f := Finding{Backup: BackupID(e.ID), Path: e.Path, Effect: "none; it takes space"}
+		switch {
+		case e.Kind == repository.FolderPartial && known && b.Status != StatusRunning:
+			f.Code, f.Detail, f.Repair = FindingLeftPartial, fmt.Sprintf("%s/%s is left of backup %s, which is %v", e.VM, e.Name, b.ID, b.Status), "remove it"
+		case e.Kind == repository.FolderPartial && !known:
+			f.Code, f.foreign, f.Detail = FindingForeignPartial, true, fmt.Sprintf("%s/%s belongs to a backup that this store doesn't know", e.VM, e.Name)
+		case e.Kind == repository.FolderDeleting && known:
+			f.Code, f.Detail, f.Repair = FindingLeftDeleting, fmt.Sprintf("the removal of %s/%s was begun", e.VM, e.Name), "finish it"
+		case e.Kind == repository.FolderPublished && !known:
+			f.Code, f.Detail, f.Effect = FindingUnrecorded, fmt.Sprintf("%s has no record; Import adds it", e.Path), "none"
+		case e.Kind == repository.FolderForeign, e.Kind == repository.FolderDeleting:
+			f.Code, f.foreign, f.Detail = FindingForeignFolder, true, fmt.Sprintf("%s/%s is no backup of this store", e.VM, e.Name)
+		default:
+			continue
+		}
+		d.add(f)
+	}
+}
+
+// addFiles looks for the files of every backup that should have them.
+func (o *op) addFiles(ctx context.Context, d *Diagnosis, records []Backup) error {
+	for _, b := range records {
+		if b.Status != StatusCompleted && b.Status != StatusDeletePending || b.Repository != o.e.cfg.Repository.ID() {
+			continue
+		}
+		missing, err := o.missingFiles(ctx, []Backup{b})
+		if err != nil {
+			return err
+		}
+		for _, file := range missing {
+			d.add(Finding{Code: FindingMissingFile, Backup: b.ID, Path: file, Detail: fmt.Sprintf("%s of backup %s is not there", file, b.ID),
+				Effect: "the backups that need it can't be restored; the next backup is full if it would have stood on it"})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,142 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// Imported says what Import did with one folder.
+type Imported struct {
+	Path   string
+	Backup BackupID
+	Added  bool   // false: its record was there already, or Problem says why not
+	Reason string // why it was passed over; empty when it was added or was there
+}
+
+// Import rebuilds records from the manifests in the repository: of one VM, or of all with an empty name. Records that are there stay as they are,
+// so it can be called on a full, partial or newer store. A backup whose parent is neither recorded nor importable is passed over, as
+// it can't be restored. The active checkpoint stays as it is: after the loss of a store it is empty and the next
+// backup is full.
+func (e *Engine) Import(ctx context.Context, vm VMID) ([]Imported, error) {
+	o := e.newOp("import", vm)
+	o.step("list folders")
+	entries, err := e.cfg.Repository.List(ctx, string(vm))
+	if err != nil {
+		return nil, o.fail(err)
+	}
+	byVM := map[VMID][]repository.Entry{} // by stamp, so parents come before their children
+	var vms []VMID
+	var done []Imported
+	for _, entry := range entries {
+		switch {
+		case entry.Kind != repository.FolderPublished:
+			continue
+		case entry.Err != nil:
+			done = append(done, Imported{Path: entry.Path, Reason: entry.Err.Error()})
+			continue
+		}
+		id := VMID(entry.VM)
+		if byVM[id] == nil {
+			vms = append(vms, id)
+		}
+		byVM[id] = append(byVM[id], entry)
+	}
+	var errs []error
+	for _, id := range vms {
+		v := e.newOp("import", id)
+		err := e.withLease(ctx, id, func(ctx context.Context, h *heldLease) error {
+			for _, entry := range byVM[id] {
+				one, err := e.importOne(ctx, h, entry)
+				if err != nil {
+					return err
+				}
+				done = append(done, one)
+			}
+			return nil
+		})
+		errs = append(errs, v.fail(err))
+	}
+	return done, errors.Join(errs...)
+}
+
+// importOne adds one folder's record. Only errors of the store are errors.
+func (e *Engine) importOne(ctx context.Context, h *heldLease, entry repository.Entry) (Imported, error) {
+	out := Imported{Path: entry.Path}
+	b, err := BackupFromManifest(entry.Manifest, e.cfg.Repository.ID())
+	if err != nil {
+		out.Reason = err.Error()
+		return out, nil
+	}
+	out.Backup = b.ID
+	if _, err := e.cfg.Store.Backup(ctx, b.ID); err == nil || !errors.Is(err, ErrNotFound) {
+		return out, err
+	}
+	if b.ParentID != "" {
+		p, err := e.cfg.Store.Backup(ctx, b.ParentID)
+		if errors.Is(err, ErrNotFound) {
+			out.Reason = fmt.Sprintf("its parent %s is neither on record nor in the repository", b.ParentID)
+			return out, nil
+		}
+		if err != nil {
+			return out, err
+		}
+		if err := validLink(b, p); err != nil {
+			out.Reason = err.Error()
+			return out, nil
+		}
+	}
+	err = e.cfg.Store.Import(ctx, h.lease(), b)
+	if errors.Is(err, ErrInvalid) { // the sequence belongs to another record, or the manifest has none
+		rec, rerr := e.cfg.Store.VM(ctx, b.VM)
+		if rerr != nil {
+			return out, rerr
+		}
+		b.Sequence = rec.LastSequence + 1
+		err = e.cfg.Store.Import(ctx, h.lease(), b)
+	}
+	if errors.Is(err, ErrInvalid) {
+		out.Reason = err.Error()
+		return out, nil
+	}
+	out.Added = err == nil
+	return out, err
+}
+
+// Export writes the manifests of completed backups anew from their records, of one VM or of all with an empty name: digests, pins and
+// verifications that were recorded since. It returns how many were written. Folders that are not there are an error,
+// joined with the others.
+func (e *Engine) Export(ctx context.Context, vm VMID) (int, error) {
+	records, err := e.List(ctx, vm, false)
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	var errs []error
+	for _, b := range records {
+		if b.Repository != e.cfg.Repository.ID() {
+			continue
+		}
+		o := e.newOp("export", b.VM)
+		o.backup = b.ID
+		err := e.withLease(ctx, b.VM, func(ctx context.Context, _ *heldLease) error { return e.exportOne(ctx, b) })
+		if err == nil {
+			n++
+		}
+		errs = append(errs, o.fail(err))
+	}
+	return n, errors.Join(errs...)
+}
+
+// exportOne keeps from the manifest what a record doesn't have.
+func (e *Engine) exportOne(ctx context.Context, b Backup) error {
+	has, err := e.cfg.Repository.ReadManifest(ctx, b.Path)
+	if err != nil {
+		return repositoryError(err)
+	}
+	m := manifestOf(b, nil, has.Files, has.DomainUUID)
+	m.ParentPath = has.ParentPath
+	return e.cfg.Repository.RewriteManifest(ctx, m)
+}

@@ -1,0 +1,241 @@
+package kvmbackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// RetentionPolicy says which completed backups of a VM to keep. A rule keeps the newest backup of each of the last N hours, days, ...
+// that have one; a backup that any rule keeps stays. Pinned backups always stay and don't count.
+type RetentionPolicy struct {
+	Last, Hourly, Daily, Weekly, Monthly, Yearly int
+	// Location is where days and weeks begin. Defaults to UTC.
+	Location *time.Location
+}
+
+// The rules, as RetentionDecision.KeptBy names them.
+const (
+	KeepLast    = "last"
+	KeepHourly  = "hourly"
+	KeepDaily   = "daily"
+	KeepWeekly  = "weekly"
+	KeepMonthly = "monthly"
+	KeepYearly  = "yearly"
+	KeepPinned  = "pinned"
+)
+
+// RetentionPlan says what a policy keeps and deletes, and what that frees.
+type RetentionPlan struct {
+	VM      VMID
+	Backups []RetentionDecision // newest first
+	// RemoveNow lists the backups whose space comes back at once, the others of those deleted become delete-pending because
+	// a kept backup stands on them.
+	RemoveNow, Pending    []BackupID
+	FreeBytes, LaterBytes int64
+}
+
+// RetentionDecision is one backup's fate.
+type RetentionDecision struct {
+	Backup Backup
+	KeptBy []string // the rules that keep it; empty: it is deleted
+}
+
+// Keep says whether a rule keeps the backup.
+func (d RetentionDecision) Keep() bool { return len(d.KeptBy) > 0 }
+
+// String returns the plan as lines for people.
+func (p RetentionPlan) String() string {
+	var s strings.Builder
+	for _, d := range p.Backups {
+		verdict := "delete"
+		switch {
+		case d.Keep():
+			verdict = "keep (" + strings.Join(d.KeptBy, ", ") + ")"
+		case slices.Contains(p.Pending, d.Backup.ID):
+			verdict = "delete later: a kept backup needs it"
+		}
+		fmt.Fprintf(&s, "%s %s %v: %s\n", d.Backup.ID, d.Backup.StartedAt.Format(time.RFC3339), d.Backup.Kind, verdict)
+	}
+	fmt.Fprintf(&s, "%d bytes come back now, %d later\n", p.FreeBytes, p.LaterBytes)
+	return s.String()
+}
+
+// retentionRule puts backups into periods; the newest of a period is kept.
+type retentionRule struct {
+	name   string
+	count  int
+	period func(t time.Time, seq int64) string
+}
+
+func (p RetentionPolicy) rules() []retentionRule {
+	layout := func(l string) func(time.Time, int64) string {
+		return func(t time.Time, _ int64) string { return t.Format(l) }
+	}
+	return []retentionRule{
+		{KeepLast, p.Last, func(_ time.Time, seq int64) string { return fmt.Sprint(seq) }},
+		{KeepHourly, p.Hourly, layout("2006-01-02 15 -0700")},
+		{KeepDaily, p.Daily, layout("2006-01-02")},
+		{KeepWeekly, p.Weekly, func(t time.Time, _ int64) string {
+			y, w := t.ISOWeek()
+			return fmt.Sprintf("%d-%d", y, w)
+		}},
+		{KeepMonthly, p.Monthly, layout("2006-01")},
+		{KeepYearly, p.Yearly, layout("2006")},
+	}
+}
+
+// PlanRetention applies a policy to the records of one VM. It is pure. Only completed backups are considered; records in other statuses
+// count as what others may stand on. A policy that keeps nothing is an ErrInvalid: delete backups by their IDs instead.
+func PlanRetention(policy RetentionPolicy, records []Backup) (RetentionPlan, error) {
+	rules := policy.rules()
+	keeps := 0
+	for _, r := range rules {
+		if r.count < 0 {
+			return RetentionPlan{}, fmt.Errorf("%w retention: keep-%s is negative", ErrInvalid, r.name)
+		}
+		keeps += r.count
+	}
+	if keeps == 0 {
+		return RetentionPlan{}, fmt.Errorf("%w retention: the policy keeps nothing; set at least one rule, or delete backups by their IDs", ErrInvalid)
+	}
+	loc := policy.Location
+	if loc == nil {
+		loc = time.UTC
+	}
+	var p RetentionPlan
+	for _, b := range newestFirst(records) {
+		if p.VM == "" {
+			p.VM = b.VM
+		}
+		if b.VM != p.VM {
+			return RetentionPlan{}, fmt.Errorf("%w retention: records of %q and %q; plan one VM at a time", ErrInvalid, p.VM, b.VM)
+		}
+		if b.Status == StatusCompleted {
+			p.Backups = append(p.Backups, RetentionDecision{Backup: b})
+		}
+	}
+	for i := range p.Backups {
+		if p.Backups[i].Backup.Pinned {
+			p.Backups[i].KeptBy = []string{KeepPinned}
+		}
+	}
+	for _, r := range rules {
+		p.apply(r, loc)
+	}
+	p.simulate(records)
+	return p, nil
+}
+
+func newestFirst(records []Backup) []Backup {
+	sorted := slices.Clone(records)
+	slices.SortFunc(sorted, func(a, b Backup) int { return int(b.Sequence - a.Sequence) })
+	return sorted
+}
+
+func (p *RetentionPlan) apply(r retentionRule, loc *time.Location) {
+	seen := map[string]bool{}
+	for i := range p.Backups {
+		d := &p.Backups[i]
+		period := r.period(d.Backup.StartedAt.In(loc), d.Backup.Sequence)
+		if d.Backup.Pinned || seen[period] || len(seen) >= r.count {
+			continue
+		}
+		seen[period] = true
+		d.KeptBy = append(d.KeptBy, r.name)
+	}
+}
+
+// simulate finds out which deletions free space at once: those with nothing left that stands on them. Records that are
+// delete-pending already go along when their last descendant does.
+func (p *RetentionPlan) simulate(records []Backup) {
+	goes := map[BackupID]bool{}
+	for _, d := range p.Backups {
+		goes[d.Backup.ID] = !d.Keep()
+	}
+	children := map[BackupID]int{}
+	for _, b := range records {
+		if b.ParentID != "" {
+			children[b.ParentID]++
+		}
+	}
+	for _, b := range newestFirst(records) { // a child is newer than its parent
+		if !goes[b.ID] && b.Status != StatusDeletePending {
+			continue
+		}
+		if children[b.ID] == 0 && len(b.Holds) == 0 {
+			p.RemoveNow = append(p.RemoveNow, b.ID)
+			p.FreeBytes += b.StoredBytes()
+			children[b.ParentID]--
+		} else {
+			p.Pending = append(p.Pending, b.ID)
+			p.LaterBytes += b.StoredBytes()
+		}
+	}
+}
+
+// PlanRetain shows what Retain would do now.
+func (e *Engine) PlanRetain(ctx context.Context, vm VMID, policy RetentionPolicy) (RetentionPlan, error) {
+	records, err := e.cfg.Store.List(ctx, Query{VM: vm})
+	if err != nil {
+		return RetentionPlan{}, err
+	}
+	p, err := PlanRetention(policy, records)
+	p.VM = vm
+	return p, err
+}
+
+// Retain deletes what the policy doesn't keep, under the VM's lease, newest first, and returns what the plan was. It goes on after a deletion
+// that fails; errors are joined, and what failed is left delete-pending.
+func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (RetentionPlan, error) {
+	o := e.newOp("retain", vm)
+	var p RetentionPlan
+	err := e.withLease(ctx, vm, func(ctx context.Context, h *heldLease) (err error) {
+		o.step("plan")
+		if p, err = e.PlanRetain(ctx, vm, policy); err != nil {
+			return err
+		}
+		o.step("delete")
+		cleared, domain := false, ""
+		var errs []error
+		for _, d := range p.Backups {
+			if d.Keep() {
+				continue
+			}
+			done, err := e.deleterFor(o).Delete(ctx, h.lease(), d.Backup.ID, false)
+			if errors.Is(err, ErrNotFound) {
+				err = nil // it went along with a descendant
+			}
+			cleared, domain = cleared || done.ClearsActive, d.Backup.Domain
+			if errs = append(errs, err); ctx.Err() != nil {
+				break
+			}
+		}
+		if cleared {
+			e.dropCleared(ctx, o, domain)
+		}
+		return errors.Join(errs...)
+	})
+	return p, o.fail(err)
+}
+
+// Pin keeps a backup from being deleted by Retain, or lets it go again. It takes the VM's lease.
+func (e *Engine) Pin(ctx context.Context, id BackupID, pinned bool) error {
+	return e.annotate(ctx, "pin", id, Annotation{Pinned: &pinned})
+}
+
+// annotate writes an annotation under the lease of the backup's VM.
+func (e *Engine) annotate(ctx context.Context, name string, id BackupID, a Annotation) error {
+	b, err := e.cfg.Store.Backup(ctx, id)
+	if err != nil {
+		return (&op{name: name, backup: id}).fail(err)
+	}
+	o := e.newOp(name, b.VM)
+	o.backup = id
+	return o.fail(e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
+		return e.cfg.Store.Annotate(ctx, h.lease(), id, a)
+	}))
+}
