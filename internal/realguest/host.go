@@ -1,0 +1,167 @@
+//go:build cgo
+
+package realguest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
+)
+
+// Host is this process's libvirt: the embedded driver on a root of its own. A process has only one.
+type Host struct {
+	Root string           // libvirt's state, caches and sockets
+	URI  string           // qemu:///embed?root=Root
+	Conn *libvirt.Connect // for what the harness doesn't offer
+	// Accelerated says that guests use KVM and not TCG.
+	Accelerated bool
+
+	keep bool // Root was given, and other processes use it after this one
+}
+
+// rootEnv names the root that a helper process takes over from the process that started it.
+const rootEnv = "KVMBACKUP_REALGUEST_ROOT"
+
+var theHost = sync.OnceValues(open)
+
+var opened *Host
+
+// Main runs the tests, then destroys what they left and removes the root. It returns the exit code.
+func Main(m *testing.M) int {
+	code := m.Run()
+	if opened != nil {
+		opened.close()
+	}
+	return code
+}
+
+// Need returns the process's host, opened on first use. The test is skipped where libvirt or QEMU is missing.
+func Need(tb testing.TB) *Host {
+	tb.Helper()
+	h, err := theHost()
+	if err != nil {
+		missing(tb, err)
+	}
+	return h
+}
+
+// NeedRoot skips a test that needs privileges, for loop devices or mounts.
+func NeedRoot(tb testing.TB) {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		missing(tb, errors.New("not root"))
+	}
+}
+
+func missing(tb testing.TB, why error) {
+	tb.Helper()
+	if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
+		tb.Fatalf("real guests are required here: %v", why)
+	}
+	tb.Skipf("no real guests: %v", why)
+}
+
+// UseRoot makes this process work on an existing root, which it leaves behind at its end. It is called in a
+// helper process before the first guest, with the Root of a process that doesn't run any more.
+func UseRoot(root string) error { return os.Setenv(rootEnv, root) }
+
+func open() (_ *Host, err error) {
+	for _, tool := range []string{"qemu-system-x86_64", "qemu-img", "qemu-io"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return nil, err
+		}
+	}
+	h := &Host{Root: os.Getenv(rootEnv)}
+	h.keep = h.Root != ""
+	if !h.keep {
+		// Sockets live below the root and their paths are limited to 107 bytes: not below a test's own folder.
+		root, err := os.MkdirTemp("", "kvmb-")
+		if err != nil {
+			return nil, err
+		}
+		h.Root = root
+		defer func() {
+			if err != nil {
+				_ = os.RemoveAll(root)
+			}
+		}()
+		if err := os.Chmod(root, 0o755); err != nil {
+			return nil, err
+		}
+		if err := h.configure(); err != nil {
+			return nil, err
+		}
+		h.seedCapabilities()
+	}
+	h.URI = "qemu:///embed?root=" + h.Root
+	if os.Getenv("LIBVIRT_LOG_OUTPUTS") == "" {
+		_ = os.Setenv("LIBVIRT_LOG_OUTPUTS", "4:file:"+filepath.Join(h.Root, "libvirt.log"))
+	}
+	if err := libvirtjob.RunEventLoop(); err != nil {
+		return nil, fmt.Errorf("event loop: %w", err)
+	}
+	conn, err := libvirt.NewConnect(h.URI)
+	if err != nil {
+		return nil, err
+	}
+	h.Conn = conn
+	_, err = conn.GetDomainCapabilities("", "x86_64", machine, "kvm", 0)
+	h.Accelerated = err == nil && writable("/dev/kvm")
+	if !h.keep {
+		h.saveCapabilities()
+	}
+	opened = h
+	return h, nil
+}
+
+// configure has QEMU run as the test's own user, without the security drivers and namespaces that only a system's
+// libvirt is set up for.
+func (h *Host) configure() error {
+	if err := os.MkdirAll(filepath.Join(h.Root, "etc"), 0o755); err != nil {
+		return err
+	}
+	conf := "security_driver = \"none\"\nremember_owner = 0\nnamespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n"
+	if os.Geteuid() == 0 {
+		conf += "user = \"+0\"\ngroup = \"+0\"\n"
+	}
+	return os.WriteFile(filepath.Join(h.Root, "etc", "qemu.conf"), []byte(conf), 0o644)
+}
+
+func writable(path string) bool {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	return f.Close() == nil
+}
+
+func (h *Host) close() {
+	if h.keep {
+		return
+	}
+	doms, _ := h.Conn.ListAllDomains(0)
+	for i := range doms {
+		_ = doms[i].Destroy()
+		_ = doms[i].Free()
+	}
+	_, _ = h.Conn.Close()
+	if os.Getenv("KVMBACKUP_KEEP_ROOT") == "" {
+		_ = os.RemoveAll(h.Root)
+	}
+}
+
+// virtType is the type attribute of the domain element.
+func (h *Host) virtType() string {
+	if h.Accelerated {
+		return "kvm"
+	}
+	return "qemu"
+}

@@ -1,0 +1,105 @@
+package libvirtjob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// SetBandwidth implements kvmbackup.Job. QEMU limits each volume by itself, so the volumes that are still being copied
+// get equal shares, and Wait shares out anew when one of them is done. Before Begin it replaces the spec's limit.
+func (j *job) SetBandwidth(ctx context.Context, bytesPerSecond int64) error {
+	if bytesPerSecond < 0 {
+		return fmt.Errorf("%w: negative bandwidth", kvmbackup.ErrInvalid)
+	}
+	j.mu.Lock()
+	j.bandwidth = bytesPerSecond
+	begun := !j.began.IsZero()
+	j.mu.Unlock()
+	if !begun {
+		return nil
+	}
+	if ours, err := j.ours(ctx); err != nil || !ours {
+		return err
+	}
+	copying, err := j.copying(ctx)
+	if err != nil {
+		return err
+	}
+	return j.shareBandwidth(ctx, copying)
+}
+
+// applyBandwidth sets the spec's limit on a job that has just begun.
+func (j *job) applyBandwidth(ctx context.Context) {
+	j.mu.Lock()
+	limit := j.bandwidth
+	j.mu.Unlock()
+	if limit == 0 {
+		return
+	}
+	var devices []string
+	for _, v := range j.spec.Volumes {
+		devices = append(devices, v.Device)
+	}
+	if err := j.shareBandwidth(ctx, devices); err != nil {
+		j.exec.log.Warn("the backup runs without its bandwidth limit", "domain", j.dom.name, "error", err)
+	}
+}
+
+// shareBandwidth gives the devices equal parts of the limit. One that is done meanwhile is no error.
+func (j *job) shareBandwidth(ctx context.Context, devices []string) error {
+	if len(devices) == 0 {
+		return nil
+	}
+	j.mu.Lock()
+	limit := j.bandwidth
+	j.mu.Unlock()
+	part := limit / int64(len(devices))
+	if limit > 0 {
+		part = max(part, 1) // 0 would mean no limit
+	}
+	var errs []error
+	for _, device := range devices {
+		err := do(ctx, j.dom, func(dom *libvirt.Domain) error {
+			return dom.BlockJobSetSpeed(device, uint64(part), libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+		})
+		if err != nil && !errors.Is(err, kvmbackup.ErrNoJob) && !errors.Is(err, kvmbackup.ErrDomainStopped) {
+			errs = append(errs, fmt.Errorf("limit bandwidth of %s: %w", device, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// copying returns the devices whose part of the job is not done.
+func (j *job) copying(ctx context.Context) ([]string, error) {
+	var devices []string
+	for _, v := range j.spec.Volumes {
+		info, err := j.blockJob(ctx, v.Device)
+		if err != nil {
+			return nil, err
+		}
+		if info != nil {
+			devices = append(devices, v.Device)
+		}
+	}
+	return devices, nil
+}
+
+// blockJob returns the state of one volume's part of the job, or nil when it has none any more.
+func (j *job) blockJob(ctx context.Context, device string) (*libvirt.DomainBlockJobInfo, error) {
+	info, err := call(ctx, j.dom, func(dom *libvirt.Domain) (*libvirt.DomainBlockJobInfo, error) { return dom.GetBlockJobInfo(device, 0) })
+	if err != nil {
+		if errors.Is(err, kvmbackup.ErrDomainStopped) || errors.Is(err, kvmbackup.ErrNoDomain) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	if info == nil || info.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_BACKUP {
+		return nil, nil
+	}
+	return info, nil
+}

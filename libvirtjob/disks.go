@@ -1,0 +1,197 @@
+package libvirtjob
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/offline"
+)
+
+// disk is one disk of a domain's XML.
+type disk struct {
+	device, serial, format string
+	source                 string // path, or a description of what has none
+	path                   string // of the file or block device; empty where there is none
+	empty                  bool   // no media
+	skip                   string
+	layers                 []uint // libvirt's numbers of the image and of what is below it; live XML only
+	blockJob               string // kind of a copy or commit that runs on it
+}
+
+// domainXML reads the live XML of a running domain, or the inactive XML of a stopped one.
+func domainXML(ctx context.Context, d *domain, flags libvirt.DomainXMLFlags) (libvirtxml.Domain, error) {
+	var def libvirtxml.Domain
+	text, err := call(ctx, d, func(dom *libvirt.Domain) (string, error) { return dom.GetXMLDesc(flags) })
+	if err != nil {
+		return def, fmt.Errorf("read XML of %q: %w", d.name, err)
+	}
+	if err := def.Unmarshal(text); err != nil {
+		return def, fmt.Errorf("read XML of %q: %w", d.name, err)
+	}
+	return def, nil
+}
+
+func disksOf(def libvirtxml.Domain) []disk {
+	if def.Devices == nil {
+		return nil
+	}
+	var disks []disk
+	for _, d := range def.Devices.Disks {
+		if d.Target != nil {
+			disks = append(disks, newDisk(d))
+		}
+	}
+	return disks
+}
+
+func newDisk(d libvirtxml.DomainDisk) disk {
+	out := disk{device: d.Target.Dev, serial: d.Serial, format: "raw"}
+	if d.Driver != nil && d.Driver.Type != "" {
+		out.format = d.Driver.Type
+	}
+	out.source, out.path = describeSource(d.Source)
+	out.empty = out.source == ""
+	out.skip = skipReason(d, out.empty)
+	if d.Source != nil {
+		out.layers = append(out.layers, d.Source.Index)
+	}
+	for b := d.BackingStore; b != nil && b.Source != nil; b = b.BackingStore {
+		out.layers = append(out.layers, b.Index)
+	}
+	if d.Mirror != nil {
+		out.blockJob = d.Mirror.Job
+	}
+	return out
+}
+
+// skipReason says why a disk is never backed up.
+func skipReason(d libvirtxml.DomainDisk, empty bool) string {
+	switch {
+	case d.Device == "cdrom", d.Device == "floppy":
+		return d.Device
+	case d.Device == "lun":
+		return "lun: SCSI pass-through, whose writes QEMU's block layer doesn't see"
+	case empty:
+		return "no media"
+	case d.ReadOnly != nil:
+		return "read-only"
+	case d.Transient != nil:
+		return "transient"
+	case d.Source.VHostUser != nil, d.Source.VHostVDPA != nil:
+		return "vhost: its data doesn't pass through QEMU"
+	}
+	return ""
+}
+
+// describeSource returns a source for people, and its path if it is a file or a block device.
+func describeSource(s *libvirtxml.DomainDiskSource) (text, path string) {
+	switch {
+	case s == nil:
+		return "", ""
+	case s.File != nil:
+		return s.File.File, s.File.File
+	case s.Block != nil:
+		return s.Block.Dev, s.Block.Dev
+	case s.Volume != nil:
+		return "volume " + s.Volume.Volume + " of pool " + s.Volume.Pool, ""
+	case s.Network != nil:
+		return describeNetwork(s.Network), ""
+	case s.NVME != nil:
+		return "NVMe namespace", ""
+	case s.VHostUser != nil, s.VHostVDPA != nil:
+		return "vhost", ""
+	case s.Dir != nil:
+		return s.Dir.Dir, ""
+	}
+	return "", ""
+}
+
+func describeNetwork(n *libvirtxml.DomainDiskSourceNetwork) string {
+	text := n.Protocol + ":" + n.Name
+	for _, h := range n.Hosts {
+		switch {
+		case h.Socket != "":
+			text += " at " + h.Socket
+		case h.Port != "":
+			text += " at " + h.Name + ":" + h.Port
+		default:
+			text += " at " + h.Name
+		}
+	}
+	return text
+}
+
+// byDevice finds a disk by its target.
+func byDevice(disks []disk, device string) (disk, bool) {
+	i := slices.IndexFunc(disks, func(d disk) bool { return d.device == device })
+	if i < 0 {
+		return disk{}, false
+	}
+	return disks[i], true
+}
+
+// images returns the disks of a stopped domain as package offline wants them. A volume of a storage pool is looked up.
+func (e *Executor) images(ctx context.Context, disks []disk, def libvirtxml.Domain) []offline.Disk {
+	var out []offline.Disk
+	for i, d := range disks {
+		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip}
+		if v := poolVolume(def, i); v != nil && d.skip == "" {
+			image.Path = e.volumePath(ctx, v)
+		}
+		out = append(out, image)
+	}
+	return out
+}
+
+// poolVolume returns the i-th disk's source if it is a volume of a storage pool.
+func poolVolume(def libvirtxml.Domain, i int) *libvirtxml.DomainDiskSourceVolume {
+	if s := def.Devices.Disks[i].Source; s != nil {
+		return s.Volume
+	}
+	return nil
+}
+
+// volumePath returns the path of a volume that is a file or a block device here, or nothing.
+func (e *Executor) volumePath(ctx context.Context, v *libvirtxml.DomainDiskSourceVolume) string {
+	path, err := detached(ctx, func() (string, error) {
+		conn, err := e.connection()
+		if err != nil {
+			return "", err
+		}
+		defer func() { _, _ = conn.Close() }()
+		pool, err := conn.LookupStoragePoolByName(v.Pool)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = pool.Free() }()
+		volume, err := pool.LookupStorageVolByName(v.Volume)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = volume.Free() }()
+		return volume.GetPath()
+	}, nil)
+	if err != nil || len(path) == 0 || path[0] != '/' {
+		e.log.Warn("a disk's storage volume has no path here", "pool", v.Pool, "volume", v.Volume, "error", err)
+		return ""
+	}
+	return path
+}
+
+// described returns the disks of a domain that only its reference describes.
+func described(refs []kvmbackup.DiskRef) []offline.Disk {
+	var out []offline.Disk
+	for _, r := range refs {
+		d := offline.Disk{Device: r.Device, Path: r.Source, Description: r.Source, Format: r.Format}
+		if r.ReadOnly {
+			d.Skip = "read-only"
+		}
+		out = append(out, d)
+	}
+	return out
+}

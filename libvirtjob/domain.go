@@ -1,0 +1,132 @@
+package libvirtjob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// domain is a domain that libvirt knows. Calls that hang keep libvirt's object alive after close.
+type domain struct {
+	name, uuid string
+
+	mu  sync.Mutex
+	dom *libvirt.Domain // nil after close
+}
+
+// lookUp finds the domain and checks its UUID. It returns nil without an error for one that libvirt doesn't know
+// and the reference describes.
+func (e *Executor) lookUp(ctx context.Context, ref kvmbackup.DomainRef) (*domain, error) {
+	found, err := detached(ctx, func() (*domain, error) {
+		conn, err := e.connection()
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _, _ = conn.Close() }()
+		return findDomain(conn, ref.Name)
+	}, func(d *domain) { d.close() })
+	if isCode(err, libvirt.ERR_NO_DOMAIN) && len(ref.Disks) > 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up domain %q: %w", ref.Name, translate(err))
+	}
+	if ref.UUID != "" && !strings.EqualFold(ref.UUID, found.uuid) {
+		found.close()
+		return nil, fmt.Errorf("%w: domain %q has UUID %s, not %s", kvmbackup.ErrNoDomain, ref.Name, found.uuid, ref.UUID)
+	}
+	return found, nil
+}
+
+func findDomain(conn *libvirt.Connect, name string) (*domain, error) {
+	dom, err := conn.LookupDomainByName(name)
+	if err != nil {
+		return nil, err
+	}
+	uuid, err := dom.GetUUIDString()
+	if err != nil {
+		return nil, errors.Join(err, dom.Free())
+	}
+	return &domain{name: name, uuid: uuid, dom: dom}, nil
+}
+
+// close gives the domain back. It is idempotent.
+func (d *domain) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dom != nil {
+		_ = d.dom.Free()
+		d.dom = nil
+	}
+}
+
+// share returns libvirt's object for one call, which the caller has to Free.
+func (d *domain) share() (*libvirt.Domain, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dom == nil {
+		return nil, fmt.Errorf("%w: the job is closed", kvmbackup.ErrInvalid)
+	}
+	return d.dom, d.dom.Ref()
+}
+
+// call runs f on the domain and translates its error. When ctx ends first it returns the cause, and f is left behind.
+func call[T any](ctx context.Context, d *domain, f func(*libvirt.Domain) (T, error)) (T, error) {
+	dom, err := d.share()
+	if err != nil {
+		var none T
+		return none, err
+	}
+	v, err := detached(ctx, func() (T, error) {
+		defer func() { _ = dom.Free() }()
+		return f(dom)
+	}, nil)
+	return v, translate(err)
+}
+
+// do is call for what has no result.
+func do(ctx context.Context, d *domain, f func(*libvirt.Domain) error) error {
+	_, err := call(ctx, d, func(dom *libvirt.Domain) (struct{}, error) { return struct{}{}, f(dom) })
+	return err
+}
+
+// detached runs f and returns its result, or the cause of ctx when that ends first. late, if not nil, gets the result
+// of an f that has succeeded when nobody waited any more.
+func detached[T any](ctx context.Context, f func() (T, error), late func(T)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	if ctx.Done() == nil {
+		return f()
+	}
+	done := make(chan result)
+	go func() {
+		v, err := f()
+		select {
+		case done <- result{v, err}:
+		case <-ctx.Done():
+			// The caller may take the result all the same; only one of the two sides does.
+			select {
+			case done <- result{v, err}:
+			default:
+				if err == nil && late != nil {
+					late(v)
+				}
+			}
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	}
+}

@@ -1,0 +1,221 @@
+package libvirtjob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/offline"
+)
+
+// job is a backup job on a running domain.
+type job struct {
+	exec       *Executor
+	dom        *domain
+	spec       kvmbackup.JobSpec
+	backup     string           // XML
+	checkpoint string           // XML; empty: untracked
+	estimates  map[string]int64 // device: what its base bitmap marked before Begin
+
+	mu        sync.Mutex
+	beginning chan struct{} // closed when libvirt's call has returned; nil before Begin
+	began     time.Time     // no later than the job's start, on libvirt's clock for its age; zero: not begun
+	bandwidth int64         // bytes per second over all volumes
+	over      *outcome      // once it is known
+}
+
+// PrepareJob implements kvmbackup.Executor. A stopped domain's job is package offline's.
+func (e *Executor) PrepareJob(ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+	if err := checkSpec(spec); err != nil {
+		return nil, err
+	}
+	m, err := e.open(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if !m.active {
+		m.close()
+		return e.offline.PrepareJob(ctx, ref.Name, m.images, spec)
+	}
+	j, err := e.prepare(ctx, m, spec)
+	if err != nil {
+		m.close()
+		return nil, fmt.Errorf("prepare backup of %q: %w", ref.Name, err)
+	}
+	return j, nil
+}
+
+func (e *Executor) prepare(ctx context.Context, m *machine, spec kvmbackup.JobSpec) (*job, error) {
+	for _, v := range spec.Volumes {
+		if d, ok := byDevice(m.disks, v.Device); !ok || d.empty {
+			return nil, fmt.Errorf("%w: %s", kvmbackup.ErrNoVolume, v.Device)
+		}
+	}
+	j := &job{exec: e, dom: m.domain, spec: spec, bandwidth: spec.BandwidthBytes}
+	var err error
+	if j.backup, err = backupXML(spec, m.disks); err != nil {
+		return nil, err
+	}
+	if spec.Checkpoint != "" {
+		if j.checkpoint, err = checkpointXML(spec.Checkpoint, createdAt(spec), m.disks, trackedDevices(spec)); err != nil {
+			return nil, err
+		}
+	}
+	if spec.Base != "" {
+		// Only for the result's figures, so what is not known is left out.
+		if g, err := queryGraph(ctx, m.domain); err == nil {
+			j.estimates = g.dirtyBytes(m.disks, spec.Base)
+		}
+	}
+	return j, offline.CreateTargets(ctx, e.cfg.Images, spec)
+}
+
+func createdAt(spec kvmbackup.JobSpec) time.Time {
+	if spec.CreatedAt.IsZero() {
+		return time.Now()
+	}
+	return spec.CreatedAt
+}
+
+func trackedDevices(spec kvmbackup.JobSpec) []string {
+	var devices []string
+	for _, v := range spec.Volumes {
+		if v.Tracked {
+			devices = append(devices, v.Device)
+		}
+	}
+	return devices
+}
+
+// Begin implements kvmbackup.Job. When ctx ends while libvirt is at it, and the job starts after all, the job is
+// aborted as soon as that is known; Abort waits for it.
+func (j *job) Begin(ctx context.Context) error {
+	if err := j.begin(ctx); err != nil {
+		return fmt.Errorf("begin backup of %q: %w", j.dom.name, err)
+	}
+	return nil
+}
+
+func (j *job) begin(ctx context.Context) error {
+	done, err := j.enter()
+	if err != nil {
+		return err
+	}
+	if err := j.claim(ctx); err != nil {
+		close(done)
+		return err
+	}
+	if err := j.start(ctx, done); err != nil {
+		return j.beginError(err)
+	}
+	j.applyBandwidth(ctx)
+	return nil
+}
+
+// start makes libvirt's call, and closes done when that has returned.
+func (j *job) start(ctx context.Context, done chan struct{}) error {
+	dom, err := j.dom.share()
+	if err != nil {
+		close(done)
+		return err
+	}
+	begin := func() (struct{}, error) {
+		defer close(done)
+		err := dom.BackupBegin(j.backup, j.checkpoint, libvirt.DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL)
+		if err != nil {
+			_ = dom.Free()
+			return struct{}{}, err
+		}
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.began = time.Now()
+		return struct{}{}, nil
+	}
+	late := func(struct{}) {
+		j.exec.log.Warn("aborting a backup job that began after its context had ended", "domain", j.dom.name, "error", dom.AbortJob())
+		_ = dom.Free()
+	}
+	if _, err := detached(ctx, begin, late); err != nil {
+		return err
+	}
+	return dom.Free()
+}
+
+// enter allows one Begin.
+func (j *job) enter() (chan struct{}, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.beginning != nil {
+		return nil, fmt.Errorf("%w: the job has been begun before", kvmbackup.ErrInvalid)
+	}
+	j.beginning = make(chan struct{})
+	return j.beginning, nil
+}
+
+// claim makes sure that the domain has no job, because libvirt would wait for its end, and forgets the outcome of
+// the last one, which carries no name and could be taken for this one's.
+func (j *job) claim(ctx context.Context) error {
+	info, err := stats(ctx, j.dom, 0)
+	if err != nil {
+		return err
+	}
+	if info != nil {
+		return &kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name), Holder: describeBackup(ctx, j.dom, info)}
+	}
+	_, err = stats(ctx, j.dom, libvirt.DOMAIN_JOB_STATS_COMPLETED)
+	return err
+}
+
+// beginError translates what BackupBegin said.
+func (j *job) beginError(err error) error {
+	switch translated := translate(err); {
+	case errors.Is(translated, kvmbackup.ErrBusy):
+		return errors.Join(&kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name), Holder: "another job of the domain"}, translated)
+	case refused(err):
+		return fmt.Errorf("%w: %s: %w", kvmbackup.ErrTargetAccess, j.describeTargets(err), err)
+	default:
+		return translated
+	}
+}
+
+// describeTargets names the files that the message is about, or all, with owner and mode of each and of the folder.
+func (j *job) describeTargets(err error) string {
+	var named, all []string
+	for _, v := range j.spec.Volumes {
+		path := targetPath(j.spec, v)
+		all = append(all, describeFile(path))
+		if strings.Contains(err.Error(), path) {
+			named = append(named, describeFile(path))
+		}
+	}
+	if named == nil {
+		named = all
+	}
+	return strings.Join(append(named, describeFile(j.spec.Dir)), "; ")
+}
+
+func describeFile(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err.Error()
+	}
+	text := fmt.Sprintf("%s has mode %v", path, info.Mode())
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		text += fmt.Sprintf(", user %d, group %d", s.Uid, s.Gid)
+	}
+	return text
+}
+
+// Close implements kvmbackup.Job.
+func (j *job) Close() error {
+	j.dom.close()
+	return nil
+}

@@ -1,0 +1,10 @@
+package libvirtjob_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup/internal/realguest"
+)
+
+func TestMain(m *testing.M) { os.Exit(realguest.Main(m)) }

@@ -1,0 +1,233 @@
+package libvirtjob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// outcome is how a job has ended.
+type outcome struct {
+	result kvmbackup.JobResult
+	err    error
+}
+
+// Wait implements kvmbackup.Job. It looks at the job's state until there is none, which libvirt says only when QEMU
+// has closed the targets; the completion event comes earlier and just cuts the pauses short. Then the outcome is read.
+//
+// TotalBytes and CopiedBytes are QEMU's own measure: a full's is the virtual size, an incremental's what the bitmap
+// marked.
+func (j *job) Wait(ctx context.Context, progress func(kvmbackup.JobProgress)) (kvmbackup.JobResult, error) {
+	began, over := j.progressState()
+	switch {
+	case over != nil:
+		return over.result, over.err
+	case began.IsZero():
+		return kvmbackup.JobResult{}, fmt.Errorf("%w: the job has not begun", kvmbackup.ErrNoJob)
+	}
+	w := newWatch(j, began, progress)
+	defer w.stop()
+	result, err := w.run(ctx)
+	if err != nil {
+		err = fmt.Errorf("wait for backup of %q: %w", j.dom.name, err)
+	}
+	if ctx.Err() == nil && (err == nil || errors.Is(err, kvmbackup.ErrJobFailed)) {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.over = &outcome{result, err}
+	}
+	return result, err
+}
+
+func (j *job) progressState() (time.Time, *outcome) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.began, j.over
+}
+
+// watch follows one job for one caller of Wait.
+type watch struct {
+	job      *job
+	began    time.Time
+	progress func(kvmbackup.JobProgress)
+	wake     <-chan struct{}
+	unsub    func()
+	ticker   *time.Ticker
+
+	looked  time.Time // just before the last look that saw the job
+	last    kvmbackup.JobProgress
+	copying int // volumes that were being copied at the last measure
+}
+
+func newWatch(j *job, began time.Time, progress func(kvmbackup.JobProgress)) *watch {
+	w := &watch{job: j, began: began, progress: progress, looked: began, ticker: time.NewTicker(j.exec.cfg.ProgressInterval)}
+	w.wake, w.unsub = j.exec.events.subscribe(j.dom.uuid)
+	for _, v := range j.spec.Volumes {
+		w.last.Volumes = append(w.last.Volumes, kvmbackup.VolumeProgress{VolumeID: v.VolumeID, Device: v.Device})
+	}
+	w.copying = len(j.spec.Volumes)
+	return w
+}
+
+func (w *watch) stop() {
+	w.unsub()
+	w.ticker.Stop()
+}
+
+func (w *watch) run(ctx context.Context) (kvmbackup.JobResult, error) {
+	measured := time.Time{}
+	for {
+		looked := time.Now()
+		info, err := w.look(ctx)
+		if err != nil {
+			return kvmbackup.JobResult{}, err
+		}
+		if info == nil {
+			return w.finish(ctx)
+		}
+		if err := w.confirm(ctx, info, looked); err != nil {
+			return kvmbackup.JobResult{}, err
+		}
+		w.looked = looked
+		w.last.DoneBytes, w.last.TotalBytes = int64(info.DiskProcessed), int64(info.DiskTotal)
+		if time.Since(measured) >= w.job.exec.cfg.ProgressInterval/2 {
+			w.measure(ctx)
+			w.report()
+			measured = time.Now()
+		}
+		if err := w.pause(ctx); err != nil {
+			return kvmbackup.JobResult{}, err
+		}
+	}
+}
+
+// report tells the caller what is known.
+func (w *watch) report() {
+	if w.progress != nil {
+		copied := w.last
+		copied.Volumes = append([]kvmbackup.VolumeProgress(nil), w.last.Volumes...)
+		w.progress(copied)
+	}
+}
+
+// look asks for the job's state and goes on reporting while there is no answer.
+func (w *watch) look(ctx context.Context) (*libvirt.DomainJobInfo, error) {
+	type answer struct {
+		info *libvirt.DomainJobInfo
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		info, err := stats(ctx, w.job.dom, 0)
+		got <- answer{info, err}
+	}()
+	for {
+		select {
+		case a := <-got:
+			return a.info, a.err
+		case <-w.ticker.C:
+			w.report()
+		}
+	}
+}
+
+// pause waits until the next look is due. The pauses grow with the job's age, so that they add two per cent at most.
+func (w *watch) pause(ctx context.Context) error {
+	wait := min(max(time.Since(w.began)/50, 2*time.Millisecond), w.job.exec.cfg.PollInterval)
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-w.wake:
+	case <-timer.C:
+	}
+	return nil
+}
+
+// tolerance is by how much libvirt's clock and ours may differ over a span of time.
+func tolerance(span time.Duration) time.Duration { return 20*time.Millisecond + span/100 }
+
+// confirm makes sure that the job is still ours and not one that somebody began since: that would be younger.
+func (w *watch) confirm(ctx context.Context, info *libvirt.DomainJobInfo, looked time.Time) error {
+	age := looked.Sub(w.began)
+	if info.OperationSet && info.Operation == libvirt.DOMAIN_JOB_OPERATION_BACKUP &&
+		elapsed(info) >= age-tolerance(age) {
+		return nil
+	}
+	ours, err := w.job.ours(ctx)
+	if err == nil && !ours {
+		err = fmt.Errorf("%w: nobody saw how it ended, and the domain has another job now: %s", kvmbackup.ErrJobFailed, describeJob(info))
+	}
+	return err
+}
+
+func elapsed(info *libvirt.DomainJobInfo) time.Duration {
+	return time.Duration(info.TimeElapsed) * time.Millisecond
+}
+
+// finish reads the outcome of the job after libvirt has said that there is none any more.
+func (w *watch) finish(ctx context.Context) (kvmbackup.JobResult, error) {
+	info, err := stats(ctx, w.job.dom, libvirt.DOMAIN_JOB_STATS_COMPLETED|libvirt.DOMAIN_JOB_STATS_KEEP_COMPLETED)
+	if err != nil {
+		return kvmbackup.JobResult{}, err
+	}
+	if err := w.proof(info); err != nil {
+		return kvmbackup.JobResult{}, errors.Join(err, w.stopped(ctx))
+	}
+	w.last.TotalBytes = int64(info.DiskTotal)
+	w.last.DoneBytes = w.last.TotalBytes
+	result := w.result(info)
+	for i, v := range w.last.Volumes {
+		if n, ok := result.CopiedBytes[v.VolumeID]; ok {
+			w.last.Volumes[i].TotalBytes = n
+		}
+		w.last.Volumes[i].DoneBytes = w.last.Volumes[i].TotalBytes
+	}
+	w.report()
+	return result, nil
+}
+
+// proof returns nil only if the outcome says success and can be no other job's: that one would have been shorter
+// than ours was when it was last seen. The outcome of an earlier one was cleared before ours began.
+func (w *watch) proof(info *libvirt.DomainJobInfo) error {
+	seen := w.looked.Sub(w.began)
+	switch {
+	case info == nil:
+		return fmt.Errorf("%w: libvirt has no outcome for it", kvmbackup.ErrJobFailed)
+	case info.OperationSet && info.Operation != libvirt.DOMAIN_JOB_OPERATION_BACKUP, elapsed(info) < seen-tolerance(seen):
+		return fmt.Errorf("%w: its outcome was replaced by another job's: %s", kvmbackup.ErrJobFailed, describeJob(info))
+	case info.Type == libvirt.DOMAIN_JOB_COMPLETED && (!info.JobSuccessSet || info.JobSuccess):
+		return nil
+	}
+	return jobError(info)
+}
+
+// jobError translates the message of a job that has failed.
+func jobError(info *libvirt.DomainJobInfo) error {
+	text := info.ErrorMessage
+	switch {
+	case strings.Contains(text, "No space left on device"), strings.Contains(text, "Disk quota exceeded"):
+		return fmt.Errorf("%w: %w: %s", kvmbackup.ErrJobFailed, kvmbackup.ErrNoSpace, text)
+	case info.Type == libvirt.DOMAIN_JOB_CANCELLED && text == "":
+		return fmt.Errorf("%w: it was cancelled", kvmbackup.ErrJobFailed)
+	case text == "":
+		return fmt.Errorf("%w: libvirt gives no reason", kvmbackup.ErrJobFailed)
+	}
+	return fmt.Errorf("%w: %s", kvmbackup.ErrJobFailed, text)
+}
+
+// stopped returns an error if the job has ended because its domain has.
+func (w *watch) stopped(ctx context.Context) error {
+	active, err := call(ctx, w.job.dom, (*libvirt.Domain).IsActive)
+	if errors.Is(err, kvmbackup.ErrNoDomain) || err == nil && !active {
+		return kvmbackup.ErrDomainStopped
+	}
+	return nil
+}

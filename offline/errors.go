@@ -1,0 +1,32 @@
+package offline
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// translations maps the tools' sentinels to the contract's.
+var translations = []struct{ tool, sentinel error }{
+	{qcow2.ErrLocked, kvmbackup.ErrImageLocked},
+	{qcow2.ErrNoSpace, kvmbackup.ErrNoSpace},
+	{qcow2.ErrBitmapNotFound, kvmbackup.ErrCheckpointInconsistent},
+	{qcow2.ErrBitmapInconsistent, kvmbackup.ErrCheckpointInconsistent},
+	{qcow2.ErrBitmapExists, kvmbackup.ErrCheckpointExists},
+	{qcow2.ErrBitmapUnsupported, kvmbackup.ErrUnsupported},
+	{qcow2.ErrUnsupported, kvmbackup.ErrUnsupported},
+	{qcow2.ErrToolMissing, kvmbackup.ErrUnsupported},
+	{qcow2.ErrSizeMismatch, kvmbackup.ErrInvalid},
+}
+
+// translate puts the sentinel for a tool's error in front of it.
+func translate(err error) error {
+	for _, t := range translations {
+		if errors.Is(err, t.tool) && !errors.Is(err, t.sentinel) {
+			return fmt.Errorf("%w: %w", t.sentinel, err)
+		}
+	}
+	return err
+}

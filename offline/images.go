@@ -1,0 +1,52 @@
+package offline
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// Config is what Images needs beside the tools. It is copied.
+type Config struct {
+	// Logger gets each step at Debug and what was survived at Warn. Defaults to discarding.
+	Logger *slog.Logger
+	// ProgressInterval is the time between two calls of Wait's progress function. Defaults to 1 s.
+	ProgressInterval time.Duration
+}
+
+// Images works on the image files of stopped domains. It is safe for concurrent use.
+type Images struct {
+	tool *qcow2.Tool
+	cfg  Config
+	log  *slog.Logger
+}
+
+// New returns an Images that uses the tools.
+func New(tool *qcow2.Tool, cfg Config) *Images {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.ProgressInterval == 0 {
+		cfg.ProgressInterval = time.Second
+	}
+	return &Images{tool: tool, cfg: cfg, log: cfg.Logger}
+}
+
+// Disk is one disk of a stopped domain.
+type Disk struct {
+	Device string // the target, e.g. vda
+	Path   string // absolute path of a file or block device; empty: it has none, as a network disk
+	Format string // as the domain's definition has it: qcow2, raw, ...
+	// Description stands for the source in a DiskStatus. Defaults to Path.
+	Description string
+	Serial      string
+	Skip        string // why it is never backed up; the image of such a disk is not opened
+}
+
+func (d Disk) describe() string {
+	if d.Description != "" {
+		return d.Description
+	}
+	return d.Path
+}

@@ -1,0 +1,102 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// Inspect describes the disks in their order. An image that another process has open for writing is an
+// ErrImageLocked: the domain is not stopped, or somebody works on it. Bitmaps of which a part is on a lower layer, or
+// which don't record, are reported as inconsistent.
+func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskStatus, error) {
+	var out []kvmbackup.DiskStatus
+	for _, d := range disks {
+		status := kvmbackup.DiskStatus{Device: d.Device, Source: d.describe(), Serial: d.Serial, Format: d.Format, Skip: d.Skip}
+		switch {
+		case d.Skip != "":
+		case d.Path == "":
+			status.Untrackable = "no local path while the domain is stopped"
+		default:
+			if err := im.inspect(ctx, d, &status); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, status)
+	}
+	return out, nil
+}
+
+func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskStatus) error {
+	chain, err := im.layers(ctx, d)
+	if err != nil {
+		return err
+	}
+	top := chain[0].info
+	status.VirtualSize, status.AllocatedBytes = top.VirtualSizeBytes, allocated(chain)
+	switch {
+	case d.Format != string(qcow2.FormatQcow2):
+		status.Untrackable = d.Format
+	case top.Compat == "0.10":
+		status.Untrackable = "qcow2 version 2"
+	default:
+		status.Bitmaps = bitmapStatuses(chain)
+	}
+	return nil
+}
+
+// DropBitmap removes the bitmap of that name from every layer of the disks. A disk or file that isn't there, or has no
+// such bitmap, is no error.
+func (im *Images) DropBitmap(ctx context.Context, disks []Disk, name kvmbackup.CheckpointName) error {
+	var errs []error
+	for _, d := range disks {
+		if d.Skip == "" && d.Path != "" && d.Format == string(qcow2.FormatQcow2) {
+			errs = append(errs, im.dropBitmap(ctx, d, string(name)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (im *Images) dropBitmap(ctx context.Context, d Disk, name string) error {
+	chain, err := im.layers(ctx, d)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, l := range chain {
+		if _, ok := l.info.Bitmap(name); !ok {
+			continue
+		}
+		if err := im.tool.BitmapRemove(ctx, l.path, name); err != nil && !errors.Is(err, qcow2.ErrBitmapNotFound) {
+			return fmt.Errorf("disk %s: %w", d.Device, translate(err))
+		}
+	}
+	return nil
+}
+
+// DirtyBytes returns per device what the bitmap of that name marks. Devices without a usable one are left out.
+func (im *Images) DirtyBytes(ctx context.Context, disks []Disk, name kvmbackup.CheckpointName) (map[string]int64, error) {
+	sizes := map[string]int64{}
+	for _, d := range disks {
+		if d.Skip != "" || d.Path == "" || d.Format != string(qcow2.FormatQcow2) {
+			continue
+		}
+		chain, err := im.layers(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		if !usable(chain, string(name)) {
+			continue
+		}
+		if sizes[d.Device], err = im.tool.DirtyBytes(ctx, d.Path, string(name)); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Device, translate(err))
+		}
+	}
+	return sizes, nil
+}
