@@ -28,6 +28,11 @@ type Repository interface {
 	Publish(ctx context.Context, m repository.Manifest) error
 	// Published returns the manifest if the final folder is there and belongs to the ID.
 	Published(ctx context.Context, path, id string) (repository.Manifest, bool, error)
+	// PartialManifest returns the manifest in the partial folder, if one was written: then every file is whole and flushed,
+	// and Publish again finishes what a crash had interrupted. repository.ErrNotFound if not.
+	PartialManifest(ctx context.Context, path, id string) (repository.Manifest, error)
+	// Settle waits for what an ended context had left behind, so that cleaning up can begin.
+	Settle(ctx context.Context) error
 	// RemovePartial removes the partial folder with the files named in it.
 	RemovePartial(ctx context.Context, path, id string, files []string) error
 	// Remove removes a published folder, whatever is left of it.

@@ -13,7 +13,7 @@ import (
 // checkTarget proves that a job left the file it was to write, with the right size and backing link, and takes its stored size
 // into the record.
 func (r *run) checkTarget(ctx context.Context, v *VolumeBackup) error {
-	partial := r.record.Path + ".partial-" + string(r.record.ID)
+	partial := repository.PartialPath(r.record.Path, string(r.record.ID))
 	info, err := r.e.cfg.Repository.Stat(ctx, partial, v.File)
 	if err != nil {
 		return err
@@ -38,15 +38,3 @@ func verifyLayer(ctx context.Context, images Images, file string, v VolumeBackup
 	return nil
 }
 
-// repositoryError gives the repository's answers the root's sentinels.
-func repositoryError(err error) error {
-	switch {
-	case errors.Is(err, repository.ErrNotFound):
-		return fmt.Errorf("%w: %w", ErrMissingFile, err)
-	case errors.Is(err, repository.ErrUnsafe), errors.Is(err, repository.ErrManifest), errors.Is(err, repository.ErrMisplaced):
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	case errors.Is(err, repository.ErrNoSpace):
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	return err
-}

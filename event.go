@@ -80,5 +80,5 @@ func (o *op) fail(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &OpError{Op: o.name, VM: o.vm, Backup: o.backup, Step: o.at, Err: err}
+	return &OpError{Op: o.name, VM: o.vm, Backup: o.backup, Step: o.at, Err: withSentinel(err)}
 }

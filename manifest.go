@@ -93,13 +93,13 @@ func BackupFromManifest(m repository.Manifest, repositoryID string) (Backup, err
 var sideFiles = []string{fileDomainXML, fileNVRAM}
 
 const (
-	fileDomainXML = "domain.xml"
-	fileNVRAM     = "nvram"
+	fileDomainXML = repository.DomainXMLName
+	fileNVRAM     = repository.NVRAMName
 )
 
 // target is what the repository is told to remove: names that are ours.
 func target(b Backup) repository.Target {
-	t := repository.Target{Path: b.Path, ID: string(b.ID)}
+	t := repository.Target{Path: b.Path, ID: string(b.ID), Unproven: true} // the record proves it
 	for _, v := range b.Volumes {
 		t.Files = append(t.Files, repository.TargetFile{Name: v.File, StoredBytes: v.StoredSize})
 	}

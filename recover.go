@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // Recovery says what became of one thing that an earlier crash had left.
@@ -131,11 +133,23 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 	return Recovery{b.ID, RecoveryUndone, cause.Error()}, nil
 }
 
-// rollForward commits a backup whose folder was published.
+// rollForward commits a backup whose folder was published, or whose manifest, the last file to be written, is in the partial one.
 func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup) (bool, error) {
 	m, ok, err := e.cfg.Repository.Published(ctx, b.Path, string(b.ID))
-	if err != nil || !ok {
+	if err != nil {
 		return false, err
+	}
+	if !ok {
+		m, err = e.cfg.Repository.PartialManifest(ctx, b.Path, string(b.ID))
+		if errors.Is(err, repository.ErrNotFound) || errors.Is(err, repository.ErrManifest) {
+			return false, nil
+		}
+		if err == nil {
+			err = e.cfg.Repository.Publish(ctx, m)
+		}
+		if err != nil {
+			return false, err
+		}
 	}
 	whole, err := BackupFromManifest(m, b.Repository)
 	if err != nil {

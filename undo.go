@@ -19,6 +19,9 @@ func (r *run) undo(ctx context.Context, cause error) error {
 	defer func() { r.at = failedAt }()
 	c, cancel := r.e.cleanup(ctx)
 	defer cancel()
+	if err := r.e.cfg.Repository.Settle(c); err != nil {
+		r.warn("the repository doesn't answer", "error", err) // what follows says what could not be undone
+	}
 	published, err := r.wasPublished(c)
 	switch {
 	case err != nil:

@@ -166,18 +166,18 @@ func (v *verifier) folder(ctx context.Context, b Backup) error {
 	m, err := v.e.cfg.Repository.ReadManifest(ctx, b.Path)
 	if err != nil {
 		if err = repositoryError(err); errors.Is(err, ErrMissingFile) || errors.Is(err, ErrDamaged) {
-			return v.add(ctx, ProblemManifest, b, "", "backup.json", err.Error())
+			return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, err.Error())
 		}
 		return err
 	}
 	if err := sameAsRecord(m, b); err != nil {
-		return v.add(ctx, ProblemManifest, b, "", "backup.json", err.Error())
+		return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, err.Error())
 	}
 	files, err := v.e.cfg.Repository.Files(ctx, b.Path)
 	if err != nil {
 		return err
 	}
-	named := map[string]bool{"backup.json": true}
+	named := map[string]bool{repository.ManifestName: true}
 	for _, vol := range b.Volumes {
 		named[vol.File] = true
 	}

@@ -1,0 +1,237 @@
+package kvmbackup_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+const (
+	chainA  = kvmbackup.ChainID("aaaaaaaa-0000-4000-8000-000000000001")
+	chainB  = kvmbackup.ChainID("aaaaaaaa-0000-4000-8000-000000000002")
+	backup1 = kvmbackup.BackupID("bbbbbbbb-0000-4000-8000-000000000001")
+	cp1     = kvmbackup.CheckpointName("kvmbackup-2026.11.23.07.04.50")
+	cp2     = kvmbackup.CheckpointName("kvmbackup-2026.11.23.08.04.50")
+)
+
+// parentInput is an input for which everything speaks for an incremental. Each row of the table breaks one thing.
+func parentInput() kvmbackup.DecideInput {
+	newest := kvmbackup.Backup{
+		ID: backup1, VM: "vm1", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted, ChainID: chainA,
+		Checkpoint: cp1, Repository: "repo", Path: "vm1/2026.11.23.07.04.50",
+		Volumes: []kvmbackup.VolumeBackup{
+			{VolumeID: "v1", Device: "vda", Kind: kvmbackup.KindFull, File: "root.v1.qcow2", VirtualSize: 1 << 30, Tracked: true},
+			{VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 28, Tracked: true},
+		},
+	}
+	return kvmbackup.DecideInput{
+		VM: "vm1", State: kvmbackup.DomainRunning, ActiveCheckpoint: cp1, Newest: &newest, Repository: "repo",
+		Volumes: []kvmbackup.VolumeFacts{
+			{VolumeID: "v1", Device: "vda", Format: "qcow2", VirtualSize: 1 << 30, Bitmap: kvmbackup.BitmapUsable},
+			{VolumeID: "v2", Device: "vdb", Format: "qcow2", VirtualSize: 1 << 28, Bitmap: kvmbackup.BitmapUsable},
+		},
+		NewCheckpoint: cp2, NewChain: chainB,
+	}
+}
+
+func TestDecideRules(t *testing.T) {
+	both := func(in *kvmbackup.DecideInput, f func(v *kvmbackup.VolumeFacts)) {
+		for i := range in.Volumes {
+			f(&in.Volumes[i])
+		}
+	}
+	rows := []struct {
+		name      string
+		change    func(in *kvmbackup.DecideInput)
+		want      kvmbackup.ReasonCode
+		untracked bool
+	}{
+		{"incremental disabled", func(in *kvmbackup.DecideInput) { in.Policy.DisableIncremental = true }, kvmbackup.ReasonIncrementalDisabled, true},
+		{"disabled wins over forced", func(in *kvmbackup.DecideInput) {
+			in.Policy = kvmbackup.Policy{DisableIncremental: true, ForceFull: true}
+		}, kvmbackup.ReasonIncrementalDisabled, true},
+		{"forced", func(in *kvmbackup.DecideInput) { in.Policy.ForceFull = true }, kvmbackup.ReasonForced, false},
+		{"full-every 1", func(in *kvmbackup.DecideInput) { in.Policy.FullEvery = 1 }, kvmbackup.ReasonEveryFull, false},
+		{"full-every negative", func(in *kvmbackup.DecideInput) { in.Policy.FullEvery = -4 }, kvmbackup.ReasonEveryFull, false},
+		{"stopped", func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainStopped }, kvmbackup.ReasonStopped, false},
+		{"no active checkpoint", func(in *kvmbackup.DecideInput) { in.ActiveCheckpoint = "" }, kvmbackup.ReasonNoActiveCheckpoint, false},
+		{"no backup at all", func(in *kvmbackup.DecideInput) { in.ActiveCheckpoint, in.Newest = "", nil }, kvmbackup.ReasonNoActiveCheckpoint, false},
+		{"active without any backup", func(in *kvmbackup.DecideInput) { in.Newest = nil }, kvmbackup.ReasonNotNewest, false},
+		{"newest has another checkpoint", func(in *kvmbackup.DecideInput) { in.Newest.Checkpoint = "kvmbackup-2026.11.23.07.30.00" }, kvmbackup.ReasonNotNewest, false},
+		{"newest is untracked", func(in *kvmbackup.DecideInput) { in.Newest.Checkpoint = "" }, kvmbackup.ReasonNotNewest, false},
+		{"parent delete-pending", func(in *kvmbackup.DecideInput) { in.Newest.Status = kvmbackup.StatusDeletePending }, kvmbackup.ReasonParentDeletePending, false},
+		{"parent without chain", func(in *kvmbackup.DecideInput) { in.Newest.ChainID = "" }, kvmbackup.ReasonParentNoChainData, false},
+		{"parent without volumes", func(in *kvmbackup.DecideInput) { in.Newest.Volumes = nil }, kvmbackup.ReasonParentNoChainData, false},
+		{"parent elsewhere", func(in *kvmbackup.DecideInput) { in.Newest.Repository = "other" }, kvmbackup.ReasonParentOtherRepository, false},
+		{"parent file missing", func(in *kvmbackup.DecideInput) { in.MissingFiles = []string{"vm1/x/root.v1.qcow2"} }, kvmbackup.ReasonParentFileMissing, false},
+		{"chain complete", func(in *kvmbackup.DecideInput) { in.Newest.Position, in.Policy.FullEvery = 2, 3 }, kvmbackup.ReasonChainComplete, false},
+		{"chain complete by default", func(in *kvmbackup.DecideInput) { in.Newest.Position = 9 }, kvmbackup.ReasonChainComplete, false},
+		{"full-every lowered in mid-chain", func(in *kvmbackup.DecideInput) { in.Newest.Position, in.Policy.FullEvery = 7, 3 }, kvmbackup.ReasonChainComplete, false},
+		{"all bitmaps gone", func(in *kvmbackup.DecideInput) {
+			both(in, func(v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapMissing })
+		}, kvmbackup.ReasonNoVolumeIncremental, false},
+		{"all volumes replaced", func(in *kvmbackup.DecideInput) {
+			both(in, func(v *kvmbackup.VolumeFacts) { v.VolumeID += "x" })
+		}, kvmbackup.ReasonNoVolumeIncremental, false},
+		{"nothing can be tracked", func(in *kvmbackup.DecideInput) {
+			both(in, func(v *kvmbackup.VolumeFacts) { v.Untrackable = "raw" })
+		}, kvmbackup.ReasonNoVolumeIncremental, true},
+	}
+	for _, r := range rows {
+		t.Run(r.name, func(t *testing.T) {
+			in := parentInput()
+			r.change(&in)
+			d := decide(t, in)
+			if d.Kind != kvmbackup.KindFull || d.Reasons[0].Code != r.want {
+				t.Errorf("decided %v because %v, want full because %s", d.Kind, d.Reasons, r.want)
+			}
+			if d.ChainID != chainB || d.Position != 0 || d.ParentID != "" || d.Base != "" {
+				t.Errorf("a full must begin a new chain: %+v", d)
+			}
+			if (d.Checkpoint == "") != r.untracked {
+				t.Errorf("checkpoint %q, untracked wanted: %v", d.Checkpoint, r.untracked)
+			}
+			for _, v := range d.Volumes {
+				if v.Kind != kvmbackup.KindFull || v.ParentFile != "" || v.Tracked == r.untracked {
+					t.Errorf("volume %+v in a full", v)
+				}
+			}
+		})
+	}
+}
+
+func TestDecideIncremental(t *testing.T) {
+	for name, change := range map[string]func(in *kvmbackup.DecideInput){
+		"running": func(*kvmbackup.DecideInput) {},
+		"paused":  func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainPaused },
+		"stopped, allowed": func(in *kvmbackup.DecideInput) {
+			in.State, in.Policy.OfflineIncremental = kvmbackup.DomainStopped, true
+		},
+		"last place":         func(in *kvmbackup.DecideInput) { in.Newest.Position, in.Policy.FullEvery = 1, 3 },
+		"volumes reordered":  func(in *kvmbackup.DecideInput) { in.Volumes[0], in.Volumes[1] = in.Volumes[1], in.Volumes[0] },
+		"device names moved": func(in *kvmbackup.DecideInput) { in.Volumes[0].Device, in.Volumes[1].Device = "vdb", "vda" },
+		"volume grown":       func(in *kvmbackup.DecideInput) { in.Volumes[0].VirtualSize *= 2 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := parentInput()
+			change(&in)
+			d := decide(t, in)
+			if d.Kind != kvmbackup.KindIncremental || d.ParentID != backup1 || d.ChainID != chainA ||
+				d.Position != in.Newest.Position+1 || d.Base != cp1 || d.Checkpoint != cp2 {
+				t.Fatalf("decided %+v", d)
+			}
+			links := map[kvmbackup.VolumeID]string{"v1": "../2026.11.23.07.04.50/root.v1.qcow2", "v2": "../2026.11.23.07.04.50/datadisk.v2.qcow2"}
+			for _, v := range d.Volumes {
+				if v.Kind != kvmbackup.KindIncremental || v.ParentFile != links[v.VolumeID] || !v.Tracked {
+					t.Errorf("volume %+v", v)
+				}
+			}
+		})
+	}
+}
+
+func TestDecideVolumes(t *testing.T) {
+	rows := []struct {
+		name    string
+		change  func(in *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts)
+		want    kvmbackup.ReasonCode
+		tracked bool
+	}{
+		{"new", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.VolumeID = "v9" }, kvmbackup.ReasonVolumeNew, true},
+		{"raw", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Untrackable = "raw" }, kvmbackup.ReasonVolumeUntrackable, false},
+		{"bitmap missing", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapMissing }, kvmbackup.ReasonVolumeBitmapMissing, true},
+		{"bitmap inconsistent", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapInconsistent }, kvmbackup.ReasonVolumeBitmapInconsistent, true},
+		{"bitmap unknown", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapUnknown }, kvmbackup.ReasonVolumeBitmapUnknown, true},
+		{"shrank", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.VirtualSize-- }, kvmbackup.ReasonVolumeShrank, true},
+		{"no parent file", func(in *kvmbackup.DecideInput, _ *kvmbackup.VolumeFacts) { in.Newest.Volumes[1].File = "" }, kvmbackup.ReasonVolumeNoParentFile, true},
+	}
+	for _, r := range rows {
+		t.Run(r.name, func(t *testing.T) {
+			in := parentInput()
+			r.change(&in, &in.Volumes[1])
+			d := decide(t, in)
+			if d.Kind != kvmbackup.KindIncremental || d.Volumes[0].Kind != kvmbackup.KindIncremental {
+				t.Fatalf("one volume's trouble must not make the others full: %+v", d)
+			}
+			if v := d.Volumes[1]; v.Kind != kvmbackup.KindFull || v.Reason.Code != r.want || v.ParentFile != "" || v.Tracked != r.tracked {
+				t.Errorf("volume decided %+v, want full because %s", v, r.want)
+			}
+		})
+	}
+	t.Run("gone", func(t *testing.T) {
+		in := parentInput()
+		in.Volumes = in.Volumes[:1]
+		d := decide(t, in)
+		if len(d.Volumes) != 1 || len(d.Reasons) != 2 || d.Reasons[1].Code != kvmbackup.ReasonVolumeGone || d.Reasons[1].VolumeID != "v2" {
+			t.Errorf("decided %+v", d)
+		}
+	})
+}
+
+func TestDecideRefuses(t *testing.T) {
+	for name, r := range map[string]struct {
+		change func(in *kvmbackup.DecideInput)
+		want   error
+	}{
+		"no volumes":    {func(in *kvmbackup.DecideInput) { in.Volumes = nil }, kvmbackup.ErrNothingToBackUp},
+		"volume twice":  {func(in *kvmbackup.DecideInput) { in.Volumes[1].VolumeID = "v1" }, kvmbackup.ErrInvalid},
+		"device twice":  {func(in *kvmbackup.DecideInput) { in.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid},
+		"unknown state": {func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainUnknown }, kvmbackup.ErrInvalid},
+		"no chain ID":   {func(in *kvmbackup.DecideInput) { in.NewChain = "" }, kvmbackup.ErrInvalid},
+	} {
+		in := parentInput()
+		r.change(&in)
+		if _, err := (kvmbackup.Decider{}).Decide(in); !errors.Is(err, r.want) {
+			t.Errorf("%s: error %v, want %v", name, err, r.want)
+		}
+	}
+}
+
+// TestCheckRefuses shows that no decider, however wrong, can break a chain.
+func TestCheckRefuses(t *testing.T) {
+	in := parentInput()
+	good := decide(t, in)
+	for name, change := range map[string]func(in *kvmbackup.DecideInput, d *kvmbackup.Decision){
+		"incremental without active checkpoint": func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) { in.ActiveCheckpoint = "" },
+		"incremental on a missing file":         func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) { in.MissingFiles = []string{"x"} },
+		"incremental without bitmap": func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) {
+			in.Volumes[0].Bitmap = kvmbackup.BitmapInconsistent
+		},
+		"another parent":     func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.ParentID = "other" },
+		"another position":   func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Position = 5 },
+		"another base":       func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Base = "other" },
+		"another checkpoint": func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Checkpoint = "other" },
+		"another link":       func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Volumes[0].ParentFile = "../../etc/passwd" },
+		"links exchanged": func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) {
+			d.Volumes[0].ParentFile, d.Volumes[1].ParentFile = d.Volumes[1].ParentFile, d.Volumes[0].ParentFile
+		},
+		"a volume left out":       func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Volumes = d.Volumes[:1] },
+		"tracking the untracked":  func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) { in.Volumes[0].Untrackable = "raw" },
+		"full with a parent":      func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Kind = kvmbackup.KindFull },
+		"no kind":                 func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Kind = kvmbackup.KindUnknown },
+		"tracked without a name":  func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Checkpoint = "" },
+		"full volume with a link": func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Volumes[0].Kind = kvmbackup.KindFull },
+	} {
+		t.Run(name, func(t *testing.T) {
+			in, d := parentInput(), good
+			d.Volumes = append([]kvmbackup.VolumeDecision(nil), good.Volumes...)
+			change(&in, &d)
+			if err := d.Check(in); !errors.Is(err, kvmbackup.ErrInvalid) {
+				t.Errorf("Check returned %v", err)
+			}
+		})
+	}
+}
+
+func decide(t *testing.T, in kvmbackup.DecideInput) kvmbackup.Decision {
+	t.Helper()
+	d, err := kvmbackup.Decider{}.Decide(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Check(in); err != nil {
+		t.Errorf("the decider's own answer is refused: %v", err)
+	}
+	return d
+}

@@ -1,0 +1,36 @@
+package kvmbackup
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// repositoryError gives what the repository says of a backup's folder the root's sentinels.
+func repositoryError(err error) error {
+	switch {
+	case errors.Is(err, repository.ErrNotFound):
+		return fmt.Errorf("%w: %w", ErrMissingFile, err)
+	case errors.Is(err, repository.ErrUnsafe), errors.Is(err, repository.ErrManifest),
+		errors.Is(err, repository.ErrManifestVersion), errors.Is(err, repository.ErrMisplaced):
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}
+
+// withSentinel adds the root's sentinel to errors of the packages below that mean the same to a caller.
+func withSentinel(err error) error {
+	for _, same := range []struct{ below, root error }{
+		{repository.ErrNoSpace, ErrNoSpace},
+		{qcow2.ErrNoSpace, ErrNoSpace},
+		{qcow2.ErrLocked, ErrImageLocked},
+		{qcow2.ErrExist, ErrTargetExists},
+	} {
+		if errors.Is(err, same.below) && !errors.Is(err, same.root) {
+			return fmt.Errorf("%w: %w", same.root, err)
+		}
+	}
+	return err
+}
