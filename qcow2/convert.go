@@ -60,7 +60,8 @@ type ConvertOptions struct {
 // Convert copies the content of src, with its backing chain, to dst. The source is
 // opened without -U: while a VM has it open the call fails with ErrLocked, and while
 // the call runs a VM that uses it can't start. Bitmaps are not copied. There is no
-// time limit but ctx. A failed call removes the dst that it created.
+// time limit but ctx. A failed call removes the dst that it created,
+// unless with ErrHung.
 // Errors: ErrExist, ErrNotFound, ErrBackingFile, ErrLocked, ErrFormat, ErrNoSpace,
 // ErrSizeMismatch (an existing target is too small), ErrIO.
 func (t *Tool) Convert(ctx context.Context, src, dst string, o ConvertOptions) error {
@@ -88,14 +89,14 @@ func (t *Tool) convert(ctx context.Context, src, dst string, o ConvertOptions) e
 	if o.Progress != nil {
 		c.stdout = &progressWriter{report: o.Progress}
 	}
-	copy := func() error {
+	work := func() error {
 		_, err := t.run(ctx, c)
 		return err
 	}
 	if o.TargetExists {
-		return copy()
+		return work()
 	}
-	return t.claimed(ctx, to, copy)
+	return t.claimed(ctx, to, work)
 }
 
 // args returns the arguments up to the source's format.

@@ -62,7 +62,7 @@ const pollInterval = 250 * time.Millisecond
 // StartBackup starts the copies of all disks in one transaction of one
 // qemu-storage-daemon: all start or none does, and when one fails the others are
 // cancelled. The sources are not changed, nor are their bitmaps. QEMU's locks keep
-// a VM from starting on a source until the job has ended.
+// a VM from starting on a source until the job has ended. Needs QEMU 6.1 (blockdev-reopen).
 //
 // ctx covers only the start. After a failure nothing runs any more. Errors name the
 // device: ErrLocked (the VM is running), ErrNotFound, ErrBackingFile, ErrFormat,
@@ -186,7 +186,8 @@ type jobInfo struct {
 // flushed to disk and closed, and the daemon has ended. When ctx ends, the daemon is
 // killed and the targets are worthless. After any other error too nothing runs any
 // more and the targets are to be removed. Errors name the devices: ErrNoSpace, ErrIO,
-// ErrAborted, ErrHung. Called again it returns the same.
+// ErrAborted, ErrHung. Called again it returns the same; a call at the same time first
+// waits for the other.
 func (j *OfflineJob) Wait(ctx context.Context, progress func([]DiskProgress)) error {
 	j.waiting.Lock()
 	defer j.waiting.Unlock()

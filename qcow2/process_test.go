@@ -2,12 +2,16 @@ package qcow2_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
+	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -125,7 +129,11 @@ func TestHostDies(t *testing.T) {
 // TestHungProcess freezes the file system under a copy, which then can't be killed.
 func TestHungProcess(t *testing.T) {
 	t.Parallel()
-	tool := newToolWith(t, qcow2.Config{KillGrace: 100 * time.Millisecond})
+	var log syncBuffer
+	tool := newToolWith(t, qcow2.Config{
+		KillGrace: 100 * time.Millisecond,
+		Logger:    slog.New(slog.NewTextHandler(&log, nil)),
+	})
 	dir := t.TempDir()
 	_, _, top := chain(t, tool, dir)
 	mount, thaw := frozenFileSystem(t)
@@ -136,8 +144,39 @@ func TestHungProcess(t *testing.T) {
 	if !errors.Is(err, qcow2.ErrHung) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want ErrHung", err)
 	}
+	// A file that can't be created blocks in this process instead.
+	ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	late := filepath.Join(mount, "late")
+	if err := tool.Create(ctx, late, qcow2.CreateOptions{SizeBytes: mib}); !errors.Is(err, qcow2.ErrHung) {
+		t.Errorf("create: got %v, want ErrHung", err)
+	}
 	thaw()
 	eventually(t, "the process is reaped", func() bool { return processesWith(t, dst) == 0 })
+	eventually(t, "the late file is taken back", func() bool {
+		return strings.Contains(log.String(), "file operation that hung has ended")
+	})
+	if _, err := os.Lstat(late); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the late file is there: %v", err)
+	}
+}
+
+// syncBuffer is a buffer for concurrent use.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 // frozenFileSystem returns a mounted file system with a file "dst" of 16 MiB, on which
