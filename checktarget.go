@@ -37,4 +37,3 @@ func verifyLayer(ctx context.Context, images Images, file string, v VolumeBackup
 	}
 	return nil
 }
-
