@@ -21,7 +21,7 @@ func annotate(ctx context.Context, tx Tx, l kvmbackup.Lease, id kvmbackup.Backup
 	if err != nil {
 		return err
 	}
-	return tx.Put(ctx, b)
+	return tx.Put(ctx, normal(b))
 }
 
 // annotated returns b, which is the caller's alone, with the annotation.

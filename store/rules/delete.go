@@ -20,7 +20,7 @@ func markDeletePending(ctx context.Context, tx Tx, l kvmbackup.Lease, id kvmback
 		return wrongStatus(b, "only a completed one can be marked")
 	}
 	b.Status = kvmbackup.StatusDeletePending
-	if err := tx.Put(ctx, b); err != nil || b.Checkpoint == "" || b.Checkpoint != vm.ActiveCheckpoint {
+	if err := tx.Put(ctx, normal(b)); err != nil || b.Checkpoint == "" || b.Checkpoint != vm.ActiveCheckpoint {
 		return err
 	}
 	vm.ActiveCheckpoint = ""

@@ -20,7 +20,7 @@ func begin(ctx context.Context, tx Tx, l kvmbackup.Lease, b kvmbackup.Backup) (k
 	vm.LastSequence++
 	vm.LastStamp = path.Base(b.Path)
 	b.Sequence = vm.LastSequence
-	if err := tx.Put(ctx, b); err != nil {
+	if err := tx.Put(ctx, normal(b)); err != nil {
 		return kvmbackup.Backup{}, err
 	}
 	return normal(b), tx.SetVM(ctx, vm)
@@ -79,7 +79,7 @@ func complete(ctx context.Context, tx Tx, l kvmbackup.Lease, b kvmbackup.Backup)
 		return err
 	}
 	b.Sequence = old.Sequence
-	if err := tx.Put(ctx, b); err != nil || b.Checkpoint == "" {
+	if err := tx.Put(ctx, normal(b)); err != nil || b.Checkpoint == "" {
 		return err
 	}
 	vm.ActiveCheckpoint = b.Checkpoint
@@ -114,7 +114,7 @@ func fail(ctx context.Context, tx Tx, l kvmbackup.Lease, id kvmbackup.BackupID, 
 		return wrongStatus(b, "only a running one can fail")
 	}
 	b.Status, b.Error, b.ParentID = kvmbackup.StatusFailed, reason, ""
-	return tx.Put(ctx, b)
+	return tx.Put(ctx, normal(b))
 }
 
 func setActive(ctx context.Context, tx Tx, l kvmbackup.Lease, name kvmbackup.CheckpointName) error {

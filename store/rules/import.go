@@ -27,7 +27,7 @@ func importRecord(ctx context.Context, tx Tx, l kvmbackup.Lease, b kvmbackup.Bac
 	if taken {
 		return fmt.Errorf("%w: another backup of %q has sequence %d", kvmbackup.ErrInvalid, b.VM, b.Sequence)
 	}
-	if err := tx.Put(ctx, b); err != nil {
+	if err := tx.Put(ctx, normal(b)); err != nil {
 		return err
 	}
 	vm.LastSequence = max(vm.LastSequence, b.Sequence)

@@ -35,7 +35,7 @@ type Tx interface {
 	HasChildren(ctx context.Context, id kvmbackup.BackupID) (bool, error)
 	// HasSequence says whether a record of the VM has that sequence.
 	HasSequence(ctx context.Context, sequence int64) (bool, error)
-	// Put adds or replaces the record. Its ID being another VM's is kvmbackup.ErrInvalid.
+	// Put adds or replaces the record, whose times are in UTC and which the Tx may keep. Its ID being another VM's is kvmbackup.ErrInvalid.
 	Put(ctx context.Context, b kvmbackup.Backup) error
 	// Delete deletes the record, which is there.
 	Delete(ctx context.Context, id kvmbackup.BackupID) error

@@ -1,0 +1,189 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/store/rules"
+)
+
+// Store is a kvmbackup.Store in an SQL database. All its methods may be called concurrently, by any number of
+// stores and processes on the same tables.
+//
+// Every write is one transaction, which locks the VM's row (with SQLite: the file) for a few statements.
+// What loses a conflict in the database is repeated until the context ends. A context that ends in mid-call
+// rolls back; only a commit that has begun is waited for, up to 30 seconds.
+type Store struct {
+	rules.Writer
+	db         *sql.DB
+	cfg        Config
+	q          queries
+	migrations []Migration
+}
+
+var _ kvmbackup.Store = (*Store)(nil)
+
+// New returns a store over the host's database, which stays the host's to close. It asks the database for its
+// dialect, unless the Config has it, and for its schema: tables that a newer library has migrated are refused
+// with a *SchemaError; older or missing ones are left for Migrate. A Config that is wrong is an ErrInvalid.
+func New(ctx context.Context, db *sql.DB, c Config) (*Store, error) {
+	if c.Dialect == DialectUnknown {
+		var err error
+		if c.Dialect, err = detect(ctx, db); err != nil {
+			return nil, err
+		}
+	}
+	migrations, err := Migrations(c)
+	if err != nil {
+		return nil, err
+	}
+	if c, err = c.withDefaults(); err != nil {
+		return nil, err
+	}
+	s := &Store{db: db, cfg: c, q: newQueries(c), migrations: migrations}
+	s.Writer = rules.NewWriter(s.update)
+	have, err := s.version(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the schema's version: %w", err)
+	}
+	if have > s.SchemaVersion() {
+		return nil, &SchemaError{Have: have, Want: s.SchemaVersion()}
+	}
+	return s, nil
+}
+
+func (s *Store) update(ctx context.Context, vm kvmbackup.VMID, fn func(rules.Tx) error) error {
+	return s.retry(ctx, func() error {
+		return s.transact(ctx, func(c *txConn) error { return fn(&tx{c, &s.q, vm}) })
+	})
+}
+
+// read repeats what lost a conflict and names the step in errors.
+func read[T any](ctx context.Context, s *Store, what string, fn func() (T, error)) (T, error) {
+	var out T
+	err := ctx.Err()
+	if err == nil {
+		err = s.retry(ctx, func() (err error) {
+			out, err = fn()
+			return err
+		})
+	}
+	if err != nil {
+		var zero T
+		return zero, fmt.Errorf("%s: %w", what, rules.ContextError(ctx, err))
+	}
+	return out, nil
+}
+
+// VM implements kvmbackup.Store.
+func (s *Store) VM(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.VMRecord, error) {
+	return read(ctx, s, "read the VM", func() (kvmbackup.VMRecord, error) {
+		v, err := scanVM(s.db.QueryRowContext(ctx, s.q.vm, vm), vm)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = nil
+		}
+		return v.VMRecord, err
+	})
+}
+
+// Backup implements kvmbackup.Store.
+func (s *Store) Backup(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Backup, error) {
+	return read(ctx, s, "read a backup", func() (kvmbackup.Backup, error) {
+		return oneBackup(ctx, s.db, rules.NotFound(id), s.q.backup, id)
+	})
+}
+
+// Newest implements kvmbackup.Store.
+func (s *Store) Newest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup, error) {
+	return read(ctx, s, "read the newest backup", func() (kvmbackup.Backup, error) {
+		return oneBackup(ctx, s.db, rules.NoneYet(vm), s.q.newest, vm, vm, vm)
+	})
+}
+
+// Children implements kvmbackup.Store. An unknown backup has none.
+func (s *Store) Children(ctx context.Context, id kvmbackup.BackupID) ([]kvmbackup.Backup, error) {
+	return read(ctx, s, "read the children", func() ([]kvmbackup.Backup, error) {
+		return manyBackups(ctx, s.db, s.q.children, id)
+	})
+}
+
+// List implements kvmbackup.Store.
+func (s *Store) List(ctx context.Context, q kvmbackup.Query) ([]kvmbackup.Backup, error) {
+	query, args := s.listQuery(q)
+	return read(ctx, s, "list backups", func() ([]kvmbackup.Backup, error) {
+		return manyBackups(ctx, s.db, query, args...)
+	})
+}
+
+// listQuery composes the statement from fixed parts; all that the caller gives goes into arguments.
+func (s *Store) listQuery(q kvmbackup.Query) (string, []any) {
+	var where []string
+	var args []any
+	and := func(condition string, values ...any) {
+		where, args = append(where, condition), append(args, values...)
+	}
+	if q.VM != "" {
+		and(`vm_id = ?`, q.VM)
+	}
+	if q.Chain != "" {
+		and(`chain_id = ?`, q.Chain)
+	}
+	if len(q.Statuses) > 0 {
+		var values []any
+		for _, status := range q.Statuses {
+			values = append(values, status.String())
+		}
+		and(`status IN (?`+strings.Repeat(`, ?`, len(values)-1)+`)`, values...)
+	}
+	if q.AfterSequence != 0 {
+		and(`sequence > ?`, q.AfterSequence)
+	}
+	query := s.q.list
+	if len(where) > 0 {
+		query += ` WHERE ` + strings.Join(where, ` AND `)
+	}
+	query += ` ORDER BY vm_id, sequence`
+	if q.Limit > 0 {
+		query += ` LIMIT ?`
+		args = append(args, q.Limit)
+	}
+	return s.cfg.expand(query), args
+}
+
+// Removals implements kvmbackup.Store.
+func (s *Store) Removals(ctx context.Context, limit int) ([]kvmbackup.Removal, error) {
+	query, args := s.q.removals, []any(nil)
+	if limit > 0 {
+		query, args = s.cfg.expand(query+` LIMIT ?`), []any{limit}
+	}
+	return read(ctx, s, "read the removals", func() ([]kvmbackup.Removal, error) {
+		rows, err := s.db.QueryContext(ctx, query, args...)
+		if err != nil {
+			return nil, err
+		}
+		defer rows.Close()
+		var out []kvmbackup.Removal
+		for rows.Next() {
+			var r kvmbackup.Removal
+			var at int64
+			if err := rows.Scan(&r.Backup, &r.VM, &r.Bytes, &at); err != nil {
+				return nil, err
+			}
+			r.At = fromMicros(at)
+			out = append(out, r)
+		}
+		return out, rows.Err()
+	})
+}
+
+// AckRemoval implements kvmbackup.Store.
+func (s *Store) AckRemoval(ctx context.Context, id kvmbackup.BackupID) error {
+	_, err := read(ctx, s, "acknowledge a removal", func() (sql.Result, error) {
+		return s.db.ExecContext(ctx, s.q.removalAck, id)
+	})
+	return err
+}
