@@ -72,7 +72,7 @@ func write(t testing.TB, path string, pattern byte, offset, length int64) {
 
 func writeFormat(t testing.TB, path string, format qcow2.Format, pattern byte, offset, length int64) {
 	t.Helper()
-	cmd := exec.Command("qemu-io", "-f", string(format), "-c",
+	cmd := exec.CommandContext(t.Context(), "qemu-io", "-f", string(format), "-c",
 		fmt.Sprintf("write -P %d %d %d", pattern, offset, length), "--", path)
 	if out, err := cmd.CombinedOutput(); err != nil || bytes.Contains(out, []byte("failed")) {
 		t.Fatalf("qemu-io: %v\n%s", err, out)
@@ -106,7 +106,8 @@ func checkRange(t testing.TB, data []byte, pattern byte, offset, length int) {
 // does, until the test ends or the returned function is called.
 func openForWriting(t testing.TB, path string, format qcow2.Format) (release func()) {
 	t.Helper()
-	cmd := exec.Command("qemu-io", "-f", string(format), "--", path)
+	// Not the test's context, which ends before the cleanup.
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "qemu-io", "-f", string(format), "--", path)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +143,7 @@ func openForWriting(t testing.TB, path string, format qcow2.Format) (release fun
 // eventually polls until f holds.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -191,6 +192,6 @@ var hostileNames = []string{
 
 // run runs a program to its end and returns all that it printed.
 func run(name string, args ...string) (string, error) {
-	out, err := exec.Command(name, args...).CombinedOutput()
+	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	return string(out), err
 }

@@ -139,7 +139,7 @@ func (s *NBDServer) greets(ctx context.Context) bool {
 	if err != nil {
 		return false
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing was written
 	if deadline, ok := ctx.Deadline(); ok {
 		if conn.SetReadDeadline(deadline) != nil {
 			return false

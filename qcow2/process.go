@@ -46,7 +46,8 @@ func (t *Tool) start(c command) (*process, error) {
 		return nil, c.program.err
 	}
 	p := &process{tool: t, name: c.program.name, names: c.names, done: make(chan struct{})}
-	p.cmd = exec.Command(c.program.path, c.args...)
+	// No context: kill reaches the whole group, which exec's own would not.
+	p.cmd = exec.CommandContext(context.Background(), c.program.path, c.args...)
 	p.cmd.Dir = "/" // never hold on to a mount
 	p.cmd.Env = toolEnv()
 	p.cmd.SysProcAttr = sysProcAttr()

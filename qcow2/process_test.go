@@ -102,7 +102,7 @@ func TestHostDies(t *testing.T) {
 	t.Parallel()
 	tool, dir := newTool(t), t.TempDir()
 	_, _, top := chain(t, tool, dir)
-	host := exec.Command(os.Args[0])
+	host := exec.CommandContext(t.Context(), os.Args[0])
 	host.Env = append(os.Environ(), "KVMBACKUP_TEST_CONVERT="+top)
 	out, err := host.StdoutPipe()
 	if err != nil {
