@@ -2,15 +2,22 @@ package sqlstore_test
 
 import (
 	"database/sql"
+	"fmt"
+	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
+	_ "github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/testpg"
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 	"github.com/kvmbackup/kvmbackup/store/storetest"
 )
+
+func TestMain(m *testing.M) { os.Exit(testpg.Main(m)) }
 
 // sqliteDSN is the documented one, but for the flush to the disk.
 func sqliteDSN(file string) string {
@@ -45,6 +52,24 @@ func TestSQLite(t *testing.T) {
 		st := openStore(t, openDB(t, "sqlite", dsn), sqlstore.Config{})
 		return storetest.Harness{Store: st, Open: func() (kvmbackup.Store, error) {
 			return sqlstore.New(t.Context(), openDB(t, "sqlite", dsn), sqlstore.Config{})
+		}}
+	}, storetest.Parallel())
+}
+
+var schemas atomic.Int64
+
+// freshSchema is a Config with a schema that no other test uses.
+func freshSchema() sqlstore.Config {
+	return sqlstore.Config{Schema: fmt.Sprintf("s%d", schemas.Add(1)), TablePrefix: "nas_"}
+}
+
+func TestPostgreSQL(t *testing.T) {
+	dsn := testpg.DSN(t)
+	db, second := openDB(t, "pgx", dsn), openDB(t, "pgx", dsn)
+	storetest.Run(t, func(t testing.TB) storetest.Harness {
+		c := freshSchema()
+		return storetest.Harness{Store: openStore(t, db, c), Open: func() (kvmbackup.Store, error) {
+			return sqlstore.New(t.Context(), second, c)
 		}}
 	}, storetest.Parallel())
 }
