@@ -1,0 +1,157 @@
+// Package metrics turns the engine's event stream into Prometheus metrics. It is optional: nothing else of the library imports it or the
+// Prometheus client.
+//
+//	m := metrics.New()
+//	registry.MustRegister(m)
+//	engine, err := kvmbackup.New(kvmbackup.Config{OnEvent: m.Observe, ...})
+//
+// Metrics have one label, vm, and failures one more, cause; see [Metrics].
+package metrics
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// Metrics is a prometheus.Collector. It is safe for concurrent use. Its metrics are:
+//
+//	kvmbackup_last_success_timestamp_seconds{vm}  when the last backup was completed
+//	kvmbackup_last_duration_seconds{vm}           how long it took, from its record to its completion
+//	kvmbackup_last_stored_bytes{vm}               what it takes in the repository
+//	kvmbackup_last_dirty_ratio{vm}                copied bytes to virtual size, 0 to 1
+//	kvmbackup_last_frozen_seconds{vm}             how long the guest was frozen
+//	kvmbackup_chain_length{vm}                    its position plus one
+//	kvmbackup_backups_total{vm,kind}              completed backups
+//	kvmbackup_stored_bytes_total{vm}              bytes written by completed backups
+//	kvmbackup_failures_total{vm,op,cause}         failed operations; cause is a short word, see Cause
+//	kvmbackup_stalls_total{vm}                    times that a job was reported as standing still
+//	kvmbackup_deleted_total{vm}, kvmbackup_deleted_bytes_total{vm}
+//	kvmbackup_recovered_total{vm}                 what was settled after crashes
+type Metrics struct {
+	lastSuccess, duration, stored, dirtyRatio, frozen, chainLength *prometheus.GaugeVec
+	backups, storedTotal, failures, stalls                         *prometheus.CounterVec
+	deleted, deletedBytes, recovered                               *prometheus.CounterVec
+}
+
+var _ prometheus.Collector = (*Metrics)(nil)
+
+// New returns metrics that are not registered anywhere yet.
+func New() *Metrics {
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "kvmbackup", Name: name, Help: help}, []string{"vm"})
+	}
+	counter := func(name, help string, more ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kvmbackup", Name: name, Help: help}, append([]string{"vm"}, more...))
+	}
+	return &Metrics{
+		lastSuccess:  gauge("last_success_timestamp_seconds", "Unix time at which the VM's last backup was completed."),
+		duration:     gauge("last_duration_seconds", "How long the last completed backup took."),
+		stored:       gauge("last_stored_bytes", "Bytes that the last completed backup takes in the repository."),
+		dirtyRatio:   gauge("last_dirty_ratio", "Bytes that the last completed backup copied, divided by the virtual size."),
+		frozen:       gauge("last_frozen_seconds", "How long the guest was frozen for the last completed backup."),
+		chainLength:  gauge("chain_length", "Number of backups in the chain of the last completed backup."),
+		backups:      counter("backups_total", "Completed backups.", "kind"),
+		storedTotal:  counter("stored_bytes_total", "Bytes written to the repository by completed backups."),
+		failures:     counter("failures_total", "Failed operations.", "op", "cause"),
+		stalls:       counter("stalls_total", "Times that a job was reported as standing still."),
+		deleted:      counter("deleted_total", "Backups whose files and record were removed."),
+		deletedBytes: counter("deleted_bytes_total", "Bytes that removed backups gave back."),
+		recovered:    counter("recovered_total", "Backups settled after a crash."),
+	}
+}
+
+// Observe takes one event; it is what Config.OnEvent wants. It doesn't block.
+func (m *Metrics) Observe(ev kvmbackup.Event) {
+	vm := string(ev.VM)
+	switch ev.Type {
+	case kvmbackup.EventCompleted:
+		if ev.Op == "backup" || ev.Op == "recover" {
+			m.completed(vm, ev)
+		}
+	case kvmbackup.EventFailed:
+		m.failures.WithLabelValues(vm, ev.Op, Cause(ev.Err)).Inc()
+	case kvmbackup.EventStalled:
+		m.stalls.WithLabelValues(vm).Inc()
+	case kvmbackup.EventDeleted:
+		m.deleted.WithLabelValues(vm).Inc()
+		m.deletedBytes.WithLabelValues(vm).Add(float64(ev.Bytes))
+	case kvmbackup.EventRecovered:
+		m.recovered.WithLabelValues(vm).Inc()
+	}
+}
+
+func (m *Metrics) completed(vm string, ev kvmbackup.Event) {
+	b := ev.Backup
+	var dirty, size int64
+	for _, v := range b.Volumes {
+		dirty, size = dirty+v.DirtyBytes, size+v.VirtualSize
+	}
+	m.lastSuccess.WithLabelValues(vm).Set(float64(b.CompletedAt.UnixNano()) / float64(time.Second))
+	m.duration.WithLabelValues(vm).Set(b.CompletedAt.Sub(b.StartedAt).Seconds())
+	m.stored.WithLabelValues(vm).Set(float64(b.StoredBytes()))
+	m.frozen.WithLabelValues(vm).Set(b.FrozenFor.Seconds())
+	m.chainLength.WithLabelValues(vm).Set(float64(b.Position + 1))
+	if size > 0 {
+		m.dirtyRatio.WithLabelValues(vm).Set(float64(dirty) / float64(size))
+	}
+	m.backups.WithLabelValues(vm, b.Kind.String()).Inc()
+	m.storedTotal.WithLabelValues(vm).Add(float64(b.StoredBytes()))
+}
+
+// Forget removes a VM's series, for one that is gone.
+func (m *Metrics) Forget(vm kvmbackup.VMID) {
+	for _, v := range m.vectors() {
+		v.DeletePartialMatch(prometheus.Labels{"vm": string(vm)})
+	}
+}
+
+type vector interface {
+	prometheus.Collector
+	DeletePartialMatch(prometheus.Labels) int
+}
+
+func (m *Metrics) vectors() []vector {
+	return []vector{m.lastSuccess, m.duration, m.stored, m.dirtyRatio, m.frozen, m.chainLength, m.backups, m.storedTotal,
+		m.failures, m.stalls, m.deleted, m.deletedBytes, m.recovered}
+}
+
+// Describe implements prometheus.Collector.
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, v := range m.vectors() {
+		v.Describe(ch)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	for _, v := range m.vectors() {
+		v.Collect(ch)
+	}
+}
+
+// causes are asked in this order.
+var causes = []struct {
+	err  error
+	name string
+}{
+	{kvmbackup.ErrNoSpace, "no-space"}, {kvmbackup.ErrStalled, "stalled"}, {kvmbackup.ErrJobStuck, "stuck"},
+	{kvmbackup.ErrLeaseLost, "lease-lost"}, {kvmbackup.ErrBusy, "busy"}, {kvmbackup.ErrNotConsistent, "not-consistent"},
+	{kvmbackup.ErrTargetAccess, "target-access"}, {kvmbackup.ErrImageLocked, "image-locked"}, {kvmbackup.ErrNoDomain, "no-domain"},
+	{kvmbackup.ErrDamaged, "damaged"}, {kvmbackup.ErrMissingFile, "missing-file"}, {kvmbackup.ErrInvalid, "invalid"},
+	{context.DeadlineExceeded, "deadline"}, {context.Canceled, "canceled"}, {kvmbackup.ErrJobFailed, "job"},
+}
+
+// Cause is the word for an error in the cause label: no-space, stalled, busy, canceled, ..., or "other".
+func Cause(err error) string {
+	for _, c := range causes {
+		if errors.Is(err, c.err) {
+			return c.name
+		}
+	}
+	return "other"
+}

@@ -1,0 +1,84 @@
+package metrics_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/metrics"
+)
+
+func TestMetrics(t *testing.T) {
+	m := metrics.New()
+	at := time.Unix(1700000000, 0).UTC()
+	b := kvmbackup.Backup{Kind: kvmbackup.KindIncremental, Position: 2, StartedAt: at.Add(-3 * time.Second), CompletedAt: at,
+		FrozenFor: 50 * time.Millisecond, Volumes: []kvmbackup.VolumeBackup{{VirtualSize: 1000, DirtyBytes: 250, StoredSize: 300}}}
+	m.Observe(kvmbackup.Event{Type: kvmbackup.EventCompleted, Op: "backup", VM: "vm1", Backup: &b})
+	m.Observe(kvmbackup.Event{Type: kvmbackup.EventCompleted, Op: "restore", VM: "vm1", Backup: &b})
+	m.Observe(kvmbackup.Event{Type: kvmbackup.EventFailed, Op: "backup", VM: "vm1", Err: fmt.Errorf("x: %w", kvmbackup.ErrNoSpace)})
+	m.Observe(kvmbackup.Event{Type: kvmbackup.EventDeleted, VM: "vm1", Bytes: 4096})
+	m.Observe(kvmbackup.Event{Type: kvmbackup.EventStalled, VM: "vm2"})
+	want := `
+# HELP kvmbackup_backups_total Completed backups.
+# TYPE kvmbackup_backups_total counter
+kvmbackup_backups_total{kind="incremental",vm="vm1"} 1
+# HELP kvmbackup_chain_length Number of backups in the chain of the last completed backup.
+# TYPE kvmbackup_chain_length gauge
+kvmbackup_chain_length{vm="vm1"} 3
+# HELP kvmbackup_deleted_bytes_total Bytes that removed backups gave back.
+# TYPE kvmbackup_deleted_bytes_total counter
+kvmbackup_deleted_bytes_total{vm="vm1"} 4096
+# HELP kvmbackup_failures_total Failed operations.
+# TYPE kvmbackup_failures_total counter
+kvmbackup_failures_total{cause="no-space",op="backup",vm="vm1"} 1
+# HELP kvmbackup_last_dirty_ratio Bytes that the last completed backup copied, divided by the virtual size.
+# TYPE kvmbackup_last_dirty_ratio gauge
+kvmbackup_last_dirty_ratio{vm="vm1"} 0.25
+# HELP kvmbackup_last_duration_seconds How long the last completed backup took.
+# TYPE kvmbackup_last_duration_seconds gauge
+kvmbackup_last_duration_seconds{vm="vm1"} 3
+# HELP kvmbackup_last_success_timestamp_seconds Unix time at which the VM's last backup was completed.
+# TYPE kvmbackup_last_success_timestamp_seconds gauge
+kvmbackup_last_success_timestamp_seconds{vm="vm1"} 1.7e+09
+`
+	err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_backups_total", "kvmbackup_chain_length",
+		"kvmbackup_deleted_bytes_total", "kvmbackup_failures_total", "kvmbackup_last_dirty_ratio", "kvmbackup_last_duration_seconds",
+		"kvmbackup_last_success_timestamp_seconds")
+	if err != nil {
+		t.Error(err)
+	}
+	m.Forget("vm1")
+	if n := testutil.CollectAndCount(m); n != 1 { // the stall of vm2
+		t.Errorf("%d series left after Forget, want 1", n)
+	}
+}
+
+func TestLint(t *testing.T) {
+	m := metrics.New()
+	m.Observe(kvmbackup.Event{Type: kvmbackup.EventRecovered, VM: "vm1"})
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(m)
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil || len(problems) > 0 {
+		t.Error(problems, err)
+	}
+}
+
+func TestCause(t *testing.T) {
+	for want, err := range map[string]error{
+		"canceled": context.Canceled,
+		"stalled":  fmt.Errorf("%w: %w", kvmbackup.ErrJobFailed, kvmbackup.ErrStalled),
+		"busy":     &kvmbackup.BusyError{},
+		"other":    fmt.Errorf("something"),
+	} {
+		if got := metrics.Cause(err); got != want {
+			t.Errorf("Cause(%v) = %q, want %q", err, got, want)
+		}
+	}
+}
