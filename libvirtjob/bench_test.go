@@ -3,7 +3,6 @@ package libvirtjob_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -170,6 +169,12 @@ func (b *bench) wantBitmaps(device string, want ...string) {
 	if got := b.guest.Bitmaps(device); !slices.Equal(got, want) {
 		b.Errorf("bitmaps on %s are %q, want %q", device, got, want)
 	}
+	b.wantBitmapState(device, want...)
+}
+
+// wantBitmapState checks what Inspect says.
+func (b *bench) wantBitmapState(device string, want ...string) {
+	b.Helper()
 	var names []string
 	for _, bitmap := range b.disk(device).Bitmaps {
 		name := bitmap.Name
@@ -215,5 +220,3 @@ func disks(devices ...string) []realguest.Disk {
 	}
 	return out
 }
-
-var _ = fmt.Sprint

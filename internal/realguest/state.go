@@ -104,6 +104,12 @@ func (g *Guest) layers(device string) []int {
 	return indexes
 }
 
+// TopNode returns the name of the block node that the running guest writes to.
+func (g *Guest) TopNode(device string) string {
+	g.tb.Helper()
+	return fmt.Sprintf("libvirt-%d-format", g.layers(device)[0])
+}
+
 func (g *Guest) imageBitmaps(device string) []string {
 	g.tb.Helper()
 	var names []string
