@@ -1,0 +1,60 @@
+package kvmbackup_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestDocsCompile: every Go block in the documents is an excerpt of Go code that is compiled with the tests.
+func TestDocsCompile(t *testing.T) {
+	var code []string
+	walk(t, ".go", func(_, text string) { code = append(code, squeeze(text)) })
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```")
+	walk(t, ".md", func(path, text string) {
+		for _, m := range blocks.FindAllStringSubmatch(text, -1) {
+			found := false
+			for _, c := range code {
+				found = found || strings.Contains(c, squeeze(m[1]))
+			}
+			if !found {
+				t.Errorf("%s: this block is in no Go file:\n%s", path, m[1])
+			}
+		}
+	})
+}
+
+// TestDocsLinks: every relative link in the documents leads somewhere.
+func TestDocsLinks(t *testing.T) {
+	links := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	walk(t, ".md", func(path, text string) {
+		for _, m := range links.FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(path), m[1])); err != nil {
+				t.Errorf("%s: link to %s: %v", path, m[1], err)
+			}
+		}
+	})
+}
+
+// squeeze makes indentation and line ends count for nothing.
+func squeeze(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+func walk(t *testing.T, ext string, f func(path, text string)) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ext {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err == nil {
+			f(path, string(b))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
