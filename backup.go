@@ -35,7 +35,7 @@ func (e *Engine) Backup(ctx context.Context, req BackupRequest) (Backup, error) 
 	var done Backup
 	err = e.withLease(ctx, req.VM, func(ctx context.Context, h *heldLease) error {
 		o.emit(Event{Type: EventStarted})
-		if err := e.settle(ctx, o, h, req.ref()); err != nil {
+		if err := e.settleRecords(ctx, o, h, req.ref()); err != nil {
 			return err
 		}
 		r := &run{op: o, lease: h, req: req, dom: req.ref()}
@@ -71,6 +71,7 @@ func (r *run) backup(ctx context.Context) error {
 	if err := r.decideNow(ctx); err != nil {
 		return err
 	}
+	r.dropStale(ctx, r.view.record.ActiveCheckpoint)
 	if err := r.preflight(ctx); err != nil {
 		return err
 	}
@@ -265,7 +266,11 @@ func (r *run) finish(ctx context.Context) error {
 	if err := r.e.commit(commit, r.op, r.lease, &r.record); err != nil {
 		return err
 	}
-	r.dropStale(commit)
+	active := r.view.record.ActiveCheckpoint
+	if r.record.Tracked() {
+		active = r.record.Checkpoint
+	}
+	r.dropStale(commit, active)
 	r.emit(Event{Type: EventCompleted, Backup: &r.record})
 	return nil
 }

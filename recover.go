@@ -40,6 +40,11 @@ func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recover
 		found, errs = append(found, settled...), append(errs, err)
 		deleted, err := e.settleDeletes(ctx, o, h)
 		found, errs = append(found, deleted...), append(errs, err)
+		if dom.Name == "" && len(found) > 0 {
+			if b, err := e.cfg.Store.Backup(ctx, found[0].Backup); err == nil {
+				dom.Name = b.Domain
+			}
+		}
 		if dom.Name != "" && e.cfg.Executor != nil {
 			errs = append(errs, e.dropStale(ctx, o, dom))
 		}
@@ -66,14 +71,22 @@ func (e *Engine) RecoverAll(ctx context.Context) (map[VMID][]Recovery, error) {
 	return found, errors.Join(errs...)
 }
 
-// settle is the first thing a backup does with its lease: afterwards no record is running.
-func (e *Engine) settle(ctx context.Context, o *op, h *heldLease, dom DomainRef) error {
+// settleRecords is the first thing an operation does with its lease: afterwards no record is running.
+func (e *Engine) settleRecords(ctx context.Context, o *op, h *heldLease, dom DomainRef) error {
 	o.step("settle")
 	if _, err := e.settleRunning(ctx, o, h, dom); err != nil {
 		return err
 	}
 	if _, err := e.settleDeletes(ctx, o, h); err != nil {
-		o.warn("finish deletions", "error", err) // they don't stand in the way of a backup
+		o.warn("finish deletions", "error", err) // they don't stand in the way
+	}
+	return nil
+}
+
+// settle also drops what crashes have left on the domain.
+func (e *Engine) settle(ctx context.Context, o *op, h *heldLease, dom DomainRef) error {
+	if err := e.settleRecords(ctx, o, h, dom); err != nil {
+		return err
 	}
 	if err := e.dropStale(ctx, o, dom); err != nil && !errors.Is(err, ErrNoDomain) {
 		o.warn("drop stale checkpoints", "error", err)

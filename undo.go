@@ -104,11 +104,11 @@ func (r *run) resumeGuest(ctx context.Context) {
 	r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonGuestResumed})
 }
 
-// dropStale removes what no longer counts once the backup is committed: the parent's checkpoint first of all. What fails is
-// left for the next operation.
-func (r *run) dropStale(ctx context.Context) {
+// dropStale removes what the inspection before the decision has shown and what doesn't count: before the job what crashes have
+// left, after the commit the parent's checkpoint. What fails is left for the next operation.
+func (r *run) dropStale(ctx context.Context, active CheckpointName) {
 	r.step("drop stale checkpoints")
-	if err := r.e.dropStale(ctx, r.op, r.dom); err != nil {
+	if err := r.e.drop(ctx, r.op, r.dom, StaleCheckpoints(r.e.cfg.Prefix, r.view.status, active)); err != nil {
 		r.warn("drop stale checkpoints", "error", err)
 	}
 }
@@ -131,8 +131,12 @@ func (e *Engine) dropStale(ctx context.Context, o *op, dom DomainRef) error {
 	if err != nil {
 		return err
 	}
+	return e.drop(ctx, o, dom, StaleCheckpoints(e.cfg.Prefix, st, keep...))
+}
+
+func (e *Engine) drop(ctx context.Context, o *op, dom DomainRef, names []CheckpointName) error {
 	var errs []error
-	for _, name := range StaleCheckpoints(e.cfg.Prefix, st, keep...) {
+	for _, name := range names {
 		if err := e.cfg.Executor.DropCheckpoint(ctx, dom, name); err != nil {
 			errs = append(errs, fmt.Errorf("drop checkpoint %s: %w", name, err))
 			continue
