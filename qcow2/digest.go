@@ -1,0 +1,77 @@
+package qcow2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// FileDigest returns the digest of a file's own bytes: "sha256-4m:" and, in lower-case
+// hexadecimal, the SHA-256 of the SHA-256 sums of the file's consecutive pieces of
+// 4 MiB, the last of which may be shorter; an empty file has none. Holes are not read.
+//
+// A symbolic link in the last element of path is not followed, and only regular files
+// are opened: ErrNotRegular. It uses all processors and at most 32 MiB of memory. When
+// ctx ends, it returns with the context's cause, when the storage does not answer after
+// Config.KillGrace, with ErrHung and the reads left behind. A file whose size changes
+// meanwhile is an error. Other errors: ErrNotFound, ErrPermission, ErrIO.
+func (t *Tool) FileDigest(ctx context.Context, path string) (string, error) {
+	var sum string
+	err := t.detached(ctx, func() (err error) {
+		sum, err = fileDigest(ctx, path)
+		return err
+	}, nil)
+	if err != nil {
+		return "", fmt.Errorf("digest of file %q: %w", path, err)
+	}
+	return sum, nil
+}
+
+func fileDigest(ctx context.Context, path string) (sum string, err error) {
+	file, err := openDigestFile(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if sum, err = digest(ctx, file); err != nil {
+		return "", err
+	}
+	return sum, file.unchanged()
+}
+
+// Digest returns the digest of the bytes that a guest sees in the qcow2 image at path,
+// which is the FileDigest of a raw file with this content and size. Exactly the image
+// and the layers below it, nearest first, are opened; links to backing files in the
+// headers are not followed, and without layers the image is read alone. Names must be
+// UTF-8.
+//
+// The image is read through qemu-nbd, without -U: while a VM has it open the call fails
+// with ErrLocked, and while the call runs a VM that uses it can't start. It uses all
+// processors and, beside qemu-nbd, some 40 MiB of memory. There is no time limit but
+// ctx, except Config.InspectTimeout for opening the image; when ctx ends, qemu-nbd is
+// killed. Errors: ErrNotFound, ErrPermission, ErrLocked, ErrFormat, ErrCorrupt, ErrIO,
+// ErrBadName, ErrToolMissing, ErrTimeout, ErrHung.
+func (t *Tool) Digest(ctx context.Context, path string, backing []Layer) (string, error) {
+	sum, err := t.imageDigest(ctx, path, backing)
+	if err != nil {
+		return "", fmt.Errorf("digest of image %q: %w", path, err)
+	}
+	return sum, nil
+}
+
+func (t *Tool) imageDigest(ctx context.Context, path string, backing []Layer) (string, error) {
+	if ctx.Err() != nil {
+		return "", contextError(ctx)
+	}
+	image, err := t.openDigestImage(ctx, path, backing)
+	if err != nil {
+		return "", err
+	}
+	stop := image.client.bind(ctx)
+	defer stop()
+	sum, err := digest(ctx, image.client)
+	if err := image.close(ctx, err); err != nil {
+		return "", err
+	}
+	return sum, nil
+}

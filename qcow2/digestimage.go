@@ -1,0 +1,140 @@
+package qcow2
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// digestImage is a qcow2 image, served by a qemu-nbd of its own to one client.
+type digestImage struct {
+	process *process
+	client  *nbdClient
+}
+
+// openDigestImage starts a server over exactly the given layers and connects to it.
+func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer) (_ *digestImage, err error) {
+	ctx, cancel := withTimeout(ctx, t.cfg.InspectTimeout)
+	defer cancel()
+	name, names, err := t.explicitLayers(ctx, path, backing)
+	if err != nil {
+		return nil, err
+	}
+	dir, socket, err := socketDir()
+	if err != nil {
+		return nil, err
+	}
+	// Once the client is connected nobody needs the name any more.
+	defer func() { err = errors.Join(err, removeSocket(dir, socket)) }()
+	p, err := t.start(command{
+		program: t.nbdServer, names: append(names, socket),
+		args: []string{"--read-only", "--shared=1", "--socket=" + socket, "--export-name=", "--", name},
+	})
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dialServer(ctx, p, socket)
+	if err != nil {
+		return nil, errors.Join(err, p.reap())
+	}
+	client, err := openNBDClient(ctx, conn)
+	image := &digestImage{process: p, client: client}
+	if err != nil {
+		return nil, image.close(ctx, err)
+	}
+	return image, nil
+}
+
+// explicitLayers describes the image with exactly the given layers, and lists the
+// names that may occur in messages.
+func (t *Tool) explicitLayers(ctx context.Context, path string, backing []Layer) (name string, names []string, err error) {
+	top, err := t.layered(ctx, path, FormatQcow2, backing)
+	if err != nil {
+		return "", nil, err
+	}
+	encoded, err := json.Marshal(top)
+	if err != nil {
+		return "", nil, err
+	}
+	name = "json:" + string(encoded)
+	names = []string{name}
+	for _, layer := range append([]Layer{{Path: path}}, backing...) {
+		file, err := absolute(layer.Path)
+		if err != nil {
+			return "", nil, err
+		}
+		names = append(names, file)
+	}
+	return name, names, nil
+}
+
+// socketDir makes a private directory, and names a socket in it that is short enough.
+func socketDir() (dir, socket string, err error) {
+	for _, parent := range []string{os.TempDir(), "/tmp"} {
+		if dir, err = os.MkdirTemp(parent, "kvmbackup-nbd-"); err != nil {
+			continue
+		}
+		if dir, err = filepath.Abs(dir); err != nil {
+			continue
+		}
+		if socket = filepath.Join(dir, "s"); len(socket) <= maxSocketPath {
+			return dir, socket, nil
+		}
+		err = errors.Join(fmt.Errorf("%w: socket path %q is too long", ErrBadName, socket), os.Remove(dir))
+	}
+	return "", "", fmt.Errorf("make directory for the NBD socket: %w", err)
+}
+
+// removeSocket removes what socketDir has made. The server may not have made the
+// socket, or have removed it already.
+func removeSocket(dir, socket string) error {
+	err := os.Remove(socket)
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, os.Remove(dir))
+}
+
+// dialServer tries the socket until the server accepts, the process ends or ctx does.
+func dialServer(ctx context.Context, p *process, socket string) (net.Conn, error) {
+	tick := time.NewTicker(nbdPollInterval)
+	defer tick.Stop()
+	for {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "unix", socket)
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-tick.C:
+		case <-p.done:
+			return nil, errors.Join(p.exitError(), errNotServing)
+		case <-ctx.Done():
+			return nil, contextError(ctx)
+		}
+	}
+}
+
+// close kills the server, which has nothing to write, and ends the client. It returns
+// err with what the server said of it, or why ctx has ended.
+func (i *digestImage) close(ctx context.Context, err error) error {
+	hung := i.process.reap()
+	if i.client != nil {
+		i.client.close()
+	}
+	switch {
+	case err == nil:
+		return hung
+	case ctx.Err() != nil:
+		return errors.Join(contextError(ctx), hung)
+	}
+	if said := classify(i.process.stderr.String(), i.process.names); !errors.Is(said, errRefused) {
+		err = errors.Join(err, said)
+	}
+	return errors.Join(i.process.failure(err), hung)
+}
