@@ -136,6 +136,7 @@ type DiskStatus struct {
 	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
 	AllocatedBytes int64
 	Skip           string // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is
+	Unreadable     string // why its image can't be read, e.g. a missing file of a stopped domain; empty: it can
 	Untrackable    string // why it can't have a bitmap: raw, qcow2 version 2, ...; empty: it can
 	Bitmaps        []BitmapStatus
 	BitmapsUnknown string // why the bitmaps could not be listed; empty: they were

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"syscall"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -87,7 +85,7 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.stillOff(ctx, over); err != nil {
 		return Restored{}, errors.Join(err, removeAsides(jobs))
 	}
-	if err := swapAll(jobs); err != nil {
+	if err := swapAll(filesOf(jobs)); err != nil {
 		return Restored{}, errors.Join(err, removeAsides(jobs))
 	}
 	r := Restored{Backup: b}
@@ -114,10 +112,13 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 	if err != nil {
 		return err
 	}
-	disks, _, err := over.choose(st)
-	if err != nil {
+	if _, err := leaveBehind(ctx, func() (any, error) { return nil, settleSwap(sources(st)) }); err != nil {
 		return err
 	}
+	if st, err = e.cfg.Executor.Inspect(ctx, over.ref()); err != nil {
+		return err
+	}
+	disks := over.targets(st)
 	for i := range jobs {
 		j := &jobs[i]
 		device := j.choice(req).Path
@@ -134,13 +135,35 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 	return distinctTargets(jobs)
 }
 
+// targets are the volumes that the request names, or all disks: unlike for a backup, one whose image is gone is welcome.
+func (r BackupRequest) targets(st DomainStatus) []chosen {
+	var found []chosen
+	for _, d := range st.Disks {
+		at := slices.IndexFunc(r.Volumes, func(v Volume) bool { return v.Device == d.Device })
+		switch {
+		case at >= 0:
+			found = append(found, chosen{r.Volumes[at], d})
+		case len(r.Volumes) == 0 && d.Skip == "":
+			found = append(found, chosen{Volume{ID: derivedID(st, d), Device: d.Device}, d})
+		}
+	}
+	return found
+}
+
+func sources(st DomainStatus) []string {
+	var paths []string
+	for _, d := range st.Disks {
+		if d.Skip == "" && d.Source != "" {
+			paths = append(paths, d.Source)
+		}
+	}
+	return paths
+}
+
 func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
 	j.out.Path, j.out.Format = d.Source, qcow2.Format(d.Format)
 	if d.Format != "qcow2" && d.Format != "raw" {
 		return fmt.Errorf("%w: disk %s has format %q; restore it to a file and convert that", ErrUnsupported, d.Device, d.Format)
-	}
-	if _, err := leaveBehind(ctx, func() (any, error) { return nil, undoSwap(d.Source) }); err != nil {
-		return err
 	}
 	t, err := lookAt(ctx, d.Source)
 	switch {
@@ -152,69 +175,5 @@ func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
 		return fmt.Errorf("%w: %s is a block device with %s content; restore to a file and convert that", ErrUnsupported, d.Source, d.Format)
 	}
 	j.exists = t.kind == targetDevice
-	return nil
-}
-
-// old is where a volume waits during a swap.
-func old(path string) string { return path + ".kvmbackup-old" }
-
-// undoSwap puts back a volume that a killed restore had moved away and not yet replaced, or removes one that it had replaced.
-func undoSwap(path string) error {
-	if _, err := os.Lstat(path); err == nil {
-		return removeFile(old(path))
-	}
-	if err := os.Rename(old(path), path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// swapAll puts the new files in place of the old ones. On a failure the old ones are put back, all of them.
-func swapAll(jobs []copyJob) error {
-	for i, j := range jobs {
-		if j.exists {
-			continue
-		}
-		if err := swap(j.out.Path); err != nil {
-			for _, done := range jobs[:i] {
-				if !done.exists {
-					err = errors.Join(err, os.Rename(old(done.out.Path), done.out.Path))
-				}
-			}
-			return err
-		}
-	}
-	var errs []error
-	for _, j := range jobs {
-		if !j.exists {
-			errs = append(errs, removeFile(old(j.out.Path)))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// swap gives the new file the old one's owner and mode and its name.
-func swap(path string) error {
-	if info, err := os.Stat(path); err == nil {
-		if err := takeOver(info, aside(path)); err != nil {
-			return err
-		}
-		if err := os.Rename(path, old(path)); err != nil {
-			return err
-		}
-	}
-	if err := publishFile(aside(path), path); err != nil {
-		return errors.Join(err, undoSwap(path))
-	}
-	return nil
-}
-
-func takeOver(from os.FileInfo, path string) error {
-	if err := os.Chmod(path, from.Mode().Perm()); err != nil {
-		return err
-	}
-	if st, ok := from.Sys().(*syscall.Stat_t); ok {
-		return os.Chown(path, int(st.Uid), int(st.Gid))
-	}
 	return nil
 }

@@ -46,7 +46,7 @@ func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recover
 			}
 		}
 		if dom.Name != "" && e.cfg.Executor != nil {
-			errs = append(errs, e.dropStale(ctx, o, dom))
+			errs = append(errs, e.settleRestore(ctx, dom), ignoreNoDomain(e.dropStale(ctx, o, dom)))
 		}
 		return errors.Join(errs...)
 	})
@@ -92,6 +92,19 @@ func (e *Engine) settle(ctx context.Context, o *op, h *heldLease, dom DomainRef)
 		o.warn("drop stale checkpoints", "error", err)
 	}
 	return nil
+}
+
+// settleRestore finishes or takes back the swap of an interrupted restore in place. Only a VM that is off can have one.
+func (e *Engine) settleRestore(ctx context.Context, dom DomainRef) error {
+	st, err := e.cfg.Executor.Inspect(ctx, dom)
+	if errors.Is(err, ErrNoDomain) || err == nil && st.State != DomainStopped {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = leaveBehind(ctx, func() (any, error) { return nil, settleSwap(sources(st)) })
+	return err
 }
 
 func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom DomainRef) ([]Recovery, error) {
@@ -218,6 +231,14 @@ func (r *run) stillRunning(ctx context.Context) error {
 	b, err := r.e.cfg.Store.Backup(ctx, r.record.ID)
 	if err == nil && b.Status == StatusRunning {
 		return fmt.Errorf("%w: backup %s could not be undone yet", ErrJobStuck, b.ID)
+	}
+	return err
+}
+
+// ignoreNoDomain is for what a VM that is gone doesn't need.
+func ignoreNoDomain(err error) error {
+	if errors.Is(err, ErrNoDomain) {
+		return nil
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package kvmbackup
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -98,6 +99,17 @@ type chosen struct {
 // choose matches the request's volumes with the domain's disks. Disks that are never backed up are reported as reasons when
 // the request named no volumes, and are an error when it named them.
 func (r BackupRequest) choose(st DomainStatus) ([]chosen, []Reason, error) {
+	vols, skipped, err := r.pick(st)
+	for _, v := range vols {
+		if v.Disk.Unreadable != "" {
+			err = errors.Join(err, fmt.Errorf("%w: %s of domain %q: %s; recover the VM if a restore was interrupted, or restore over it",
+				ErrUnreadable, v.Device, st.Name, v.Disk.Unreadable))
+		}
+	}
+	return vols, skipped, err
+}
+
+func (r BackupRequest) pick(st DomainStatus) ([]chosen, []Reason, error) {
 	if len(r.Volumes) > 0 {
 		vols, err := r.named(st)
 		return vols, nil, err
