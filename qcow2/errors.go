@@ -185,6 +185,7 @@ var messages = []struct {
 	{regexp.MustCompile(`Could not open backing file`), ErrBackingFile},
 	{regexp.MustCompile(`Could not open new backing file`), ErrBackingFile},
 	{regexp.MustCompile(`Image is not in `), ErrFormat},
+	{regexp.MustCompile(`invalid VMDK image descriptor`), ErrFormat},
 	{regexp.MustCompile(`to be a regular file`), ErrNotRegular},
 	{regexp.MustCompile(`to be either a character or block device`), ErrNotRegular},
 	{regexp.MustCompile(`Unsupported qcow2 version`), ErrTooNew},

@@ -84,7 +84,7 @@ func everyCommand(t *testing.T, tool *qcow2.Tool, name string) error {
 
 func TestNamesThatAreNotUTF8(t *testing.T) {
 	t.Parallel()
-	tool, path := newTool(t), filepath.Join(t.TempDir(), "a\xff")
+	tool, path := newTool(t), t.TempDir()+"/a\xff"
 	create(t, tool, path, qcow2.CreateOptions{})
 	if _, err := tool.Map(t.Context(), path, qcow2.MapOptions{}); err != nil {
 		t.Errorf("on the command line: %v", err)
