@@ -4,6 +4,7 @@ package realguest
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -36,6 +37,8 @@ var opened *Host
 
 // Main runs the tests, then destroys what they left and removes the root. It returns the exit code.
 func Main(m *testing.M) int {
+	// Tests mostly wait for QEMU to start and stop. The command line still has the last word.
+	_ = flag.Set("test.parallel", "8")
 	code := m.Run()
 	if opened != nil {
 		opened.close()
