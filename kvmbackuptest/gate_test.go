@@ -1,0 +1,329 @@
+package kvmbackuptest_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+var (
+	errInjected = errors.New("injected fault")
+	errKilled   = errors.New("injected: the process was killed")
+)
+
+// mode says what happens at the call that a plan names.
+type mode int
+
+const (
+	failBefore mode = iota // the call fails without an effect
+	failAfter              // it has its effect and fails
+	killBefore             // the process dies, without an effect
+	killAfter              // it has its effect, and the process dies
+)
+
+func (m mode) String() string {
+	return [...]string{"fail before", "fail after", "kill before", "kill after"}[m]
+}
+
+func (m mode) kills() bool { return m >= killBefore }
+
+// plan interferes with the n-th call, counted from 1; 0 with none.
+type plan struct {
+	n    int
+	mode mode
+}
+
+// gate is what all calls of one process to its four interfaces pass.
+type gate struct {
+	mu    sync.Mutex
+	plan  plan
+	calls int
+	hit   string // the call that was interfered with
+	dead  bool
+	kill  func()
+}
+
+// enter says whether the call may have its effect, and what it returns afterwards.
+func (g *gate) enter(op string) (before, after error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.dead {
+		return errKilled, errKilled
+	}
+	g.calls++
+	if g.calls != g.plan.n {
+		return nil, nil
+	}
+	g.hit = op
+	switch g.plan.mode {
+	case failBefore:
+		return errInjected, nil
+	case failAfter:
+		return nil, errInjected
+	case killBefore:
+		return errKilled, errKilled
+	}
+	return nil, errKilled
+}
+
+func (g *gate) die() {
+	g.mu.Lock()
+	was := g.dead
+	g.dead = true
+	g.mu.Unlock()
+	if !was {
+		g.kill()
+	}
+}
+
+func (g *gate) isDead() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.dead
+}
+
+// through passes one call.
+func through[T any](g *gate, op string, f func() (T, error)) (T, error) {
+	var zero T
+	before, after := g.enter(op)
+	if before != nil {
+		if errors.Is(before, errKilled) {
+			g.die()
+		}
+		return zero, before
+	}
+	v, err := f()
+	if errors.Is(after, errKilled) {
+		g.die()
+	}
+	if after != nil {
+		return zero, errors.Join(after, err)
+	}
+	if g.isDead() {
+		return zero, errKilled
+	}
+	return v, err
+}
+
+func pass(g *gate, op string, f func() error) error {
+	_, err := through(g, op, func() (struct{}, error) { return struct{}{}, f() })
+	return err
+}
+
+type gatedStore struct {
+	kvmbackup.Store
+	g *gate
+}
+
+func (s gatedStore) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration) (kvmbackup.Lease, error) {
+	return through(s.g, "AcquireLease", func() (kvmbackup.Lease, error) { return s.Store.AcquireLease(ctx, vm, holder, ttl) })
+}
+
+func (s gatedStore) RenewLease(ctx context.Context, l kvmbackup.Lease, ttl time.Duration) (kvmbackup.Lease, error) {
+	return through(s.g, "RenewLease", func() (kvmbackup.Lease, error) { return s.Store.RenewLease(ctx, l, ttl) })
+}
+
+func (s gatedStore) ReleaseLease(ctx context.Context, l kvmbackup.Lease) error {
+	return pass(s.g, "ReleaseLease", func() error { return s.Store.ReleaseLease(ctx, l) })
+}
+
+func (s gatedStore) VM(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.VMRecord, error) {
+	return through(s.g, "VM", func() (kvmbackup.VMRecord, error) { return s.Store.VM(ctx, vm) })
+}
+
+func (s gatedStore) Backup(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Backup, error) {
+	return through(s.g, "Backup", func() (kvmbackup.Backup, error) { return s.Store.Backup(ctx, id) })
+}
+
+func (s gatedStore) Newest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup, error) {
+	return through(s.g, "Newest", func() (kvmbackup.Backup, error) { return s.Store.Newest(ctx, vm) })
+}
+
+func (s gatedStore) Children(ctx context.Context, id kvmbackup.BackupID) ([]kvmbackup.Backup, error) {
+	return through(s.g, "Children", func() ([]kvmbackup.Backup, error) { return s.Store.Children(ctx, id) })
+}
+
+func (s gatedStore) List(ctx context.Context, q kvmbackup.Query) ([]kvmbackup.Backup, error) {
+	return through(s.g, "List", func() ([]kvmbackup.Backup, error) { return s.Store.List(ctx, q) })
+}
+
+func (s gatedStore) Begin(ctx context.Context, l kvmbackup.Lease, b kvmbackup.Backup) (kvmbackup.Backup, error) {
+	return through(s.g, "store Begin", func() (kvmbackup.Backup, error) { return s.Store.Begin(ctx, l, b) })
+}
+
+func (s gatedStore) Complete(ctx context.Context, l kvmbackup.Lease, b kvmbackup.Backup) error {
+	return pass(s.g, "Complete", func() error { return s.Store.Complete(ctx, l, b) })
+}
+
+func (s gatedStore) Fail(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID, reason string) error {
+	return pass(s.g, "Fail", func() error { return s.Store.Fail(ctx, l, id, reason) })
+}
+
+func (s gatedStore) MarkDeletePending(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID) error {
+	return pass(s.g, "MarkDeletePending", func() error { return s.Store.MarkDeletePending(ctx, l, id) })
+}
+
+func (s gatedStore) Remove(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID, bytes int64) error {
+	return pass(s.g, "store Remove", func() error { return s.Store.Remove(ctx, l, id, bytes) })
+}
+
+func (s gatedStore) SetActive(ctx context.Context, l kvmbackup.Lease, name kvmbackup.CheckpointName) error {
+	return pass(s.g, "SetActive", func() error { return s.Store.SetActive(ctx, l, name) })
+}
+
+func (s gatedStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID, a kvmbackup.Annotation) error {
+	return pass(s.g, "Annotate", func() error { return s.Store.Annotate(ctx, l, id, a) })
+}
+
+type gatedRepository struct {
+	*repository.Repository
+	g *gate
+}
+
+func (r gatedRepository) Probe(ctx context.Context) (repository.Space, error) {
+	return through(r.g, "Probe", func() (repository.Space, error) { return r.Repository.Probe(ctx) })
+}
+
+func (r gatedRepository) CreatePartial(ctx context.Context, path, id string) (string, error) {
+	return through(r.g, "CreatePartial", func() (string, error) { return r.Repository.CreatePartial(ctx, path, id) })
+}
+
+func (r gatedRepository) WriteFile(ctx context.Context, path, id, name string, data []byte) (repository.FileEntry, error) {
+	return through(r.g, "WriteFile", func() (repository.FileEntry, error) { return r.Repository.WriteFile(ctx, path, id, name, data) })
+}
+
+func (r gatedRepository) Publish(ctx context.Context, m repository.Manifest) error {
+	return pass(r.g, "Publish", func() error { return r.Repository.Publish(ctx, m) })
+}
+
+func (r gatedRepository) Published(ctx context.Context, path, id string) (m repository.Manifest, ok bool, err error) {
+	err = pass(r.g, "Published", func() error { m, ok, err = r.Repository.Published(ctx, path, id); return err })
+	return m, ok && err == nil, err
+}
+
+func (r gatedRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {
+	return pass(r.g, "RemovePartial", func() error { return r.Repository.RemovePartial(ctx, path, id, files) })
+}
+
+func (r gatedRepository) Remove(ctx context.Context, t repository.Target) (repository.Removed, error) {
+	return through(r.g, "repository Remove", func() (repository.Removed, error) { return r.Repository.Remove(ctx, t) })
+}
+
+func (r gatedRepository) ReadManifest(ctx context.Context, path string) (repository.Manifest, error) {
+	return through(r.g, "ReadManifest", func() (repository.Manifest, error) { return r.Repository.ReadManifest(ctx, path) })
+}
+
+func (r gatedRepository) RewriteManifest(ctx context.Context, m repository.Manifest) error {
+	return pass(r.g, "RewriteManifest", func() error { return r.Repository.RewriteManifest(ctx, m) })
+}
+
+func (r gatedRepository) Stat(ctx context.Context, path, file string) (repository.FileInfo, error) {
+	return through(r.g, "Stat", func() (repository.FileInfo, error) { return r.Repository.Stat(ctx, path, file) })
+}
+
+type gatedImages struct {
+	kvmbackup.Images
+	g *gate
+}
+
+func (i gatedImages) Header(ctx context.Context, path string) (qcow2.Header, error) {
+	return through(i.g, "Header", func() (qcow2.Header, error) { return i.Images.Header(ctx, path) })
+}
+
+func (i gatedImages) Check(ctx context.Context, path string, o qcow2.CheckOptions) (qcow2.CheckResult, error) {
+	return through(i.g, "Check", func() (qcow2.CheckResult, error) { return i.Images.Check(ctx, path, o) })
+}
+
+func (i gatedImages) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptions) error {
+	return pass(i.g, "Convert", func() error { return i.Images.Convert(ctx, src, dst, o) })
+}
+
+type gatedExecutor struct {
+	kvmbackup.Executor
+	g *gate
+	l *lab
+}
+
+func (e gatedExecutor) Inspect(ctx context.Context, d kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
+	return through(e.g, "Inspect", func() (kvmbackup.DomainStatus, error) { return e.Executor.Inspect(ctx, d) })
+}
+
+func (e gatedExecutor) RegisterCheckpoint(ctx context.Context, d kvmbackup.DomainRef, cp kvmbackup.CheckpointSpec) error {
+	return pass(e.g, "RegisterCheckpoint", func() error { return e.Executor.RegisterCheckpoint(ctx, d, cp) })
+}
+
+func (e gatedExecutor) DropCheckpoint(ctx context.Context, d kvmbackup.DomainRef, name kvmbackup.CheckpointName) error {
+	if !kvmbackup.Owns(e.l.prefix(), string(name)) {
+		e.l.stray = append(e.l.stray, "DropCheckpoint "+string(name))
+	}
+	return pass(e.g, "DropCheckpoint", func() error { return e.Executor.DropCheckpoint(ctx, d, name) })
+}
+
+func (e gatedExecutor) DirtyBytes(ctx context.Context, d kvmbackup.DomainRef, name kvmbackup.CheckpointName) (map[string]int64, error) {
+	return through(e.g, "DirtyBytes", func() (map[string]int64, error) { return e.Executor.DirtyBytes(ctx, d, name) })
+}
+
+func (e gatedExecutor) PrepareJob(ctx context.Context, d kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+	return through(e.g, "PrepareJob", func() (kvmbackup.Job, error) { return e.job(spec)(e.Executor.PrepareJob(ctx, d, spec)) })
+}
+
+func (e gatedExecutor) AdoptJob(ctx context.Context, d kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+	return through(e.g, "AdoptJob", func() (kvmbackup.Job, error) { return e.job(spec)(e.Executor.AdoptJob(ctx, d, spec)) })
+}
+
+func (e gatedExecutor) job(spec kvmbackup.JobSpec) func(kvmbackup.Job, error) (kvmbackup.Job, error) {
+	return func(j kvmbackup.Job, err error) (kvmbackup.Job, error) {
+		if err != nil {
+			return nil, err
+		}
+		return gatedJob{j, e.g, e.l, spec}, nil
+	}
+}
+
+func (e gatedExecutor) Freeze(ctx context.Context, d kvmbackup.DomainRef) (int, error) {
+	return through(e.g, "Freeze", func() (int, error) { return e.Executor.Freeze(ctx, d) })
+}
+
+func (e gatedExecutor) Thaw(ctx context.Context, d kvmbackup.DomainRef) error {
+	return pass(e.g, "Thaw", func() error { return e.Executor.Thaw(ctx, d) })
+}
+
+func (e gatedExecutor) Resume(ctx context.Context, d kvmbackup.DomainRef) error {
+	return pass(e.g, "Resume", func() error { return e.Executor.Resume(ctx, d) })
+}
+
+func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, secrets bool) (kvmbackup.Definition, error) {
+	return through(e.g, "Definition", func() (kvmbackup.Definition, error) { return e.Executor.Definition(ctx, d, secrets) })
+}
+
+type gatedJob struct {
+	kvmbackup.Job
+	g    *gate
+	l    *lab
+	spec kvmbackup.JobSpec
+}
+
+func (j gatedJob) Begin(ctx context.Context) error {
+	return pass(j.g, "Begin", func() error {
+		err := j.Job.Begin(ctx)
+		if err == nil {
+			j.l.begun(j.spec)
+		}
+		return err
+	})
+}
+
+func (j gatedJob) Wait(ctx context.Context, progress func(kvmbackup.JobProgress)) (kvmbackup.JobResult, error) {
+	return through(j.g, "Wait", func() (kvmbackup.JobResult, error) { return j.Job.Wait(ctx, progress) })
+}
+
+func (j gatedJob) Abort(ctx context.Context) error {
+	return pass(j.g, "Abort", func() error { return j.Job.Abort(ctx) })
+}
+
+func (j gatedJob) Close() error { return pass(j.g, "Close", j.Job.Close) }
