@@ -82,16 +82,9 @@ func convert(t testing.TB, tool *qcow2.Tool, src, dst string, from, to qcow2.For
 	}
 }
 
-// digestTool is a Tool for tests that only look at files.
-func digestTool(t testing.TB) *qcow2.Tool {
-	t.Helper()
-	requireTool(t, "qemu-img")
-	return newToolWith(t, qcow2.Config{})
-}
-
 func TestFileDigestSizes(t *testing.T) {
 	t.Parallel()
-	tool, dir := digestTool(t), t.TempDir()
+	tool, dir := newTool(t), t.TempDir()
 	for _, size := range []int{
 		0, 1, 511, 4096, 64<<10 - 1, 64 << 10, 64<<10 + 1, digestPiece - 1, digestPiece, digestPiece + 1,
 		3*digestPiece + 12345, 20 * digestPiece, 33*digestPiece - 1,
@@ -108,7 +101,7 @@ func TestFileDigestSizes(t *testing.T) {
 // TestFileDigestKnown pins the definition with sums that sha256sum has computed.
 func TestFileDigestKnown(t *testing.T) {
 	t.Parallel()
-	tool, path := digestTool(t), filepath.Join(t.TempDir(), "f")
+	tool, path := newTool(t), filepath.Join(t.TempDir(), "f")
 	for content, want := range map[string]string{
 		"":    "sha256-4m:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
 		"abc": "sha256-4m:4f8b42c22dd3729b519ba6f68d2da7cc5b2d606d05daed5ad5128cc03e6c6358",
@@ -123,7 +116,7 @@ func TestFileDigestKnown(t *testing.T) {
 // TestFileDigestHoles has holes at all kinds of places, and the same file without any.
 func TestFileDigestHoles(t *testing.T) {
 	t.Parallel()
-	tool, dir := digestTool(t), t.TempDir()
+	tool, dir := newTool(t), t.TempDir()
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for i := range 30 {
 		data := make([]byte, rnd.IntN(12*digestPiece))
@@ -151,14 +144,14 @@ func TestFileDigestHoles(t *testing.T) {
 
 func TestFileDigestHugeHole(t *testing.T) {
 	t.Parallel()
-	tool, path := digestTool(t), filepath.Join(t.TempDir(), "f")
+	tool, path := newTool(t), filepath.Join(t.TempDir(), "f")
 	file, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	const size = 4 << 40
 	if err := file.Truncate(size + 5); err != nil {
-		t.Skip(err) // the file system has a limit
+		missing(t, err.Error()) // the file system has a limit
 	}
 	if _, err := file.WriteAt([]byte("x"), size/2+7); err != nil {
 		t.Fatal(err)
@@ -181,7 +174,7 @@ func TestFileDigestHugeHole(t *testing.T) {
 
 func TestFileDigestRefuses(t *testing.T) {
 	t.Parallel()
-	tool, dir := digestTool(t), t.TempDir()
+	tool, dir := newTool(t), t.TempDir()
 	file, link, fifo := filepath.Join(dir, "file"), filepath.Join(dir, "link"), filepath.Join(dir, "fifo")
 	writeFile(t, file, []byte("x"))
 	if err := errors.Join(os.Symlink(file, link), syscall.Mkfifo(fifo, 0o600)); err != nil {
@@ -199,10 +192,10 @@ func TestFileDigestRefuses(t *testing.T) {
 
 func TestFileDigestCancel(t *testing.T) {
 	t.Parallel()
-	tool, path := digestTool(t), filepath.Join(t.TempDir(), "f")
+	tool, path := newTool(t), filepath.Join(t.TempDir(), "f")
 	writeFile(t, path, nil)
 	if err := os.Truncate(path, 1<<43); err != nil {
-		t.Skip(err)
+		missing(t, err.Error())
 	}
 	why := errors.New("why")
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -560,5 +553,59 @@ func TestDigestStrangeServers(t *testing.T) {
 	tool := newToolWith(t, qcow2.Config{QemuNBD: filepath.Join(t.TempDir(), "none")})
 	if _, err := tool.Digest(t.Context(), path, nil); !errors.Is(err, qcow2.ErrToolMissing) {
 		t.Errorf("no server: %v, want ErrToolMissing", err)
+	}
+}
+
+// benchmarkBytes is the size of the image that the benchmarks read from the page cache.
+const benchmarkBytes = 2 << 30
+
+// benchmarkImage is full of bytes that do not compress, half of them in a layer below.
+func benchmarkImage(b *testing.B, tool *qcow2.Tool) (raw, top string, backing qcow2.Layer) {
+	b.Helper()
+	dir := b.TempDir()
+	raw, full, top := filepath.Join(dir, "raw"), filepath.Join(dir, "full"), filepath.Join(dir, "top")
+	file, err := os.Create(raw)
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, err = io.CopyN(file, rand.NewChaCha8([32]byte{1}), benchmarkBytes)
+	if err := errors.Join(err, file.Close()); err != nil {
+		b.Fatal(err)
+	}
+	convert(b, tool, raw, full, qcow2.FormatRaw, qcow2.FormatQcow2)
+	create(b, tool, top, qcow2.CreateOptions{SizeBytes: benchmarkBytes, BackingFile: "full"})
+	for offset := int64(0); offset < benchmarkBytes; offset += benchmarkBytes / 8 {
+		write(b, top, 0xa5, offset, benchmarkBytes/16)
+	}
+	b.SetBytes(benchmarkBytes)
+	return raw, top, qcow2.Layer{Path: full}
+}
+
+func BenchmarkFileDigest(b *testing.B) {
+	tool := newTool(b)
+	raw, _, _ := benchmarkImage(b, tool)
+	for b.Loop() {
+		fileDigest(b, tool, raw)
+	}
+}
+
+func BenchmarkDigest(b *testing.B) {
+	tool := newTool(b)
+	_, top, backing := benchmarkImage(b, tool)
+	for b.Loop() {
+		digest(b, tool, top, backing)
+	}
+}
+
+// BenchmarkConvertToNothing is what BenchmarkDigest is measured against.
+func BenchmarkConvertToNothing(b *testing.B) {
+	tool := newTool(b)
+	_, top, _ := benchmarkImage(b, tool)
+	for b.Loop() {
+		out, err := run("qemu-img", "convert", "-n", "-W", "-m", "16", "-f", "qcow2", "--target-image-opts", top,
+			fmt.Sprintf("driver=null-co,size=%d", int64(benchmarkBytes)))
+		if err != nil {
+			b.Fatal(err, out)
+		}
 	}
 }

@@ -18,7 +18,7 @@ type digestImage struct {
 }
 
 // openDigestImage starts a server over exactly the given layers and connects to it.
-func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer) (_ *digestImage, err error) {
+func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer) (*digestImage, error) {
 	ctx, cancel := withTimeout(ctx, t.cfg.InspectTimeout)
 	defer cancel()
 	name, names, err := t.explicitLayers(ctx, path, backing)
@@ -29,8 +29,18 @@ func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer
 	if err != nil {
 		return nil, err
 	}
-	// Once the client is connected nobody needs the name any more.
-	defer func() { err = errors.Join(err, removeSocket(dir, socket)) }()
+	image, err := t.serveDigestImage(ctx, socket, name, names)
+	// Once the client is connected nobody needs the socket's name any more.
+	if removeErr := removeSocket(dir, socket); removeErr != nil {
+		if image != nil {
+			return nil, image.close(ctx, removeErr)
+		}
+		err = errors.Join(err, removeErr)
+	}
+	return image, err
+}
+
+func (t *Tool) serveDigestImage(ctx context.Context, socket, name string, names []string) (*digestImage, error) {
 	p, err := t.start(command{
 		program: t.nbdServer, names: append(names, socket),
 		args: []string{"--read-only", "--shared=1", "--socket=" + socket, "--export-name=", "--", name},
@@ -90,14 +100,16 @@ func socketDir() (dir, socket string, err error) {
 	return "", "", fmt.Errorf("make directory for the NBD socket: %w", err)
 }
 
-// removeSocket removes what socketDir has made. The server may not have made the
-// socket, or have removed it already.
+// removeSocket removes what socketDir has named, as far as it is there: the server may
+// not have made its socket.
 func removeSocket(dir, socket string) error {
-	err := os.Remove(socket)
-	if errors.Is(err, os.ErrNotExist) {
-		err = nil
+	var errs []error
+	for _, name := range []string{socket, dir} {
+		if err := os.Remove(name); !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
-	return errors.Join(err, os.Remove(dir))
+	return errors.Join(errs...)
 }
 
 // dialServer tries the socket until the server accepts, the process ends or ctx does.

@@ -78,8 +78,10 @@ type nbdRequest struct {
 // openNBDClient makes a client of a fresh connection. It closes conn when it fails.
 func openNBDClient(ctx context.Context, conn net.Conn) (*nbdClient, error) {
 	stop := interrupt(ctx, conn)
-	defer stop()
 	export, err := negotiateNBD(conn)
+	if !stop() {
+		err = contextError(ctx)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("negotiate with the NBD server: %w", err), conn.Close())
 	}
