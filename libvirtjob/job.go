@@ -178,7 +178,7 @@ func (j *job) claim(ctx context.Context) error {
 func (j *job) beginError(err error) error {
 	switch translated := translate(err); {
 	case errors.Is(translated, kvmbackup.ErrBusy):
-		return errors.Join(&kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name), Holder: "another job of the domain"}, translated)
+		return errors.Join(&kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name), Holder: "another job of the domain or a disk"}, translated)
 	case refused(err):
 		return fmt.Errorf("%w: %s: %w", kvmbackup.ErrTargetAccess, j.describeTargets(err), err)
 	default:

@@ -170,6 +170,16 @@ func (g *Guest) Kill9() {
 	g.waitStopped()
 }
 
+// Hang stops QEMU's process, as a dead file server may, until the returned function is called or the test ends.
+func (g *Guest) Hang() (goOn func()) {
+	g.tb.Helper()
+	pid := g.PID()
+	g.must("stop", syscall.Kill(pid, syscall.SIGSTOP))
+	goOn = func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
+	g.tb.Cleanup(goOn)
+	return goOn
+}
+
 // PID returns QEMU's process ID.
 func (g *Guest) PID() int {
 	g.tb.Helper()

@@ -9,7 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"libvirt.org/go/libvirt"
@@ -86,24 +89,22 @@ func open() (_ *Host, err error) {
 	h.keep = h.Root != ""
 	if !h.keep {
 		// Sockets live below the root and their paths are limited to 107 bytes: not below a test's own folder.
-		root, err := os.MkdirTemp("", "kvmb-")
-		if err != nil {
+		if h.Root, err = os.MkdirTemp("", "kvmb-"); err != nil {
 			return nil, err
 		}
-		h.Root = root
 		defer func() {
 			if err != nil {
-				_ = os.RemoveAll(root)
+				_ = os.RemoveAll(h.Root)
 			}
 		}()
-		if err := os.Chmod(root, 0o755); err != nil {
+		if err := os.Chmod(h.Root, 0o755); err != nil {
 			return nil, err
 		}
-		if err := h.configure(); err != nil {
-			return nil, err
-		}
-		h.seedCapabilities()
 	}
+	if err := h.configure(); err != nil {
+		return nil, err
+	}
+	h.seedCapabilities()
 	h.URI = "qemu:///embed?root=" + h.Root
 	if os.Getenv("LIBVIRT_LOG_OUTPUTS") == "" {
 		_ = os.Setenv("LIBVIRT_LOG_OUTPUTS", "4:file:"+filepath.Join(h.Root, "libvirt.log"))
@@ -159,6 +160,24 @@ func (h *Host) close() {
 	if os.Getenv("KVMBACKUP_KEEP_ROOT") == "" {
 		_ = os.RemoveAll(h.Root)
 	}
+}
+
+// RemoveRoot kills the guests that other processes have left on a root, and removes it.
+func RemoveRoot(root string) {
+	files, _ := filepath.Glob(filepath.Join(root, "run", "qemu", "*.pid"))
+	for _, file := range files {
+		if filepath.Base(file) == "driver.pid" {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	_ = os.RemoveAll(root)
 }
 
 // virtType is the type attribute of the domain element.

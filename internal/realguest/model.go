@@ -28,6 +28,9 @@ func newModel(tb testing.TB, path string, size int64) *Model {
 	return m
 }
 
+// OpenModel returns the model that another process has kept at the path.
+func OpenModel(tb testing.TB, path string) *Model { return &Model{tb: tb, path: path} }
+
 func (m *Model) resize(size int64) {
 	m.tb.Helper()
 	if err := os.Truncate(m.path, size); err != nil {

@@ -1,0 +1,131 @@
+package libvirtjob_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/realguest"
+)
+
+// TestAdopt kills the process that began a job, and follows the job to its end from another. A process has only one
+// libvirt root, so both are helpers: this test binary again, on a root of their own.
+func TestAdopt(t *testing.T) {
+	t.Parallel()
+	realguest.Need(t)
+	root, err := os.MkdirTemp("", "kvmb-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { realguest.RemoveRoot(root) })
+	dir := t.TempDir()
+
+	first, lines := startHelper(t, "TestHelperBegins", root, dir)
+	for lines.Scan() && lines.Text() != "begun" {
+		t.Log(lines.Text())
+	}
+	if err := first.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = first.Wait()
+
+	second, lines := startHelper(t, "TestHelperAdopts", root, dir)
+	var text strings.Builder
+	for lines.Scan() {
+		text.WriteString(lines.Text() + "\n")
+	}
+	if err := second.Wait(); err != nil || !strings.Contains(text.String(), "adopted") {
+		t.Fatalf("second helper: %v\n%s", err, text.String())
+	}
+}
+
+const helperDirEnv = "KVMBACKUP_HELPER_DIR"
+
+func startHelper(t *testing.T, test, root, dir string) (*exec.Cmd, *bufio.Scanner) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.v")
+	cmd.Env = append(os.Environ(), helperDirEnv+"="+dir, "KVMBACKUP_REALGUEST_ROOT="+root, "TMPDIR="+dir, "LIBVIRT_LOG_OUTPUTS=")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return cmd, bufio.NewScanner(out)
+}
+
+// helperState is what the first helper tells the second.
+type helperState struct {
+	Ref   kvmbackup.DomainRef
+	Spec  kvmbackup.JobSpec
+	Model string
+}
+
+// TestHelperBegins is the first process: it begins a job that doesn't end, and waits to be killed.
+func TestHelperBegins(t *testing.T) {
+	dir := os.Getenv(helperDirEnv)
+	if dir == "" {
+		return // only for TestAdopt
+	}
+	b := newBench(t, realguest.Config{Disks: bigDisks("vda"), Persistent: true})
+	b.guest.Write("vda", 0x11, 0, 1<<20)
+	b.backup("c0", "", full("vda")) // an outcome that must not be taken for the next job's
+	b.guest.Write("vda", 0x22, 0, big)
+	_, spec := b.slow("c1", "c0", incr("vda"))
+	text, err := json.Marshal(helperState{b.ref, spec, b.guest.Model("vda").Path()})
+	b.must(err)
+	b.must(os.WriteFile(filepath.Join(dir, "state.json"), text, 0o644))
+	fmt.Println("begun")
+	select {}
+}
+
+// TestHelperAdopts is the second process.
+func TestHelperAdopts(t *testing.T) {
+	dir := os.Getenv(helperDirEnv)
+	if dir == "" {
+		return // only for TestAdopt
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s helperState
+	if err := json.Unmarshal(text, &s); err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{T: t, ctx: t.Context(), exec: newExecutor(t), ref: s.Ref, dir: s.Spec.Dir}
+	if got := b.inspect(); got.Job != kvmbackup.JobBackup || len(got.Checkpoints) != 2 {
+		t.Errorf("status is %+v", got)
+	}
+	other := s.Spec
+	other.Dir = "/elsewhere"
+	_, err = b.exec.AdoptJob(b.ctx, b.ref, other)
+	b.wantErr(err, kvmbackup.ErrNoJob)
+
+	job, err := b.exec.AdoptJob(b.ctx, b.ref, s.Spec)
+	b.must(err)
+	b.must(job.SetBandwidth(b.ctx, 0))
+	result, err := job.Wait(b.ctx, nil)
+	b.must(err)
+	if result.TotalBytes != big || result.CopiedBytes["id-vda"] != big {
+		t.Errorf("result is %+v", result)
+	}
+	realguest.OpenModel(t, s.Model).Compare(t, filepath.Join(s.Spec.Dir, s.Spec.Volumes[0].File))
+	_, err = b.exec.AdoptJob(b.ctx, b.ref, s.Spec)
+	b.wantErr(err, kvmbackup.ErrNoJob)
+	b.must(b.exec.DropCheckpoint(b.ctx, b.ref, "c1"))
+	fmt.Println("adopted")
+}
