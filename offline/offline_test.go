@@ -1,0 +1,349 @@
+package offline_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/offline"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// bench is a folder with images.
+type bench struct {
+	*testing.T
+	images *offline.Images
+	dir    string
+}
+
+const size = 64 << 20
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	t.Parallel()
+	tool, err := qcow2.New(qcow2.Config{})
+	for _, name := range []string{"qemu-storage-daemon", "qemu-io"} {
+		if _, missing := exec.LookPath(name); err == nil {
+			err = missing
+		}
+	}
+	if err != nil {
+		if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	return &bench{t, offline.New(tool, offline.Config{ProgressInterval: 50 * time.Millisecond}), t.TempDir()}
+}
+
+func (b *bench) run(name string, args ...string) {
+	b.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		b.Fatalf("%s %q: %v: %s", name, args, err, out)
+	}
+}
+
+func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
+
+// create makes an image; options go to qemu-img create.
+func (b *bench) create(name, format string, options ...string) offline.Disk {
+	b.Helper()
+	b.run("qemu-img", append(append([]string{"create", "-q", "-f", format}, options...), b.path(name), strconv.Itoa(size))...)
+	return offline.Disk{Device: strings.TrimSuffix(name, filepath.Ext(name)), Path: b.path(name), Format: format}
+}
+
+func (b *bench) write(d offline.Disk, pattern byte, offset, length int) {
+	b.Helper()
+	b.run("qemu-io", "-f", d.Format, "-c", "write -P "+strconv.Itoa(int(pattern))+" "+strconv.Itoa(offset)+" "+strconv.Itoa(length), d.Path)
+}
+
+func (b *bench) must(err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bench) wantErr(err, want error) {
+	b.Helper()
+	if !errors.Is(err, want) {
+		b.Errorf("error is %v, want %q", err, want)
+	}
+}
+
+func (b *bench) inspect(d offline.Disk) kvmbackup.DiskStatus {
+	b.Helper()
+	list, err := b.images.Inspect(b.Context(), []offline.Disk{d})
+	b.must(err)
+	return list[0]
+}
+
+// wantBitmaps compares bitmaps, with ! behind those that can't be used.
+func (b *bench) wantBitmaps(d offline.Disk, want string) {
+	b.Helper()
+	var got []string
+	for _, bitmap := range b.inspect(d).Bitmaps {
+		name := bitmap.Name
+		if bitmap.Inconsistent {
+			name += "!"
+		}
+		got = append(got, name)
+	}
+	if text := strings.Join(got, " "); text != want {
+		b.Errorf("bitmaps of %s are %q, want %q", d.Device, text, want)
+	}
+}
+
+// volume describes one volume of a job; an incremental names its parent's file.
+func volume(d offline.Disk, file, parent string) kvmbackup.JobVolume {
+	v := kvmbackup.JobVolume{
+		VolumeID: kvmbackup.VolumeID("id-" + d.Device), Device: d.Device, Kind: kvmbackup.KindFull,
+		File: file, VirtualSize: size, Tracked: d.Format == "qcow2",
+	}
+	if parent != "" {
+		v.Kind, v.ParentFile = kvmbackup.KindIncremental, parent
+	}
+	return v
+}
+
+func (b *bench) spec(checkpoint, base string, volumes ...kvmbackup.JobVolume) kvmbackup.JobSpec {
+	return kvmbackup.JobSpec{
+		ID: kvmbackup.NewBackupID(), Dir: b.dir, Volumes: volumes,
+		Checkpoint: kvmbackup.CheckpointName(checkpoint), Base: kvmbackup.CheckpointName(base),
+	}
+}
+
+func (b *bench) prepare(spec kvmbackup.JobSpec, disks ...offline.Disk) kvmbackup.Job {
+	b.Helper()
+	job, err := b.images.PrepareJob(b.Context(), "vm", disks, spec)
+	b.must(err)
+	b.Cleanup(func() { _ = job.Close() })
+	return job
+}
+
+func (b *bench) backup(spec kvmbackup.JobSpec, disks ...offline.Disk) kvmbackup.JobResult {
+	b.Helper()
+	job := b.prepare(spec, disks...)
+	b.must(job.Begin(b.Context()))
+	result, err := job.Wait(b.Context(), nil)
+	b.must(err)
+	for i, v := range spec.Volumes {
+		b.run("qemu-img", "compare", "-f", disks[i].Format, "-F", "qcow2", disks[i].Path, b.path(v.File))
+	}
+	return result
+}
+
+func TestJob(t *testing.T) {
+	b := newBench(t)
+	vda, vdb := b.create("vda.qcow2", "qcow2"), b.create("vdb.raw", "raw")
+	b.write(vda, 1, 0, 4<<20)
+	b.write(vdb, 2, 0, 4<<20)
+	b.backup(b.spec("c1", "", volume(vda, "a1", ""), volume(vdb, "b1", "")), vda, vdb)
+	b.wantBitmaps(vda, "c1")
+	b.write(vda, 3, 1<<20, 1<<20)
+	sizes, err := b.images.DirtyBytes(b.Context(), []offline.Disk{vda, vdb}, "c1")
+	if err != nil || len(sizes) != 1 || sizes["vda"] != 1<<20 {
+		t.Errorf("dirty bytes are %v, %v", sizes, err)
+	}
+	result := b.backup(b.spec("c2", "c1", volume(vda, "a2", "a1"), volume(vdb, "b2", "")), vda, vdb)
+	if result.CopiedBytes["id-vda"] != 1<<20 || result.CopiedBytes["id-vdb"] != size || result.TotalBytes != size+1<<20 {
+		t.Errorf("result is %+v", result)
+	}
+	b.wantBitmaps(vda, "c1 c2")
+	for range 2 {
+		b.must(b.images.DropBitmap(b.Context(), []offline.Disk{vda, vdb}, "c1"))
+	}
+	b.wantBitmaps(vda, "c2")
+	if result := b.backup(b.spec("c3", "c2", volume(vda, "a3", "a2")), vda); result.TotalBytes != 0 {
+		t.Errorf("result is %+v", result)
+	}
+}
+
+func TestFailedBeginLeavesNoBitmap(t *testing.T) {
+	b := newBench(t)
+	vda, vdb := b.create("vda.qcow2", "qcow2"), b.create("vdb.qcow2", "qcow2")
+	b.run("qemu-img", "bitmap", "--add", vdb.Path, "taken")
+	job := b.prepare(b.spec("taken", "", volume(vda, "a1", ""), volume(vdb, "b1", "")), vda, vdb)
+	b.wantErr(job.Begin(b.Context()), kvmbackup.ErrCheckpointExists)
+	b.wantBitmaps(vda, "")
+	b.wantBitmaps(vdb, "taken")
+
+	// The daemon refuses targets of a wrong size.
+	wrong := b.spec("c2", "", volume(vda, "a2", ""), volume(vdb, "b2", ""))
+	wrong.Volumes[1].VirtualSize = 2 * size
+	job = b.prepare(wrong, vda, vdb)
+	b.wantErr(job.Begin(b.Context()), kvmbackup.ErrInvalid)
+	b.wantBitmaps(vda, "")
+	b.wantBitmaps(vdb, "taken")
+	_, err := job.Wait(b.Context(), nil)
+	b.wantErr(err, kvmbackup.ErrNoJob)
+	b.must(job.Abort(b.Context()))
+}
+
+func TestAbort(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	b.write(vda, 1, 0, 32<<20)
+	spec := b.spec("c1", "", volume(vda, "a1", ""))
+	spec.BandwidthBytes = 64 << 10
+	job := b.prepare(spec, vda)
+	b.must(job.Begin(b.Context()))
+	b.wantErr(job.Begin(b.Context()), kvmbackup.ErrInvalid)
+
+	ctx, cancel := context.WithCancelCause(b.Context())
+	enough, calls := errors.New("enough"), 0
+	_, err := job.Wait(ctx, func(p kvmbackup.JobProgress) {
+		if calls++; calls == 3 {
+			cancel(enough)
+		}
+		if len(p.Volumes) != 1 || p.Volumes[0].Device != "vda" || p.TotalBytes > 0 && p.TotalBytes != size {
+			t.Errorf("progress is %+v", p)
+		}
+	})
+	b.wantErr(err, enough)
+	// The image can be looked at, but not be written to.
+	b.wantBitmaps(vda, "c1")
+	b.wantErr(b.images.DropBitmap(b.Context(), []offline.Disk{vda}, "c1"), kvmbackup.ErrImageLocked)
+	b.must(job.Abort(b.Context()))
+	b.must(job.Abort(b.Context()))
+	_, err = job.Wait(b.Context(), nil)
+	b.wantErr(err, kvmbackup.ErrJobFailed)
+	b.must(b.images.DropBitmap(b.Context(), []offline.Disk{vda}, "c1"))
+	b.wantBitmaps(vda, "")
+}
+
+func TestBandwidth(t *testing.T) {
+	b := newBench(t)
+	vda, vdb := b.create("vda.qcow2", "qcow2"), b.create("vdb.qcow2", "qcow2")
+	b.write(vda, 1, 0, 32<<20)
+	spec := b.spec("c1", "", volume(vda, "a1", ""), volume(vdb, "b1", ""))
+	spec.BandwidthBytes = 64 << 10
+	job := b.prepare(spec, vda, vdb)
+	b.must(job.Begin(b.Context()))
+	b.wantErr(job.SetBandwidth(b.Context(), -1), kvmbackup.ErrInvalid)
+	b.must(job.SetBandwidth(b.Context(), 0))
+	var last kvmbackup.JobProgress
+	_, err := job.Wait(b.Context(), func(p kvmbackup.JobProgress) { last = p })
+	b.must(err)
+	if last.DoneBytes != 2*size || last.TotalBytes != 2*size {
+		t.Errorf("progress is %+v", last)
+	}
+	b.must(job.Close())
+	b.must(job.Close())
+}
+
+func TestCloseEndsTheJob(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	b.write(vda, 1, 0, 32<<20)
+	spec := b.spec("c1", "", volume(vda, "a1", ""))
+	spec.BandwidthBytes = 64 << 10
+	job := b.prepare(spec, vda)
+	b.must(job.Begin(b.Context()))
+	b.must(job.Close())
+	_, err := job.Wait(b.Context(), nil)
+	b.wantErr(err, kvmbackup.ErrJobFailed)
+	b.write(vda, 2, 0, 1<<20)
+	b.wantBitmaps(vda, "c1")
+}
+
+func TestInspect(t *testing.T) {
+	b := newBench(t)
+	base := b.create("base.qcow2", "qcow2")
+	b.write(base, 1, 0, 4<<20)
+	b.run("qemu-img", "bitmap", "--add", base.Path, "both")
+	b.run("qemu-img", "bitmap", "--add", base.Path, "lower")
+	top := offline.Disk{Device: "top", Path: b.path("top.qcow2"), Format: "qcow2"}
+	b.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", top.Path)
+	b.write(top, 2, 4<<20, 2<<20)
+	b.run("qemu-img", "bitmap", "--add", top.Path, "both")
+	b.run("qemu-img", "bitmap", "--add", top.Path, "upper")
+	b.run("qemu-img", "bitmap", "--add", "--disable", top.Path, "off")
+	b.wantBitmaps(top, "both! upper off! lower!")
+	if got := b.inspect(top).AllocatedBytes; got < 6<<20 || got > 8<<20 {
+		t.Errorf("%d bytes allocated", got)
+	}
+	for _, name := range []kvmbackup.CheckpointName{"both", "lower", "nothing"} {
+		b.must(b.images.DropBitmap(b.Context(), []offline.Disk{top}, name))
+	}
+	b.wantBitmaps(top, "upper off!")
+	b.wantBitmaps(base, "")
+
+	old := b.create("old.qcow2", "qcow2", "-o", "compat=0.10")
+	if got := b.inspect(old); got.Untrackable != "qcow2 version 2" || got.VirtualSize != size {
+		t.Errorf("disk is %+v", got)
+	}
+	raw := b.create("raw.raw", "raw")
+	if got := b.inspect(raw); got.Untrackable != "raw" || got.VirtualSize != size || got.AllocatedBytes > 1<<20 {
+		t.Errorf("disk is %+v", got)
+	}
+	skipped := offline.Disk{Device: "sda", Path: "/nowhere", Format: "raw", Skip: "cdrom", Serial: "1", Description: "a disc"}
+	if got := b.inspect(skipped); got.Skip != "cdrom" || got.Serial != "1" || got.Source != "a disc" {
+		t.Errorf("disk is %+v", got)
+	}
+	remote := offline.Disk{Device: "vdz", Format: "raw", Description: "nbd:x"}
+	if got := b.inspect(remote); got.Untrackable == "" {
+		t.Errorf("disk is %+v", got)
+	}
+	_, err := b.images.PrepareJob(b.Context(), "vm", []offline.Disk{remote}, b.spec("", "", volume(remote, "z", "")))
+	b.wantErr(err, kvmbackup.ErrUnsupported)
+}
+
+// A raw disk whose guest has written a qcow2 header into it stays raw, and a backing file without a format is refused.
+func TestFormatsAreNotGuessed(t *testing.T) {
+	b := newBench(t)
+	inner := b.create("inner.qcow2", "qcow2", "-b", "/etc/passwd", "-F", "raw")
+	raw := offline.Disk{Device: "raw", Path: inner.Path, Format: "raw"}
+	if got := b.inspect(raw); got.VirtualSize == size || got.Untrackable != "raw" {
+		t.Errorf("disk is %+v", got)
+	}
+	for _, format := range []string{"", "auto"} {
+		_, err := b.images.Inspect(b.Context(), []offline.Disk{{Device: "raw", Path: inner.Path, Format: format}})
+		b.wantErr(err, kvmbackup.ErrInvalid)
+	}
+	b.create("base.raw", "raw")
+	top := offline.Disk{Device: "top", Path: b.path("top.qcow2"), Format: "qcow2"}
+	b.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", top.Path)
+	b.forgetBackingFormat(top.Path)
+	_, err := b.images.Inspect(b.Context(), []offline.Disk{top})
+	b.wantErr(err, kvmbackup.ErrUnsupported)
+}
+
+// forgetBackingFormat blanks the header extension that has the backing file's format.
+func (b *bench) forgetBackingFormat(path string) {
+	b.Helper()
+	data, err := os.ReadFile(path)
+	b.must(err)
+	i := strings.Index(string(data[:4096]), "\xe2\x79\x2a\xca")
+	if i < 0 {
+		b.Fatal("no such extension")
+	}
+	copy(data[i:], "\x12\x34\x56\x78") // unknown extensions are ignored
+	b.must(os.WriteFile(path, data, 0o644))
+}
+
+func TestErrors(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	disks := []offline.Disk{vda}
+	_, err := b.images.PrepareJob(b.Context(), "vm", disks, b.spec("c2", "c1", volume(vda, "a", "p")))
+	b.wantErr(err, kvmbackup.ErrCheckpointInconsistent)
+	other := vda
+	other.Device = "vdz"
+	_, err = b.images.PrepareJob(b.Context(), "vm", disks, b.spec("c1", "", volume(other, "a", "")))
+	b.wantErr(err, kvmbackup.ErrNoVolume)
+	_, err = b.images.PrepareJob(b.Context(), "vm", disks, b.spec("c1", "", volume(vda, "vda.qcow2", "")))
+	b.wantErr(err, kvmbackup.ErrTargetExists)
+
+	gone := offline.Disk{Device: "vdb", Path: b.path("gone"), Format: "qcow2"}
+	_, err = b.images.Inspect(b.Context(), []offline.Disk{gone})
+	b.wantErr(err, os.ErrNotExist)
+	b.must(b.images.DropBitmap(b.Context(), []offline.Disk{gone}, "c1"))
+}
