@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 	"github.com/kvmbackup/kvmbackup/store/storetest"
 )
@@ -30,14 +29,17 @@ func (c *clock) Advance(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-func memory() (*memstore.Store, storetest.Harness) {
+// memory is a store in memory and its clock.
+func memory() (*memstore.Store, *clock) {
 	c := newClock()
-	st := memstore.New(memstore.WithClock(c.Now))
-	return st, storetest.Harness{Store: st, Advance: c.Advance, Open: func() (kvmbackup.Store, error) { return st, nil }}
+	return memstore.New(memstore.WithClock(c.Now)), c
 }
 
 func TestMemory(t *testing.T) {
-	storetest.Run(t, func(testing.TB) storetest.Harness { _, h := memory(); return h })
+	storetest.Run(t, func(testing.TB) storetest.Harness {
+		st, c := memory()
+		return storetest.Harness{Store: st, Advance: c.Advance}
+	})
 }
 
 func TestRealTime(t *testing.T) {
