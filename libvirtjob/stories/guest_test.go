@@ -1,0 +1,163 @@
+package stories_test
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"testing"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/realguest"
+)
+
+// What the stories use of the harness for real guests.
+type (
+	config = realguest.Config
+	disk   = realguest.Disk
+	model  = realguest.Model
+	guest  = realguest.Guest
+)
+
+var (
+	startGuest = realguest.Start
+	needRoot   = realguest.NeedRoot
+	needGuests = realguest.Need
+	eventually = realguest.Eventually
+	openModel  = realguest.OpenModel
+	removeRoot = realguest.RemoveRoot
+)
+
+func TestMain(m *testing.M) { os.Exit(realguest.Main(m)) }
+
+// mib is the unit of the stories' sizes and offsets.
+const mib = 1 << 20
+
+// disks are plain qcow2 disks of 16 MiB.
+func disks(devices ...string) []disk {
+	var out []disk
+	for _, d := range devices {
+		out = append(out, disk{Device: d, SizeBytes: 16 * mib})
+	}
+	return out
+}
+
+// listed returns the checkpoints that libvirt lists, each with its devices.
+func (s *story) listed() map[string][]string {
+	s.Helper()
+	dom, err := s.guest.Host.Conn.LookupDomainByName(s.guest.Name)
+	if err != nil {
+		return nil // transient and stopped
+	}
+	defer func() { _ = dom.Free() }()
+	list, err := dom.ListAllCheckpoints(0)
+	s.must(err)
+	found := map[string][]string{}
+	for i := range list {
+		text, err := list[i].GetXMLDesc(libvirt.DOMAIN_CHECKPOINT_XML_NO_DOMAIN)
+		s.must(err)
+		s.must(list[i].Free())
+		var def libvirtxml.DomainCheckpoint
+		s.must(def.Unmarshal(text))
+		found[def.Name] = []string{}
+		if def.Disks == nil {
+			continue
+		}
+		for _, d := range def.Disks.Disks {
+			if d.Checkpoint == "bitmap" {
+				found[def.Name] = append(found[def.Name], d.Name)
+			}
+		}
+	}
+	return found
+}
+
+// part is a disk and the identity of its volume. One without a path is the volume's own image, wherever that was.
+type part struct {
+	id kvmbackup.VolumeID
+	disk
+}
+
+// rebuild changes the stopped guest's disks to just these, in this order. It stays stopped.
+func (s *story) rebuild(parts ...part) {
+	s.Helper()
+	old, oldVolumes := s.guest, s.volumes
+	cfg := s.cfg
+	cfg.Name, cfg.UUID, cfg.Stopped, cfg.Disks = old.Name, old.UUID, true, nil
+	s.volumes = nil
+	content := map[string]string{}
+	for _, p := range parts {
+		was := slices.IndexFunc(oldVolumes, func(v kvmbackup.Volume) bool { return v.ID == p.id })
+		if was >= 0 {
+			device := oldVolumes[was].Device
+			if p.Path == "" {
+				p.Path = old.Image(device)
+			}
+			if p.Format == "" {
+				p.Format = s.disk(device).Format
+			}
+			content[p.Device] = old.Model(device).Path()
+			p.SizeBytes = sizeOf(s.T, content[p.Device])
+		}
+		if p.SizeBytes == 0 {
+			p.SizeBytes = 16 * mib
+		}
+		cfg.Disks = append(cfg.Disks, p.disk)
+		if p.id != "" {
+			s.volumes = append(s.volumes, kvmbackup.Volume{ID: p.id, Device: p.Device})
+		}
+	}
+	s.guest, s.disks = startGuest(s.T, cfg), cfg.Disks
+	for device, from := range content {
+		s.run("cp", "--sparse=always", from, s.guest.Model(device).Path())
+	}
+}
+
+// plugIn attaches a disk to the running guest.
+func (s *story) plugIn(id kvmbackup.VolumeID, d disk) {
+	s.Helper()
+	if d.SizeBytes == 0 {
+		d.SizeBytes = 16 * mib
+	}
+	s.guest.AttachDisk(d)
+	s.disks = append(s.disks, d)
+	s.volumes = append(s.volumes, kvmbackup.Volume{ID: id, Device: d.Device})
+}
+
+// unplug detaches a disk from the running guest.
+func (s *story) unplug(device string) {
+	s.Helper()
+	s.guest.DetachDisk(device)
+	s.disks = slices.DeleteFunc(s.disks, func(d disk) bool { return d.Device == device })
+	s.volumes = slices.DeleteFunc(s.volumes, func(v kvmbackup.Volume) bool { return v.Device == device })
+}
+
+func (s *story) disk(device string) disk {
+	s.Helper()
+	i := slices.IndexFunc(s.disks, func(d disk) bool { return d.Device == device })
+	if i < 0 {
+		s.Fatalf("no disk %s", device)
+	}
+	return s.disks[i]
+}
+
+func sizeOf(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// run runs a command that has to succeed, and returns what it printed.
+func (s *story) run(name string, args ...string) string {
+	s.Helper()
+	out, err := exec.CommandContext(s.ctx, name, args...).CombinedOutput()
+	if err != nil {
+		s.Fatalf("%s %q: %v: %s", name, args, err, out)
+	}
+	return string(out)
+}

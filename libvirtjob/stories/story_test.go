@@ -1,0 +1,316 @@
+package stories_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	_ "modernc.org/sqlite"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/store/sqlstore"
+)
+
+// story is one guest and those who back it up; the first consumer is embedded.
+type story struct {
+	*testing.T
+	*consumer
+	ctx       context.Context
+	cfg       config
+	guest     *guest
+	disks     []disk
+	volumes   []kvmbackup.Volume // the host's identities; empty: they are derived
+	policy    kvmbackup.Policy
+	consumers []*consumer
+}
+
+// consumer is one backup application: an engine with its prefix, store and repository.
+type consumer struct {
+	prefix string
+	dir    string // of the repository
+	db     string // the store's file
+	cfg    kvmbackup.Config
+	engine *kvmbackup.Engine
+	repo   *repository.Repository
+	images *qcow2.Tool
+	taken  []taken
+}
+
+// taken is a backup and what the disks held at the time.
+type taken struct {
+	kvmbackup.Backup
+	content map[kvmbackup.VolumeID]*model
+}
+
+// tell starts the guest of a story.
+func tell(t *testing.T, cfg config) *story {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	s := &story{T: t, ctx: ctx, cfg: cfg, disks: cfg.Disks, guest: startGuest(t, cfg)}
+	for _, d := range cfg.Disks {
+		if (d.Kind == "" || d.Kind == "disk") && !d.ReadOnly && !d.Empty {
+			s.volumes = append(s.volumes, kvmbackup.Volume{ID: kvmbackup.VolumeID("vol-" + d.Device), Device: d.Device})
+		}
+	}
+	dir := t.TempDir()
+	s.must(os.Chmod(dir, 0o777))
+	s.consumer = s.newConsumer("", dir, filepath.Join(t.TempDir(), "backups.db"))
+	return s
+}
+
+// newConsumer opens a backup application on a folder and a database, which may have been there before.
+func (s *story) newConsumer(prefix, dir, db string, change ...func(*kvmbackup.Config)) *consumer {
+	s.Helper()
+	c := &consumer{prefix: prefix, dir: dir, db: db}
+	var err error
+	c.images, err = qcow2.New(qcow2.Config{})
+	s.must(err)
+	c.repo, err = repository.Init(s.ctx, dir, repository.Options{NoSync: true})
+	s.must(err)
+	hypervisor, err := libvirtjob.New(s.guest.Host.Conn, libvirtjob.Config{Images: c.images, ProgressInterval: 50 * time.Millisecond})
+	s.must(err)
+	s.Cleanup(func() { _ = hypervisor.Close() })
+	c.cfg = kvmbackup.Config{
+		Store: s.openStore(db), Repository: c.repo, Executor: hypervisor, Images: c.images, Prefix: prefix, ReserveBytes: -1,
+	}
+	for _, f := range change {
+		f(&c.cfg)
+	}
+	c.engine, err = kvmbackup.New(c.cfg)
+	s.must(err)
+	if prefix == "" {
+		c.prefix = kvmbackup.DefaultPrefix
+	}
+	s.consumers = append(s.consumers, c)
+	return c
+}
+
+func (s *story) openStore(file string) kvmbackup.Store {
+	s.Helper()
+	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)")
+	s.must(err)
+	s.Cleanup(func() { _ = db.Close() })
+	store, err := sqlstore.New(s.ctx, db, sqlstore.Config{})
+	s.must(err)
+	s.must(store.Migrate(s.ctx))
+	return store
+}
+
+func (s *story) must(err error) {
+	s.Helper()
+	if err != nil {
+		s.Fatal(err)
+	}
+}
+
+func (s *story) vm() kvmbackup.VMID { return kvmbackup.VMID(s.guest.Name) }
+
+// request asks for a backup of the guest as it is now. The disks of a transient guest are described, in case it is stopped.
+func (s *story) request() kvmbackup.BackupRequest {
+	s.Helper()
+	r := kvmbackup.BackupRequest{VM: s.vm(), Volumes: s.volumes, Policy: s.policy}
+	if s.cfg.Persistent {
+		return r
+	}
+	for _, d := range s.disks {
+		if d.Kind == "cdrom" {
+			continue
+		}
+		format := d.Format
+		if format == "" {
+			format = "qcow2"
+		}
+		r.Disks = append(r.Disks, kvmbackup.DiskRef{Device: d.Device, Source: s.guest.Image(d.Device), Format: format, ReadOnly: d.ReadOnly})
+	}
+	return r
+}
+
+func (s *story) ref() kvmbackup.DomainRef {
+	s.Helper()
+	return kvmbackup.DomainRef{Name: s.guest.Name, Disks: s.request().Disks}
+}
+
+// write fills whole MiBs of a disk with a byte.
+func (s *story) write(device string, pattern byte, at, length int64) {
+	s.Helper()
+	s.guest.Write(device, pattern, at*mib, length*mib)
+}
+
+// backup takes a backup, checks that everything is in order afterwards, and that the backup restores.
+func (s *story) backup() kvmbackup.Backup {
+	s.Helper()
+	return s.backupBy(s.consumer, s.request())
+}
+
+func (s *story) backupBy(c *consumer, req kvmbackup.BackupRequest) kvmbackup.Backup {
+	s.Helper()
+	b, err := c.engine.Backup(s.ctx, req)
+	s.must(err)
+	t := taken{Backup: b, content: map[kvmbackup.VolumeID]*model{}}
+	for _, v := range b.Volumes {
+		t.content[v.VolumeID] = s.guest.Model(v.Device).Snapshot()
+	}
+	c.taken = append(c.taken, t)
+	s.inOrder()
+	s.bitmapsOf(c, b)
+	s.restore(c, t)
+	return b
+}
+
+// full takes a backup that has to be full for the reason.
+func (s *story) full(reason kvmbackup.ReasonCode) kvmbackup.Backup {
+	s.Helper()
+	b := s.backup()
+	if b.Kind != kvmbackup.KindFull || b.Reasons[0].Code != reason {
+		s.Errorf("backup is %v because %v, want full because %s", b.Kind, b.Reasons, reason)
+	}
+	return b
+}
+
+// incremental takes a backup that has to be incremental, but for the volumes that are named with the reason why they
+// are full in it: "vol-vda: volume-new".
+func (s *story) incremental(but ...string) kvmbackup.Backup {
+	s.Helper()
+	b := s.backup()
+	if b.Kind != kvmbackup.KindIncremental {
+		s.Errorf("backup is %v because %v, want incremental", b.Kind, b.Reasons)
+		return b
+	}
+	s.wantFullVolumes(b, but...)
+	return b
+}
+
+func (s *story) wantFullVolumes(b kvmbackup.Backup, want ...string) {
+	s.Helper()
+	var got []string
+	for _, v := range b.Volumes {
+		if v.Kind != kvmbackup.KindFull {
+			continue
+		}
+		code := "no reason"
+		for _, r := range b.Reasons {
+			if r.VolumeID == v.VolumeID {
+				code = string(r.Code)
+			}
+		}
+		got = append(got, fmt.Sprintf("%s: %s", v.VolumeID, code))
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		s.Errorf("full volumes are %q, want %q (reasons: %v)", got, want, b.Reasons)
+	}
+}
+
+// restore restores a backup to new files and compares them with what the disks held.
+func (s *story) restore(c *consumer, t taken) {
+	s.Helper()
+	dir, err := os.MkdirTemp(s.TempDir(), "restored-")
+	s.must(err)
+	done, err := c.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: t.ID, Dir: dir})
+	s.must(err)
+	if len(done.Volumes) != len(t.Volumes) {
+		s.Errorf("%d volumes were restored, %d backed up", len(done.Volumes), len(t.Volumes))
+	}
+	for _, v := range done.Volumes {
+		was := t.content[v.VolumeID].Path()
+		if v.VirtualSize != sizeOf(s.T, was) {
+			s.Errorf("%s has %d bytes, the disk had %d", v.VolumeID, v.VirtualSize, sizeOf(s.T, was))
+		}
+		if err := c.images.Compare(s.ctx, was, v.Path, qcow2.CompareOptions{FormatA: qcow2.FormatRaw}); err != nil {
+			s.Errorf("backup %d (%v), volume %s: %v", t.Sequence, t.Kind, v.VolumeID, err)
+		}
+	}
+	s.must(os.RemoveAll(dir))
+}
+
+// restoreAll restores and verifies every backup of every consumer again.
+func (s *story) restoreAll() {
+	s.Helper()
+	for _, c := range s.consumers {
+		for _, t := range c.taken {
+			s.restore(c, t)
+			report, err := c.engine.Verify(s.ctx, t.ID, false)
+			s.must(err)
+			if !report.OK() {
+				s.Errorf("verification of backup %d: %v", t.Sequence, report.Problems)
+			}
+		}
+	}
+}
+
+// refuses asks for a backup that has to fail with all of the errors, fast, and without changing anything at all.
+func (s *story) refuses(req kvmbackup.BackupRequest, want ...error) error {
+	s.Helper()
+	before := s.everything()
+	began := time.Now()
+	_, err := s.engine.Backup(s.ctx, req)
+	if took := time.Since(began); took > 2*time.Second {
+		s.Errorf("the refusal took %v", took)
+	}
+	s.wantErr(err, want...)
+	s.Log(err)
+	if after := s.everything(); !slices.Equal(before, after) {
+		s.Errorf("the refused backup has changed something:\n%s\nwas\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+	}
+	return err
+}
+
+// fails asks for a backup that has to fail with all of the errors after it had begun, and leave nothing but its record.
+func (s *story) fails(ctx context.Context, req kvmbackup.BackupRequest, want ...error) error {
+	s.Helper()
+	active := s.record().ActiveCheckpoint
+	_, err := s.engine.Backup(ctx, req)
+	s.wantErr(err, want...)
+	s.Log(err)
+	if got := s.record().ActiveCheckpoint; got != active {
+		s.Errorf("active checkpoint is %q, was %q", got, active)
+	}
+	s.inOrder()
+	return err
+}
+
+// wantErr checks the sentinels, and that the error is an *OpError that names the VM.
+func (s *story) wantErr(err error, want ...error) {
+	s.Helper()
+	var op *kvmbackup.OpError
+	if !errors.As(err, &op) {
+		s.Errorf("error is %v, want an OpError", err)
+	}
+	for _, w := range want {
+		if !errors.Is(err, w) {
+			s.Errorf("error is %v, want %q", err, w)
+		}
+	}
+}
+
+func (s *story) record() kvmbackup.VMRecord {
+	s.Helper()
+	r, err := s.consumer.cfg.Store.VM(s.ctx, s.vm())
+	s.must(err)
+	return r
+}
+
+// files lists what is below a folder.
+func (s *story) files(dir string) []string {
+	s.Helper()
+	var found []string
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		found = append(found, strings.TrimPrefix(path, dir))
+		return err
+	})
+	s.must(err)
+	return found
+}
