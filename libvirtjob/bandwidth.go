@@ -101,5 +101,8 @@ func (j *job) blockJob(ctx context.Context, device string) (*libvirt.DomainBlock
 	if info == nil || info.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_BACKUP {
 		return nil, nil
 	}
+	if info.End == 1 { // libvirt's way to say that it doesn't know, or that there is nothing to copy
+		info.Cur, info.End = 0, 0
+	}
 	return info, nil
 }

@@ -53,6 +53,9 @@ type taken struct {
 	content map[kvmbackup.VolumeID]*model
 }
 
+// errEnough is the cause of the stories' cancels.
+var errEnough = errors.New("enough")
+
 // tell starts the guest of a story.
 func tell(t *testing.T, cfg config) *story {
 	t.Helper()
@@ -211,6 +214,21 @@ func (s *story) wantFullVolumes(b kvmbackup.Backup, want ...string) {
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
 		s.Errorf("full volumes are %q, want %q (reasons: %v)", got, want, b.Reasons)
+	}
+}
+
+// wantReasons checks that the backup gives each volume's reason: "vol-vda: volume-bitmap-missing".
+func (s *story) wantReasons(b kvmbackup.Backup, want ...string) {
+	s.Helper()
+	var got []string
+	for _, r := range b.Reasons {
+		if r.VolumeID != "" {
+			got = append(got, fmt.Sprintf("%s: %s", r.VolumeID, r.Code))
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		s.Errorf("reasons are %q, want %q", got, want)
 	}
 }
 

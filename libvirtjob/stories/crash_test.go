@@ -1,0 +1,125 @@
+package stories_test
+
+import (
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// QEMU dies before it ever stored the bitmaps: they have vanished.
+func TestCrashWithoutStoredBitmaps(t *testing.T) {
+	t.Parallel()
+	for _, persistent := range []bool{true, false} {
+		s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: persistent})
+		s.write("vda", 0x11, 0, 4)
+		s.full(kvmbackup.ReasonNoActiveCheckpoint)
+		s.write("vda", 0x21, 3, 2)
+		s.guest.Kill9()
+		s.guest.Create()
+		b := s.full(kvmbackup.ReasonNoVolumeIncremental)
+		s.wantReasons(b, "vol-vda: volume-bitmap-missing", "vol-vdb: volume-bitmap-missing")
+		s.write("vdb", 0x32, 0, 2)
+		s.incremental()
+		s.restoreAll()
+	}
+}
+
+// QEMU dies with bitmaps that it had loaded: they are marked as in use, which makes them inconsistent.
+func TestCrashWithStoredBitmaps(t *testing.T) {
+	t.Parallel()
+	for _, persistent := range []bool{true, false} {
+		s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: persistent})
+		s.write("vda", 0x11, 0, 4)
+		s.full(kvmbackup.ReasonNoActiveCheckpoint)
+		s.guest.Destroy()
+		s.guest.Create()
+		s.write("vda", 0x21, 3, 2)
+		s.guest.Kill9()
+		s.guest.Create()
+		b := s.full(kvmbackup.ReasonNoVolumeIncremental)
+		s.wantReasons(b, "vol-vda: volume-bitmap-inconsistent", "vol-vdb: volume-bitmap-inconsistent")
+		s.write("vdb", 0x32, 0, 2)
+		s.incremental()
+		s.restoreAll()
+	}
+}
+
+// One disk has its bitmap from before the last start, the other one from after it.
+func TestCrashThatHitsDisksDifferently(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: append(disks("vda", "vdb"), disk{Device: "sda", SizeBytes: 16 * mib}), Persistent: true, Stopped: true})
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonStopped)
+	s.guest.Create()
+	s.unplug("sda")
+	s.write("vda", 0x21, 3, 2)
+	s.incremental()
+	s.guest.Kill9()
+	// The disk that was taken out in time has a sound bitmap of the full, which doesn't count any more; the other two
+	// have lost theirs.
+	s.guest.Create()
+	b := s.full(kvmbackup.ReasonNoVolumeIncremental)
+	s.wantReasons(b, "vol-vda: volume-bitmap-missing", "vol-vdb: volume-bitmap-missing")
+	s.incremental()
+	s.restoreAll()
+}
+
+// After the crash one disk is replaced by a copy from before it, so that its bitmap is sound; the other is hit.
+func TestCrashOfSomeDisks(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true, Stopped: true})
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonStopped)
+	sound := s.TempDir() + "/vdb.sound"
+	s.run("cp", s.guest.Image("vdb"), sound)
+	s.guest.Create()
+	s.write("vda", 0x21, 3, 2)
+	s.guest.Kill9()
+	s.run("cp", sound, s.guest.Image("vdb"))
+	s.guest.Create()
+	s.write("vdb", 0x32, 1, 2)
+	s.incremental("vol-vda: volume-bitmap-inconsistent")
+	s.write("vda", 0x41, 4, 2)
+	s.incremental()
+	s.restoreAll()
+}
+
+// A crash of a VM that then stays off.
+func TestCrashThenStopped(t *testing.T) {
+	t.Parallel()
+	for _, persistent := range []bool{true, false} {
+		s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: persistent})
+		s.policy.OfflineIncremental = true
+		s.write("vda", 0x11, 0, 4)
+		s.full(kvmbackup.ReasonNoActiveCheckpoint)
+		s.guest.Destroy()
+		s.guest.Create()
+		s.write("vda", 0x21, 3, 2)
+		s.guest.Kill9()
+		b := s.full(kvmbackup.ReasonNoVolumeIncremental)
+		s.wantReasons(b, "vol-vda: volume-bitmap-inconsistent", "vol-vdb: volume-bitmap-inconsistent")
+		s.incremental()
+		s.guest.Create()
+		s.write("vda", 0x31, 4, 2)
+		s.incremental()
+		s.restoreAll()
+	}
+}
+
+// A crash in the middle of a backup fails that backup; the next is full, and the one after that incremental.
+func TestCrashDuringBackup(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+	s.write("vda", 0x11, 0, 1)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 0, 16)
+	req := s.request()
+	req.BandwidthBytes = 64 << 10
+	req.OnJob = func(kvmbackup.JobControl) { s.guest.Kill9() }
+	s.fails(s.ctx, req, kvmbackup.ErrJobFailed)
+	s.guest.Create()
+	s.full(kvmbackup.ReasonNoVolumeIncremental)
+	s.write("vdb", 0x32, 1, 1)
+	s.incremental()
+	s.restoreAll()
+}
