@@ -6,6 +6,17 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
+// crash kills QEMU. What it had not flushed is lost, so that the models are made anew from the images.
+func (s *story) crash() {
+	s.Helper()
+	s.guest.Kill9()
+	eventually(s.T, "a transient guest is gone", func() bool { return s.cfg.Persistent || s.gone() })
+	for _, d := range s.disks {
+		s.run("qemu-img", "convert", "-O", "raw", s.guest.Image(d.Device), s.guest.Model(d.Device).Path())
+	}
+	s.crashed = true
+}
+
 // QEMU dies before it ever stored the bitmaps: they have vanished.
 func TestCrashWithoutStoredBitmaps(t *testing.T) {
 	t.Parallel()
@@ -14,7 +25,7 @@ func TestCrashWithoutStoredBitmaps(t *testing.T) {
 		s.write("vda", 0x11, 0, 4)
 		s.full(kvmbackup.ReasonNoActiveCheckpoint)
 		s.write("vda", 0x21, 3, 2)
-		s.guest.Kill9()
+		s.crash()
 		s.guest.Create()
 		b := s.full(kvmbackup.ReasonNoVolumeIncremental)
 		s.wantReasons(b, "vol-vda: volume-bitmap-missing", "vol-vdb: volume-bitmap-missing")
@@ -34,7 +45,7 @@ func TestCrashWithStoredBitmaps(t *testing.T) {
 		s.guest.Destroy()
 		s.guest.Create()
 		s.write("vda", 0x21, 3, 2)
-		s.guest.Kill9()
+		s.crash()
 		s.guest.Create()
 		b := s.full(kvmbackup.ReasonNoVolumeIncremental)
 		s.wantReasons(b, "vol-vda: volume-bitmap-inconsistent", "vol-vdb: volume-bitmap-inconsistent")
@@ -54,7 +65,7 @@ func TestCrashThatHitsDisksDifferently(t *testing.T) {
 	s.unplug("sda")
 	s.write("vda", 0x21, 3, 2)
 	s.incremental()
-	s.guest.Kill9()
+	s.crash()
 	// The disk that was taken out in time has a sound bitmap of the full, which doesn't count any more; the other two
 	// have lost theirs.
 	s.guest.Create()
@@ -74,7 +85,7 @@ func TestCrashOfSomeDisks(t *testing.T) {
 	s.run("cp", s.guest.Image("vdb"), sound)
 	s.guest.Create()
 	s.write("vda", 0x21, 3, 2)
-	s.guest.Kill9()
+	s.crash()
 	s.run("cp", sound, s.guest.Image("vdb"))
 	s.guest.Create()
 	s.write("vdb", 0x32, 1, 2)
@@ -95,7 +106,7 @@ func TestCrashThenStopped(t *testing.T) {
 		s.guest.Destroy()
 		s.guest.Create()
 		s.write("vda", 0x21, 3, 2)
-		s.guest.Kill9()
+		s.crash()
 		b := s.full(kvmbackup.ReasonNoVolumeIncremental)
 		s.wantReasons(b, "vol-vda: volume-bitmap-inconsistent", "vol-vdb: volume-bitmap-inconsistent")
 		s.incremental()
@@ -115,7 +126,7 @@ func TestCrashDuringBackup(t *testing.T) {
 	s.write("vda", 0x21, 0, 16)
 	req := s.request()
 	req.BandwidthBytes = 64 << 10
-	req.OnJob = func(kvmbackup.JobControl) { s.guest.Kill9() }
+	req.OnJob = func(kvmbackup.JobControl) { s.crash() }
 	s.fails(s.ctx, req, kvmbackup.ErrJobFailed)
 	s.guest.Create()
 	s.full(kvmbackup.ReasonNoVolumeIncremental)

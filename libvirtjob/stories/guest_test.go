@@ -44,6 +44,15 @@ func disks(devices ...string) []disk {
 	return out
 }
 
+// gone says whether libvirt doesn't know the guest any more.
+func (s *story) gone() bool {
+	dom, err := s.guest.Host.Conn.LookupDomainByName(s.guest.Name)
+	if err == nil {
+		_ = dom.Free()
+	}
+	return err != nil
+}
+
 // listed returns the checkpoints that libvirt lists, each with its devices.
 func (s *story) listed() map[string][]string {
 	s.Helper()

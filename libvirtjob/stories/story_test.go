@@ -33,6 +33,7 @@ type story struct {
 	volumes   []kvmbackup.Volume // the host's identities; empty: they are derived
 	policy    kvmbackup.Policy
 	consumers []*consumer
+	crashed   bool // QEMU has taken bitmaps along, and no backup was taken since
 }
 
 // consumer is one backup application: an engine with its prefix, store and repository.
@@ -166,6 +167,7 @@ func (s *story) backupBy(c *consumer, req kvmbackup.BackupRequest) kvmbackup.Bac
 		t.content[v.VolumeID] = s.guest.Model(v.Device).Snapshot()
 	}
 	c.taken = append(c.taken, t)
+	s.crashed = false
 	s.inOrder()
 	s.bitmapsOf(c, b)
 	s.restore(c, t)
