@@ -32,9 +32,10 @@ func (m mode) String() string {
 
 func (m mode) kills() bool { return m >= killBefore }
 
-// plan interferes with the n-th call, counted from 1; 0 with none.
+// plan interferes with the n-th call, counted from 1, or with the first one of a name; the zero plan with none.
 type plan struct {
 	n    int
+	op   string
 	mode mode
 }
 
@@ -56,7 +57,7 @@ func (g *gate) enter(op string) (before, after error) {
 		return errKilled, errKilled
 	}
 	g.calls++
-	if g.calls != g.plan.n {
+	if g.calls != g.plan.n && (g.plan.op != op || g.hit != "") {
 		return nil, nil
 	}
 	g.hit = op
@@ -69,6 +70,14 @@ func (g *gate) enter(op string) (before, after error) {
 		return errKilled, errKilled
 	}
 	return nil, errKilled
+}
+
+// disarm lets all further calls through, unless the process is dead, and returns the call that was hit.
+func (g *gate) disarm() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.plan = plan{}
+	return g.hit
 }
 
 func (g *gate) die() {
