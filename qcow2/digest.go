@@ -12,9 +12,9 @@ import (
 //
 // A symbolic link in the last element of path is not followed, and only regular files
 // are opened: ErrNotRegular. It uses all processors and at most 32 MiB of memory. When
-// ctx ends, it returns with the context's cause, when the storage does not answer after
-// Config.KillGrace, with ErrHung and the reads left behind. A file whose size changes
-// meanwhile is an error. Other errors: ErrNotFound, ErrPermission, ErrIO.
+// ctx ends, it returns an error that wraps the context's cause. Reads that the storage
+// does not answer are left behind after Config.KillGrace, with ErrHung. A file whose
+// size changes meanwhile is an error. Other errors: ErrNotFound, ErrPermission, ErrIO.
 func (t *Tool) FileDigest(ctx context.Context, path string) (string, error) {
 	var sum string
 	err := t.detached(ctx, func() (err error) {
