@@ -164,7 +164,6 @@ func (g *guest) run(command string) string {
 // waitAgent waits until libvirt sees the agent, which answers.
 func (g *guest) waitAgent() *guest {
 	g.Helper()
-	g.Log(g.run("ps; cat /tmp/agent; ls -l /dev/vport* /sys/class/virtio-ports/; cat /sys/class/virtio-ports/*/name; lsmod; qemu-ga --version; mount"))
 	eventually(g, "the guest agent answers", func() bool { _, err := g.agent("guest-ping"); return err == nil })
 	return g
 }

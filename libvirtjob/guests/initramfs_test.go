@@ -42,7 +42,7 @@ func needSystem(tb testing.TB) system {
 
 // modules in the order in which they are loaded; one that is built into the kernel is not there.
 var modules = []string{
-	"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk", "virtio_console",
+	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk", "virtio_console",
 }
 
 // initScript mounts every disk with an ext4 file system under its own name, starts the guest agent where there is a port
