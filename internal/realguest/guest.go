@@ -38,6 +38,8 @@ type Config struct {
 	Running bool
 	// MemoryMiB defaults to 32.
 	MemoryMiB int
+
+	emulated bool // no KVM
 }
 
 // Guest is one virtual machine of a test. It is destroyed at the test's end. Its methods fail the test on errors;

@@ -179,11 +179,3 @@ func RemoveRoot(root string) {
 	}
 	_ = os.RemoveAll(root)
 }
-
-// virtType is the type attribute of the domain element.
-func (h *Host) virtType() string {
-	if h.Accelerated {
-		return "kvm"
-	}
-	return "qemu"
-}

@@ -32,7 +32,7 @@ func (g *Guest) xml() string {
     <video><model type='none'/></video>
     %s
   </devices>
-</domain>`, g.Host.virtType(), g.Name, g.UUID, memory, machine, g.cfg.OSXML, g.cfg.FeaturesXML, disks.String(), g.cfg.DevicesXML)
+</domain>`, g.virtType(), g.Name, g.UUID, memory, machine, g.cfg.OSXML, g.cfg.FeaturesXML, disks.String(), g.cfg.DevicesXML)
 }
 
 func (d *disk) xml() string {
@@ -77,4 +77,12 @@ func (g *Guest) XML() string {
 	text, err := g.Domain().GetXMLDesc(0)
 	g.must("read XML", err)
 	return text
+}
+
+// virtType is the type attribute of the domain element.
+func (g *Guest) virtType() string {
+	if g.Host.Accelerated && !g.cfg.emulated {
+		return "kvm"
+	}
+	return "qemu"
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 
 	"libvirt.org/go/libvirt"
@@ -169,4 +170,16 @@ func (s *story) run(name string, args ...string) string {
 		s.Fatalf("%s %q: %v: %s", name, args, err, out)
 	}
 	return string(out)
+}
+
+// loopDevice makes a block device of a file.
+func loopDevice(t *testing.T, file string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", file).CombinedOutput()
+	if err != nil {
+		t.Fatalf("losetup: %v: %s", err, out)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "-d", device).Run() })
+	return device
 }
