@@ -1,0 +1,154 @@
+package kvstore
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/store/rules"
+)
+
+// The keys of this store beside those of kvmbackup.Backup.Details.
+const (
+	// KeyHead on the VM object is the commit point.
+	KeyHead = "kvmbackup.head"
+	// KeyIndexPrefix on the VM object is followed by GENERATION.NUMBER: the pieces of the index.
+	KeyIndexPrefix = "kvmbackup.index."
+	// KeyRecordPrefix on the backup object is followed by GENERATION.NUMBER: the pieces of the record.
+	KeyRecordPrefix = "kvmbackup.record."
+	// KeyOwner on the backup object names the VM, as Details does. It is written first, and removed when the
+	// backup's removal was acknowledged.
+	KeyOwner = "kvmbackup.vm"
+)
+
+// head is the value of KeyHead. Every version of it has another number, so that compare-and-set can't be
+// deceived by a value that came back.
+type head struct {
+	Version int64                    `json:"v"`
+	Token   int64                    `json:"t,omitempty"`
+	Holder  string                   `json:"h,omitempty"`
+	Expires int64                    `json:"x,omitempty"` // microseconds since 1970; 0: released
+	Active  kvmbackup.CheckpointName `json:"a,omitempty"`
+	LastSeq int64                    `json:"q,omitempty"`
+	Stamp   string                   `json:"s,omitempty"`
+	Index   generation               `json:"i,omitzero"`
+	// Copy is what the copies for the host don't show yet: a backup's ID, or copyVM for the VM alone.
+	Copy string `json:"c,omitempty"`
+	// Staged is a backup for which a writer writes pieces that no head names yet. A writer that finds it here
+	// removes them: the one before it gave up, or will find that the head has moved on.
+	Staged kvmbackup.BackupID `json:"n,omitempty"`
+}
+
+// copyVM is a head's Copy when no backup changed.
+const copyVM = "vm"
+
+// generation names one writing of an index or record: pieces under names that were never used before.
+type generation struct {
+	Name   string `json:"g"` // VERSION-NONCE: the version of the head that was to name it
+	Pieces int    `json:"n"`
+}
+
+// version is that of the head that was to name the generation; -1 when the name is none.
+func (g generation) version() int64 {
+	text, _, _ := strings.Cut(g.Name, "-")
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+func (g generation) key(prefix string, i int) string {
+	return prefix + g.Name + "." + strconv.Itoa(i)
+}
+
+func (h head) vm(id kvmbackup.VMID) rules.VM {
+	vm := rules.VM{
+		VMRecord: kvmbackup.VMRecord{VM: id, ActiveCheckpoint: h.Active, LastSequence: h.LastSeq, LastStamp: h.Stamp},
+		Lease:    kvmbackup.Lease{VM: id, Holder: h.Holder, Token: h.Token},
+	}
+	if h.Expires != 0 {
+		vm.Lease.ExpiresAt = time.UnixMicro(h.Expires).UTC()
+	}
+	return vm
+}
+
+func (h head) with(vm rules.VM) head {
+	h.Active, h.LastSeq, h.Stamp = vm.ActiveCheckpoint, vm.LastSequence, vm.LastStamp
+	h.Token, h.Holder, h.Expires = vm.Lease.Token, vm.Lease.Holder, 0
+	if !vm.Lease.ExpiresAt.IsZero() {
+		h.Expires = vm.Lease.ExpiresAt.UnixMicro()
+	}
+	return h
+}
+
+// index is what the head's generation says about the VM's backups.
+type index struct {
+	Entries  []entry             `json:"e,omitempty"` // by Sequence
+	Removals []kvmbackup.Removal `json:"r,omitempty"` // oldest first
+}
+
+// entry is one backup: what the rules and queries ask without reading the record.
+type entry struct {
+	ID       kvmbackup.BackupID `json:"i"`
+	Sequence int64              `json:"q"`
+	Status   kvmbackup.Status   `json:"s"`
+	Parent   kvmbackup.BackupID `json:"p,omitempty"`
+	Record   generation         `json:"r"`
+}
+
+func (x index) find(id kvmbackup.BackupID) (entry, bool) {
+	if i := slices.IndexFunc(x.Entries, func(e entry) bool { return e.ID == id }); i >= 0 {
+		return x.Entries[i], true
+	}
+	return entry{}, false
+}
+
+func (x index) any(is func(entry) bool) bool { return slices.ContainsFunc(x.Entries, is) }
+
+// with returns the index with the entry in its place.
+func (x index) with(e entry) index {
+	x = x.without(e.ID)
+	x.Entries = append(x.Entries, e)
+	slices.SortFunc(x.Entries, func(a, b entry) int { return int(a.Sequence - b.Sequence) })
+	return x
+}
+
+func (x index) without(id kvmbackup.BackupID) index {
+	x.Entries = slices.DeleteFunc(slices.Clone(x.Entries), func(e entry) bool { return e.ID == id })
+	return x
+}
+
+// reported says whether a removal of that backup waits for the host.
+func (x index) reported(id kvmbackup.BackupID) bool {
+	return slices.ContainsFunc(x.Removals, func(r kvmbackup.Removal) bool { return r.Backup == id })
+}
+
+// encode returns v as JSON in pieces of at most size bytes, cut between characters.
+func encode(v any, size int) ([]string, error) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	var pieces []string
+	for len(text) > size {
+		n := size
+		for !utf8.RuneStart(text[n]) {
+			n--
+		}
+		pieces, text = append(pieces, string(text[:n])), text[n:]
+	}
+	return append(pieces, string(text)), nil
+}
+
+func decode(pieces []string, into any) error {
+	if err := json.Unmarshal([]byte(strings.Join(pieces, "")), into); err != nil {
+		return fmt.Errorf("%w detail: %w", kvmbackup.ErrInvalid, err)
+	}
+	return nil
+}

@@ -1,0 +1,110 @@
+package kvstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/store/rules"
+)
+
+// errMoved is returned inside the package when what a head names is gone, because the head has moved on.
+var errMoved = errors.New("the VM's head has moved on")
+
+// snapshot is one VM as one version of its head shows it.
+type snapshot struct {
+	vm    kvmbackup.VMID
+	raw   string // the head's value; empty: unknown VM
+	head  head
+	index index
+}
+
+func vmObject(vm kvmbackup.VMID) Object         { return Object{ObjectVM, string(vm)} }
+func backupObject(id kvmbackup.BackupID) Object { return Object{ObjectBackup, string(id)} }
+
+// load reads the VM. When what the head names is gone, it reads again, for as long as the head keeps moving.
+func (s *Store) load(ctx context.Context, vm kvmbackup.VMID) (snapshot, error) {
+	for {
+		snap, err := s.tryLoad(ctx, vm)
+		if !errors.Is(err, errMoved) {
+			return snap, err
+		}
+		if err := s.hasMoved(ctx, snap); err != nil {
+			return snapshot{}, err
+		}
+	}
+}
+
+func (s *Store) tryLoad(ctx context.Context, vm kvmbackup.VMID) (snapshot, error) {
+	snap := snapshot{vm: vm}
+	raw, err := s.kv.Get(ctx, vmObject(vm), KeyHead)
+	if err != nil || raw == "" {
+		return snap, err
+	}
+	snap.raw = raw
+	if err := decode([]string{raw}, &snap.head); err != nil {
+		return snap, fmt.Errorf("%s of VM %q: %w", KeyHead, vm, err)
+	}
+	return snap, s.pieces(ctx, vmObject(vm), KeyIndexPrefix, snap.head.Index, &snap.index)
+}
+
+// hasMoved is nil when the head is another by now, and otherwise says that its index or a record is damaged.
+func (s *Store) hasMoved(ctx context.Context, snap snapshot) error {
+	raw, err := s.kv.Get(ctx, vmObject(snap.vm), KeyHead)
+	if err == nil && raw == snap.raw {
+		err = fmt.Errorf("%w details of VM %q: its head names pieces that are not there", kvmbackup.ErrInvalid, snap.vm)
+	}
+	return err
+}
+
+// record reads one record of the snapshot; errMoved when it is gone.
+func (s *Store) record(ctx context.Context, e entry) (kvmbackup.Backup, error) {
+	var b kvmbackup.Backup
+	err := s.pieces(ctx, backupObject(e.ID), KeyRecordPrefix, e.Record, &b)
+	return b, err
+}
+
+func (s *Store) pieces(ctx context.Context, o Object, prefix string, g generation, into any) error {
+	if g.Pieces == 0 {
+		return nil
+	}
+	pieces := make([]string, g.Pieces)
+	for i := range pieces {
+		piece, err := s.kv.Get(ctx, o, g.key(prefix, i))
+		if err != nil {
+			return err
+		}
+		if piece == "" {
+			return errMoved
+		}
+		pieces[i] = piece
+	}
+	return decode(pieces, into)
+}
+
+// view gives fn the VM as it is, with the copies for the host brought up to date. It begins again when fn finds that the
+// head has moved on.
+func (s *Store) view(ctx context.Context, vm kvmbackup.VMID, fn func(snapshot) error) error {
+	for {
+		snap, err := s.settled(ctx, vm, false)
+		if err != nil {
+			return err
+		}
+		if err := fn(snap); !errors.Is(err, errMoved) {
+			return err
+		}
+		if err := s.hasMoved(ctx, snap); err != nil {
+			return err
+		}
+	}
+}
+
+// owner returns the VM that has claimed the backup; ErrNotFound when none has.
+func (s *Store) owner(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.VMID, error) {
+	vm, err := s.kv.Get(ctx, backupObject(id), KeyOwner)
+	if err == nil && vm == "" {
+		err = rules.NotFound(id)
+	}
+	return kvmbackup.VMID(vm), err
+}
