@@ -20,11 +20,8 @@ import (
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	realguest.Need(t)
-	root, err := os.MkdirTemp("", "kvmb-")
+	root, err := realguest.NewRoot()
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { realguest.RemoveRoot(root) })

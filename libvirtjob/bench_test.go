@@ -18,7 +18,7 @@ import (
 // bench is an executor with one guest and the backups that a test has taken of it.
 type bench struct {
 	*testing.T
-	ctx   context.Context
+	ctx   context.Context //nolint:containedctx // a test has one, and every helper needs it
 	exec  *libvirtjob.Executor
 	guest *realguest.Guest
 	ref   kvmbackup.DomainRef

@@ -66,7 +66,7 @@ func TestTranslate(t *testing.T) {
 		if !errors.As(err, &lv) || lv.Message != test.message || !errors.Is(err, test.code) {
 			t.Errorf("%d %q has lost libvirt's error: %v", test.code, test.message, err)
 		}
-		if test.want == nil && err != error(cause) {
+		if test.want == nil && err.Error() != cause.Error() {
 			t.Errorf("%d %q became %v", test.code, test.message, err)
 		}
 	}

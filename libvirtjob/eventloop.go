@@ -21,7 +21,7 @@ var runEventLoop = sync.OnceValue(func() error {
 		for {
 			// An error here is one of poll(2); there is nobody to tell, and jobs are followed by polling as well.
 			if libvirt.EventRunDefaultImpl() != nil {
-				time.Sleep(10 * time.Millisecond)
+				<-time.After(10 * time.Millisecond)
 			}
 		}
 	}()

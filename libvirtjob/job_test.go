@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -214,4 +215,38 @@ func TestNoSpace(t *testing.T) {
 	b.wantCheckpoints()
 	b.wantBitmaps("vda")
 	b.backup("c2", "", full("vda"))
+}
+
+func TestTargetAccess(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, realguest.Config{Disks: disks("vda")})
+	target := b.dir
+	if os.Geteuid() == 0 { // root may write whatever its mode says
+		target = filepath.Join(b.dir, "mount")
+		b.must(os.Mkdir(target, 0o777))
+		if out, err := exec.Command("mount", "-t", "tmpfs", "tmpfs", target).CombinedOutput(); err != nil {
+			t.Fatalf("mount: %v: %s", err, out)
+		}
+		t.Cleanup(func() { _ = exec.Command("umount", "-l", target).Run() })
+	}
+	spec := b.spec("c1", "", full("vda"))
+	spec.Dir = target
+	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
+	b.must(err)
+	defer func() { _ = job.Close() }()
+	file := filepath.Join(target, spec.Volumes[0].File)
+	if target == b.dir {
+		b.must(os.Chmod(file, 0o400))
+	} else {
+		b.must(exec.Command("mount", "-o", "remount,ro", target).Run())
+	}
+	err = job.Begin(b.ctx)
+	b.wantErr(err, kvmbackup.ErrTargetAccess)
+	for _, part := range []string{file + " has mode -r", "user ", "group "} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("%q is not in %v", part, err)
+		}
+	}
+	b.wantCheckpoints()
+	b.wantBitmaps("vda")
 }

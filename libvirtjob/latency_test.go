@@ -70,12 +70,13 @@ func (b *bench) takeBare(spec kvmbackup.JobSpec) {
 	checkpoint := "<domaincheckpoint><name>" + string(spec.Checkpoint) + "</name><disks><disk name='vda' checkpoint='bitmap'/></disks></domaincheckpoint>"
 	dom := b.guest.Domain()
 	b.must(dom.BackupBegin(backup, checkpoint, libvirt.DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL))
-	for {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for ; ; <-tick.C {
 		info, err := dom.GetJobStats(0)
 		b.must(err)
 		if info.Type == libvirt.DOMAIN_JOB_NONE {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }

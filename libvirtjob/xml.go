@@ -20,7 +20,7 @@ var namePattern = regexp.MustCompile(`^[a-zA-Z0-9_\-][a-zA-Z0-9_\-.]*$`)
 
 func checkName(name kvmbackup.CheckpointName) error {
 	if !namePattern.MatchString(string(name)) {
-		return fmt.Errorf("%w: checkpoint name %q; allowed are letters, digits, -, _ and later .", kvmbackup.ErrInvalid, name)
+		return fmt.Errorf("%w: checkpoint name %q; a letter, digit, - or _ comes first, then also dots", kvmbackup.ErrInvalid, name)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ package realguest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -31,7 +32,9 @@ func Boot(tb testing.TB, cfg Config) *Guest {
 	cfg.DevicesXML += "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 	cfg.MemoryMiB, cfg.Running, cfg.emulated = max(cfg.MemoryMiB, 192), true, true
 	g := Start(tb, cfg)
-	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(90 * time.Second); ; <-tick.C {
 		_, err := g.Domain().QemuAgentCommand(`{"execute":"guest-ping"}`, 5, 0)
 		if err == nil {
 			return g
@@ -47,7 +50,7 @@ var bootModules = []string{"virtio_ring", "virtio", "virtio_pci_legacy_dev", "vi
 
 const bootScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
-mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
+mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs dev /dev
 for m in %s; do insmod /modules/$m.ko; done
 mke2fs /dev/vda && mount -t ext4 /dev/vda /mnt
 for p in /sys/class/virtio-ports/*; do
@@ -57,7 +60,7 @@ done
 
 func bootFiles(tb testing.TB) (kernel, initrd string, err error) {
 	tb.Helper()
-	dir, err := kernelDir()
+	dir, err := kernelDir(tb.Context())
 	if err != nil {
 		return "", "", err
 	}
@@ -66,18 +69,18 @@ func bootFiles(tb testing.TB) (kernel, initrd string, err error) {
 		return "", "", fmt.Errorf("no kernel in %s", dir)
 	}
 	root := filepath.Join(tb.TempDir(), "initramfs")
-	if err := fillInitramfs(root, dir); err != nil {
+	if err := fillInitramfs(tb.Context(), root, dir); err != nil {
 		return "", "", err
 	}
 	initrd = root + ".cpio"
-	if out, err := exec.Command("sh", "-c", `cd "$1" && find . | cpio -o -H newc --quiet > "$2"`, "sh", root, initrd).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(tb.Context(), "sh", "-c", `cd "$1" && find . | cpio -o -H newc --quiet > "$2"`, "sh", root, initrd).CombinedOutput(); err != nil {
 		return "", "", fmt.Errorf("pack initramfs: %w: %s", err, out)
 	}
 	return kernels[0], initrd, nil
 }
 
 // kernelDir is where scripts/guest-kernel has put the kernel; the script is run when it hasn't.
-func kernelDir() (string, error) {
+func kernelDir(ctx context.Context) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
@@ -86,18 +89,18 @@ func kernelDir() (string, error) {
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
-	module, err := exec.Command("go", "env", "GOMOD").Output()
+	module, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
 	if err != nil {
 		return "", err
 	}
-	out, err := exec.Command(filepath.Join(filepath.Dir(string(bytes.TrimSpace(module))), "scripts", "guest-kernel")).Output()
+	out, err := exec.CommandContext(ctx, filepath.Join(filepath.Dir(string(bytes.TrimSpace(module))), "scripts", "guest-kernel")).Output()
 	if err != nil {
 		return "", fmt.Errorf("scripts/guest-kernel: %w", err)
 	}
 	return string(bytes.TrimSpace(out)), nil
 }
 
-func fillInitramfs(root, kernel string) error {
+func fillInitramfs(ctx context.Context, root, kernel string) error {
 	for _, dir := range []string{"bin", "proc", "sys", "dev", "mnt", "run", "var/run", "modules", "lib64"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return err
@@ -111,7 +114,7 @@ func fillInitramfs(root, kernel string) error {
 		}
 		files["bin/"+name] = path
 	}
-	libraries, err := exec.Command("ldd", files["bin/qemu-ga"]).Output()
+	libraries, err := exec.CommandContext(ctx, "ldd", files["bin/qemu-ga"]).Output()
 	if err != nil {
 		return err
 	}
@@ -119,7 +122,7 @@ func fillInitramfs(root, kernel string) error {
 		files[path] = path
 	}
 	for _, module := range bootModules {
-		found, _ := filepath.Glob(filepath.Join(kernel, "lib/modules/*/kernel/drivers/*", module+".ko"))
+		found, _ := filepath.Glob(filepath.Join(kernel, "lib", "modules", "*", "kernel", "drivers", "*", module+".ko"))
 		if len(found) == 0 {
 			return fmt.Errorf("no module %s in %s", module, kernel)
 		}

@@ -217,7 +217,9 @@ func (g *Guest) Suspend() { g.tb.Helper(); g.must("suspend", g.Domain().Suspend(
 // Eventually polls the condition for half a minute.
 func Eventually(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(30 * time.Second); !condition(); <-tick.C {
 		if time.Now().After(deadline) {
 			tb.Fatalf("waited in vain until %s", what)
 		}

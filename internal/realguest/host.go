@@ -88,8 +88,7 @@ func open() (_ *Host, err error) {
 	h := &Host{Root: os.Getenv(rootEnv)}
 	h.keep = h.Root != ""
 	if !h.keep {
-		// Sockets live below the root and their paths are limited to 107 bytes: not below a test's own folder.
-		if h.Root, err = os.MkdirTemp("", "kvmb-"); err != nil {
+		if h.Root, err = NewRoot(); err != nil {
 			return nil, err
 		}
 		defer func() {
@@ -97,9 +96,6 @@ func open() (_ *Host, err error) {
 				_ = os.RemoveAll(h.Root)
 			}
 		}()
-		if err := os.Chmod(h.Root, 0o755); err != nil {
-			return nil, err
-		}
 	}
 	if err := h.configure(); err != nil {
 		return nil, err
@@ -160,6 +156,16 @@ func (h *Host) close() {
 	if os.Getenv("KVMBACKUP_KEEP_ROOT") == "" {
 		_ = os.RemoveAll(h.Root)
 	}
+}
+
+// NewRoot makes a folder for another process's libvirt. Sockets live below it and their paths are limited to 107 bytes,
+// so it is not below a test's own folder. RemoveRoot removes it.
+func NewRoot() (string, error) {
+	root, err := os.MkdirTemp("", "kvmb-")
+	if err != nil {
+		return "", err
+	}
+	return root, os.Chmod(root, 0o755)
 }
 
 // RemoveRoot kills the guests that other processes have left on a root, and removes it.

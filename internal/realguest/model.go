@@ -63,7 +63,7 @@ func (m *Model) Snapshot() *Model {
 		m.tb.Fatal(err)
 	}
 	_ = f.Close()
-	if out, err := exec.Command("cp", "--sparse=always", "--reflink=auto", m.path, f.Name()).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(m.tb.Context(), "cp", "--sparse=always", "--reflink=auto", m.path, f.Name()).CombinedOutput(); err != nil {
 		m.tb.Fatalf("copy model: %v: %s", err, out)
 	}
 	return &Model{tb: m.tb, path: f.Name()}
@@ -82,7 +82,7 @@ func (m *Model) Compare(tb testing.TB, image string) {
 	if stat, err := os.Stat(m.path); err != nil || stat.Size() != info.Size {
 		tb.Errorf("%s has %d bytes, the disk had another size (%v)", filepath.Base(image), info.Size, err)
 	}
-	out, err := exec.Command("qemu-img", "compare", "-f", "raw", "-F", "qcow2", m.path, image).CombinedOutput()
+	out, err := exec.CommandContext(tb.Context(), "qemu-img", "compare", "-f", "raw", "-F", "qcow2", m.path, image).CombinedOutput()
 	if err != nil {
 		tb.Errorf("%s does not hold what the disk held: %v: %s", filepath.Base(image), err, out)
 	}
@@ -108,7 +108,7 @@ func (g *Guest) Random(device string, offset, length int64) {
 func qemuImg(tb testing.TB, args ...string) []byte {
 	tb.Helper()
 	var stderr bytes.Buffer
-	cmd := exec.Command("qemu-img", args...)
+	cmd := exec.CommandContext(tb.Context(), "qemu-img", args...)
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {

@@ -21,8 +21,7 @@ func (g *Guest) Write(device string, pattern byte, offset, length int64) {
 	g.models[device].fill(pattern, offset, length)
 }
 
-// Discard unmaps a range, which then reads as zeroes if the disk has discard='unmap'; by default nothing happens.
-// WriteZeroes does so in any case.
+// WriteZeroes has a range read as zeroes, without writing them.
 func (g *Guest) WriteZeroes(device string, offset, length int64) {
 	g.tb.Helper()
 	g.io(device, fmt.Sprintf("write -z %d %d", offset, length))
@@ -33,13 +32,13 @@ func (g *Guest) io(device, command string) {
 	g.tb.Helper()
 	d := g.disk(device)
 	if !g.Running() {
-		out, err := exec.Command("qemu-io", "-f", d.Format, "-c", command, d.path).CombinedOutput()
+		out, err := exec.CommandContext(g.tb.Context(), "qemu-io", "-f", d.Format, "-c", command, d.path).CombinedOutput()
 		if err != nil || strings.Contains(string(out), "failed") {
 			g.tb.Fatalf("qemu-io %s on %s: %v: %s", command, d.path, err, out)
 		}
 		return
 	}
-	out, err := g.Domain().QemuMonitorCommand(fmt.Sprintf(`qemu-io -d %s "%s"`, g.qdev(device), command), libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+	out, err := g.Domain().QemuMonitorCommand(fmt.Sprintf(`qemu-io -d %s %q`, g.qdev(device), command), libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
 	g.must("write", err)
 	if strings.Contains(out, "rror") || strings.Contains(out, "failed") {
 		g.tb.Fatalf("qemu-io %s on %s: %s", command, device, out)
