@@ -1,0 +1,200 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// golden compares what the program printed with testdata/NAME.
+func (f *fixture) golden(name string, r result) {
+	f.t.Helper()
+	path := filepath.Join("testdata", name)
+	if f.id != "" {
+		r.stdout = strings.ReplaceAll(r.stdout, f.id, "REPOSITORY-ID")
+	}
+	if *update {
+		if err := os.WriteFile(path, []byte(r.stdout), 0o644); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if r.stdout != string(want) {
+		f.t.Errorf("%s: printed\n%s\nwant\n%s", name, r.stdout, want)
+	}
+	if strings.HasSuffix(name, ".json") && r.stderr != "" {
+		f.t.Errorf("%s: with --json stderr is for the error alone, it has: %s", name, r.stderr)
+	}
+}
+
+// TestJSON pins the machine-readable output.
+func TestJSON(t *testing.T) {
+	f := newFixture(t)
+	f.golden("list.json", f.must("list", "web", "--json"))
+	f.golden("show.json", f.must("show", "web/latest", "--json"))
+	f.golden("import.json", f.must("import", "--json"))
+	f.golden("retain.json", f.must("retain", "web", "--keep-daily", "1", "--dry-run", "--json"))
+	f.golden("delete-plan.json", f.must("delete", web1, "--dry-run", "--json"))
+	f.golden("delete-force-plan.json", f.must("delete", "web/2026.11.24.07.04.50", "--force", "--dry-run", "--json"))
+	f.golden("delete-pending.json", f.must("delete", "2222", "--json"))
+	f.golden("delete-cascade.json", f.must("delete", "2333", "--json"))
+	f.golden("list-all.json", f.must("list", "--all", "--json"))
+}
+
+// TestText pins what people see.
+func TestText(t *testing.T) {
+	f := newFixture(t)
+	f.golden("list.txt", f.must("list"))
+	f.golden("show.txt", f.must("show", "web/latest"))
+	f.golden("retain.txt", f.must("retain", "web", "--keep-last", "1", "--dry-run"))
+	f.golden("delete.txt", f.must("delete", web2))
+	f.golden("list-all.txt", f.must("list", "web", "--all"))
+}
+
+func TestHelp(t *testing.T) {
+	f := &fixture{t: t}
+	f.golden("help.txt", f.must("help"))
+	f.golden("help-backup.txt", f.must("backup", "--help"))
+	f.golden("help-restore.txt", f.must("help", "restore"))
+}
+
+// TestUsage: a command line that can't be carried out does nothing, and says so.
+func TestUsage(t *testing.T) {
+	f := newFixture(t)
+	for _, args := range [][]string{
+		{},
+		{"frobnicate"},
+		{"list", "--frobnicate"},
+		{"list", "web", "mail"},
+		{"backup"},
+		{"backup", "web", "--full-every", "0"},
+		{"backup", "web", "--full-every", "many"},
+		{"backup", "web", "--bandwidth", "-1"},
+		{"plan"},
+		{"show"},
+		{"show", "2"},
+		{"verify"},
+		{"verify", web1, "--all"},
+		{"restore", web1},
+		{"restore", web1, "--to", "x", "--in-place"},
+		{"restore", web1, "--to", "x", "--format", "vmdk"},
+		{"restore", web1, "--to", "x", "--volume", "=x"},
+		{"retain", "web"},
+		{"retain", "web", "--keep-last", "-1"},
+		{"delete"},
+		{"man"},
+	} {
+		f.fail(exitUsage, "usage", args...)
+	}
+	unnamed := &fixture{t: t}
+	unnamed.fail(exitUsage, "usage", "list")
+	r := f.run("list", "--frobnicate")
+	if !strings.Contains(r.stderr, "frobnicate") || !strings.Contains(r.stderr, "--help") || r.stdout != "" {
+		t.Errorf("without --json: %+v", r)
+	}
+}
+
+// TestErrors: each failure has its exit code and its code in the JSON.
+func TestErrors(t *testing.T) {
+	f := newFixture(t)
+	const unknown = "99999999-0000-4000-8000-000000000009"
+	for _, command := range [][]string{{"show"}, {"delete"}, {"restore", "--to", t.TempDir()}} {
+		f.fail(exitNotFound, "no-backup", append(command, unknown)...)
+		f.fail(exitNotFound, "no-backup", append(command, "nobody/latest")...)
+		f.fail(exitNotFound, "no-backup", append(command, "9999")...)
+	}
+	f.must("delete", web1)
+	f.fail(exitFailed, "wrong-status", "verify", web1)
+	elsewhere := &fixture{t: t, args: []string{"--repo", t.TempDir(), "--store", filepath.Join(t.TempDir(), "x.db")}}
+	elsewhere.fail(exitFailed, "no-repository", "list")
+}
+
+// TestBusy: another process holds the VM.
+func TestBusy(t *testing.T) {
+	f := newFixture(t)
+	a := newApp(&bytes.Buffer{}, &bytes.Buffer{})
+	a.repo, a.store = f.dir, f.args[3]
+	s := &session{}
+	repo, err := repository.Open(t.Context(), f.dir, repository.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.repo = repo
+	store, err := a.openStore(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.closers[0]() })
+	lease, err := store.AcquireLease(t.Context(), "web", "somebody else", 1<<40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.fail(exitBusy, "busy", "delete", web3)
+	if err := store.ReleaseLease(t.Context(), lease); err != nil {
+		t.Fatal(err)
+	}
+	f.must("delete", web3)
+}
+
+// TestVerifyAndRestore need qemu-img and no hypervisor.
+func TestVerifyAndRestore(t *testing.T) {
+	needTools(t, "qemu-img")
+	f := newFixture(t)
+	f.golden("verify.json", f.must("verify", web3, "--json"))
+	to := filepath.Join(t.TempDir(), "restored")
+	f.must("restore", web3, "--to", to, "--format", "raw")
+	if info, err := os.Stat(filepath.Join(to, "vda.disk-web.raw")); err != nil || info.Size() != 1<<20 {
+		t.Errorf("the restored file: %v, %v", info, err)
+	}
+	f.fail(exitFailed, "target-exists", "restore", web3, "--to", to, "--format", "raw")
+	f.must("restore", web3, "--volume", "vda="+filepath.Join(to, "other.qcow2"))
+	f.fail(exitNotFound, "no-volume", "restore", web3, "--to", to, "--volume", "vdz")
+
+	damaged := filepath.Join(f.dir, "web", "2026.11.24.07.04.50", "root.disk-web.qcow2")
+	if err := os.Remove(damaged); err != nil {
+		t.Fatal(err)
+	}
+	f.fail(exitDamaged, "missing-file", "restore", web3, "--to", t.TempDir())
+	f.fail(exitDamaged, "damaged", "verify", web3)
+	f.fail(exitDamaged, "damaged", "verify", "--all")
+	if r := f.run("verify", "--all", "--json"); strings.Count(r.stdout, `"problems":[]`) != 2 {
+		t.Errorf("web's full and mail's are sound, the report says %s", r.stdout)
+	}
+}
+
+func TestMan(t *testing.T) {
+	f := &fixture{t: t}
+	dir := filepath.Join(t.TempDir(), "man")
+	f.must("man", dir)
+	for _, page := range []string{"nasbackup.1", "nasbackup-backup.1", "nasbackup-retain.1"} {
+		if _, err := os.Stat(filepath.Join(dir, page)); err != nil {
+			t.Error(err)
+		}
+	}
+	if r := f.must("completion", "bash"); !strings.Contains(r.stdout, "nasbackup") {
+		t.Error("no completion for bash")
+	}
+}
+
+func TestComplete(t *testing.T) {
+	f := newFixture(t)
+	t.Setenv("NASBACKUP_REPO", f.dir)
+	t.Setenv("NASBACKUP_STORE", f.args[3])
+	shell := &fixture{t: t}
+	if r := shell.run("__complete", "list", ""); !strings.HasPrefix(r.stdout, "mail\nweb\n") {
+		t.Errorf("domains: %q", r.stdout)
+	}
+	if r := shell.run("__complete", "show", "web/"); strings.Count(r.stdout, "web/2026") != 3 {
+		t.Errorf("backups: %q", r.stdout)
+	}
+}

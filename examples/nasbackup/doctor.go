@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// errUnhealthy makes doctor's exit code tell what it found.
+var errUnhealthy = errors.New("not healthy")
+
+func (a *app) doctorCommand() *cobra.Command {
+	var repair bool
+	cmd := &cobra.Command{
+		Use:   "doctor DOMAIN",
+		Short: "Compare records, checkpoints, bitmaps and files, and say what is wrong",
+		Long: `Compare what the records, libvirt's checkpoints, QEMU's bitmaps and the repository's files say of a domain. It exits with 1
+when they differ in what is ours. A backup that is under way shows up as a difference.`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeVMs,
+		RunE: a.command(func(ctx context.Context, args []string) error {
+			return a.with(ctx, needHypervisor, func(s *session) error {
+				do := s.Inspect
+				if repair {
+					do = s.Repair
+				}
+				d, err := do(ctx, kvmbackup.BackupRequest{VM: kvmbackup.VMID(args[0])})
+				if err != nil {
+					return err
+				}
+				if err := a.print(diagnosisJSON(d), func(w io.Writer) { printDiagnosis(w, d) }); err != nil {
+					return err
+				}
+				if !d.Healthy() {
+					return fmt.Errorf("%w: %s has something to repair or to know of", errUnhealthy, d.VM)
+				}
+				return nil
+			})
+		}),
+	}
+	cmd.Flags().BoolVar(&repair, "repair", false, "mend what is safe to mend, then look again")
+	return cmd
+}
+
+type diagnosis struct {
+	VM               kvmbackup.VMID           `json:"vm"`
+	Healthy          bool                     `json:"healthy"`
+	State            string                   `json:"state"` // the domain's; "unknown" to the hypervisor
+	ActiveCheckpoint kvmbackup.CheckpointName `json:"active_checkpoint"`
+	Findings         []kvmbackup.Finding      `json:"findings"`
+}
+
+func diagnosisJSON(d kvmbackup.Diagnosis) diagnosis {
+	out := diagnosis{
+		VM: d.VM, Healthy: d.Healthy(), State: kvmbackup.DomainUnknown.String(), ActiveCheckpoint: d.Record.ActiveCheckpoint,
+		Findings: append([]kvmbackup.Finding{}, d.Findings...),
+	}
+	if d.Domain != nil {
+		out.State = d.Domain.State.String()
+	}
+	return out
+}
+
+func printDiagnosis(w io.Writer, d kvmbackup.Diagnosis) {
+	verdict := "healthy"
+	if !d.Healthy() {
+		verdict = "not healthy"
+	}
+	fmt.Fprintf(w, "%s: %s, %s\n", d.VM, diagnosisJSON(d).State, verdict)
+	for _, f := range d.Findings {
+		fmt.Fprintf(w, "  %s: %s\n", f.Code, f.Detail)
+		if f.Effect != "" {
+			fmt.Fprintf(w, "    effect: %s\n", f.Effect)
+		}
+		if f.Repair != "" {
+			fmt.Fprintf(w, "    repair: %s\n", f.Repair)
+		}
+	}
+}

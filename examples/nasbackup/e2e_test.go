@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bufio"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// TestEndToEnd is an operator's life with one domain: each command is a process of its own.
+func TestEndToEnd(t *testing.T) {
+	l := newLab(t)
+	l.write(0, 0x11, 0, 8<<20)
+	l.write(1, 0x12, 1<<20, 1<<20)
+	if r := l.run("init"); r.code != exitDone {
+		t.Fatal("init")
+	}
+	l.fail(exitNotFound, "no-domain", "plan", "nobody")
+	var plan plannedBackup
+	l.get(&plan, "plan", guestName)
+	if plan.Kind != kvmbackup.KindFull || plan.Reasons[0].Code != kvmbackup.ReasonNoActiveCheckpoint || len(plan.Volumes) != 2 {
+		t.Errorf("plan of the first backup: %+v", plan)
+	}
+	first, held1 := l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint, "--digests"), l.now()
+	l.write(0, 0x21, 4<<20, 2<<20)
+	second, held2 := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, "--digests"), l.now()
+	l.write(1, 0x31, 0, 64<<10)
+	third, held3 := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, "--quiesce"), l.now()
+	if !slices.ContainsFunc(third.Reasons, func(r kvmbackup.Reason) bool { return r.Code == kvmbackup.ReasonQuiesceFailed }) {
+		t.Errorf("a guest without an agent was quiesced: %v", third.Reasons)
+	}
+	fourth := l.backup(kvmbackup.KindFull, kvmbackup.ReasonChainComplete, "--full-every", "3")
+
+	if all := l.list(guestName); len(all) != 4 || all[1].ParentID != first.ID || all[3].ChainID == first.ChainID {
+		t.Errorf("list: %+v", all)
+	}
+	var shown kvmbackup.Backup
+	l.get(&shown, "show", second.Path)
+	if shown.ID != second.ID {
+		t.Errorf("show %s: %+v", second.Path, shown)
+	}
+	if r := l.run("verify", "--all", "--content"); r.code != exitDone || strings.Count(r.stdout, ": ok, ") != 4 {
+		t.Error("verify finds damage")
+	}
+	l.restores(second, held2)
+	l.restores(third, held3)
+	l.get(&diagnosis{}, "doctor", guestName)
+	l.deletions(first, second, third, fourth)
+	l.restores(first, held1)
+}
+
+// deletions leaves the first and, delete-pending until then, nothing of the second.
+func (l *lab) deletions(first, second, third, fourth kvmbackup.Backup) {
+	l.t.Helper()
+	var d deletion
+	l.get(&d, "delete", string(second.ID))
+	if len(d.Removed) != 0 || len(d.Pending) != 1 || d.ClearsActive {
+		l.t.Errorf("delete of a parent: %+v", d)
+	}
+	l.fail(exitFailed, "wrong-status", "restore", string(second.ID), "--to", l.path("x"))
+	if all := l.list(guestName, "--all"); len(all) != 4 || all[1].Status != kvmbackup.StatusDeletePending {
+		l.t.Errorf("list --all: %+v", all)
+	}
+	l.get(&d, "delete", string(third.ID[:8]))
+	if !slices.Equal(d.Removed, []kvmbackup.BackupID{third.ID, second.ID}) {
+		l.t.Errorf("delete of the last child: %+v", d)
+	}
+	l.get(&d, "delete", guestName+"/latest")
+	if !d.ClearsActive || d.Backup != fourth.ID {
+		l.t.Errorf("delete of the newest: %+v", d)
+	}
+	l.fail(exitFailed, "not-consistent", "backup", guestName, "--require-consistent")
+	if all := l.list(); len(all) != 1 || all[0].ID != first.ID {
+		l.t.Errorf("left: %+v", all)
+	}
+	if left, _ := filepath.Glob(l.path("nas/vm1/*")); len(left) != 1 {
+		l.t.Errorf("left in the repository: %v", left)
+	}
+	var after diagnosis
+	l.get(&after, "doctor", guestName)
+	if after.ActiveCheckpoint != "" || !after.Healthy {
+		l.t.Errorf("after the deletion of the newest: %+v", after)
+	}
+}
+
+// TestLostStore rebuilds the records from the repository, without a hypervisor.
+func TestLostStore(t *testing.T) {
+	l := newLab(t)
+	l.run("init")
+	l.write(0, 0x11, 0, 1<<20)
+	first := l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
+	l.write(0, 0x21, 0, 1<<20)
+	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
+	l.guest("stop")
+	for _, name := range []string{"records.db", "records.db-wal", "records.db-shm"} {
+		if err := os.RemoveAll(l.path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nowhere := []string{"--connect", "qemu+unix:///system?socket=/nothing/there"}
+	if r := l.run(append([]string{"import", "--json"}, nowhere...)...); strings.Count(r.stdout, `"added":true`) != 2 {
+		t.Error("import did not add both")
+	}
+	if all := l.list(); len(all) != 2 || all[0].ID != first.ID || all[1].ID != second.ID {
+		t.Errorf("rebuilt: %+v", all)
+	}
+	l.restores(second, held)
+	l.fail(exitFailed, "failed", append([]string{"backup", guestName}, nowhere...)...)
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonStopped)
+}
+
+// TestInPlace restores over the disks of a guest that is off.
+func TestInPlace(t *testing.T) {
+	l := newLab(t)
+	l.run("init")
+	l.write(0, 0x11, 0, 1<<20)
+	first, held := l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint), l.now()
+	l.write(0, 0x21, 512<<10, 4<<20)
+	l.write(1, 0x22, 0, 4<<20)
+	l.fail(exitFailed, "domain-running", "restore", string(first.ID), "--in-place")
+	l.guest("stop")
+	l.get(&restored{}, "restore", string(first.ID), "--in-place")
+	for device, want := range held {
+		path := l.path(device + ".was")
+		if err := os.WriteFile(path, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.tool.Compare(t.Context(), l.path(device+".qcow2"), path, qcow2.CompareOptions{FormatB: qcow2.FormatRaw}); err != nil {
+			t.Error(err)
+		}
+	}
+	l.guest("start")
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
+	l.get(&map[string]string{}, "forget", guestName)
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
+}
+
+// TestCtrlC interrupts a backup twice: it leaves nothing behind, and the next one is as cheap as this one would have been.
+func TestCtrlC(t *testing.T) {
+	l := newLab(t)
+	l.run("init")
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
+	l.write(0, 0x21, 0, 32<<20)
+	cmd := l.process("program", "backup", guestName, "--bandwidth", "1", "--verbose")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := startPinned(cmd); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() && !strings.Contains(lines.Text(), `step="follow job"`) {
+	}
+	for range 2 {
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+	}
+	rest, _ := io.ReadAll(stderr)
+	_ = cmd.Wait() // the exit code is what counts
+	if cmd.ProcessState.ExitCode() != exitFailed {
+		t.Errorf("interrupted: %v\n%s", cmd.ProcessState, rest)
+	}
+	if all := l.list("--all"); len(all) != 2 || all[1].Status != kvmbackup.StatusFailed {
+		t.Errorf("after the interruption: %+v", all)
+	}
+	if left, _ := filepath.Glob(l.path("nas/vm1/*")); len(left) != 1 {
+		t.Errorf("left in the repository: %v", left)
+	}
+	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
+	l.restores(second, held)
+	var found diagnosis
+	l.get(&found, "doctor", guestName)
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
+)
+
+// The end-to-end test runs the program as a process of its own, as it is one libvirt root to one process, and in between
+// this test binary as the guest's handler. asEnv says which of the two a process is.
+const asEnv = "NASBACKUP_TEST_AS"
+
+func TestMain(m *testing.M) {
+	time.Local = time.UTC // the golden files have local times
+	switch os.Getenv(asEnv) {
+	case "program":
+		if err := giveUpRoot(); err != nil {
+			panic(err)
+		}
+		main()
+	case "guest":
+		if err := errors.Join(giveUpRoot(), handleGuest(os.Args[1], os.Args[2], os.Args[3:])); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	default:
+		os.Exit(m.Run())
+	}
+}
+
+// giveUpRoot makes root an ordinary user where the package that makes libvirt's own users isn't installed: libvirt as
+// root runs QEMU as one of those.
+func giveUpRoot() error {
+	if !needsNobody() {
+		return nil
+	}
+	return errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody))
+}
+
+const nobody = 65534
+
+func needsNobody() bool {
+	for _, name := range []string{"libvirt-qemu", "qemu"} {
+		if _, err := user.Lookup(name); err == nil {
+			return false
+		}
+	}
+	return os.Geteuid() == 0
+}
+
+// handleGuest does one thing with the guest of a folder: start, stop or write DISK PATTERN OFFSET LENGTH. The guest lives
+// on after this process.
+func handleGuest(dir, action string, args []string) error {
+	if err := libvirtjob.RunEventLoop(); err != nil {
+		return err
+	}
+	conn, err := libvirt.NewConnect(rootURI(dir))
+	if err != nil {
+		return err
+	}
+	defer func() { _, _ = conn.Close() }()
+	if action == "start" {
+		return startGuest(conn, dir)
+	}
+	dom, err := conn.LookupDomainByName(guestName)
+	if errors.Is(err, libvirt.ERR_NO_DOMAIN) && action == "stop" {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dom.Free() }()
+	if action == "stop" {
+		// A process that took the domain over says "not running" although it did stop it.
+		if err := dom.Destroy(); err != nil && !errors.Is(err, libvirt.ERR_OPERATION_INVALID) {
+			return err
+		}
+		return nil
+	}
+	return writeGuest(dom, args)
+}
+
+const guestName = "vm1"
+
+func rootURI(dir string) string { return "qemu:///embed?root=" + filepath.Join(dir, "libvirt") }
+
+// startGuest starts it paused: it has no system.
+func startGuest(conn *libvirt.Connect, dir string) error {
+	kind := "qemu"
+	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
+		kind = "kvm"
+		_ = f.Close()
+	}
+	var disks string
+	for _, device := range []string{"vda", "vdb"} {
+		disks += fmt.Sprintf("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>"+
+			"<target dev='%s' bus='virtio'/><serial>serial-%s</serial></disk>", filepath.Join(dir, device+".qcow2"), device, device)
+	}
+	dom, err := conn.DomainDefineXML(fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>0b0e7a3c-8a3c-4f0e-9a53-6f6b3cf1a001</uuid>
+<memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/><apic/></features>
+<devices>%s<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`,
+		kind, guestName, disks))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dom.Free() }()
+	return dom.CreateWithFlags(libvirt.DOMAIN_START_PAUSED)
+}
+
+func writeGuest(dom *libvirt.Domain, args []string) error {
+	disk, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	command := fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -P %s %s %s"`, disk, args[1], args[2], args[3])
+	answer, err := dom.QemuMonitorCommand(command, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+	if err == nil && answer != "" {
+		err = fmt.Errorf("%s: %s", command, answer)
+	}
+	return err
+}

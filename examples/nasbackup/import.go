@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+func (a *app) importCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "import [DOMAIN]",
+		Short: "Rebuild lost records from the repository",
+		Long: `Rebuild records from the manifests in the repository, of one domain or of all. Records that are there stay as they
+are. After the loss of a store the next backup is a full.`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeVMs,
+		RunE: a.command(func(ctx context.Context, args []string) error {
+			var vm kvmbackup.VMID
+			if len(args) > 0 {
+				vm = kvmbackup.VMID(args[0])
+			}
+			return a.with(ctx, needRecords, func(s *session) error {
+				found, err := s.Import(ctx, vm)
+				out := make([]imported, len(found))
+				for i, f := range found {
+					out[i] = imported(f)
+				}
+				return errors.Join(err, printAll(a, out, func(w io.Writer) { printImported(w, out) }))
+			})
+		}),
+	}
+}
+
+type imported struct {
+	Path   string             `json:"path"`
+	Backup kvmbackup.BackupID `json:"backup,omitempty"`
+	Added  bool               `json:"added"`
+	Reason string             `json:"reason,omitempty"` // why it was passed over
+}
+
+func printImported(w io.Writer, found []imported) {
+	for _, f := range found {
+		what := "was there"
+		switch {
+		case f.Added:
+			what = "added"
+		case f.Reason != "":
+			what = "passed over: " + f.Reason
+		}
+		fmt.Fprintf(w, "%s: %s\n", f.Path, what)
+	}
+}

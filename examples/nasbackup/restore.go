@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// restoreFlags are the options of restore.
+type restoreFlags struct {
+	to        string
+	format    string
+	volumes   []string
+	inPlace   bool
+	bandwidth int64
+}
+
+func (a *app) restoreCommand() *cobra.Command {
+	var flags restoreFlags
+	cmd := &cobra.Command{
+		Use:   "restore BACKUP (--to DIR | --in-place)",
+		Short: "Restore volumes to new files, to block devices or over the VM's own",
+		Long: `Restore volumes to new files in a folder, to paths of their own, or over the VM's own disks. The whole chain is verified
+before the first byte. Nothing that exists is overwritten, unless it is a block device, or --in-place says so. In place the
+domain must be off, and its next backup is a full.`,
+		Example: `  nasbackup restore vm1/latest --to /srv/restored
+  nasbackup restore 3ad34f2e --to /srv/restored --format raw --volume vda
+  nasbackup restore 3ad34f2e --volume vda=/dev/vg0/vm1-root
+  nasbackup restore vm1/latest --in-place`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeBackups,
+		RunE: a.command(func(ctx context.Context, args []string) error {
+			if err := flags.check(); err != nil {
+				return err
+			}
+			return a.restore(ctx, args[0], flags)
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&flags.to, "to", "", "`DIR` for new files DEVICE.VOLUME.FORMAT; made if it isn't there")
+	f.StringVar(&flags.format, "format", "qcow2", "`FORMAT` of new files: qcow2 or raw")
+	f.StringArrayVar(&flags.volumes, "volume", nil, "`ID[=PATH]` or DEVICE[=PATH]: only this volume, to that new file or block device; may be repeated")
+	f.BoolVar(&flags.inPlace, "in-place", false, "overwrite the VM's own disks; PATH is then the device to overwrite")
+	f.Int64Var(&flags.bandwidth, "bandwidth", 0, "limit each volume's copy to `MIB_PER_S` (default no limit)")
+	return cmd
+}
+
+func (f restoreFlags) check() error {
+	everyHasPath := len(f.volumes) > 0
+	for _, v := range f.volumes {
+		name, path, has := strings.Cut(v, "=")
+		if name == "" || has && path == "" {
+			return usage("--volume %q is neither ID nor ID=PATH", v)
+		}
+		everyHasPath = everyHasPath && has
+	}
+	switch {
+	case f.inPlace && f.to != "":
+		return usage("restore either --to a folder or --in-place")
+	case !f.inPlace && f.to == "" && !everyHasPath:
+		return usage("say where to restore: --to DIR, --volume ID=PATH for each volume, or --in-place")
+	case f.format != "qcow2" && f.format != "raw":
+		return usage("--format is qcow2 or raw, not %q", f.format)
+	case f.bandwidth < 0:
+		return usage("--bandwidth can't be negative")
+	}
+	return nil
+}
+
+func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) error {
+	n := needImages
+	if flags.inPlace {
+		n = needHypervisor
+	}
+	return a.with(ctx, n, func(s *session) error {
+		b, err := s.find(ctx, backup)
+		if err != nil {
+			return err
+		}
+		if flags.to != "" {
+			if err := os.MkdirAll(flags.to, 0o755); err != nil {
+				return err
+			}
+		}
+		done, err := s.Restore(ctx, flags.request(b, a.screen.restoring))
+		if err != nil {
+			return err
+		}
+		return a.print(restoredJSON(done), func(w io.Writer) { printRestored(w, done) })
+	})
+}
+
+func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int64)) kvmbackup.RestoreRequest {
+	req := kvmbackup.RestoreRequest{
+		Backup: b.ID, Dir: f.to, Format: qcow2.Format(f.format), BandwidthBytes: f.bandwidth << 20, OnProgress: progress,
+	}
+	if f.inPlace {
+		req.InPlace = &kvmbackup.InPlace{}
+	}
+	for _, v := range f.volumes {
+		name, path, _ := strings.Cut(v, "=")
+		req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: volumeID(b, name), Path: path})
+	}
+	return req
+}
+
+// volumeID accepts a device in place of an ID. What is neither is left to the engine to refuse.
+func volumeID(b kvmbackup.Backup, name string) kvmbackup.VolumeID {
+	if _, ok := b.Volume(kvmbackup.VolumeID(name)); !ok {
+		for _, v := range b.Volumes {
+			if v.Device == name {
+				return v.VolumeID
+			}
+		}
+	}
+	return kvmbackup.VolumeID(name)
+}
+
+type restored struct {
+	Backup  kvmbackup.BackupID `json:"backup"`
+	Volumes []restoredVolume   `json:"volumes"`
+}
+
+type restoredVolume struct {
+	VolumeID    kvmbackup.VolumeID `json:"volume_id"`
+	Device      string             `json:"device"`
+	Path        string             `json:"path"`
+	Format      qcow2.Format       `json:"format"`
+	VirtualSize int64              `json:"virtual_size"`
+}
+
+func restoredJSON(r kvmbackup.Restored) restored {
+	out := restored{Backup: r.Backup.ID}
+	for _, v := range r.Volumes {
+		out.Volumes = append(out.Volumes, restoredVolume(v))
+	}
+	return out
+}
+
+func printRestored(w io.Writer, r kvmbackup.Restored) {
+	fmt.Fprintf(w, "restored %s of %s\n", r.Backup.Path, r.Backup.VM)
+	t := table{}
+	for _, v := range r.Volumes {
+		t.row(" ", v.Device, size(v.VirtualSize), v.Path)
+	}
+	t.print(w)
+}

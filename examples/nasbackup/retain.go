@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+func (a *app) retainCommand() *cobra.Command {
+	policy := kvmbackup.RetentionPolicy{Location: time.Local}
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "retain DOMAIN --keep-last N ...",
+		Short: "Delete the backups that no rule keeps",
+		Long: `Delete a domain's completed backups that no rule keeps. A rule keeps the newest backup of each of the last N hours,
+days, ... that have one; days begin in the local time zone. What a kept backup stands on becomes delete-pending.`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeVMs,
+		RunE: a.command(func(ctx context.Context, args []string) error {
+			if err := checkRetention(policy); err != nil {
+				return err
+			}
+			return a.retain(ctx, kvmbackup.VMID(args[0]), policy, dryRun)
+		}),
+	}
+	f := cmd.Flags()
+	f.IntVar(&policy.Last, "keep-last", 0, "the newest `N`")
+	f.IntVar(&policy.Hourly, "keep-hourly", 0, "of the last `N` hours")
+	f.IntVar(&policy.Daily, "keep-daily", 0, "of the last `N` days")
+	f.IntVar(&policy.Weekly, "keep-weekly", 0, "of the last `N` weeks")
+	f.IntVar(&policy.Monthly, "keep-monthly", 0, "of the last `N` months")
+	f.IntVar(&policy.Yearly, "keep-yearly", 0, "of the last `N` years")
+	f.BoolVar(&dryRun, "dry-run", false, "say what would be deleted, and change nothing")
+	return cmd
+}
+
+// checkRetention finds on the command line what the engine would refuse.
+func checkRetention(p kvmbackup.RetentionPolicy) error {
+	if _, err := kvmbackup.PlanRetention(p, nil); err != nil {
+		return usage("at least one --keep-... must be above 0, and none below")
+	}
+	return nil
+}
+
+func (a *app) retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy, dryRun bool) error {
+	n := wantHypervisor
+	if dryRun {
+		n = needRecords
+	}
+	return a.with(ctx, n, func(s *session) error {
+		do := s.Retain
+		if dryRun {
+			do = s.PlanRetain
+		}
+		p, err := do(ctx, vm, policy)
+		if err != nil {
+			return err
+		}
+		out := retentionJSON(vm, p, dryRun)
+		return a.print(out, func(w io.Writer) { printRetention(w, p, out) })
+	})
+}
+
+type retention struct {
+	VM         kvmbackup.VMID   `json:"vm"`
+	DryRun     bool             `json:"dry_run"`
+	Backups    []retainedBackup `json:"backups"` // newest first
+	FreeBytes  int64            `json:"free_bytes"`
+	LaterBytes int64            `json:"later_bytes"`
+}
+
+type retainedBackup struct {
+	ID     kvmbackup.BackupID `json:"id"`
+	Action string             `json:"action"` // keep, remove, or pending
+	KeptBy []string           `json:"kept_by,omitempty"`
+}
+
+func retentionJSON(vm kvmbackup.VMID, p kvmbackup.RetentionPlan, dryRun bool) retention {
+	out := retention{VM: vm, DryRun: dryRun, Backups: []retainedBackup{}, FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes}
+	for _, d := range p.Backups {
+		action := "remove"
+		switch {
+		case d.Keep():
+			action = "keep"
+		case slices.Contains(p.Pending, d.Backup.ID):
+			action = "pending"
+		}
+		out.Backups = append(out.Backups, retainedBackup{d.Backup.ID, action, d.KeptBy})
+	}
+	return out
+}
+
+func printRetention(w io.Writer, p kvmbackup.RetentionPlan, r retention) {
+	t := table{}
+	t.row("ID", "FOLDER", "STARTED", "KIND", "STORED", "ACTION", "KEPT BY")
+	for i, d := range p.Backups {
+		b := d.Backup
+		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), r.Backups[i].Action, strings.Join(d.KeptBy, ", "))
+	}
+	t.row("", "", "", "", size(p.FreeBytes), "now")
+	t.row("", "", "", "", size(p.LaterBytes), "later")
+	t.print(w)
+}

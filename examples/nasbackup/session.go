@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// need says what a command can't do without. Most need neither libvirt nor qemu-img.
+type need int
+
+const (
+	needRecords    need = iota // repository and store
+	wantHypervisor             // and libvirt where it answers: what isn't done now is done by the next command that reaches it
+	needImages                 // and qemu-img
+	needHypervisor             // and both
+)
+
+// session is what a command works with.
+type session struct {
+	*kvmbackup.Engine
+	repo    *repository.Repository
+	closers []func() error
+}
+
+// with opens a session, calls do and closes the session.
+func (a *app) with(ctx context.Context, n need, do func(*session) error) (err error) {
+	s := &session{}
+	defer func() {
+		for i := len(s.closers) - 1; i >= 0; i-- {
+			err = errors.Join(err, s.closers[i]())
+		}
+	}()
+	if err := a.open(ctx, n, s); err != nil {
+		return err
+	}
+	return do(s)
+}
+
+func (a *app) open(ctx context.Context, n need, s *session) (err error) {
+	if a.repo == "" {
+		return usage("no repository: name it with --repo or NASBACKUP_REPO")
+	}
+	if s.repo, err = repository.Open(ctx, a.repo, repository.Options{Logger: a.logger()}); err != nil {
+		return err
+	}
+	store, err := a.openStore(ctx, s)
+	if err != nil {
+		return err
+	}
+	cfg := kvmbackup.Config{Store: store, Repository: s.repo, LeaseWait: a.wait, OnEvent: a.screen.event, Logger: a.logger()}
+	if a.wait == 0 {
+		cfg.LeaseWait = -1 // not at all; the engine's 0 is for ever
+	}
+	images, err := qcow2.New(qcow2.Config{Logger: a.logger()})
+	if err == nil {
+		cfg.Images = images
+	} else if n >= needImages {
+		return err
+	}
+	if n == needHypervisor || n == wantHypervisor && images != nil {
+		executor, err := a.reach(ctx, images, n)
+		if err != nil {
+			return err
+		}
+		if executor != nil {
+			cfg.Executor = executor
+			s.closers = append(s.closers, executor.Close)
+		}
+	}
+	s.Engine, err = kvmbackup.New(cfg)
+	return err
+}
+
+// reach connects to the hypervisor. Connecting can't be cancelled, so it is left behind when ctx ends first.
+func (a *app) reach(ctx context.Context, images *qcow2.Tool, n need) (*libvirtjob.Executor, error) {
+	type result struct {
+		executor *libvirtjob.Executor
+		err      error
+	}
+	done := make(chan result, 1)
+	go func() {
+		e, err := libvirtjob.Open(a.connect, libvirtjob.Config{Images: images, Logger: a.logger()})
+		done <- result{e, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil && n == wantHypervisor {
+			a.logger().Warn("the hypervisor can't be reached; its checkpoints are looked after next time", "uri", a.connect, "error", r.err)
+			return nil, nil
+		}
+		return r.executor, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("connect to %s: %w", a.connect, context.Cause(ctx))
+	}
+}

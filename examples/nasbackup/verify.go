@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+func (a *app) verifyCommand() *cobra.Command {
+	var all, content bool
+	cmd := &cobra.Command{
+		Use:   "verify BACKUP|--all",
+		Short: "Check that backups can be restored",
+		Long: `Check that a backup, or every completed one, can be restored: that every file of its chain is there, says what the
+records say of it, and that qemu-img check finds nothing wrong with it.`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeBackups,
+		RunE: a.command(func(ctx context.Context, args []string) error {
+			if all == (len(args) == 1) {
+				return usage("verify either one BACKUP or --all")
+			}
+			return a.with(ctx, needImages, func(s *session) error {
+				if all {
+					return a.verifyAll(ctx, s, content)
+				}
+				b, err := s.find(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.verify(ctx, s, b, content)
+			})
+		}),
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "every completed backup")
+	cmd.Flags().BoolVar(&content, "content", false, "compare the content with the digests that were recorded; reads everything")
+	return cmd
+}
+
+func (a *app) verifyAll(ctx context.Context, s *session, content bool) error {
+	backups, err := s.List(ctx, "", false)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, b := range backups {
+		err := a.verify(ctx, s, b, content)
+		if errors.Is(err, kvmbackup.ErrNotFound) {
+			continue // deleted meanwhile
+		}
+		if errs = append(errs, err); err != nil && ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// verify prints the report also when it is bad.
+func (a *app) verify(ctx context.Context, s *session, b kvmbackup.Backup, content bool) error {
+	report, err := s.Verify(ctx, b.ID, content)
+	if err != nil && !errors.Is(err, kvmbackup.ErrDamaged) {
+		return err
+	}
+	return errors.Join(err, a.print(report, func(w io.Writer) { printReport(w, b, report) }))
+}
+
+func printReport(w io.Writer, b kvmbackup.Backup, r kvmbackup.VerifyReport) {
+	verdict := "ok"
+	if !r.OK() {
+		verdict = "damaged"
+	}
+	fmt.Fprintf(w, "%s %s: %s, %d files", b.ID, b.Path, verdict, r.Files)
+	if r.Content {
+		fmt.Fprintf(w, ", %d digests", r.Digests)
+	}
+	fmt.Fprintln(w)
+	for _, p := range r.Problems {
+		fmt.Fprintf(w, "  %s: %s\n", p.Code, p.Detail)
+	}
+}
