@@ -193,7 +193,7 @@ func (r *run) adopt(ctx context.Context) (err error) {
 		return err
 	}
 	if r.record.Consistency == ConsistencyFilesystem && r.view.status.State != DomainStopped {
-		if err := r.e.cfg.Executor.Thaw(ctx, r.dom); err != nil {
+		if err := r.e.thaw(ctx, r.dom, false); err != nil {
 			r.warn("thaw after an interrupted backup", "error", err)
 		}
 		r.record.Consistency = ConsistencyCrash // whether it was frozen at the instant nobody can tell
@@ -211,8 +211,12 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 		}
 		r.parent = &p
 	}
+	var err error
+	if r.view.record, err = r.e.cfg.Store.VM(ctx, r.vm); err != nil {
+		return Recovery{}, errors.Join(err, r.job.Close())
+	}
 	r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonRecovered, Detail: "its job was followed by another process"})
-	err := r.follow(ctx)
+	err = r.follow(ctx)
 	if err != nil && context.Cause(ctx) != nil {
 		return Recovery{}, errors.Join(err, r.job.Close()) // the job runs on; the next operation adopts it again
 	}
