@@ -64,6 +64,8 @@ type run struct {
 	job      Job
 	adopted  bool
 	result   JobResult
+	frozenAt time.Time
+	unthawed error // why the guest may still be frozen
 }
 
 // backup goes through the steps. What is durable after which step, and who undoes it, is in ARCHITECTURE.md.
@@ -79,8 +81,9 @@ func (r *run) backup(ctx context.Context) error {
 		return err
 	}
 	if err := r.copy(ctx); err != nil {
-		return r.undo(ctx, err)
+		return errors.Join(r.undo(ctx, err), r.thawAtLast(ctx))
 	}
+	_ = r.thawAtLast(ctx) // it is on record
 	return r.finish(ctx)
 }
 
@@ -280,7 +283,7 @@ func (r *run) finish(ctx context.Context) error {
 func (e *Engine) commit(ctx context.Context, o *op, h *heldLease, b *Backup) error {
 	o.step("commit")
 	b.Status = StatusCompleted
-	pause := leasePollMin
+	pause := firstPause
 	for {
 		err := e.cfg.Store.Complete(ctx, h.lease(), *b)
 		if err == nil || errors.Is(err, ErrLeaseLost) || errors.Is(err, ErrStatus) || errors.Is(err, ErrInvalid) || errors.Is(err, ErrNotFound) {
@@ -288,7 +291,7 @@ func (e *Engine) commit(ctx context.Context, o *op, h *heldLease, b *Backup) err
 		}
 		select {
 		case <-time.After(pause):
-			pause = min(pause*2, leasePollMax)
+			pause = min(pause*2, longestPause)
 		case <-ctx.Done():
 			return fmt.Errorf("the backup is whole and published; the next operation on the VM completes its record: %w", err)
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"path/filepath"
+	"slices"
 )
 
 func sha256Hex(b []byte) string {
@@ -90,7 +91,7 @@ func (r *run) addDigests(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		chain = append(older, r.record)
+		chain = append(slices.Clone(older), r.record)
 	}
 	dir := r.e.cfg.Repository.PartialDir(r.record.Path, string(r.record.ID))
 	for i := range r.record.Volumes {

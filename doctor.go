@@ -147,7 +147,8 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 	}
 	d.addFolders(entries, records)
 	o.step("look for files")
-	return d, o.addFiles(ctx, &d, records)
+	err = o.addFiles(ctx, &d, records)
+	return d, err
 }
 
 func (d *Diagnosis) add(f Finding) { d.Findings = append(d.Findings, f) }

@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// The wait between two attempts to get a busy VM's lease.
+// The pauses between two attempts at something that has to wait: they double from the first to the longest.
 const (
-	leasePollMin = 50 * time.Millisecond
-	leasePollMax = time.Second
+	firstPause   = 50 * time.Millisecond
+	longestPause = time.Second
 )
 
 // heldLease is a lease that is renewed until it is released.
@@ -60,7 +60,7 @@ func (e *Engine) acquire(ctx context.Context, vm VMID) (Lease, time.Time, error)
 		defer cancel()
 		wait = w
 	}
-	pause := leasePollMin
+	pause := firstPause
 	for {
 		begun := time.Now()
 		l, err := e.cfg.Store.AcquireLease(ctx, vm, e.cfg.Holder, e.cfg.LeaseTTL)
@@ -72,7 +72,7 @@ func (e *Engine) acquire(ctx context.Context, vm VMID) (Lease, time.Time, error)
 		}
 		select {
 		case <-time.After(pause):
-			pause = min(pause*2, leasePollMax)
+			pause = min(pause*2, longestPause)
 		case <-wait.Done():
 			return Lease{}, time.Time{}, fmt.Errorf("%w (gave up waiting: %w)", err, context.Cause(wait))
 		}
@@ -106,7 +106,7 @@ func (e *Engine) keepLease(ctx context.Context, h *heldLease, until time.Time, l
 			lost(err)
 			return
 		case err != nil:
-			last, pause = err, min(leasePollMax, e.cfg.LeaseTTL/10)
+			last, pause = err, min(longestPause, e.cfg.LeaseTTL/10)
 		default:
 			h.mu.Lock()
 			h.l = l

@@ -49,7 +49,7 @@ func (r *run) notQuiesced(why string, cause error) error {
 // beginFrozen freezes, begins and thaws, and says whether the job has begun. It thaws in every case, also when the freeze failed,
 // when beginning takes too long, or the context ends.
 func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
-	at := time.Now()
+	r.frozenAt = time.Now()
 	limit, cancel := context.WithTimeout(ctx, r.e.cfg.FreezeLimit)
 	defer cancel()
 	n, err := r.e.cfg.Executor.Freeze(limit, r.dom)
@@ -57,7 +57,7 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 		err = fmt.Errorf("%w: it froze no file system", ErrNoAgent)
 	}
 	if err != nil {
-		r.thaw(ctx, at)
+		r.thaw(ctx, !errors.Is(err, ErrNoAgent) && !errors.Is(err, ErrDomainStopped))
 		if ctx.Err() != nil {
 			return false, context.Cause(ctx)
 		}
@@ -68,12 +68,12 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 	go func() { done <- r.job.Begin(ctx) }()
 	select {
 	case err = <-done:
-		r.thaw(ctx, at)
+		r.thaw(ctx, true)
 		if err == nil {
 			r.record.Consistency = ConsistencyFilesystem
 		}
 	case <-limit.Done(): // also when ctx ended
-		r.thaw(ctx, at)
+		r.thaw(ctx, true)
 		if err = <-done; err == nil {
 			err = r.notQuiesced(fmt.Sprintf("the job did not begin within %v of the freeze", r.e.cfg.FreezeLimit), nil)
 		}
@@ -81,26 +81,50 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 	return true, err
 }
 
-// thaw goes on trying for CleanupLimit: nothing is worse for a guest than to stay frozen.
-func (r *run) thaw(ctx context.Context, since time.Time) {
-	c, cancel := r.e.cleanup(ctx)
+// thaw thaws the guest, or leaves that to thawAtLast. An agent that wasn't there for the freeze need not be there now; one that
+// was asked to freeze has to answer.
+func (r *run) thaw(ctx context.Context, mayBeFrozen bool) {
+	if r.unthawed = r.e.thaw(ctx, r.dom, mayBeFrozen); r.unthawed != nil {
+		r.warn("the guest could not be thawed and may hang; trying again when the job is over", "error", r.unthawed)
+		return
+	}
+	r.record.FrozenFor = time.Since(r.frozenAt)
+	r.emit(Event{Type: EventThawed, Elapsed: r.record.FrozenFor})
+}
+
+// thawAtLast tries again when the job is over: an agent that was slow may have frozen the guest only now, and one that an I/O
+// error had paused runs again.
+func (r *run) thawAtLast(ctx context.Context) error {
+	if r.unthawed == nil {
+		return nil
+	}
+	if r.thaw(ctx, true); r.unthawed == nil {
+		return nil
+	}
+	r.record.FrozenFor = time.Since(r.frozenAt)
+	r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonThawFailed, Detail: r.unthawed.Error()})
+	return fmt.Errorf("the guest could not be thawed and may hang: %w", r.unthawed)
+}
+
+// thaw goes on trying for CleanupLimit: nothing is worse for a guest than to stay frozen. A paused guest can't be thawed.
+func (e *Engine) thaw(ctx context.Context, dom DomainRef, mayBeFrozen bool) error {
+	c, cancel := e.cleanup(ctx)
 	defer cancel()
-	pause := leasePollMin
+	pause := firstPause
 	for {
-		err := r.e.cfg.Executor.Thaw(c, r.dom)
-		if err == nil || errors.Is(err, ErrNoAgent) || errors.Is(err, ErrDomainStopped) {
-			break
+		err := e.cfg.Executor.Thaw(c, dom)
+		noAgent, paused := errors.Is(err, ErrNoAgent), errors.Is(err, ErrDomainStopped)
+		switch {
+		case err == nil, !mayBeFrozen && (noAgent || paused):
+			return nil
+		case paused:
+			return err
 		}
 		select {
 		case <-time.After(pause):
-			pause = min(pause*2, leasePollMax)
-			continue
+			pause = min(pause*2, longestPause)
 		case <-c.Done():
+			return err
 		}
-		r.warn("the guest could not be thawed and may hang", "error", err)
-		r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonThawFailed, Detail: err.Error()})
-		break
 	}
-	r.record.FrozenFor = time.Since(since)
-	r.emit(Event{Type: EventThawed, Elapsed: r.record.FrozenFor})
 }

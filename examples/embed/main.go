@@ -25,8 +25,9 @@ func main() {
 		log.Fatal("usage: embed LIBVIRT_URI REPOSITORY SQLITE_FILE DOMAIN")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := backUp(ctx, os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {
+	err := backUp(ctx, os.Args[1], os.Args[2], os.Args[3], os.Args[4])
+	stop()
+	if err != nil {
 		log.Fatal(err)
 	}
 }
