@@ -80,13 +80,15 @@ func (d *Deleter) Plan(ctx context.Context, id BackupID, force bool) (DeletePlan
 	for _, r := range append(append([]Backup{}, p.Remove...), p.Pending...) {
 		p.ClearsActive = p.ClearsActive || r.Status == StatusCompleted && r.Tracked() && r.Checkpoint == vm.ActiveCheckpoint
 	}
-	for _, r := range p.Remove {
-		p.FreeBytes += r.StoredBytes()
-	}
-	for _, r := range p.Pending {
-		p.LaterBytes += r.StoredBytes()
-	}
+	p.FreeBytes, p.LaterBytes = storedBytes(p.Remove), storedBytes(p.Pending)
 	return p, nil
+}
+
+func storedBytes(bs []Backup) (bytes int64) {
+	for _, b := range bs {
+		bytes += b.StoredBytes()
+	}
+	return bytes
 }
 
 func (d *Deleter) deletable(ctx context.Context, id BackupID) (Backup, error) {
@@ -178,6 +180,9 @@ func (d *Deleter) planUpwards(ctx context.Context, p *DeletePlan, b Backup) erro
 		if parent.Status != StatusDeletePending {
 			return nil
 		}
+		if err := validLink(b, parent); err != nil {
+			return err
+		}
 		b = parent
 	}
 }
@@ -220,7 +225,7 @@ func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, force bool) 
 	}
 	for i, b := range p.Remove {
 		if err := d.remove(ctx, l, b); err != nil {
-			p.Remove, p.FreeBytes = p.Remove[:i], 0
+			p.Remove, p.FreeBytes = p.Remove[:i], storedBytes(p.Remove[:i])
 			return p, fmt.Errorf("backup %s stays delete-pending until it is deleted again or recovered: %w", b.ID, err)
 		}
 	}
