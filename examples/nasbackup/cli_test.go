@@ -106,6 +106,7 @@ func TestUsage(t *testing.T) {
 
 // TestErrors: each failure has its exit code and its code in the JSON.
 func TestErrors(t *testing.T) {
+	needTools(t, "qemu-img") // verify and restore ask for it first
 	f := newFixture(t)
 	const unknown = "99999999-0000-4000-8000-000000000009"
 	for _, command := range [][]string{{"show"}, {"delete"}, {"restore", "--to", t.TempDir()}} {

@@ -29,7 +29,7 @@ var labSizes = map[string]int{"vda": 64 << 20, "vdb": 16 << 20}
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	needTools(t, "qemu-img", "qemu-system-x86_64")
-	dir, err := os.MkdirTemp("", "nasb") // short: paths of sockets below it are limited
+	dir, err := os.MkdirTemp("", "nasb") //nolint:usetesting // short: paths of sockets below it are limited
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func (l *lab) process(as string, args ...string) *exec.Cmd {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	cmd := exec.Command(executable, args...) //nolint:noctx // a test's context has ended when its clean-up runs
+	cmd := exec.Command(executable, args...)
 	cmd.Env = append(os.Environ(), asEnv+"="+as, "LIBVIRT_LOG_OUTPUTS=4:file:/dev/null", "LIBVIRT_DEBUG=4", "HOME="+l.dir,
 		"NASBACKUP_REPO="+l.path("nas"), "NASBACKUP_STORE="+l.path("records.db"), "NASBACKUP_CONNECT="+rootURI(l.dir))
 	return cmd

@@ -17,5 +17,8 @@ func columns(w io.Writer) int {
 	if err != nil {
 		return 0
 	}
-	return max(int(size.Col), 40) // some terminals don't say
+	if size.Col == 0 {
+		return 80 // it doesn't say
+	}
+	return int(size.Col)
 }

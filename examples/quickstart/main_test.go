@@ -87,7 +87,7 @@ func program(t *testing.T) (cmd *exec.Cmd, temp string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	temp, err = os.MkdirTemp("", "qs") // short: paths of sockets below it are limited
+	temp, err = os.MkdirTemp("", "qs") //nolint:usetesting // short: paths of sockets below it are limited
 	if err != nil {
 		t.Fatal(err)
 	}
