@@ -183,3 +183,63 @@ func loopDevice(t *testing.T, file string) string {
 	t.Cleanup(func() { _ = exec.Command("losetup", "-d", device).Run() })
 	return device
 }
+
+// checkpoint makes a checkpoint as another vendor's tool, or an administrator, would.
+func (s *story) checkpoint(name string, devices ...string) {
+	s.Helper()
+	def := libvirtxml.DomainCheckpoint{Name: name, Disks: &libvirtxml.DomainCheckpointDisks{}}
+	for _, d := range s.disks {
+		mode := "no"
+		if slices.Contains(devices, d.Device) {
+			mode = "bitmap"
+		}
+		def.Disks.Disks = append(def.Disks.Disks, libvirtxml.DomainCheckpointDisk{Name: d.Device, Checkpoint: mode})
+	}
+	text, err := def.Marshal()
+	s.must(err)
+	cp, err := s.guest.Domain().CreateCheckpointXML(text, 0)
+	s.must(err)
+	s.must(cp.Free())
+}
+
+// deleteCheckpoint deletes a checkpoint as an administrator would; the bitmaps stay if only the metadata goes.
+func (s *story) deleteCheckpoint(name string, flags libvirt.DomainCheckpointDeleteFlags) {
+	s.Helper()
+	cp, err := s.guest.Domain().CheckpointLookupByName(name, 0)
+	s.must(err)
+	s.must(cp.Delete(flags))
+	s.must(cp.Free())
+}
+
+const metadataOnly = libvirt.DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
+
+// bitmap does something to a bitmap through QEMU's monitor, past libvirt: add, remove, disable.
+func (s *story) bitmap(verb, device, name string) {
+	s.Helper()
+	args := map[string]any{"node": s.guest.TopNode(device), "name": name}
+	if verb == "add" {
+		args["persistent"] = true
+	}
+	s.guest.QMP("block-dirty-bitmap-"+verb, args, nil)
+}
+
+// pull begins somebody else's backup job, which lasts until it is aborted.
+func (s *story) pull() (end func()) {
+	s.Helper()
+	dom := s.guest.Domain()
+	socket := s.guest.Host.Root + "/" + s.guest.Name + ".sock"
+	var others string
+	for _, d := range s.disks[1:] {
+		others += "<disk name='" + d.Device + "' backup='no'/>"
+	}
+	xml := "<domainbackup mode='pull'><server transport='unix' socket='" + socket + "'/><disks><disk name='" + s.disks[0].Device +
+		"' backup='yes' type='file'><scratch file='" + s.TempDir() + "/scratch'/></disk>" + others + "</disks></domainbackup>"
+	s.must(dom.BackupBegin(xml, "", 0))
+	return func() {
+		s.must(dom.AbortJob())
+		eventually(s.T, "their job is over", func() bool {
+			info, err := dom.GetJobStats(0)
+			return err == nil && info.Type == libvirt.DOMAIN_JOB_NONE
+		})
+	}
+}
