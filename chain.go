@@ -137,8 +137,8 @@ func (b Backup) Validate() error {
 	if _, err := ParseBackupID(string(b.ID)); err != nil {
 		errs = append(errs, err)
 	}
-	if b.VM == "" {
-		bad("no VM")
+	if !plainName(string(b.VM)) {
+		bad("VM %q is empty or not a plain name", b.VM)
 	}
 	if !b.Kind.valid() {
 		bad("kind is not set")
@@ -147,14 +147,23 @@ func (b Backup) Validate() error {
 		bad("status is not set")
 	}
 	b.validateChain(bad)
-	if dir, stamp := path.Split(b.Path); dir != string(b.VM)+"/" || stamp == "" || stamp == ".." {
-		bad("path %q is not VM/STAMP", b.Path)
-	}
+	b.validatePath(bad)
 	if b.StartedAt.IsZero() {
 		bad("no start time")
 	}
 	b.validateVolumes(bad)
 	return errors.Join(errs...)
+}
+
+func (b Backup) validatePath(bad func(string, ...any)) {
+	if dir, stamp := path.Split(b.Path); dir != string(b.VM)+"/" || !plainName(stamp) {
+		bad("path %q is not VM/STAMP", b.Path)
+	}
+}
+
+// plainName says whether a name stays in its folder. What else a repository demands of names is its own to check.
+func plainName(s string) bool {
+	return s != "" && s != "." && s != ".." && !strings.ContainsAny(s, "/\x00")
 }
 
 func (b Backup) validateChain(bad func(string, ...any)) {
@@ -184,7 +193,7 @@ func (b Backup) validateVolumes(bad func(string, ...any)) {
 		if v.VolumeID == "" || ids[v.VolumeID] {
 			bad("volume ID %q is empty or there twice", v.VolumeID)
 		}
-		if v.File == "" || strings.ContainsAny(v.File, "/\x00") || v.File == ".." || files[v.File] {
+		if !plainName(v.File) || files[v.File] {
 			bad("volume %s: file %q is not a plain name or there twice", v.VolumeID, v.File)
 		}
 		ids[v.VolumeID], files[v.File] = true, true

@@ -2,6 +2,7 @@ package kvmbackup
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sort"
 	"strconv"
@@ -95,12 +96,12 @@ func BackupFromDetails(m map[string]string) (Backup, error) {
 		Repository: m[detailRepository], Path: m[detailPath], Error: m[detailError],
 		Position: int(r.int(DetailChainPosition)), Sequence: r.int(detailSequence),
 		StartedAt: r.time(detailStartedAt), CompletedAt: r.time(detailCompletedAt),
-		Pinned: m[detailPinned] == "true",
+		Pinned: r.bool(detailPinned),
 	}
 	r.text(DetailType, &b.Kind)
 	r.text(detailStatus, &b.Status)
 	r.text(detailConsistency, &b.Consistency)
-	if m[DetailDeletePending] == "true" {
+	if r.bool(DetailDeletePending) {
 		b.Status = StatusDeletePending
 	}
 	if s := m[detailFrozenFor]; s != "" {
@@ -112,6 +113,7 @@ func BackupFromDetails(m map[string]string) (Backup, error) {
 	r.json(detailHolds, &b.Holds)
 	r.json(detailVerification, &b.Verification)
 	r.volumes(&b)
+	r.rules(b)
 	if r.err != nil {
 		return Backup{}, r.err
 	}
@@ -153,6 +155,49 @@ func (r *detailReader) json(key string, into any) {
 	if s := r.m[key]; s != "" {
 		r.note(key, json.Unmarshal([]byte(s), into))
 	}
+}
+
+func (r *detailReader) bool(key string) bool {
+	if r.m[key] == "" {
+		return false
+	}
+	v, err := strconv.ParseBool(r.m[key])
+	r.note(key, err)
+	return v
+}
+
+// rules asks what Validate asks, with the key that is to blame.
+func (r *detailReader) rules(b Backup) {
+	_, err := ParseBackupID(string(b.ID))
+	r.note(detailID, err)
+	_, err = ParseChainID(string(b.ChainID))
+	r.note(DetailChainID, err)
+	if b.ParentID != "" {
+		_, err = ParseBackupID(string(b.ParentID))
+		r.note(DetailParentID, err)
+	}
+	r.demand(detailVM, plainName(string(b.VM)), "empty or not a plain name")
+	r.demand(DetailType, b.Kind.valid(), "not set")
+	r.demand(detailStatus, b.Status.valid(), "not set")
+	r.demand(detailStartedAt, !b.StartedAt.IsZero(), "not set")
+	r.obey(b.validatePath, detailPath)
+	r.obey(b.validateChain, DetailType, DetailChainPosition, DetailParentID)
+	r.obey(b.validateVolumes, DetailVolumePrefix)
+}
+
+func (r *detailReader) demand(key string, ok bool, otherwise string) {
+	if !ok {
+		r.note(key, errors.New(otherwise))
+	}
+}
+
+// obey is for rules over several keys.
+func (r *detailReader) obey(rule func(bad func(string, ...any)), keys ...string) {
+	rule(func(format string, args ...any) {
+		if r.err == nil {
+			r.err = fmt.Errorf("%w details %s of backup %s: %s", ErrInvalid, strings.Join(keys, ", "), r.m[detailID], fmt.Sprintf(format, args...))
+		}
+	})
 }
 
 func (r *detailReader) volumes(b *Backup) {
