@@ -38,9 +38,13 @@ type Executor interface {
 	// that is gone. ErrNoJob when there is none, or the domain's job writes elsewhere.
 	AdoptJob(ctx context.Context, dom DomainRef, spec JobSpec) (Job, error)
 
-	// Freeze asks the guest agent to freeze the file systems, and returns how many. ErrNoAgent.
+	// Freeze asks the guest agent to freeze the file systems, and returns how many. ErrNoAgent and, for a paused
+	// domain, ErrDomainStopped mean that nothing was frozen. After any other error an agent that was asked may have
+	// frozen them, or still do so, and they have to be thawed.
 	Freeze(ctx context.Context, dom DomainRef) (int, error)
-	// Thaw undoes Freeze. Thawing what isn't frozen is no error.
+	// Thaw undoes Freeze. Thawing what isn't frozen is no error, nor is a domain that is off. ErrNoAgent when there is
+	// no agent to ask; ErrDomainStopped for a paused domain, whose agent can't answer. One that doesn't answer is any
+	// other error, and worth another try.
 	Thaw(ctx context.Context, dom DomainRef) error
 	// Resume lets a paused guest run on.
 	Resume(ctx context.Context, dom DomainRef) error

@@ -46,18 +46,21 @@ func (r *run) notQuiesced(why string, cause error) error {
 	return nil
 }
 
-// beginFrozen freezes, begins and thaws, and says whether the job has begun. It thaws in every case, also when the freeze failed,
-// when beginning takes too long, or the context ends.
+// beginFrozen freezes, begins and thaws, and says whether the job has begun. It thaws whenever the agent was asked to freeze, also
+// when that failed, when beginning takes too long, or the context ends.
 func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 	r.frozenAt = time.Now()
 	limit, cancel := context.WithTimeout(ctx, r.e.cfg.FreezeLimit)
 	defer cancel()
 	n, err := r.e.cfg.Executor.Freeze(limit, r.dom)
+	mayBeFrozen := !errors.Is(err, ErrNoAgent) && !errors.Is(err, ErrDomainStopped)
 	if err == nil && n == 0 {
 		err = fmt.Errorf("%w: it froze no file system", ErrNoAgent)
 	}
 	if err != nil {
-		r.thaw(ctx, !errors.Is(err, ErrNoAgent) && !errors.Is(err, ErrDomainStopped))
+		if mayBeFrozen {
+			r.thaw(ctx)
+		}
 		if ctx.Err() != nil {
 			return false, context.Cause(ctx)
 		}
@@ -68,12 +71,12 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 	go func() { done <- r.job.Begin(ctx) }()
 	select {
 	case err = <-done:
-		r.thaw(ctx, true)
+		r.thaw(ctx)
 		if err == nil {
 			r.record.Consistency = ConsistencyFilesystem
 		}
 	case <-limit.Done(): // also when ctx ended
-		r.thaw(ctx, true)
+		r.thaw(ctx)
 		if err = <-done; err == nil {
 			err = r.notQuiesced(fmt.Sprintf("the job did not begin within %v of the freeze", r.e.cfg.FreezeLimit), nil)
 		}
@@ -81,10 +84,9 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 	return true, err
 }
 
-// thaw thaws the guest, or leaves that to thawAtLast. An agent that wasn't there for the freeze need not be there now; one that
-// was asked to freeze has to answer.
-func (r *run) thaw(ctx context.Context, mayBeFrozen bool) {
-	if r.unthawed = r.e.thaw(ctx, r.dom, mayBeFrozen); r.unthawed != nil {
+// thaw thaws the guest, or leaves that to thawAtLast.
+func (r *run) thaw(ctx context.Context) {
+	if r.unthawed = r.e.thaw(ctx, r.dom, true); r.unthawed != nil {
 		r.warn("the guest could not be thawed and may hang; trying again when the job is over", "error", r.unthawed)
 		return
 	}
@@ -98,7 +100,7 @@ func (r *run) thawAtLast(ctx context.Context) error {
 	if r.unthawed == nil {
 		return nil
 	}
-	if r.thaw(ctx, true); r.unthawed == nil {
+	if r.thaw(ctx); r.unthawed == nil {
 		return nil
 	}
 	r.record.FrozenFor = time.Since(r.frozenAt)
@@ -106,7 +108,8 @@ func (r *run) thawAtLast(ctx context.Context) error {
 	return fmt.Errorf("the guest could not be thawed and may hang: %w", r.unthawed)
 }
 
-// thaw goes on trying for CleanupLimit: nothing is worse for a guest than to stay frozen. A paused guest can't be thawed.
+// thaw goes on trying for CleanupLimit: nothing is worse for a guest than to stay frozen. A paused guest can't be thawed. The agent
+// of one that may be frozen was there and has to answer; otherwise there may be none.
 func (e *Engine) thaw(ctx context.Context, dom DomainRef, mayBeFrozen bool) error {
 	c, cancel := e.cleanup(ctx)
 	defer cancel()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -13,26 +14,73 @@ import (
 )
 
 // Freeze implements kvmbackup.Executor. The guest agent is asked directly, because libvirt's own call for Go doesn't
-// return the number of file systems, and takes no time limit: here the context's deadline is the agent's too. When
-// it fails the file systems may still be frozen, so Thaw has to follow in any case.
+// return the number of file systems, and takes no time limit: here the context's deadline is the agent's too. An agent
+// that doesn't answer a ping isn't asked to freeze: it would do so whenever it wakes up, and nobody would thaw.
 func (e *Executor) Freeze(ctx context.Context, ref kvmbackup.DomainRef) (int, error) {
-	n, err := e.agent(ctx, ref, "guest-fsfreeze-freeze")
+	err := e.ping(ctx, ref)
 	if err != nil {
 		return 0, fmt.Errorf("freeze file systems of %q: %w", ref.Name, err)
+	}
+	n, err := e.agent(ctx, ref, "guest-fsfreeze-freeze")
+	if err != nil {
+		return 0, fmt.Errorf("freeze file systems of %q: %w", ref.Name, unanswered(err))
 	}
 	return n, nil
 }
 
-// Thaw implements kvmbackup.Executor. A stopped domain has nothing to thaw.
+// Thaw implements kvmbackup.Executor.
 func (e *Executor) Thaw(ctx context.Context, ref kvmbackup.DomainRef) error {
 	_, err := e.agent(ctx, ref, "guest-fsfreeze-thaw")
-	if err != nil && !errors.Is(err, kvmbackup.ErrDomainStopped) {
+	if errors.Is(err, kvmbackup.ErrDomainStopped) && !e.paused(ctx, ref) {
+		return nil
+	}
+	if err != nil {
+		if !isCode(err, libvirt.ERR_ARGUMENT_UNSUPPORTED) && !strings.Contains(err.Error(), "agent is not connected") {
+			err = unanswered(err)
+		}
 		return fmt.Errorf("thaw file systems of %q: %w", ref.Name, err)
 	}
 	return nil
 }
 
-// agent runs a command of the guest agent that returns a number.
+// paused says whether a domain that isn't running has a QEMU. In doubt it has.
+func (e *Executor) paused(ctx context.Context, ref kvmbackup.DomainRef) bool {
+	d, err := e.lookUp(ctx, ref)
+	if err != nil || d == nil {
+		return err != nil && !errors.Is(err, kvmbackup.ErrNoDomain)
+	}
+	defer d.close()
+	active, err := call(ctx, d, (*libvirt.Domain).IsActive)
+	return err != nil || active
+}
+
+// unanswered is the error of a command that may have reached the agent, which therefore isn't kvmbackup.ErrNoAgent.
+func unanswered(err error) error {
+	var lv libvirt.Error
+	if errors.Is(err, kvmbackup.ErrNoAgent) && errors.As(err, &lv) {
+		return lv
+	}
+	return err
+}
+
+// pingLimit is enough for a busy guest and leaves half of the time for the freeze.
+const pingLimit = 5 * time.Second
+
+func (e *Executor) ping(ctx context.Context, ref kvmbackup.DomainRef) error {
+	limit := pingLimit
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline)/2)
+	}
+	short, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_, err := e.agent(short, ref, "guest-ping")
+	if short.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: no answer to a ping for %v", kvmbackup.ErrNoAgent, limit)
+	}
+	return err
+}
+
+// agent runs a command of the guest agent and returns its number; a ping has none.
 func (e *Executor) agent(ctx context.Context, ref kvmbackup.DomainRef, command string) (int, error) {
 	d, err := e.lookUp(ctx, ref)
 	if err != nil {
@@ -49,12 +97,13 @@ func (e *Executor) agent(ctx context.Context, ref kvmbackup.DomainRef, command s
 		return 0, err
 	}
 	var reply struct {
-		Return int `json:"return"`
+		Return any `json:"return"`
 	}
 	if err := json.Unmarshal([]byte(answer), &reply); err != nil {
 		return 0, fmt.Errorf("%s: %w", command, err)
 	}
-	return reply.Return, nil
+	n, _ := reply.Return.(float64)
+	return int(n), nil
 }
 
 // agentTimeout is what is left of the context in whole seconds; libvirt's default, some seconds, if it has no end.

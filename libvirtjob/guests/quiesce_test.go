@@ -217,3 +217,18 @@ func (b *bench) statuses(vm kvmbackup.VMID) []kvmbackup.Status {
 	}
 	return out
 }
+
+// TestAgentSilentAfterFreeze: the agent freezes, and then is away for longer than an answer may take.
+func TestAgentSilentAfterFreeze(t *testing.T) {
+	g := needGuest(t)
+	b := newBench(t, nil)
+	b.on(kvmbackup.EventFrozen, func(kvmbackup.Event) {
+		g.run("kill -STOP $(pidof qemu-ga); (usleep 7000000; kill -CONT $(pidof qemu-ga)) >/dev/null &")
+	})
+	got := b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceTry})
+	t.Logf("frozen for %v, %v", got.FrozenFor, got.Reasons)
+	if got.Consistency != kvmbackup.ConsistencyFilesystem || got.FrozenFor < 5*time.Second {
+		t.Errorf("consistency %v, frozen for %v", got.Consistency, got.FrozenFor)
+	}
+	g.waitAgent().wantThawed()
+}
