@@ -200,14 +200,16 @@ func (im *storedImage) resize(size int64) {
 	top.bitmaps.resize(size)
 }
 
-// load replaces the image by what something else has put at its path, if it has.
+// load replaces the image by what something else has put at its path, if it has. It fails when the file that stood there is gone.
 func (im *storedImage) load() error {
 	info, err := os.Stat(im.path)
-	if errors.Is(err, os.ErrNotExist) || err == nil && im.seen != nil && sameFile(im.seen, info) {
-		return nil
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrNotExist) && im.seen == nil:
+		return nil // there never was a file
+	case err != nil:
 		return err
+	case im.seen != nil && sameFile(im.seen, info):
+		return nil
 	}
 	var c Content
 	if im.format == "raw" {

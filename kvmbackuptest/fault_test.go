@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -185,8 +186,8 @@ func (c faultCase) run(dir string, p plan) (hit string, err error) {
 func (c faultCase) after(l *lab, p plan) error {
 	ctx := context.Background()
 	if !p.mode.kills() {
-		if g, err := l.h.Guest(vm); err != nil || g.Frozen {
-			return fmt.Errorf("guest is left frozen (%v)", err)
+		if err := l.checkFailed(); err != nil {
+			return err
 		}
 	} else if err := l.open(plan{}); err != nil {
 		return err
@@ -205,6 +206,26 @@ func (c faultCase) after(l *lab, p plan) error {
 		return err
 	}
 	return leftFiles(l)
+}
+
+// checkFailed says what a failed operation has left in spite of its process being alive.
+func (l *lab) checkFailed() error {
+	if g, err := l.h.Guest(vm); err != nil || g.Frozen {
+		return fmt.Errorf("guest is left frozen (%v)", err)
+	}
+	running, err := l.store.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+	if err != nil || len(running) > 0 {
+		return err // said to be left to the next operation
+	}
+	failed, err := l.store.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusFailed}})
+	for _, b := range failed {
+		for _, v := range l.volumes {
+			if ours, _, _ := l.names(v.Device); slices.Contains(ours, string(b.Checkpoint)) {
+				return fmt.Errorf("the failed backup's checkpoint %s is left on %s", b.Checkpoint, v.Device)
+			}
+		}
+	}
+	return err
 }
 
 // carryOn takes two more backups and restores everything.

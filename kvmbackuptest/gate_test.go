@@ -215,6 +215,10 @@ func (r gatedRepository) Published(ctx context.Context, path, id string) (m repo
 	return m, ok && err == nil, err
 }
 
+func (r gatedRepository) PartialManifest(ctx context.Context, path, id string) (repository.Manifest, error) {
+	return through(r.g, "PartialManifest", func() (repository.Manifest, error) { return r.Repository.PartialManifest(ctx, path, id) })
+}
+
 func (r gatedRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {
 	return pass(r.g, "RemovePartial", func() error { return r.Repository.RemovePartial(ctx, path, id, files) })
 }

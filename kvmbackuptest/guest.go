@@ -99,6 +99,17 @@ func (h *Hypervisor) Content(name, device string) (c Content, err error) {
 	return c, err
 }
 
+// Source returns the path of a disk's image, which snapshots and commits change.
+func (h *Hypervisor) Source(name, device string) (path string, err error) {
+	err = h.on(name, device, func(_ *domain, k *disk) error {
+		if k.image != nil {
+			path = k.image.path
+		}
+		return nil
+	})
+	return path, err
+}
+
 // freeze is the guest agent's part of Freeze. waits is set when it doesn't answer.
 func (g *guest) freeze() (n int, waits bool, err error) {
 	switch g.agent {

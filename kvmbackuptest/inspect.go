@@ -18,11 +18,7 @@ func (e *executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (st kvm
 			m.domain.inspect(&st)
 		}
 		for _, k := range m.disks {
-			status, err := k.inspect(m.running())
-			if err != nil {
-				return err
-			}
-			st.Disks = append(st.Disks, status)
+			st.Disks = append(st.Disks, k.inspect(m.running()))
 		}
 		return nil
 	})
@@ -45,18 +41,19 @@ func (d *domain) inspect(st *kvmbackup.DomainStatus) {
 	}
 }
 
-func (k *disk) inspect(running bool) (kvmbackup.DiskStatus, error) {
+func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
 	st := kvmbackup.DiskStatus{Device: k.device, Serial: k.serial, Skip: k.skip}
 	if k.image == nil {
-		return st, nil
+		return st
 	}
 	st.Source, st.Format = k.image.path, k.image.format
 	if k.skip != "" {
-		return st, nil
+		return st
 	}
 	if !running && k.image.user == nil {
 		if err := k.image.load(); err != nil {
-			return st, err
+			st.Unreadable = err.Error()
+			return st
 		}
 	}
 	st.VirtualSize, st.Untrackable = k.image.size(), k.image.untrackable()
@@ -67,7 +64,7 @@ func (k *disk) inspect(running bool) (kvmbackup.DiskStatus, error) {
 	if st.Untrackable == "" {
 		st.Bitmaps = k.image.bitmapStatuses()
 	}
-	return st, nil
+	return st
 }
 
 // Definition implements kvmbackup.Executor.

@@ -1,0 +1,146 @@
+package kvmbackuptest_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// TestModel plays random histories. A failing one is made as short as possible and printed as a scenario: save that
+// in testdata/scenarios, where TestScenarios plays it from then on.
+func TestModel(t *testing.T) {
+	checks := 1500
+	if raceEnabled {
+		checks /= 10
+	}
+	if testing.Short() {
+		checks /= 10
+	}
+	setDefault(t, "rapid.checks", strconv.Itoa(checks))
+	setDefault(t, "rapid.nofailfile", "true")
+	dir := memoryDir(t)
+	var total struct{ histories, backups, incrementals, faults int }
+	rapid.Check(t, func(rt *rapid.T) {
+		sc := histories.Draw(rt, "scenario")
+		total.histories++
+		sub := filepath.Join(dir, strconv.Itoa(total.histories))
+		if err := os.Mkdir(sub, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		p, err := scenario(sc).run(t, sub)
+		if p != nil {
+			total.backups += p.done.backups
+			total.incrementals += p.done.incrementals
+			total.faults += p.done.faults
+		}
+		_ = os.RemoveAll(sub)
+		if err != nil {
+			rt.Fatalf("%v\nthe scenario:\n%s", err, scenario(sc))
+		}
+	})
+	t.Logf("%+v", total)
+}
+
+// setDefault sets a flag that wasn't given on the command line.
+func setDefault(t *testing.T, name, value string) {
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	if given {
+		return
+	}
+	if err := flag.Set(name, value); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var histories = rapid.Custom(func(t *rapid.T) []string {
+	var sc []string
+	if rapid.Bool().Draw(t, "transient") {
+		sc = append(sc, "transient")
+	}
+	return append(sc, rapid.SliceOfN(lines, 1, 24).Draw(t, "lines")...)
+})
+
+// weighted are the lines that are drawn, each as often as its number says; the words in capitals are replaced.
+var weighted = []struct {
+	weight int
+	line   string
+}{
+	{10, "write DEVICE CLUSTER COUNT"}, {2, "scribble DEVICE CLUSTER"}, {3, "discard DEVICE CLUSTER COUNT"},
+	{12, "backup"}, {2, "backup quiesce"}, {1, "backup off"}, {1, "backup full"}, {2, "backup offline"},
+	{2, "restart"}, {2, "crash"}, {2, "shutdown"}, {1, "destroy"}, {4, "start"}, {1, "pause"}, {1, "pause-error"}, {1, "resume"},
+	{1, "attach DEVICE"}, {1, "detach DEVICE"}, {1, "replace DEVICE"}, {1, "grow DEVICE SECTORS"},
+	{2, "snapshot DEVICE"}, {1, "snapshot-by-hand DEVICE"}, {2, "commit DEVICE"}, {1, "forget"},
+	{2, "delete NUMBER"}, {1, "delete! NUMBER"}, {2, "restore NUMBER"}, {2, "recover"}, {1, "check"},
+	{1, "busy"}, {1, "quiet"}, {1, "job-ends"}, {1, "agent AGENT"}, {1, "target TARGET CLUSTER"}, {1, "target good"},
+	{5, "ACCIDENT CALL backup"}, {1, "ACCIDENT CALL backup quiesce"}, {1, "ACCIDENT CALL delete NUMBER"},
+	{1, "ACCIDENT CALL restore NUMBER"}, {2, "ACCIDENT CALL recover"},
+}
+
+var templates = func() (all []string) {
+	for _, w := range weighted {
+		for range w.weight {
+			all = append(all, w.line)
+		}
+	}
+	return all
+}()
+
+var lines = rapid.Custom(func(t *rapid.T) string {
+	words := strings.Fields(rapid.SampledFrom(templates).Draw(t, "line"))
+	for i, w := range words {
+		words[i] = word(t, w)
+	}
+	return strings.Join(words, " ")
+})
+
+func word(t *rapid.T, w string) string {
+	number := func(low, high int) string { return fmt.Sprint(rapid.IntRange(low, high).Draw(t, w)) }
+	of := func(all ...string) string { return rapid.SampledFrom(all).Draw(t, w) }
+	switch w {
+	case "DEVICE":
+		return of("vda", "vdb")
+	case "CLUSTER":
+		return number(0, 7)
+	case "COUNT":
+		return number(1, 3)
+	case "SECTORS":
+		return number(1, 300)
+	case "NUMBER":
+		return number(0, 5)
+	case "CALL":
+		return number(1, 45)
+	case "AGENT":
+		return of("present", "missing", "silent", "failing", "nothing", "thaw-failing")
+	case "TARGET":
+		return of("full", "hung", "dead")
+	case "ACCIDENT":
+		return of("kill", "kill!", "fail", "fail!")
+	}
+	return w
+}
+
+// TestScenarios plays the histories of testdata/scenarios.
+func TestScenarios(t *testing.T) {
+	files, err := filepath.Glob("testdata/scenarios/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no scenarios: ", err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := scenario(strings.Split(strings.TrimSpace(string(text)), "\n")).run(t, memoryDir(t)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,186 @@
+package kvmbackuptest_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+)
+
+// backup takes a backup, which must succeed unless the scenario has broken something.
+func (p *play) backup(words []string) error {
+	has := func(w string) bool { return slices.Contains(words, w) }
+	p.describe()
+	req := p.request(kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"), OfflineIncremental: has("offline")})
+	if has("quiesce") {
+		req.Quiesce = kvmbackup.QuiesceTry
+	}
+	before := p.foreign()
+	b, err := p.engine.Backup(context.Background(), req)
+	if after := p.foreign(); !slices.Equal(before, after) {
+		return fmt.Errorf("what belongs to others was touched: %v became %v", before, after)
+	}
+	if g, guestErr := p.h.Guest(vm); !p.gate.isDead() && (guestErr != nil || g.Frozen) {
+		return fmt.Errorf("guest is left frozen (%v)", guestErr)
+	}
+	if err != nil {
+		if p.target != kvmbackuptest.TargetGood {
+			return nil
+		}
+		return err
+	}
+	p.done.backups++
+	if b.Kind == kvmbackup.KindIncremental {
+		p.done.incrementals++
+	}
+	if err := p.verify(b); err != nil {
+		return err
+	}
+	if p.gate.hit != "" {
+		return nil // what could not be dropped goes next time
+	}
+	return p.checkClean()
+}
+
+// foreign lists the checkpoints and bitmaps that are not ours.
+func (p *play) foreign() []string {
+	var all []string
+	for _, v := range p.volumes {
+		_, others, err := p.names(v.Device)
+		if err != nil {
+			panic(err)
+		}
+		for _, o := range others {
+			all = append(all, v.Device+":"+o)
+		}
+	}
+	return all
+}
+
+// pick returns one of the backups that are offered.
+func (p *play) pick(n int) (kvmbackup.Backup, bool) {
+	list, err := p.store.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	if err != nil || len(list) == 0 {
+		return kvmbackup.Backup{}, false
+	}
+	return list[n%len(list)], true
+}
+
+func (p *play) delete(n int, force bool) error {
+	b, ok := p.pick(n)
+	if !ok {
+		return nil
+	}
+	if force { // a running record below it has to be settled first
+		if err := p.recover(); err != nil {
+			return err
+		}
+		if b, ok = p.pick(n); !ok {
+			return nil
+		}
+	}
+	before := p.foreign()
+	_, err := p.engine.Delete(context.Background(), b.ID, force)
+	if after := p.foreign(); !slices.Equal(before, after) {
+		return fmt.Errorf("what belongs to others was touched: %v became %v", before, after)
+	}
+	if err != nil {
+		return err
+	}
+	if b, err = p.store.Backup(context.Background(), b.ID); err == nil && b.Status == kvmbackup.StatusCompleted {
+		return fmt.Errorf("backup %s is still offered", b.Path)
+	}
+	return nil
+}
+
+// restoreInPlace restores what the VM still has of a backup's volumes. A VM that is not off must refuse.
+func (p *play) restoreInPlace(n int) error {
+	b, ok := p.pick(n)
+	if !ok {
+		return nil
+	}
+	req := kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{Volumes: p.volumes, Disks: p.disks}}
+	for _, v := range b.Volumes {
+		if slices.ContainsFunc(p.volumes, func(has kvmbackup.Volume) bool { return has.ID == v.VolumeID }) {
+			req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: v.VolumeID})
+		}
+	}
+	if len(req.Volumes) == 0 {
+		return nil
+	}
+	state, _, err := p.h.State(vm)
+	if err != nil {
+		return err
+	}
+	r, err := p.engine.Restore(context.Background(), req)
+	switch {
+	case state != kvmbackup.DomainStopped && errors.Is(err, kvmbackup.ErrDomainRunning):
+		return nil
+	case state != kvmbackup.DomainStopped && err == nil:
+		return fmt.Errorf("a VM that is %v was restored over", state)
+	case p.target == kvmbackuptest.TargetHung && errors.Is(err, kvmbackup.ErrJobStuck):
+		return nil
+	case err != nil:
+		return err
+	}
+	return p.checkRestored(r)
+}
+
+func (p *play) checkRestored(r kvmbackup.Restored) error {
+	for _, v := range r.Volumes {
+		at := slices.IndexFunc(p.volumes, func(has kvmbackup.Volume) bool { return has.ID == v.VolumeID })
+		got, err := p.h.Content(vm, p.volumes[at].Device)
+		if err != nil {
+			return err
+		}
+		if diff := got.Diff(p.contents[r.Backup.ID][v.VolumeID]); diff != "" {
+			return fmt.Errorf("restored %s: %s", v.VolumeID, diff)
+		}
+	}
+	rec, err := p.store.VM(context.Background(), vm)
+	if err == nil && rec.ActiveCheckpoint != "" {
+		err = fmt.Errorf("active checkpoint is %s after a restore in place", rec.ActiveCheckpoint)
+	}
+	return err
+}
+
+func (p *play) recover() error {
+	_, err := p.engine.Recover(context.Background(), vm, p.ref)
+	if p.target == kvmbackuptest.TargetHung && err != nil {
+		return nil
+	}
+	return err
+}
+
+// finish is what holds after every history.
+func (p *play) finish() error {
+	p.busy, p.target = false, kvmbackuptest.TargetGood
+	if err := errors.Join(p.h.SetTarget(vm, kvmbackuptest.Target{}), p.h.SetAgent(vm, kvmbackuptest.AgentPresent)); err != nil {
+		return err
+	}
+	p.describe()
+	if err := p.recover(); err != nil {
+		return err
+	}
+	if err := p.checkClean(); err != nil {
+		return err
+	}
+	if err := p.restoreAll(); err != nil {
+		return err
+	}
+	if err := p.h.Start(vm); err != nil && !errors.Is(err, kvmbackup.ErrDomainRunning) {
+		return err
+	}
+	if err := p.h.Resume(vm); err != nil {
+		return err
+	}
+	for range 2 { // the second one has a bitmap that must be right
+		if err := errors.Join(p.write(p.volumes[0].Device, 3, 2), p.backup(nil)); err != nil {
+			return err
+		}
+	}
+	return p.restoreAll()
+}

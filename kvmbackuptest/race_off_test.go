@@ -1,0 +1,5 @@
+//go:build !race
+
+package kvmbackuptest_test
+
+const raceEnabled = false

@@ -1,0 +1,254 @@
+package kvmbackuptest_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+)
+
+// A scenario is a history of one VM, one step a line; testdata/scenarios/README.md has the language. A step that isn't possible
+// when its turn comes, such as a write to a VM that is off, is passed over, so that any part of a scenario is one too.
+type scenario []string
+
+func (sc scenario) String() string { return strings.Join(sc, "\n") + "\n" }
+
+// play is a scenario under way.
+type play struct {
+	*lab
+	ref      kvmbackup.DomainRef
+	detached map[string]kvmbackup.Volume // by device
+	replaced int
+	target   kvmbackuptest.TargetState
+	busy     bool // the guest writes while a job copies
+	done     struct{ backups, incrementals, faults int }
+}
+
+// run plays a scenario on a fresh VM and then does what holds after every history: what was left is recovered, nothing is left
+// over, every backup offered restores to what the disks held, and the next backup succeeds.
+func (sc scenario) run(t *testing.T, dir string) (p *play, err error) {
+	synctest.Test(t, func(*testing.T) {
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		p, err = sc.play(dir)
+	})
+	return p, err
+}
+
+func (sc scenario) play(dir string) (*play, error) {
+	l, err := newLab(dir, slices.Contains(sc, "transient"), kvmbackuptest.AgentPresent)
+	if err != nil {
+		return nil, err
+	}
+	p := &play{lab: l, detached: map[string]kvmbackup.Volume{}}
+	p.ref = kvmbackup.DomainRef{Name: vm, Disks: l.disks}
+	if err := p.setUp(); err != nil {
+		return p, err
+	}
+	for n, line := range sc {
+		if err := p.step(strings.Fields(line)); err != nil {
+			return p, fmt.Errorf("line %d, %q: %w", n+1, line, err)
+		}
+	}
+	if err := p.finish(); err != nil {
+		return p, fmt.Errorf("at the end: %w", err)
+	}
+	return p, nil
+}
+
+// setUp starts the VM with some data, and with things of others that have to stay.
+func (p *play) setUp() error {
+	p.h.OnStep(func(string, int64, int64) {
+		if p.busy {
+			_ = p.write("vda", int64(p.seed%8), 1) // refused when the guest has no such disk, or doesn't run
+		}
+	})
+	foreign := filepath.Join(p.dir, "nas", vm, "notes.txt")
+	return errors.Join(p.h.Start(vm), p.write("vda", 0, 2), p.write("vdb", 1, 1), p.h.CreateCheckpoint(vm, "others", "vda"),
+		p.h.CreateBitmap(vm, "vdb", "kvmbackup-mine-not"), os.Mkdir(filepath.Dir(foreign), 0o755), os.WriteFile(foreign, []byte("x"), 0o644))
+}
+
+// step carries one line out.
+func (p *play) step(words []string) error {
+	if len(words) == 0 || strings.HasPrefix(words[0], "#") || words[0] == "transient" {
+		return nil
+	}
+	arg := func(n int) string { return append(words, "", "", "", "")[n] }
+	num := func(n int) int64 { v, _ := strconv.ParseInt(arg(n), 10, 64); return v }
+	switch words[0] {
+	case "write":
+		_ = p.write(arg(1), num(2), max(num(3), 1))
+	case "scribble": // less than a cluster
+		p.seed++
+		_ = p.h.Write(vm, arg(1), num(2)*cluster+1024, kvmbackuptest.Pattern(p.seed, 3000))
+	case "discard":
+		_ = p.h.Discard(vm, arg(1), num(2)*cluster, max(num(3), 1)*cluster)
+	case "backup":
+		return p.backup(words[1:])
+	case "delete", "delete!":
+		return p.delete(int(num(1)), words[0] == "delete!")
+	case "restore":
+		return p.restoreInPlace(int(num(1)))
+	case "recover":
+		return p.recover()
+	case "check":
+		return p.restoreAll()
+	case "kill", "kill!", "fail", "fail!":
+		return p.accident(words)
+	default:
+		return p.operate(words[0], arg(1), num(2))
+	}
+	return nil
+}
+
+// operate is what administrators and accidents do. What is not possible now is passed over.
+func (p *play) operate(verb, device string, n int64) error {
+	simple := map[string]func(string) error{
+		"start": p.h.Start, "shutdown": p.h.Shutdown, "destroy": p.h.Destroy, "crash": p.h.Crash, "restart": p.h.Restart,
+		"pause": p.h.Pause, "pause-error": p.h.PauseByError, "resume": p.h.Resume, "job-ends": p.h.RunJob,
+	}
+	disk := map[string]func(name, device string) error{
+		"snapshot": p.h.Snapshot, "snapshot-by-hand": p.h.SnapshotByHand, "commit": p.h.Commit,
+		"attach": p.attach, "detach": p.detach, "replace": p.replace,
+	}
+	agents := map[string]kvmbackuptest.Agent{"present": kvmbackuptest.AgentPresent, "missing": kvmbackuptest.AgentMissing,
+		"silent": kvmbackuptest.AgentSilent, "failing": kvmbackuptest.AgentFailing, "nothing": kvmbackuptest.AgentNothing,
+		"thaw-failing": kvmbackuptest.AgentThawFailing}
+	targets := map[string]kvmbackuptest.TargetState{"good": kvmbackuptest.TargetGood, "full": kvmbackuptest.TargetFull,
+		"hung": kvmbackuptest.TargetHung, "dead": kvmbackuptest.TargetDead}
+	switch f, g := simple[verb], disk[verb]; {
+	case f != nil:
+		_ = f(vm)
+	case g != nil:
+		_ = g(vm, device)
+	case verb == "grow":
+		if c, err := p.h.Content(vm, device); err == nil {
+			_ = p.h.Resize(vm, device, c.SizeBytes()+n*512)
+		}
+	case verb == "agent":
+		return p.h.SetAgent(vm, agents[device])
+	case verb == "target":
+		p.target = targets[device]
+		return p.h.SetTarget(vm, kvmbackuptest.Target{State: p.target, AfterBytes: n * cluster})
+	case verb == "busy", verb == "quiet":
+		p.busy = verb == "busy"
+	case verb == "forget":
+		p.forget()
+	default:
+		return fmt.Errorf("unknown verb %q", verb)
+	}
+	return nil
+}
+
+// forget makes libvirt lose its records of our checkpoints.
+func (p *play) forget() {
+	names, _ := p.h.Checkpoints(vm)
+	for _, n := range names {
+		if kvmbackup.Owns(kvmbackup.DefaultPrefix, n) {
+			_ = p.h.ForgetCheckpoint(vm, n)
+		}
+	}
+}
+
+func (p *play) volumeAt(device string) int {
+	return slices.IndexFunc(p.volumes, func(v kvmbackup.Volume) bool { return v.Device == device })
+}
+
+func (p *play) detach(name, device string) error {
+	at := p.volumeAt(device)
+	if at < 0 || len(p.volumes) == 1 {
+		return kvmbackup.ErrNoVolume
+	}
+	if err := p.h.Detach(name, device); err != nil {
+		return err
+	}
+	p.detached[device] = p.volumes[at]
+	p.volumes = slices.Delete(slices.Clone(p.volumes), at, at+1)
+	p.describe()
+	return nil
+}
+
+func (p *play) attach(name, device string) error {
+	v, ok := p.detached[device]
+	if !ok {
+		return kvmbackup.ErrNoVolume
+	}
+	d := p.newDisk(device, strings.TrimPrefix(string(v.ID), "vol-"))
+	if err := p.h.Attach(name, d); err != nil {
+		return err
+	}
+	delete(p.detached, device)
+	p.volumes = append(slices.Clone(p.volumes), v)
+	p.describe()
+	return nil
+}
+
+func (p *play) replace(name, device string) error {
+	at := p.volumeAt(device)
+	if at < 0 {
+		return kvmbackup.ErrNoVolume
+	}
+	p.replaced++
+	d := p.newDisk(device, fmt.Sprintf("new%d", p.replaced))
+	if err := p.h.Replace(name, d); err != nil {
+		return err
+	}
+	p.volumes = slices.Clone(p.volumes)
+	p.volumes[at].ID = kvmbackup.VolumeID(fmt.Sprintf("vol-new%d", p.replaced))
+	p.describe()
+	return nil
+}
+
+// describe brings the description of a transient domain's disks up to date.
+func (p *play) describe() {
+	if p.disks == nil {
+		return
+	}
+	p.disks = nil
+	for _, v := range p.volumes {
+		p.disks = append(p.disks, kvmbackup.DiskRef{Device: v.Device, Source: p.source(v.Device), Format: "qcow2"})
+	}
+	p.ref.Disks = p.disks
+}
+
+// source asks the hypervisor where a disk is now: snapshots move it.
+func (p *play) source(device string) string {
+	path, err := p.h.Source(vm, device)
+	if err != nil {
+		panic(err)
+	}
+	return path
+}
+
+// accident carries out "kill N STEP...": the process dies at its N-th call; with fail only that call fails. With ! the call
+// has its effect all the same.
+func (p *play) accident(words []string) error {
+	m := map[string]mode{"kill": killBefore, "kill!": killAfter, "fail": failBefore, "fail!": failAfter}[words[0]]
+	n, err := strconv.Atoi(words[1])
+	if err != nil {
+		return err
+	}
+	if err := p.open(plan{n: n, mode: m}); err != nil {
+		return err
+	}
+	err = p.step(words[2:])
+	if p.gate.disarm() != "" {
+		p.done.faults++
+		if errors.Is(err, errInjected) || errors.Is(err, errKilled) {
+			err = nil
+		}
+	}
+	return errors.Join(err, p.open(plan{}))
+}
