@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"regexp"
 	"strings"
@@ -74,19 +73,25 @@ func (c Config) withDefaults() (Config, error) {
 }
 
 // detect asks the database what it is.
-func detect(ctx context.Context, db *sql.DB) (Dialect, error) {
-	var version string
-	if err := db.QueryRowContext(ctx, `SELECT sqlite_version()`).Scan(&version); err == nil {
+func (s *Store) detect(ctx context.Context) (Dialect, error) {
+	version, err := s.ask(ctx, `SELECT sqlite_version()`)
+	if err == nil {
 		return DialectSQLite, nil
 	}
-	if err := db.QueryRowContext(ctx, `SELECT version()`).Scan(&version); err != nil {
-		return DialectUnknown, fmt.Errorf("ask the database what it is: %w", err)
-	}
+	version, errVersion := s.ask(ctx, `SELECT version()`)
 	switch {
+	case errVersion != nil:
+		return DialectUnknown, fmt.Errorf("ask the database what it is: %w; %w", err, errVersion)
 	case strings.HasPrefix(version, "CockroachDB"):
 		return DialectCockroachDB, nil
 	case strings.HasPrefix(version, "PostgreSQL"):
 		return DialectPostgreSQL, nil
 	}
 	return DialectUnknown, fmt.Errorf("database %q: %w: set Config.Dialect to the one that it speaks", version, kvmbackup.ErrUnsupported)
+}
+
+// ask returns the one value of a query.
+func (s *Store) ask(ctx context.Context, query string) (value string, err error) {
+	err = s.retry(ctx, func() error { return s.db.QueryRowContext(ctx, query).Scan(&value) })
+	return value, err
 }

@@ -22,7 +22,7 @@
 //
 //	file:/var/lib/host/backups.db?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(FULL)
 //
-// With WAL, readers and the writer don't wait for each other. busy_timeout lets a writer wait its turn inside
-// SQLite; without it the store waits by itself, less fairly. synchronous must not be OFF, nor NORMAL if a record
-// must outlive a power cut. Several processes may share the file: every write begins with BEGIN IMMEDIATE.
+// With WAL, readers and the writer don't wait for each other. synchronous must not be OFF, nor NORMAL if a record must
+// outlive a power cut. Several processes may share the file: every write begins with BEGIN IMMEDIATE. For that the
+// store waits by itself, whatever busy_timeout says, because SQLite's own wait doesn't heed a context.
 package sqlstore

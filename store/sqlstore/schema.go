@@ -38,9 +38,9 @@ func (s *Store) SchemaVersion() int { return s.migrations[len(s.migrations)-1].V
 
 // CheckSchema returns a *SchemaError unless the tables are of exactly the version that the library needs.
 func (s *Store) CheckSchema(ctx context.Context) error {
-	have, err := s.version(ctx)
+	have, err := read(ctx, s, "read the schema's version", func() (int, error) { return s.version(ctx) })
 	if err != nil {
-		return fmt.Errorf("read the schema's version: %w", err)
+		return err
 	}
 	if have != s.SchemaVersion() {
 		return &SchemaError{Have: have, Want: s.SchemaVersion()}

@@ -3,7 +3,6 @@ package sqlstore_test
 import (
 	"database/sql"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -16,8 +15,6 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 	"github.com/kvmbackup/kvmbackup/store/storetest"
 )
-
-func TestMain(m *testing.M) { os.Exit(testpg.Main(m)) }
 
 // sqliteDSN is the documented one, but for the flush to the disk.
 func sqliteDSN(file string) string {
@@ -71,5 +68,14 @@ func TestPostgreSQL(t *testing.T) {
 		return storetest.Harness{Store: openStore(t, db, c), Open: func() (kvmbackup.Store, error) {
 			return sqlstore.New(t.Context(), second, c)
 		}}
+	}, storetest.Parallel())
+}
+
+// TestSQLiteInMemory uses one connection, without which every other one would see an empty database.
+func TestSQLiteInMemory(t *testing.T) {
+	storetest.Run(t, func(t testing.TB) storetest.Harness {
+		db := openDB(t, "sqlite", ":memory:")
+		db.SetMaxOpenConns(1)
+		return storetest.Harness{Store: openStore(t, db, sqlstore.Config{})}
 	}, storetest.Parallel())
 }

@@ -31,27 +31,24 @@ var _ kvmbackup.Store = (*Store)(nil)
 // dialect, unless the Config has it, and for its schema: tables that a newer library has migrated are refused
 // with a *SchemaError; older or missing ones are left for Migrate. A Config that is wrong is an ErrInvalid.
 func New(ctx context.Context, db *sql.DB, c Config) (*Store, error) {
+	s := &Store{db: db, cfg: c}
 	if c.Dialect == DialectUnknown {
 		var err error
-		if c.Dialect, err = detect(ctx, db); err != nil {
-			return nil, err
+		if s.cfg.Dialect, err = s.detect(ctx); err != nil {
+			return nil, rules.ContextError(ctx, err)
 		}
 	}
-	migrations, err := Migrations(c)
-	if err != nil {
+	var err error
+	if s.migrations, err = Migrations(s.cfg); err != nil {
 		return nil, err
 	}
-	if c, err = c.withDefaults(); err != nil {
+	if s.cfg, err = s.cfg.withDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Store{db: db, cfg: c, q: newQueries(c), migrations: migrations}
-	s.Writer = rules.NewWriter(s.update)
-	have, err := s.version(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("read the schema's version: %w", err)
-	}
-	if have > s.SchemaVersion() {
-		return nil, &SchemaError{Have: have, Want: s.SchemaVersion()}
+	s.q, s.Writer = newQueries(s.cfg), rules.NewWriter(s.update)
+	var schema *SchemaError
+	if err := s.CheckSchema(ctx); errors.Is(err, ErrSchemaNewer) || err != nil && !errors.As(err, &schema) {
+		return nil, err
 	}
 	return s, nil
 }
@@ -182,8 +179,11 @@ func (s *Store) Removals(ctx context.Context, limit int) ([]kvmbackup.Removal, e
 
 // AckRemoval implements kvmbackup.Store.
 func (s *Store) AckRemoval(ctx context.Context, id kvmbackup.BackupID) error {
-	_, err := read(ctx, s, "acknowledge a removal", func() (sql.Result, error) {
-		return s.db.ExecContext(ctx, s.q.removalAck, id)
+	_, err := read(ctx, s, "acknowledge a removal", func() (struct{}, error) {
+		return struct{}{}, s.transact(ctx, func(c *txConn) error {
+			_, err := c.ExecContext(ctx, s.q.removalAck, id)
+			return err
+		})
 	})
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"math/rand/v2"
+	"strconv"
 	"time"
 )
 
@@ -29,29 +30,61 @@ func (s *Store) transact(ctx context.Context, fn func(*txConn) error) error {
 	if err != nil {
 		return err
 	}
-	if _, err := conn.ExecContext(ctx, s.q.begin); err != nil {
-		return errors.Join(err, rollback(ctx, conn), conn.Close())
+	defer conn.Close()
+	if err := s.begin(ctx, conn); err != nil {
+		if ctx.Err() != nil {
+			drop(conn) // it may have begun
+		}
+		return err
 	}
 	if err := fn(&txConn{conn}); err != nil {
-		return errors.Join(err, rollback(ctx, conn), conn.Close())
+		rollback(ctx, conn)
+		return err
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	if _, err := conn.ExecContext(end, `COMMIT`); err != nil {
-		return errors.Join(err, rollback(ctx, conn), conn.Close())
+		rollback(ctx, conn)
+		return err
 	}
-	return conn.Close()
+	return nil
+}
+
+// begin waits for SQLite's lock in short turns, which retry repeats: SQLite's own busy_timeout doesn't heed a context.
+// It is the host's again afterwards.
+func (s *Store) begin(ctx context.Context, conn *sql.Conn) error {
+	const turn = 20 // milliseconds
+	if s.cfg.Dialect == DialectSQLite {
+		var timeout int
+		if err := conn.QueryRowContext(ctx, `PRAGMA busy_timeout`).Scan(&timeout); err != nil {
+			return err
+		}
+		if timeout > turn {
+			defer setBusyTimeout(ctx, conn, timeout)
+			setBusyTimeout(ctx, conn, turn)
+		}
+	}
+	_, err := conn.ExecContext(ctx, s.q.begin)
+	return err
+}
+
+// setBusyTimeout can fail only with the connection, which the next statement will tell.
+func setBusyTimeout(ctx context.Context, conn *sql.Conn, ms int) {
+	_, _ = conn.ExecContext(context.WithoutCancel(ctx), `PRAGMA busy_timeout = `+strconv.Itoa(ms))
 }
 
 // rollback ends the transaction, or the connection when even that can't be done: then the database does it.
-func rollback(ctx context.Context, conn *sql.Conn) error {
+func rollback(ctx context.Context, conn *sql.Conn) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	if _, err := conn.ExecContext(ctx, `ROLLBACK`); err != nil {
-		// The pool drops a connection that is said to be bad. That error is the request, not a failure.
-		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		drop(conn)
 	}
-	return nil
+}
+
+// drop makes the pool close the connection: it does that with one that is said to be bad.
+func drop(conn *sql.Conn) {
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 }
 
 // retry repeats what lost a conflict until it got through or ctx ends.
