@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -12,7 +13,8 @@ import (
 
 // Inspect describes the disks in their order. An image that another process has open for writing is an
 // ErrImageLocked: the domain is not stopped, or somebody works on it. Bitmaps of which a part is on a lower layer, or
-// which don't record, are reported as inconsistent.
+// which don't record, are reported as inconsistent. One image that is missing or damaged doesn't hide the others: its disk
+// is reported as unreadable.
 func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskStatus, error) {
 	var out []kvmbackup.DiskStatus
 	for _, d := range disks {
@@ -22,13 +24,26 @@ func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskSt
 		case d.Path == "":
 			status.Untrackable = "no local path while the domain is stopped"
 		default:
-			if err := im.inspect(ctx, d, &status); err != nil {
+			err := im.inspect(ctx, d, &status)
+			if err != nil && !unreadable(err) {
 				return nil, err
+			}
+			if err != nil {
+				status.Unreadable, status.BitmapsUnknown = err.Error(), "the image can't be read"
 			}
 		}
 		out = append(out, status)
 	}
 	return out, nil
+}
+
+// unreadable says whether the error is about what the image is, and not about who uses it or how it was looked at.
+func unreadable(err error) bool {
+	if errors.Is(err, qcow2.ErrLocked) {
+		return false
+	}
+	return slices.ContainsFunc([]error{qcow2.ErrNotFound, qcow2.ErrPermission, qcow2.ErrFormat, qcow2.ErrCorrupt, qcow2.ErrTooNew, qcow2.ErrIO},
+		func(sentinel error) bool { return errors.Is(err, sentinel) })
 }
 
 func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskStatus) error {
