@@ -147,9 +147,10 @@ func (r BackupRequest) named(st DomainStatus) ([]chosen, error) {
 // volumeSpace makes the derived volume IDs their own kind of UUID.
 var volumeSpace = uuid.MustParse("6e0f5b5e-6a35-4f0c-9d3c-1f6f6f1b7c0a")
 
-// derivedID is a disk's serial, where it makes a plain name, or else a UUID made from its path.
+// derivedID is a disk's serial, where it makes a plain name and no other disk has it, or else a UUID made from its path.
 func derivedID(st DomainStatus, d DiskStatus) VolumeID {
-	if d.Serial != "" && repository.ValidName(d.Serial) == nil {
+	shared := slices.ContainsFunc(st.Disks, func(o DiskStatus) bool { return o.Serial == d.Serial && o.Device != d.Device })
+	if d.Serial != "" && !shared && repository.ValidName(d.Serial) == nil {
 		return VolumeID(d.Serial)
 	}
 	return VolumeID(uuid.NewSHA1(volumeSpace, []byte(st.Name+"\x00"+d.Source)).String())
