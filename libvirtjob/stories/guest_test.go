@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -243,3 +244,15 @@ func (s *story) pull() (end func()) {
 		})
 	}
 }
+
+// state is what libvirt says of the guest.
+func (s *story) state() libvirt.DomainState {
+	s.Helper()
+	state, _, err := s.guest.Domain().GetState()
+	s.must(err)
+	return state
+}
+
+func (s *story) unmount(dir string) { _ = exec.Command("umount", "-l", dir).Run() }
+
+func sprint(n int64) string { return strconv.FormatInt(n, 10) }

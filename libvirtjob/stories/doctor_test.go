@@ -1,0 +1,269 @@
+package stories_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// found returns the codes that the doctor reports, sorted, each once.
+func found(d kvmbackup.Diagnosis) []kvmbackup.FindingCode {
+	var codes []kvmbackup.FindingCode
+	for _, f := range d.Findings {
+		codes = append(codes, f.Code)
+	}
+	slices.Sort(codes)
+	return slices.Compact(codes)
+}
+
+// finds checks what the doctor reports, and that looking has changed nothing.
+func (s *story) finds(want ...kvmbackup.FindingCode) kvmbackup.Diagnosis {
+	s.Helper()
+	before := s.everything()
+	d, err := s.engine.Inspect(s.ctx, s.request())
+	s.must(err)
+	if after := s.everything(); !slices.Equal(before, after) {
+		s.Errorf("the inspection has changed something: %q, was %q", after, before)
+	}
+	s.wantCodes("Inspect finds", d, want...)
+	return d
+}
+
+// repair repairs and checks what the doctor still reports afterwards.
+func (s *story) repair(left ...kvmbackup.FindingCode) {
+	s.Helper()
+	d, err := s.engine.Repair(s.ctx, s.request())
+	s.must(err)
+	s.wantCodes("Repair leaves", d, left...)
+}
+
+func (s *story) wantCodes(what string, d kvmbackup.Diagnosis, want ...kvmbackup.FindingCode) {
+	s.Helper()
+	slices.Sort(want)
+	if got := found(d); !slices.Equal(got, want) {
+		s.Errorf("%s %q, want %q", what, got, want)
+	}
+}
+
+// lease gives the store to a test that plays a process which crashes: it is released, and what was written stays.
+func (s *story) lease(write func(kvmbackup.Store, kvmbackup.Lease)) {
+	s.Helper()
+	store := s.consumer.cfg.Store
+	l, err := store.AcquireLease(s.ctx, s.vm(), "a process that crashes", time.Minute)
+	s.must(err)
+	write(store, l)
+	s.must(store.ReleaseLease(s.ctx, l))
+}
+
+// begun is a record as a backup begins with.
+func (s *story) begun(last kvmbackup.Backup, stamp string) kvmbackup.Backup {
+	b := last
+	b.ID, b.ChainID, b.Kind, b.Status = kvmbackup.NewBackupID(), kvmbackup.NewChainID(), kvmbackup.KindFull, kvmbackup.StatusRunning
+	b.Position, b.ParentID, b.CompletedAt = 0, "", time.Time{}
+	b.Path = string(s.vm()) + "/" + stamp
+	b.Checkpoint = kvmbackup.CheckpointName(s.prefix + "-" + stamp)
+	b.Volumes = slices.Clone(last.Volumes)
+	for i := range b.Volumes {
+		b.Volumes[i].Kind, b.Volumes[i].ParentFile = kvmbackup.KindFull, ""
+	}
+	return b
+}
+
+// What a process left that crashed between recording its backup and the end of its job.
+func TestDoctorOnLeftBackups(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+	last := s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.finds()
+
+	running := s.begun(last, "2030.01.01.00.00.00")
+	s.lease(func(store kvmbackup.Store, l kvmbackup.Lease) {
+		_, err := store.Begin(s.ctx, l, running)
+		s.must(err)
+	})
+	_, err := s.repo.CreatePartial(s.ctx, running.Path, string(running.ID))
+	s.must(err)
+	s.checkpoint(running.Checkpoint.String(), "vda", "vdb")
+	s.finds(kvmbackup.FindingRunningRecord)
+	s.repair()
+	s.inOrder()
+
+	failed := s.begun(last, "2030.01.02.00.00.00")
+	s.lease(func(store kvmbackup.Store, l kvmbackup.Lease) {
+		_, err := store.Begin(s.ctx, l, failed)
+		s.must(err)
+		s.must(store.Fail(s.ctx, l, failed.ID, "it was not to be"))
+	})
+	_, err = s.repo.CreatePartial(s.ctx, failed.Path, string(failed.ID))
+	s.must(err)
+	s.finds(kvmbackup.FindingLeftPartial)
+	s.repair()
+	s.inOrder()
+
+	s.write("vda", 0x21, 0, 1)
+	s.incremental()
+	s.restoreAll()
+}
+
+// Checkpoints and bitmaps that don't fit the records.
+func TestDoctorOnCheckpoints(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+	s.checkpoint("virtnbdbackup.0", "vda")
+	s.bitmap("add", "vdb", "theirs")
+	theirs := s.foreign()
+	const foreign = kvmbackup.FindingForeignCheckpoint
+	active := s.full(kvmbackup.ReasonNoActiveCheckpoint).Checkpoint.String()
+	s.finds(foreign)
+
+	s.checkpoint("kvmbackup-2020.01.01.00.00.00", "vda", "vdb")
+	s.bitmap("add", "vdb", "kvmbackup-2020.01.02.00.00.00")
+	s.finds(foreign, kvmbackup.FindingStaleCheckpoint)
+	s.repair(foreign)
+	s.inOrder()
+
+	s.deleteCheckpoint(active, metadataOnly)
+	s.finds(foreign, kvmbackup.FindingActiveUnlisted)
+	s.repair(foreign, kvmbackup.FindingActiveUnlisted)
+	active = s.incremental().Checkpoint.String()
+
+	s.bitmap("remove", "vda", active)
+	s.bitmap("disable", "vdb", active)
+	d := s.finds(foreign, kvmbackup.FindingBitmapMissing, kvmbackup.FindingBitmapBroken)
+	if d.Healthy() {
+		t.Error("the doctor calls it healthy")
+	}
+	s.full(kvmbackup.ReasonNoVolumeIncremental)
+	s.finds(foreign)
+
+	s.lease(func(store kvmbackup.Store, l kvmbackup.Lease) {
+		s.must(store.SetActive(s.ctx, l, "kvmbackup-2020.01.03.00.00.00"))
+	})
+	s.finds(foreign, kvmbackup.FindingActiveNotNewest, kvmbackup.FindingStaleCheckpoint)
+	s.repair(foreign)
+	s.inOrder()
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.incremental()
+	s.wantForeign(theirs)
+	s.restoreAll()
+}
+
+// The same on a stopped domain.
+func TestDoctorOnStoppedDomain(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Stopped: true})
+	s.policy.OfflineIncremental = true
+	bitmap := func(verb, device, name string) {
+		t.Helper()
+		s.run("qemu-img", "bitmap", "--"+verb, s.guest.Image(device), name)
+	}
+	bitmap("add", "vda", "theirs")
+	theirs := s.foreign()
+	active := s.full(kvmbackup.ReasonNoActiveCheckpoint).Checkpoint.String()
+	bitmap("add", "vdb", "kvmbackup-2020.01.02.00.00.00")
+	bitmap("remove", "vda", active)
+	s.finds(kvmbackup.FindingForeignCheckpoint, kvmbackup.FindingStaleCheckpoint, kvmbackup.FindingBitmapMissing)
+	s.repair(kvmbackup.FindingForeignCheckpoint, kvmbackup.FindingBitmapMissing)
+	s.inOrder()
+	s.incremental("vol-vda: volume-bitmap-missing")
+	s.incremental()
+	s.wantForeign(theirs)
+	s.restoreAll()
+}
+
+// Folders and files that don't fit the records.
+func TestDoctorOnFolders(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda"), Persistent: true})
+	first := s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 0, 4)
+	second := s.incremental()
+	vm := filepath.Join(s.dir, string(s.vm()))
+
+	// Foreign things stay.
+	s.must(os.MkdirAll(filepath.Join(vm, "notes"), 0o755))
+	s.must(os.WriteFile(filepath.Join(vm, "notes", "read.me"), []byte("precious"), 0o644))
+	_, err := s.repo.CreatePartial(s.ctx, string(s.vm())+"/2030.01.01.00.00.00", string(kvmbackup.NewBackupID()))
+	s.must(err)
+	s.finds(kvmbackup.FindingForeignFolder, kvmbackup.FindingForeignPartial)
+	before := s.everything()
+	s.repair(kvmbackup.FindingForeignFolder, kvmbackup.FindingForeignPartial)
+	if after := s.everything(); !slices.Equal(before, after) {
+		t.Errorf("Repair has touched what is foreign: %q, was %q", after, before)
+	}
+	s.must(os.RemoveAll(filepath.Join(vm, "notes")))
+	partials, err := filepath.Glob(filepath.Join(vm, "*.partial-*"))
+	s.must(err)
+	s.must(os.Remove(partials[0]))
+
+	// A deletion that was marked, and one whose removal was begun.
+	s.lease(func(store kvmbackup.Store, l kvmbackup.Lease) { s.must(store.MarkDeletePending(s.ctx, l, second.ID)) })
+	s.finds(kvmbackup.FindingDeletePending, kvmbackup.FindingStaleCheckpoint)
+	s.removeAndCrash(second)
+	s.finds(kvmbackup.FindingDeletePending, kvmbackup.FindingLeftDeleting, kvmbackup.FindingMissingFile, kvmbackup.FindingStaleCheckpoint)
+	s.repair()
+	s.taken = s.taken[:1]
+	s.inOrder()
+	s.write("vda", 0x31, 1, 4)
+	third := s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.restoreAll()
+
+	// A file is lost: its backup can't be restored, and is no parent.
+	lost := filepath.Join(s.dir, third.Path, third.Volumes[0].File)
+	s.must(os.Rename(lost, lost+".aside"))
+	s.finds(kvmbackup.FindingMissingFile)
+	s.repair(kvmbackup.FindingMissingFile)
+	if _, err := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: third.ID, Dir: t.TempDir()}); !errors.Is(err, kvmbackup.ErrMissingFile) {
+		t.Errorf("restore: %v", err)
+	}
+	b, err := s.engine.Backup(s.ctx, s.request())
+	if s.must(err); b.Reasons[0].Code != kvmbackup.ReasonParentFileMissing {
+		t.Errorf("backup is %v because %v", b.Kind, b.Reasons)
+	}
+	s.must(os.Rename(lost+".aside", lost))
+	s.finds()
+	s.incremental()
+	s.restoreAll()
+
+	// The store is lost: the records are made anew from the folders, and the backup after that is full.
+	s.consumers = nil
+	old := s.taken
+	s.consumer = s.newConsumer("", s.dir, s.TempDir()+"/new.db")
+	s.finds(kvmbackup.FindingUnrecorded, kvmbackup.FindingStaleCheckpoint)
+	done, err := s.engine.Import(s.ctx, s.vm())
+	s.must(err)
+	if len(done) != 4 || !done[3].Added {
+		t.Errorf("imported are %+v", done)
+	}
+	s.taken = old
+	s.restoreAll()
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.incremental()
+	if _, err := s.engine.Delete(s.ctx, first.ID, false); err != nil {
+		t.Error(err)
+	}
+	s.inOrder()
+}
+
+// removeAndCrash begins to remove a backup's folder and is interrupted.
+func (s *story) removeAndCrash(b kvmbackup.Backup) {
+	s.Helper()
+	repo, err := repository.Open(s.ctx, s.dir, repository.Options{NoSync: true, BeforeStep: func(step string) error {
+		if filepath.Base(step) == b.Volumes[0].File {
+			return errEnough
+		}
+		return nil
+	}})
+	s.must(err)
+	m, err := repo.ReadManifest(s.ctx, b.Path)
+	s.must(err)
+	if _, err := repo.Remove(s.ctx, m.Target()); !errors.Is(err, errEnough) {
+		s.Fatalf("the removal was not interrupted: %v", err)
+	}
+}

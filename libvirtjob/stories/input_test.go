@@ -1,0 +1,211 @@
+package stories_test
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// What is wrong with a request is said by its type, before anything is done.
+func TestBadRequests(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+	s.write("vda", 0x11, 0, 1)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 0, 1)
+	for name, c := range map[string]struct {
+		change func(*kvmbackup.BackupRequest)
+		want   error
+	}{
+		"unknown domain":      {func(r *kvmbackup.BackupRequest) { r.Domain = "nobody" }, kvmbackup.ErrNoDomain},
+		"another UUID":        {func(r *kvmbackup.BackupRequest) { r.DomainUUID = string(kvmbackup.NewBackupID()) }, kvmbackup.ErrNoDomain},
+		"unknown device":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].Device = "vdz" }, kvmbackup.ErrNoVolume},
+		"device twice":        {func(r *kvmbackup.BackupRequest) { r.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid},
+		"identity twice":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = r.Volumes[0].ID }, kvmbackup.ErrInvalid},
+		"identity with slash": {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = "../../etc/passwd" }, kvmbackup.ErrInvalid},
+		"empty identity":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = "" }, kvmbackup.ErrInvalid},
+		"VM with slash":       {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "a/b", s.guest.Name }, kvmbackup.ErrInvalid},
+		"VM above":            {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "..", s.guest.Name }, kvmbackup.ErrInvalid},
+		"no VM":               {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "", s.guest.Name }, kvmbackup.ErrInvalid},
+		"negative bandwidth":  {func(r *kvmbackup.BackupRequest) { r.BandwidthBytes = -1 }, kvmbackup.ErrInvalid},
+	} {
+		t.Run(name, func(*testing.T) {
+			req := s.request()
+			req.Volumes = slices.Clone(req.Volumes)
+			c.change(&req)
+			s.refuses(req, c.want)
+		})
+	}
+	s.incremental()
+	s.restoreAll()
+}
+
+// Disks that share a serial are told apart by their paths.
+func TestSerialTwice(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: []disk{
+		{Device: "vda", SizeBytes: 16 * mib, Serial: "same"}, {Device: "vdb", SizeBytes: 16 * mib, Serial: "same"},
+		{Device: "vdc", SizeBytes: 16 * mib, Serial: "single"},
+	}})
+	s.volumes = nil
+	s.write("vdb", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 0, 4)
+	if b := s.incremental(); b.Volumes[2].VolumeID != "single" {
+		t.Errorf("volumes are %+v", b.Volumes)
+	}
+	s.restoreAll()
+}
+
+// A VM without anything that can be backed up.
+func TestNothingToBackUp(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Persistent: true, Disks: []disk{
+		{Device: "sda", Kind: "cdrom", Empty: true}, {Device: "vda", SizeBytes: 16 * mib, ReadOnly: true},
+	}})
+	s.refuses(s.request(), kvmbackup.ErrNothingToBackUp)
+	s.guest.Destroy()
+	s.refuses(s.request(), kvmbackup.ErrNothingToBackUp)
+}
+
+// Another process works on an image of the stopped VM.
+func TestImageInUse(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true, Stopped: true})
+	s.full(kvmbackup.ReasonStopped)
+	before := s.everything()
+	release := s.hold(s.guest.Image("vdb"))
+	_, err := s.engine.Backup(s.ctx, s.request())
+	s.wantErr(err, kvmbackup.ErrImageLocked)
+	s.Log(err)
+	release()
+	if after := s.everything(); !slices.Equal(before, after) {
+		t.Errorf("the refused backup has changed something: %q, was %q", after, before)
+	}
+	s.full(kvmbackup.ReasonStopped)
+	s.guest.Create()
+	s.write("vdb", 0x21, 1, 2)
+	s.incremental()
+	s.restoreAll()
+}
+
+// hold has another process open an image for writing.
+func (s *story) hold(image string) (release func()) {
+	s.Helper()
+	cmd := exec.CommandContext(s.ctx, "qemu-io", "-f", "qcow2", image)
+	stdin, err := cmd.StdinPipe()
+	s.must(err)
+	s.must(cmd.Start())
+	eventually(s.T, "the image is locked", func() bool {
+		return exec.CommandContext(s.ctx, "qemu-img", "info", image).Run() != nil
+	})
+	return func() {
+		_, err := io.WriteString(stdin, "quit\n")
+		s.must(err)
+		s.must(cmd.Wait())
+	}
+}
+
+// The image of a stopped VM is gone.
+func TestImageMissing(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true, Stopped: true})
+	s.full(kvmbackup.ReasonStopped)
+	image := s.guest.Image("vdb")
+	s.must(os.Rename(image, image+".away"))
+	_, err := s.engine.Backup(s.ctx, s.request())
+	s.wantErr(err, kvmbackup.ErrUnreadable)
+	s.Log(err)
+	s.must(os.Rename(image+".away", image))
+	s.inOrder()
+	s.full(kvmbackup.ReasonStopped)
+}
+
+// IDs that nobody has given.
+func TestUnknownBackup(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda"), Stopped: true})
+	nobody := kvmbackup.NewBackupID()
+	dir := t.TempDir()
+	_, restore := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: nobody, Dir: dir})
+	_, verify := s.engine.Verify(s.ctx, nobody, true)
+	_, remove := s.engine.Delete(s.ctx, nobody, false)
+	_, get := s.engine.Get(s.ctx, nobody)
+	_, chain := s.engine.Chain(s.ctx, nobody)
+	for name, err := range map[string]error{"restore": restore, "verify": verify, "delete": remove, "get": get, "chain": chain} {
+		if !errors.Is(err, kvmbackup.ErrNotFound) {
+			t.Errorf("%s: error is %v, want %q", name, err, kvmbackup.ErrNotFound)
+		}
+	}
+	if got := s.files(dir); len(got) != 1 {
+		t.Errorf("restore has left %q", got)
+	}
+	s.inOrder()
+}
+
+// A manifest, or a file, that is not what it was is refused before anything is restored from it; other chains are not
+// concerned.
+func TestDamagedBackups(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda"), Persistent: true})
+	s.policy.FullEvery = 2
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 1, 4)
+	child := s.incremental()
+	for name, damage := range map[string]func(dir string) (undo func()){
+		"corrupt manifest":  func(dir string) func() { return s.overwrite(filepath.Join(dir, "backup.json"), []byte("{")) },
+		"no manifest":       func(dir string) func() { return s.overwrite(filepath.Join(dir, "backup.json"), nil) },
+		"corrupt image":     func(dir string) func() { return s.overwrite(filepath.Join(dir, child.Volumes[0].File), []byte("QFI?")) },
+		"no image":          func(dir string) func() { return s.overwrite(filepath.Join(dir, child.Volumes[0].File), nil) },
+		"link to elsewhere": func(dir string) func() { return s.link(filepath.Join(dir, child.Volumes[0].File)) },
+	} {
+		for _, of := range s.taken {
+			undo := damage(filepath.Join(s.dir, of.Path))
+			dir := t.TempDir()
+			_, err := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: child.ID, Dir: dir})
+			if !errors.Is(err, kvmbackup.ErrDamaged) && !errors.Is(err, kvmbackup.ErrMissingFile) {
+				t.Errorf("%s of backup %d: restore: %v", name, of.Sequence, err)
+			}
+			if got := s.files(dir); len(got) != 1 {
+				t.Errorf("%s: restore has left %q", name, got)
+			}
+			report, err := s.engine.Verify(s.ctx, child.ID, false)
+			if !errors.Is(err, kvmbackup.ErrDamaged) || report.OK() {
+				t.Errorf("%s of backup %d: verify: %v, %v", name, of.Sequence, report.Problems, err)
+			}
+			undo()
+		}
+	}
+	s.inOrder()
+	s.restoreAll()
+	s.full(kvmbackup.ReasonChainComplete)
+	s.incremental()
+	s.restoreAll()
+}
+
+// overwrite replaces a file, or removes it, until undo is called.
+func (s *story) overwrite(path string, data []byte) (undo func()) {
+	s.Helper()
+	kept := s.TempDir() + "/kept"
+	s.run("cp", "--sparse=always", path, kept)
+	s.must(os.Remove(path))
+	if data != nil {
+		s.must(os.WriteFile(path, data, 0o644))
+	}
+	return func() { s.run("cp", "--sparse=always", kept, path) }
+}
+
+// link replaces an image by one on a backing file outside of the repository.
+func (s *story) link(path string) (undo func()) {
+	s.Helper()
+	undo = s.overwrite(path, nil)
+	s.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", s.blank("raw"), "-F", "raw", path, "16M")
+	return undo
+}

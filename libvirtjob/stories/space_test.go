@@ -1,0 +1,125 @@
+package stories_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// small makes a repository on a file system of 40 MiB, and a function that fills it but for a few bytes and frees it.
+func (s *story) small(change ...func(*kvmbackup.Config)) (c *consumer, fill func(leaveBytes int64), free func()) {
+	s.Helper()
+	dir := s.TempDir()
+	s.run("mount", "-t", "tmpfs", "-o", "size=40m,mode=777", "tmpfs", dir)
+	s.Cleanup(func() { s.unmount(dir) })
+	c = s.newConsumer("", dir, s.TempDir()+"/small.db", change...)
+	s.consumers = []*consumer{c}
+	s.consumer = c
+	hog := filepath.Join(dir, "hog")
+	fill = func(leaveBytes int64) {
+		space, err := c.repo.Probe(s.ctx)
+		s.must(err)
+		s.run("fallocate", "-l", sprint(space.FreeBytes-leaveBytes), hog)
+	}
+	return c, fill, func() { s.must(os.Remove(hog)) }
+}
+
+// The repository fills up in the middle of a backup: the guest runs on, nothing is left, and the next backup is
+// incremental once there is space.
+func TestSpaceRunsOut(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+	s.policy.OfflineIncremental = true
+	var atJob func()
+	_, fill, free := s.small(func(c *kvmbackup.Config) {
+		c.OnEvent = func(e kvmbackup.Event) {
+			if e.Step == "begin job" && atJob != nil {
+				atJob()
+				atJob = nil
+			}
+		}
+	})
+	s.write("vda", 0x11, 0, 2)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	runsOut := func() {
+		t.Helper()
+		atJob = func() { fill(mib) }
+		s.fails(s.ctx, s.request(), kvmbackup.ErrNoSpace, kvmbackup.ErrJobFailed)
+		free()
+	}
+	state := s.state()
+	s.write("vda", 0x21, 1, 8)
+	runsOut()
+	if got := s.state(); got != state {
+		t.Errorf("the guest is %v, was %v", got, state)
+	}
+	s.write("vdb", 0x31, 0, 2)
+	s.incremental()
+
+	s.guest.Destroy()
+	s.write("vda", 0x41, 2, 8)
+	runsOut()
+	s.incremental()
+	s.restoreAll()
+}
+
+// A backup for which there is no space isn't begun, and the refusal has the figures.
+func TestPreflight(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	s := tell(t, config{Disks: disks("vda"), Persistent: true})
+	_, fill, free := s.small(func(c *kvmbackup.Config) { c.ReserveBytes = 4 * mib })
+	s.write("vda", 0x11, 0, 2)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 1, 8)
+	fill(10 * mib)
+	err := s.refuses(s.request(), kvmbackup.ErrNoSpace)
+	var space *kvmbackup.SpaceError
+	if !errors.As(err, &space) || space.NeedBytes < 8*mib || space.NeedBytes > 10*mib || space.FreeBytes > 10*mib || space.ReserveBytes != 4*mib {
+		t.Errorf("error is %+v", space)
+	}
+	free()
+	s.incremental()
+
+	// Full to the last byte, so that not even the probe's file fits.
+	fill(0)
+	s.refuses(s.request(), kvmbackup.ErrNoSpace)
+	free()
+	s.run("mount", "-o", "remount,ro", s.dir)
+	s.refuses(s.request(), repository.ErrReadOnly)
+	s.run("mount", "-o", "remount,rw", s.dir)
+	s.incremental()
+	s.restoreAll()
+
+	// The share isn't mounted.
+	s.unmount(s.dir)
+	_, err = s.engine.Backup(s.ctx, s.request())
+	s.wantErr(err, repository.ErrNotRepository)
+	if files := s.files(s.dir); len(files) != 1 {
+		t.Errorf("the empty mount point has %q", files)
+	}
+}
+
+// The repository's folder is gone.
+func TestRepositoryGone(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda"), Persistent: true})
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	away := s.dir + ".away"
+	s.must(os.Rename(s.dir, away))
+	_, err := s.engine.Backup(s.ctx, s.request())
+	s.wantErr(err, repository.ErrNotRepository)
+	s.Log(err)
+	if _, err := os.Lstat(s.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder was made anew: %v", err)
+	}
+	s.must(os.Rename(away, s.dir))
+	s.write("vda", 0x21, 1, 2)
+	s.incremental()
+	s.restoreAll()
+}
