@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -75,7 +76,7 @@ func (e *Engine) Verify(ctx context.Context, id BackupID, content bool) (VerifyR
 			return err
 		}
 		o.step("record")
-		ver := Verification{At: e.now(), Content: content, OK: v.report.OK()}
+		ver := Verification{At: e.now().Truncate(time.Microsecond), Content: content, OK: v.report.OK()}
 		if !ver.OK {
 			ver.Problem = v.report.Problems[0].Detail
 		}
