@@ -448,3 +448,13 @@ func (s hooked) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.Ba
 func (s hooked) Import(ctx context.Context, l kvmbackup.Lease, b kvmbackup.Backup) error {
 	return s.call("import", func() error { return s.Store.Import(ctx, l, b) })
 }
+
+// optionsFailing opens a repository on which one step fails.
+func optionsFailing(step string) repository.Options {
+	return repository.Options{BeforeStep: func(s string) error {
+		if s == step {
+			return errInjected
+		}
+		return nil
+	}}
+}

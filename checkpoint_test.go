@@ -1,0 +1,160 @@
+package kvmbackup_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+func TestOwns(t *testing.T) {
+	const stamp = "2026.11.23.07.04.50"
+	for _, r := range []struct {
+		prefix, name string
+		want         bool
+	}{
+		{"kvmbackup", "kvmbackup-" + stamp, true},
+		{"kvmbackup", "kvmbackup-" + stamp + ".001", true},
+		{"kvmbackup-2", "kvmbackup-2-" + stamp, true},
+		{"kvmbackup", "kvmbackup-2-" + stamp, false}, // another consumer, whose prefix begins with ours
+		{"kvmbackup-2", "kvmbackup-" + stamp, false},
+		{"kvmbackup", "kvmbackup2-" + stamp, false},
+		{"a", "a-2026-" + stamp, false},
+		{"a-2026", "a-2026-" + stamp, true},
+		{"kvmbackup", "kvmbackup-", false},
+		{"kvmbackup", "kvmbackup", false},
+		{"kvmbackup", "kvmbackup-weekly", false},
+		{"kvmbackup", "kvmbackup-" + stamp + ".1", false},
+		{"kvmbackup", "kvmbackup-" + stamp + "-copy", false},
+		{"kvmbackup", "kvmbackup-2026.13.23.07.04.50", false},
+		{"kvmbackup", "Kvmbackup-" + stamp, false},
+		{"kvmbackup", "x-kvmbackup-" + stamp, false},
+		{"kvmbackup", "", false},
+	} {
+		equal(t, fmt.Sprintf("%q owns %q", r.prefix, r.name), kvmbackup.Owns(r.prefix, r.name), r.want)
+	}
+}
+
+// TestOwnsOneConsumer: whatever the prefixes of two consumers, no name is of both.
+func TestOwnsOneConsumer(t *testing.T) {
+	prefix := rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9-]{0,12}`)
+	rapid.Check(t, func(t *rapid.T) {
+		a := prefix.Draw(t, "a")
+		b := rapid.OneOf(prefix, rapid.Just(a+"-"+prefix.Draw(t, "more")), rapid.Just(a[:1])).Draw(t, "b")
+		s := repository.NextStamp(time.Unix(rapid.Int64Range(0, 1<<35).Draw(t, "second"), 0), repository.Stamp{}, nil)
+		name := kvmbackup.NewCheckpointName(a, s).String()
+		if !kvmbackup.Owns(a, name) || a != b && kvmbackup.Owns(b, name) {
+			t.Fatalf("%q: owned by %q: %v, by %q: %v", name, a, kvmbackup.Owns(a, name), b, kvmbackup.Owns(b, name))
+		}
+	})
+}
+
+func TestStaleCheckpoints(t *testing.T) {
+	const mine, alsoMine, kept = "kvmbackup-2026.11.23.07.04.50", "kvmbackup-2026.11.23.08.04.50.001", "kvmbackup-2026.11.23.09.04.50"
+	st := kvmbackup.DomainStatus{
+		Checkpoints: []kvmbackup.CheckpointStatus{{Name: mine}, {Name: kept}, {Name: "admin"}, {Name: "kvmbackup-before-upgrade"}},
+		Disks: []kvmbackup.DiskStatus{
+			{Device: "vda", Bitmaps: []kvmbackup.BitmapStatus{{Name: mine}, {Name: kept, Inconsistent: true}, {Name: "kvmbackup-2-2026.11.23.07.04.50"}}},
+			{Device: "vdb", Bitmaps: []kvmbackup.BitmapStatus{{Name: alsoMine, Inconsistent: true}, {Name: "bitmap0"}, {Name: ""}}},
+		},
+	}
+	got := kvmbackup.StaleCheckpoints("kvmbackup", st, kept, "")
+	if !slices.Equal(got, []kvmbackup.CheckpointName{mine, alsoMine}) {
+		t.Errorf("stale: %q", got)
+	}
+	if got := kvmbackup.StaleCheckpoints("kvmbackup", st); len(got) != 3 {
+		t.Errorf("nothing to keep: %q", got)
+	}
+	if got := kvmbackup.StaleCheckpoints("other", st); got != nil {
+		t.Errorf("another consumer's: %q", got)
+	}
+}
+
+// still is an executor over a domain that stands still: all that a plan asks.
+type still struct {
+	kvmbackup.Executor
+	status kvmbackup.DomainStatus
+}
+
+func (s *still) Inspect(context.Context, kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
+	return s.status, nil
+}
+
+func (*still) DirtyBytes(context.Context, kvmbackup.DomainRef, kvmbackup.CheckpointName) (map[string]int64, error) {
+	return nil, nil
+}
+
+// noImages is for operations that need images in the configuration and don't use them.
+type noImages struct{ kvmbackup.Images }
+
+// TestPlannedNames: names are new and ascend, whatever the clock does and whatever is on the domain.
+func TestPlannedNames(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t)
+		now := epoch
+		exec := &still{status: kvmbackup.DomainStatus{
+			Name: string(testVM), Defined: true, State: kvmbackup.DomainRunning, Job: kvmbackup.JobNone,
+			Disks: []kvmbackup.DiskStatus{{Device: "vda", Source: "/vda.qcow2", Format: "qcow2", VirtualSize: 1 << 20}},
+		}}
+		e := w.newEngine(kvmbackup.Config{Executor: exec, Images: noImages{}, Now: func() time.Time { return now }})
+		var last kvmbackup.Plan
+		for i := range rapid.IntRange(2, 8).Draw(t, "backups") {
+			now = now.Add(rapid.SampledFrom([]time.Duration{0, time.Millisecond, time.Second, time.Hour, -time.Second, -time.Hour, -240 * time.Hour}).Draw(t, "clock"))
+			p, err := e.Plan(t.Context(), kvmbackup.BackupRequest{VM: testVM})
+			ok(t, err)
+			if p.Decision.Checkpoint <= last.Decision.Checkpoint || p.Path <= last.Path {
+				t.Fatalf("planned %q at %q after %q at %q", p.Decision.Checkpoint, p.Path, last.Decision.Checkpoint, last.Path)
+			}
+			for _, b := range exec.status.Disks[0].Bitmaps {
+				if b.Name == p.Decision.Checkpoint.String() {
+					t.Fatalf("%q is on the domain already", b.Name)
+				}
+			}
+			if !kvmbackup.Owns(kvmbackup.DefaultPrefix, p.Decision.Checkpoint.String()) {
+				t.Fatalf("the name %q is not ours", p.Decision.Checkpoint)
+			}
+			last = p
+			b := w.draft(fmt.Sprintf("N%d", i), kvmbackup.Backup{}, 0)
+			b.Path, b.Checkpoint = p.Path, p.Decision.Checkpoint
+			ok(t, w.locked(func(l kvmbackup.Lease) error {
+				if _, err := w.store.Begin(t.Context(), l, b); err != nil {
+					return err
+				}
+				return w.store.Fail(t.Context(), l, b.ID, "not this time") // its name counts all the same
+			}))
+			if rapid.Bool().Draw(t, "left") { // a bitmap of ours that no record knows, from the near future
+				s := repository.NextStamp(now.Add(time.Second), repository.Stamp{}, nil)
+				exec.status.Disks[0].Bitmaps = append(exec.status.Disks[0].Bitmaps,
+					kvmbackup.BitmapStatus{Name: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, s).String(), Persistent: true})
+			}
+		}
+	})
+}
+
+func TestPrefixes(t *testing.T) {
+	w := newWorld(t)
+	for prefix, good := range map[string]bool{
+		"": true, "kvmbackup": true, "A-1": true, "-a": false, "a.b": false, "a_b": false, "a b": false, "ä": false,
+		string(slices.Repeat([]byte("a"), 64)): true, string(slices.Repeat([]byte("a"), 65)): false,
+	} {
+		_, err := kvmbackup.New(kvmbackup.Config{Store: w.store, Repository: w.repo, Prefix: prefix})
+		if good {
+			ok(t, err)
+		} else {
+			fails(t, err, kvmbackup.ErrInvalid)
+		}
+	}
+	for _, cfg := range []kvmbackup.Config{
+		{}, {Store: w.store}, {Repository: w.repo}, {Store: w.store, Repository: w.repo, LeaseTTL: -1},
+		{Store: w.store, Repository: w.repo, FreezeLimit: -1}, {Store: w.store, Repository: w.repo, CleanupLimit: -1},
+	} {
+		_, err := kvmbackup.New(cfg)
+		fails(t, err, kvmbackup.ErrInvalid)
+	}
+}

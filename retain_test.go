@@ -1,0 +1,215 @@
+package kvmbackup_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// records makes completed fulls at the given times, oldest first; "!" at the end pins one.
+func records(t *testing.T, times ...string) []kvmbackup.Backup {
+	t.Helper()
+	var out []kvmbackup.Backup
+	for i, s := range times {
+		s, pinned := strings.CutSuffix(s, "!")
+		at, err := time.Parse("2006-01-02 15:04 -0700", s+" +0000")
+		ok(t, err)
+		b := plain()
+		b.ID, b.Status, b.StartedAt, b.Sequence, b.Pinned = idOf(s), kvmbackup.StatusCompleted, at, int64(i+1), pinned
+		out = append(out, b)
+	}
+	return out
+}
+
+// kept returns the times of what is kept, with the rules, newest first.
+func kept(p kvmbackup.RetentionPlan) string {
+	var out []string
+	for _, d := range p.Backups {
+		if d.Keep() {
+			out = append(out, d.Backup.StartedAt.Format("2006-01-02 15:04")+" "+strings.Join(d.KeptBy, "+"))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func TestRetentionRules(t *testing.T) {
+	berlin := time.FixedZone("UTC+1", 3600)
+	for _, r := range []struct {
+		name   string
+		policy kvmbackup.RetentionPolicy
+		times  []string
+		want   string
+	}{
+		{"last", kvmbackup.RetentionPolicy{Last: 2}, []string{"2026-11-01 10:00", "2026-11-02 10:00", "2026-11-03 10:00"},
+			"2026-11-03 10:00 last, 2026-11-02 10:00 last"},
+		{"last, more than there are", kvmbackup.RetentionPolicy{Last: 9}, []string{"2026-11-01 10:00"}, "2026-11-01 10:00 last"},
+		{"hourly: the newest of each hour", kvmbackup.RetentionPolicy{Hourly: 2}, []string{"2026-11-01 10:00", "2026-11-01 10:30", "2026-11-01 11:10", "2026-11-01 11:50"},
+			"2026-11-01 11:50 hourly, 2026-11-01 10:30 hourly"},
+		{"daily: days without a backup don't count", kvmbackup.RetentionPolicy{Daily: 2}, []string{"2026-11-01 10:00", "2026-11-05 10:00", "2026-11-09 10:00"},
+			"2026-11-09 10:00 daily, 2026-11-05 10:00 daily"},
+		{"daily: midnight begins a day", kvmbackup.RetentionPolicy{Daily: 3}, []string{"2026-11-01 23:59", "2026-11-02 00:00", "2026-11-02 23:59"},
+			"2026-11-02 23:59 daily, 2026-11-01 23:59 daily"},
+		{"daily: midnight is where the host says", kvmbackup.RetentionPolicy{Daily: 3, Location: berlin}, []string{"2026-11-01 22:59", "2026-11-01 23:00", "2026-11-02 22:59"},
+			"2026-11-02 22:59 daily, 2026-11-01 22:59 daily"},
+		{"weekly: ISO weeks, over the new year", kvmbackup.RetentionPolicy{Weekly: 9}, []string{"2026-12-27 10:00", "2026-12-28 10:00", "2027-01-03 10:00", "2027-01-04 10:00"},
+			"2027-01-04 10:00 weekly, 2027-01-03 10:00 weekly, 2026-12-27 10:00 weekly"},
+		{"monthly", kvmbackup.RetentionPolicy{Monthly: 2}, []string{"2026-09-30 23:59", "2026-10-01 00:00", "2026-10-31 23:59", "2026-11-01 00:00"},
+			"2026-11-01 00:00 monthly, 2026-10-31 23:59 monthly"},
+		{"yearly", kvmbackup.RetentionPolicy{Yearly: 2}, []string{"2024-12-31 23:59", "2025-01-01 00:00", "2025-12-31 00:00", "2026-01-01 00:00"},
+			"2026-01-01 00:00 yearly, 2025-12-31 00:00 yearly"},
+		{"rules add up", kvmbackup.RetentionPolicy{Last: 1, Daily: 2, Monthly: 2}, []string{"2026-10-31 10:00", "2026-11-01 10:00", "2026-11-02 10:00", "2026-11-02 11:00"},
+			"2026-11-02 11:00 last+daily+monthly, 2026-11-01 10:00 daily, 2026-10-31 10:00 monthly"},
+		{"pinned ones stay and don't count", kvmbackup.RetentionPolicy{Last: 1}, []string{"2026-11-01 10:00", "2026-11-02 10:00!", "2026-11-03 10:00", "2026-11-04 10:00!"},
+			"2026-11-04 10:00 pinned, 2026-11-03 10:00 last, 2026-11-02 10:00 pinned"},
+		{"order is the sequence, also when the clock stepped back", kvmbackup.RetentionPolicy{Last: 1}, []string{"2026-11-03 10:00", "2026-11-01 10:00"}, "2026-11-01 10:00 last"},
+		{"a stepped clock makes no second day of the same date", kvmbackup.RetentionPolicy{Daily: 3}, []string{"2026-11-02 09:00", "2026-11-03 10:00", "2026-11-02 10:00"},
+			"2026-11-02 10:00 daily, 2026-11-03 10:00 daily"},
+		{"nothing to keep of nothing", kvmbackup.RetentionPolicy{Last: 1}, nil, ""},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			p, err := kvmbackup.PlanRetention(r.policy, records(t, r.times...))
+			ok(t, err)
+			equal(t, "kept", kept(p), r.want)
+			backwards := records(t, r.times...)
+			slices.Reverse(backwards)
+			again, err := kvmbackup.PlanRetention(r.policy, backwards)
+			ok(t, err)
+			equal(t, "the order of the records doesn't matter", again.String(), p.String())
+		})
+	}
+}
+
+// TestRetentionDaylight: the hour that comes twice when summer time ends has two backups, and days stay days.
+func TestRetentionDaylight(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Skip("no time zone data:", err)
+	}
+	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Hourly: 3, Location: berlin},
+		records(t, "2026-10-25 00:10", "2026-10-25 00:40", "2026-10-25 01:40"))
+	ok(t, err)
+	equal(t, "02:40 twice", kept(p), "2026-10-25 01:40 hourly, 2026-10-25 00:40 hourly")
+}
+
+func TestRetentionRefuses(t *testing.T) {
+	two := records(t, "2026-11-01 10:00", "2026-11-02 10:00")
+	two[1].VM = "other"
+	for name, r := range map[string]struct {
+		policy  kvmbackup.RetentionPolicy
+		records []kvmbackup.Backup
+	}{
+		"empty policy":       {kvmbackup.RetentionPolicy{}, two[:1]},
+		"zone alone":         {kvmbackup.RetentionPolicy{Location: time.UTC}, two[:1]},
+		"a negative rule":    {kvmbackup.RetentionPolicy{Last: 3, Daily: -1}, two[:1]},
+		"records of two VMs": {kvmbackup.RetentionPolicy{Last: 1}, two},
+	} {
+		if _, err := kvmbackup.PlanRetention(r.policy, r.records); err == nil {
+			t.Errorf("%s: no error", name)
+		} else {
+			fails(t, err, kvmbackup.ErrInvalid)
+		}
+	}
+	w := newWorld(t)
+	w.build("A")
+	_, err := w.engine.Retain(t.Context(), testVM, kvmbackup.RetentionPolicy{})
+	fails(t, err, kvmbackup.ErrInvalid)
+	equal(t, "state", w.state(), "A")
+}
+
+func TestPin(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B C")
+	ok(t, w.engine.Pin(t.Context(), idOf("A"), true))
+	_, err := w.engine.Retain(t.Context(), testVM, kvmbackup.RetentionPolicy{Last: 1})
+	ok(t, err)
+	equal(t, "pinned", w.state(), "A C")
+	ok(t, w.engine.Pin(t.Context(), idOf("A"), false))
+	_, err = w.engine.Retain(t.Context(), testVM, kvmbackup.RetentionPolicy{Last: 1})
+	ok(t, err)
+	equal(t, "let go", w.state(), "C")
+	fails(t, w.engine.Pin(t.Context(), idOf("A"), true), kvmbackup.ErrNotFound)
+}
+
+// TestRetainAsPlanned: over random trees, with pins, holds, earlier deletions and a removal that had failed, what the plan
+// says is what happens.
+func TestRetainAsPlanned(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t)
+		var names []string
+		for i := range rapid.IntRange(1, 8).Draw(t, "backups") {
+			parent := ""
+			if i > 0 {
+				parent = rapid.SampledFrom(append([]string{"", names[i-1]}, names...)).Draw(t, "parent")
+			}
+			names = append(names, fmt.Sprintf("N%d", i))
+			w.add(names[i], parent)
+			if rapid.IntRange(0, 5).Draw(t, "pin") == 0 {
+				ok(t, w.engine.Pin(t.Context(), idOf(names[i]), true))
+			}
+			if rapid.IntRange(0, 7).Draw(t, "hold") == 0 {
+				w.hold(names[i], "h")
+			}
+		}
+		for _, n := range names {
+			if rapid.IntRange(0, 4).Draw(t, "deleted") == 0 { // marked alone: a deletion whose removal had failed, or waits
+				ok(t, w.locked(func(l kvmbackup.Lease) error { return w.store.MarkDeletePending(t.Context(), l, idOf(n)) }))
+			}
+		}
+		policy := kvmbackup.RetentionPolicy{Last: rapid.IntRange(1, 3).Draw(t, "last")}
+		plan, err := w.engine.PlanRetain(t.Context(), testVM, policy)
+		ok(t, err)
+		before := w.all()
+		done, err := w.engine.Retain(t.Context(), testVM, policy)
+		ok(t, err)
+		equal(t, "the plan that was carried out", done.String(), plan.String())
+		var gone, pending []kvmbackup.BackupID
+		var free, later int64
+		for _, b := range before {
+			after, err := w.store.Backup(t.Context(), b.ID)
+			switch {
+			case err != nil:
+				gone, free = append(gone, b.ID), free+b.StoredBytes()
+			case after.Status == kvmbackup.StatusDeletePending:
+				pending, later = append(pending, b.ID), later+b.StoredBytes()
+			}
+		}
+		sorted := func(ids []kvmbackup.BackupID) string {
+			ids = slices.Sorted(slices.Values(ids))
+			return namesOf(w, ids, func(id kvmbackup.BackupID) kvmbackup.BackupID { return id })
+		}
+		equal(t, "removed, planned", sorted(gone), sorted(plan.RemoveNow))
+		equal(t, "pending, planned", sorted(pending), sorted(plan.Pending))
+		equal(t, "bytes", [2]int64{free, later}, [2]int64{plan.FreeBytes, plan.LaterBytes})
+		for _, d := range plan.Backups {
+			if b, err := w.store.Backup(t.Context(), d.Backup.ID); d.Keep() && (err != nil || b.Status != kvmbackup.StatusCompleted) {
+				t.Fatalf("%s was to be kept: %v, %v", w.name(d.Backup.ID), b.Status, err)
+			}
+		}
+		w.settled()
+		again, err := w.engine.Retain(t.Context(), testVM, policy)
+		ok(t, err)
+		equal(t, "a second time removes", len(again.RemoveNow), 0)
+	})
+}
+
+// TestRetainGoesOn: one backup that can't be removed doesn't keep the others.
+func TestRetainGoesOn(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B C D")
+	b := w.get("B")
+	repo := w.openRepo(optionsFailing("rename " + b.Path))
+	_, err := w.newEngine(kvmbackup.Config{Repository: repo}).Retain(t.Context(), testVM, kvmbackup.RetentionPolicy{Last: 1})
+	fails(t, err, errInjected)
+	equal(t, "state", w.state(), "B:delete-pending D")
+	w.whole()
+	_, err = w.engine.Retain(t.Context(), testVM, kvmbackup.RetentionPolicy{Last: 1})
+	ok(t, err)
+	equal(t, "the next time", w.state(), "D")
+	w.settled()
+}
