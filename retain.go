@@ -188,8 +188,8 @@ func (e *Engine) PlanRetain(ctx context.Context, vm VMID, policy RetentionPolicy
 	return p, err
 }
 
-// Retain deletes what the policy doesn't keep, under the VM's lease, newest first, and returns what the plan was. It goes on after a deletion
-// that fails; errors are joined, and what failed is left delete-pending.
+// Retain deletes what the policy doesn't keep, under the VM's lease, newest first, and returns what the plan was. It also removes what an earlier
+// deletion could not. It goes on after a deletion that fails; errors are joined, and what failed is left delete-pending.
 func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (RetentionPlan, error) {
 	o := e.newOp("retain", vm)
 	var p RetentionPlan
@@ -213,6 +213,10 @@ func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (R
 			if errs = append(errs, err); ctx.Err() != nil {
 				break
 			}
+		}
+		if ctx.Err() == nil { // what an earlier deletion could not remove
+			_, err = e.settleDeletes(ctx, o, h)
+			errs = append(errs, err)
 		}
 		if cleared {
 			e.dropCleared(ctx, o, domain)
