@@ -37,6 +37,9 @@ func load(t testing.TB, db *sql.DB, st *sqlstore.Store, c sqlstore.Config, vms, 
 			` SELECT ` + of(id, "i + 900000000") + `, ` + of(vm, "i") + `, 1, 1 FROM series`,
 		`ANALYZE`,
 	}
+	if c.Schema != "" {
+		statements = append(statements, `VACUUM ANALYZE`, `CHECKPOINT`)
+	}
 	for _, s := range statements {
 		if _, err := db.Exec(s); err != nil {
 			t.Fatalf("%v\n%s", err, s)

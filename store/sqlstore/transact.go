@@ -32,9 +32,7 @@ func (s *Store) transact(ctx context.Context, fn func(*txConn) error) error {
 	}
 	defer conn.Close()
 	if err := s.begin(ctx, conn); err != nil {
-		if ctx.Err() != nil {
-			drop(conn) // it may have begun
-		}
+		rollback(ctx, conn) // it may have begun
 		return err
 	}
 	if err := fn(&txConn{conn}); err != nil {
@@ -73,17 +71,19 @@ func setBusyTimeout(ctx context.Context, conn *sql.Conn, ms int) {
 	_, _ = conn.ExecContext(context.WithoutCancel(ctx), `PRAGMA busy_timeout = `+strconv.Itoa(ms))
 }
 
-// rollback ends the transaction, or the connection when even that can't be done: then the database does it.
+// rollback ends the transaction if there is one, or else the connection: then the database does it. Where one can begin
+// there was none. The connection isn't dropped lightly: an SQLite database in memory goes with it.
 func rollback(ctx context.Context, conn *sql.Conn) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
-	if _, err := conn.ExecContext(ctx, `ROLLBACK`); err != nil {
-		drop(conn)
+	exec := func(statement string) bool {
+		_, err := conn.ExecContext(ctx, statement)
+		return err == nil
 	}
-}
-
-// drop makes the pool close the connection: it does that with one that is said to be bad.
-func drop(conn *sql.Conn) {
+	if exec(`ROLLBACK`) || exec(`BEGIN`) && exec(`ROLLBACK`) {
+		return
+	}
+	// The pool drops a connection that is said to be bad.
 	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 }
 
