@@ -185,3 +185,12 @@ func reasonOf(b kvmbackup.Backup, code kvmbackup.ReasonCode) *kvmbackup.Reason {
 	}
 	return nil
 }
+
+var errStop = errors.New("the host wants to stop")
+
+// cancellable returns a context to cancel the test's next operation with.
+func (b *bench) cancellable() (context.Context, context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(b.ctx)
+	b.Cleanup(func() { cancel(nil) })
+	return ctx, cancel
+}

@@ -17,8 +17,12 @@ import (
 // workDir holds what all tests of the process share: the guest's system, empty file systems, the shared guest's disk.
 var workDir string
 
-// newWorkDir is below /tmp, not below a test's folder, because sockets are in it, whose paths are limited to 107 bytes.
+// newWorkDir is below /tmp, not below a test's folder, because sockets are in it, whose paths are limited to 107 bytes. A helper
+// process leaves it to the process that started it.
 var newWorkDir = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(helperEnv); dir != "" {
+		return dir, nil
+	}
 	dir, err := os.MkdirTemp("", "kvmbg-")
 	workDir = dir
 	return dir, errors.Join(err, os.Chmod(dir, 0o755))

@@ -1,0 +1,155 @@
+//go:build cgo
+
+package guests_test
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// TestPausedByError: the storage of a guest's disk runs full during a backup, so QEMU pauses the guest. When there is space
+// again and the job is over, it runs on and has lost nothing.
+func TestPausedByError(t *testing.T) {
+	t.Parallel()
+	g, fill := fullDisk(t)
+	for name, fails := range map[string]bool{"job succeeds": false, "job fails": true} {
+		t.Run(name, func(t *testing.T) {
+			g := *g
+			g.TB = t
+			b := newBench(t, nil)
+			ctx, cancel := b.cancellable()
+			// Slow, so that all of it happens during the job.
+			req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), BandwidthBytes: 1 << 20}
+			req.OnJob = func(job kvmbackup.JobControl) {
+				fill(true)
+				g.run("(dd if=/dev/urandom of=/vdb/big bs=64k count=256; sync && rm /vdb/big && echo done >/tmp/done) >/dev/null 2>&1 &")
+				g.waitPaused(libvirt.DOMAIN_PAUSED_IOERROR)
+				fill(false)
+				if fails {
+					cancel(errStop)
+				} else if err := job.SetBandwidth(0); err != nil {
+					t.Error(err)
+				}
+			}
+			got, err := b.engine.Backup(ctx, req)
+			if fails {
+				b.wantErr(err, errStop)
+			} else if b.must(err); !hasReason(got, kvmbackup.ReasonGuestResumed) {
+				t.Errorf("reasons are %v", got.Reasons)
+			}
+			eventually(t, "the guest has written its file", func() bool { return g.run("cat /tmp/done 2>/dev/null; rm -f /tmp/done") != "" })
+			b.wantClean(&g)
+		})
+	}
+}
+
+// TestPausedByAdministrator: a pause that is not an error's stays, whether it came before the backup or during it.
+func TestPausedByAdministrator(t *testing.T) {
+	g := needGuest(t)
+	b := newBench(t, nil)
+	t.Cleanup(func() { _ = g.domain().Resume() })
+	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceTry}
+	req.OnJob = func(kvmbackup.JobControl) {
+		if err := g.domain().Suspend(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, want := range []kvmbackup.Consistency{kvmbackup.ConsistencyFilesystem, kvmbackup.ConsistencyCrash} {
+		got := b.backup(req)
+		if s, reason := g.state(); s != libvirt.DOMAIN_PAUSED || reason != int(libvirt.DOMAIN_PAUSED_USER) {
+			t.Errorf("the guest is in state %v because %v", s, reason)
+		}
+		if got.Consistency != want || hasReason(got, kvmbackup.ReasonGuestResumed) {
+			t.Errorf("backup is %v, %v", got.Consistency, got.Reasons)
+		}
+		req.OnJob = nil
+	}
+	if err := g.domain().Resume(); err != nil {
+		t.Fatal(err)
+	}
+	g.wantThawed()
+}
+
+// TestPausedWhileFrozen: the guest is paused before it can be thawed. It can't be thawed then; when somebody lets it run on
+// during the job it is thawed after that.
+func TestPausedWhileFrozen(t *testing.T) {
+	g := needGuest(t)
+	b := newBench(t, nil)
+	t.Cleanup(func() { _ = g.domain().Resume() })
+	b.on(kvmbackup.EventFrozen, func(kvmbackup.Event) {
+		if err := g.domain().Suspend(); err != nil {
+			t.Error(err)
+		}
+	})
+	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire}
+	if got := b.backup(req); !hasReason(got, kvmbackup.ReasonThawFailed) {
+		t.Errorf("reasons are %v", got.Reasons)
+	}
+	resume := func(kvmbackup.JobControl) {
+		if err := g.domain().Resume(); err != nil {
+			t.Error(err)
+		}
+	}
+	resume(nil)
+	if !g.frozen() {
+		t.Error("the guest isn't frozen: does the test prove anything?")
+	}
+	_, _ = g.agent("guest-fsfreeze-thaw")
+
+	req.OnJob = resume
+	if got := b.backup(req); hasReason(got, kvmbackup.ReasonThawFailed) || got.FrozenFor <= 0 {
+		t.Errorf("frozen for %v, reasons are %v", got.FrozenFor, got.Reasons)
+	}
+	g.wantThawed()
+}
+
+// fullDisk boots a guest whose disk vdb is on a small tmpfs, and returns what fills that up or frees it.
+func fullDisk(t *testing.T) (*guest, func(full bool)) {
+	t.Helper()
+	needRoot(t)
+	g := newGuest(t)
+	small := filepath.Join(g.dir, "small")
+	if err := os.Mkdir(small, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=48m"); err != nil {
+		t.Skip("no mounts here: ", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(small, syscall.MNT_DETACH) })
+	g.disks = []guestDisk{
+		{device: "vda", path: newFS(t, filepath.Join(g.dir, "vda.qcow2"), 48)},
+		{device: "vdb", path: newFS(t, filepath.Join(g.dir, "vdb.qcow2"), 64), stop: true},
+	}
+	moved := filepath.Join(small, "vdb.qcow2")
+	command(t, "cp", g.disks[1].path, moved)
+	g.disks[1].path = moved
+	filler := filepath.Join(small, "filler")
+	return g.boot(), func(full bool) {
+		if !full {
+			_ = os.Remove(filler)
+			return
+		}
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(small, &st); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filler, make([]byte, max(int64(st.Bavail)-1024, 0)*st.Bsize), 0o600); err != nil { // 4 MiB stay free
+			t.Fatal(err)
+		}
+	}
+}
+
+// waitPaused waits until the guest is paused for the reason.
+func (g *guest) waitPaused(want libvirt.DomainPausedReason) {
+	g.Helper()
+	eventually(g, "the guest is paused", func() bool {
+		s, reason := g.state()
+		return s == libvirt.DOMAIN_PAUSED && reason == int(want)
+	})
+}
