@@ -1,0 +1,255 @@
+package kvmbackup_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/store/memstore"
+)
+
+// slow is a repository whose removals take as long as the test wants, or until their context ends.
+type slow struct {
+	kvmbackup.Repository
+	takes time.Duration
+	cause *error // why a removal was cut short
+}
+
+func (s slow) Remove(ctx context.Context, t repository.Target) (repository.Removed, error) {
+	select {
+	case <-time.After(s.takes):
+		return s.Repository.Remove(ctx, t)
+	case <-ctx.Done():
+		if s.cause != nil {
+			*s.cause = context.Cause(ctx)
+		}
+		return repository.Removed{}, context.Cause(ctx)
+	}
+}
+
+// calls counts a store's calls by name.
+type calls struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+func (c *calls) count(call string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == nil {
+		c.n = map[string]int{}
+	}
+	c.n[call]++
+	return nil
+}
+
+func (c *calls) of(call string) int { c.mu.Lock(); defer c.mu.Unlock(); return c.n[call] }
+
+func TestLeaseIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.build("A")
+		var c calls
+		e := w.newEngine(kvmbackup.Config{Store: hooked{Store: w.store, before: c.count}, Repository: slow{Repository: w.repo, takes: time.Hour}, LeaseTTL: 30 * time.Second})
+		_, err := e.Delete(t.Context(), idOf("A"), false)
+		ok(t, err)
+		equal(t, "state", w.state(), "")
+		if n := c.of("renew"); n < 355 || n > 361 { // at a third of 30 s over an hour
+			t.Errorf("renewed %d times in an hour", n)
+		}
+		l, err := w.store.AcquireLease(t.Context(), testVM, "next", time.Minute)
+		ok(t, err) // it was given back at once
+		if l.Token < 2 {
+			t.Errorf("token %d", l.Token)
+		}
+	})
+}
+
+// TestLeaseTakenOver: a process that lost its lease is stopped and commits nothing.
+func TestLeaseTakenOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.build("A")
+		down := errors.New("store is down")
+		var cause error
+		e := w.newEngine(kvmbackup.Config{
+			Store:      hooked{Store: w.store, before: failing("renew", down)},
+			Repository: slow{w.repo, time.Hour, &cause}, LeaseTTL: 30 * time.Second, Holder: "one",
+		})
+		begun := time.Now()
+		_, err := e.Delete(t.Context(), idOf("A"), false)
+		fails(t, err, kvmbackup.ErrLeaseLost)
+		fails(t, cause, kvmbackup.ErrLeaseLost, down) // and why it could not be kept
+		if took := time.Since(begun); took < 29*time.Second || took > 31*time.Second {
+			t.Errorf("stopped after %v", took)
+		}
+		equal(t, "state", w.state(), "A:delete-pending") // marked while the lease was in force
+		w.whole()
+		_, err = w.engine.Recover(t.Context(), testVM, kvmbackup.DomainRef{})
+		ok(t, err)
+		w.settled()
+	})
+}
+
+// TestLeaseLostCommitsNothing: another process gets the VM while this one doesn't know, as when it was suspended. What it then
+// wants to write comes to nothing.
+func TestLeaseLostCommitsNothing(t *testing.T) {
+	for _, suspendedAt := range []string{"mark", "remove"} {
+		t.Run(suspendedAt, func(t *testing.T) {
+			now := epoch
+			w := newWorld(t)
+			w.store = memstore.New(memstore.WithClock(func() time.Time { return now }))
+			w.engine = w.newEngine(kvmbackup.Config{})
+			w.build("A B<A")
+			suspended := hooked{Store: w.store, before: func(call string) error {
+				if call == suspendedAt {
+					now = now.Add(time.Hour)
+					l, err := w.store.AcquireLease(t.Context(), testVM, "two", time.Minute)
+					ok(t, err)
+					equal(t, "the next holder", l.Holder, "two")
+				}
+				return nil
+			}}
+			e := w.newEngine(kvmbackup.Config{Store: suspended, Holder: "one"})
+			_, err := e.Delete(t.Context(), idOf("B"), false)
+			fails(t, err, kvmbackup.ErrLeaseLost)
+			want := map[string]string{"mark": "A B", "remove": "A B:delete-pending"}[suspendedAt]
+			equal(t, "state", w.state(), want)
+			w.whole()
+			left, err := w.store.Removals(t.Context(), 0)
+			ok(t, err)
+			equal(t, "reported removals", len(left), 0)
+		})
+	}
+}
+
+// failing fails one call, always.
+func failing(call string, err error) func(string) error {
+	return func(c string) error {
+		if c == call {
+			return err
+		}
+		return nil
+	}
+}
+
+func TestLeaseWait(t *testing.T) {
+	for _, r := range []struct {
+		name       string
+		wait       time.Duration // Config.LeaseWait
+		ctx        time.Duration
+		frees      time.Duration // when the holder ends
+		want       error
+		least, max time.Duration
+	}{
+		{"the holder ends", 0, time.Hour, 20 * time.Second, nil, 20 * time.Second, 22 * time.Second},
+		{"not at all", -1, time.Hour, time.Minute, kvmbackup.ErrBusy, 0, 0},
+		{"LeaseWait", 5 * time.Second, time.Hour, time.Minute, kvmbackup.ErrBusy, 5 * time.Second, 5 * time.Second},
+		{"LeaseWait is long enough", time.Minute, time.Hour, 20 * time.Second, nil, 20 * time.Second, 22 * time.Second},
+		{"the context", 0, 7 * time.Second, time.Minute, kvmbackup.ErrBusy, 7 * time.Second, 7 * time.Second},
+		{"the context before LeaseWait", time.Minute, 7 * time.Second, time.Hour, kvmbackup.ErrBusy, 7 * time.Second, 7 * time.Second},
+		{"the holder died: its lease runs out", 0, time.Hour, 0, nil, 90 * time.Second, 92 * time.Second},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.build("A")
+				l, err := w.store.AcquireLease(t.Context(), testVM, "host7/4711", 90*time.Second)
+				ok(t, err)
+				if r.frees > 0 {
+					time.AfterFunc(r.frees, func() { _ = w.store.ReleaseLease(context.WithoutCancel(t.Context()), l) })
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), r.ctx)
+				defer cancel()
+				begun := time.Now()
+				_, err = w.newEngine(kvmbackup.Config{LeaseWait: r.wait}).Delete(ctx, idOf("A"), false)
+				if took := time.Since(begun); took < r.least || took > r.max {
+					t.Errorf("waited %v, want %v to %v", took, r.least, r.max)
+				}
+				if r.want == nil {
+					ok(t, err)
+					equal(t, "state", w.state(), "")
+					return
+				}
+				fails(t, err, r.want)
+				var busy *kvmbackup.BusyError
+				if !errors.As(err, &busy) || busy.Holder != "host7/4711" || busy.VM != testVM {
+					t.Errorf("the error doesn't name the holder: %v", err)
+				}
+				if ctx.Err() != nil {
+					fails(t, err, context.DeadlineExceeded)
+				}
+				equal(t, "state", w.state(), "A")
+			})
+		})
+	}
+}
+
+// TestStoreAwayForAWhile: an outage shorter than the lease is survived; the operation never notices.
+func TestStoreAwayForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.build("A")
+		begun := time.Now()
+		var failed calls
+		away := hooked{Store: w.store, before: func(call string) error {
+			if since := time.Since(begun); call == "renew" && since > 15*time.Second && since < 35*time.Second {
+				ok(t, failed.count("away"))
+				return errInjected
+			}
+			return nil
+		}}
+		e := w.newEngine(kvmbackup.Config{Store: away, Repository: slow{Repository: w.repo, takes: 2 * time.Minute}, LeaseTTL: 30 * time.Second})
+		_, err := e.Delete(t.Context(), idOf("A"), false)
+		ok(t, err)
+		if failed.of("away") == 0 {
+			t.Error("the store was never asked while it was away")
+		}
+		equal(t, "state", w.state(), "")
+	})
+}
+
+// TestStoreHangs: a store that doesn't answer at all costs the lease, not for ever the caller.
+func TestStoreHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.build("A")
+		begun := time.Now()
+		e := w.newEngine(kvmbackup.Config{Store: hanging{w.store}, Repository: slow{Repository: w.repo, takes: time.Hour}, LeaseTTL: 30 * time.Second})
+		_, err := e.Delete(t.Context(), idOf("A"), false)
+		fails(t, err, kvmbackup.ErrLeaseLost)
+		if took := time.Since(begun); took > 31*time.Second {
+			t.Errorf("returned after %v", took)
+		}
+		equal(t, "state", w.state(), "A:delete-pending")
+	})
+}
+
+// hanging answers a renewal only when its context ends.
+type hanging struct{ kvmbackup.Store }
+
+func (hanging) RenewLease(ctx context.Context, _ kvmbackup.Lease, _ time.Duration) (kvmbackup.Lease, error) {
+	<-ctx.Done()
+	return kvmbackup.Lease{}, context.Cause(ctx)
+}
+
+// TestCancel: a context that ends stops the operation with its cause; what was marked stays to be finished.
+func TestCancel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.build("A")
+		stop := errors.New("the user pressed stop")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(10*time.Second, func() { cancel(stop) })
+		_, err := w.newEngine(kvmbackup.Config{Repository: slow{Repository: w.repo, takes: time.Hour}}).Delete(ctx, idOf("A"), false)
+		fails(t, err, stop)
+		equal(t, "state", w.state(), "A:delete-pending")
+		_, err = w.store.AcquireLease(t.Context(), testVM, "next", time.Minute)
+		ok(t, err) // the lease was given back although the context had ended
+	})
+}
