@@ -1,0 +1,250 @@
+package kvmbackup_test
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/store/memstore"
+)
+
+// reopened is the same repository with a new, empty store.
+func (w *world) reopened() *world {
+	w.t.Helper()
+	n := openWorld(w.t, w.dir, memstore.New())
+	n.names = w.names
+	return n
+}
+
+// importAll wants so many to be added and returns the reasons of those passed over, by path.
+func (w *world) importAll(added int) map[string]string {
+	w.t.Helper()
+	list, err := w.engine.Import(w.t.Context(), "")
+	ok(w.t, err)
+	reasons, n := map[string]string{}, 0
+	for _, i := range list {
+		if i.Added {
+			n++
+		}
+		if i.Reason != "" {
+			reasons[i.Path] = i.Reason
+		}
+	}
+	equal(w.t, "added", n, added)
+	return reasons
+}
+
+// sameRecords wants the stores to agree in all but what a folder doesn't say.
+func sameRecords(t *testing.T, got, want []kvmbackup.Backup) {
+	t.Helper()
+	equal(t, "number of records", len(got), len(want))
+	for i := range want {
+		g, w := got[i], want[i]
+		g.Verification, w.Verification, g.Holds, w.Holds = nil, nil, nil, nil
+		if !reflect.DeepEqual(g, w) {
+			t.Errorf("got  %+v\nwant %+v", g, w)
+		}
+	}
+}
+
+func TestImportIntoEmptyStore(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A C<B D<A E")
+	n := w.reopened()
+	if passed := n.importAll(5); len(passed) != 0 {
+		t.Errorf("passed over: %v", passed)
+	}
+	sameRecords(t, n.all(), w.all())
+	vm, err := n.store.VM(t.Context(), testVM)
+	ok(t, err)
+	equal(t, "active checkpoint", vm.ActiveCheckpoint, "")
+	equal(t, "last sequence", vm.LastSequence, 5)
+	n.importAll(0) // again
+	sameRecords(t, n.all(), w.all())
+	n.settled()
+	n.deleteAsPlanned("A", false)
+	equal(t, "deleting on", n.state(), "A:delete-pending B C D E")
+	n.settled()
+}
+
+func TestImportIntoPartialStore(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A C<B")
+	n := w.reopened()
+	n.record(w.get("A"))
+	n.importAll(2)
+	sameRecords(t, n.all(), w.all())
+	n.settled()
+}
+
+// TestImportKeepsWhatTheStoreKnows: the store is newer than the manifests.
+func TestImportKeepsWhatTheStoreKnows(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A")
+	ok(t, w.engine.Pin(t.Context(), idOf("A"), true))
+	w.deleteAsPlanned("A", false)
+	active, err := w.store.VM(t.Context(), testVM)
+	ok(t, err)
+	w.importAll(0)
+	equal(t, "state", w.state(), "A:delete-pending B")
+	equal(t, "pinned", w.get("A").Pinned, true)
+	after, err := w.store.VM(t.Context(), testVM)
+	ok(t, err)
+	equal(t, "active checkpoint", after, active)
+}
+
+// TestImportBesideNewBackups: after the loss of a store backups went on, and their sequences are those of the old ones. Children
+// stay after their parents.
+func TestImportBesideNewBackups(t *testing.T) {
+	for _, newer := range []string{"X", "X Y Z", "X Y<X Z<Y U V"} {
+		for _, gone := range []string{"", "Y", "Y Z U"} {
+			t.Run(newer+" without "+gone, func(t *testing.T) {
+				w := newWorld(t)
+				w.build("A B<A C<B")
+				n := w.reopened()
+				ok(t, n.locked(func(l kvmbackup.Lease) error { // stamps go on, as the engine sees what is on the domain and in the folder
+					for i := range 3 {
+						b := n.draft("gap", kvmbackup.Backup{}, i)
+						b.ID = kvmbackup.NewBackupID()
+						if _, err := n.store.Begin(t.Context(), l, b); err != nil {
+							return err
+						}
+						if err := n.store.Fail(t.Context(), l, b.ID, "x"); err != nil {
+							return err
+						}
+						ok(t, n.store.Remove(t.Context(), l, b.ID, 0))
+					}
+					return nil
+				}))
+				n.build(newer)
+				for _, g := range strings.Fields(gone) {
+					if strings.Contains(newer, g) {
+						n.deleteAsPlanned(g, false)
+					}
+				}
+				n.importAll(3)
+				for _, b := range n.all() {
+					if b.ParentID == "" {
+						continue
+					}
+					p, err := n.store.Backup(t.Context(), b.ParentID)
+					ok(t, err)
+					if p.Sequence >= b.Sequence {
+						t.Errorf("%s has sequence %d and its child %s %d", n.name(p.ID), p.Sequence, n.name(b.ID), b.Sequence)
+					}
+				}
+				n.settled()
+			})
+		}
+	}
+}
+
+// TestImportSequences: a manifest's sequence may be free in the store and yet below that of its parent, which had to take another.
+func TestImportSequences(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A C<B")
+	n := w.reopened()
+	x := n.draft("x", kvmbackup.Backup{}, 100)
+	x.Status, x.CompletedAt, x.Sequence = kvmbackup.StatusCompleted, x.StartedAt, 1
+	n.record(x)
+	y := n.draft("y", kvmbackup.Backup{}, 101)
+	y.Status, y.CompletedAt, y.Sequence = kvmbackup.StatusCompleted, y.StartedAt, 9
+	n.record(y)
+	n.importAll(3)
+	equal(t, "by sequence", n.state(), "x y A B C")
+}
+
+func TestImportPassesOver(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A C D<C E")
+	file := func(name, f string) string { return filepath.Join(w.dir, w.get(name).Path, f) }
+	ok(t, os.WriteFile(file("A", repository.ManifestName), []byte("{"), 0o600))                                           // damaged: B has no parent then
+	ok(t, os.Rename(filepath.Join(w.dir, w.get("E").Path), filepath.Join(w.dir, testVM.String(), "2031.01.01.00.00.00"))) // moved by hand
+	ok(t, os.Mkdir(filepath.Join(w.dir, testVM.String(), "lost+found"), 0o700))
+	ok(t, os.Mkdir(filepath.Join(w.dir, testVM.String(), "2030.01.01.00.00.00"), 0o700))
+	ok(t, os.WriteFile(filepath.Join(w.dir, testVM.String(), "README"), nil, 0o600))
+	w.begin("F", "D") // its partial folder is nobody's backup
+
+	n := w.reopened()
+	passed := n.importAll(2)
+	equal(t, "imported", n.state(), "C D")
+	for _, path := range []string{w.get("A").Path, w.get("B").Path, testVM.String() + "/2031.01.01.00.00.00"} {
+		if passed[path] == "" {
+			t.Errorf("%s was passed over without a reason: %v", path, passed)
+		}
+	}
+	if !strings.Contains(passed[w.get("B").Path], idOf("A").String()) {
+		t.Errorf("the reason doesn't name the parent: %s", passed[w.get("B").Path])
+	}
+	n.whole()
+}
+
+func TestImportOneVM(t *testing.T) {
+	w := newWorld(t)
+	w.build("A")
+	n := w.reopened()
+	list, err := n.engine.Import(t.Context(), "another-vm")
+	ok(t, err)
+	equal(t, "another VM's", len(list), 0)
+	list, err = n.engine.Import(t.Context(), testVM)
+	ok(t, err)
+	equal(t, "its own", len(list), 1)
+	ok(t, os.Rename(w.dir, w.dir+".gone"))
+	defer os.RemoveAll(w.dir + ".gone")
+	_, err = n.engine.Import(t.Context(), "")
+	fails(t, err, repository.ErrUnavailable)
+	_, err = n.engine.Export(t.Context(), "")
+	if err == nil {
+		t.Error("exported to a repository that is gone")
+	}
+}
+
+// TestImportDuringDelete: a backup that is deleted between Import's look at the folders and its turn on the VM stays deleted.
+func TestImportDuringDelete(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A")
+	deleted := false
+	s := hooked{Store: w.store, before: func(call string) error {
+		if call == "acquire" && !deleted {
+			deleted = true
+			for _, name := range []string{"A", "B"} {
+				if _, err := w.engine.Delete(t.Context(), idOf(name), false); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}}
+	_, err := w.newEngine(kvmbackup.Config{Store: s}).Import(t.Context(), "")
+	ok(t, err)
+	equal(t, "state", w.state(), "")
+	w.settled()
+}
+
+// TestExportThenImport: what was recorded after the backup comes back from the folder.
+func TestExportThenImport(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A C")
+	ok(t, w.engine.Pin(t.Context(), idOf("A"), true))
+	sum := "sha256:" + strings.Repeat("ab", 32)
+	ok(t, w.locked(func(l kvmbackup.Lease) error {
+		return w.store.Annotate(t.Context(), l, idOf("B"), kvmbackup.Annotation{
+			Verification: &kvmbackup.Verification{At: epoch, Content: true, OK: true},
+			Digests:      map[kvmbackup.VolumeID]kvmbackup.Digests{"v1": {Content: sum, File: sum}},
+		})
+	}))
+	count, err := w.engine.Export(t.Context(), "")
+	ok(t, err)
+	equal(t, "written", count, 3)
+	n := w.reopened()
+	n.importAll(3)
+	sameRecords(t, n.all(), w.all())
+	ok(t, os.Remove(filepath.Join(w.dir, w.get("C").Path, repository.ManifestName)))
+	count, err = w.engine.Export(t.Context(), testVM)
+	fails(t, err, kvmbackup.ErrMissingFile)
+	equal(t, "the others were written", count, 2)
+}
