@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -48,7 +49,15 @@ func (e *Engine) Import(ctx context.Context, vm VMID) ([]Imported, error) {
 	for _, id := range vms {
 		v := e.newOp("import", id)
 		err := e.withLease(ctx, id, func(ctx context.Context, h *heldLease) error {
+			// Looked at again under the lease: what was deleted meanwhile must not come back.
+			there, err := e.cfg.Repository.List(ctx, string(id))
+			if err != nil {
+				return err
+			}
 			for _, entry := range byVM[id] {
+				if !slices.ContainsFunc(there, func(t repository.Entry) bool { return t.Path == entry.Path && t.ID == entry.ID && t.Kind == entry.Kind }) {
+					continue
+				}
 				one, err := e.importOne(ctx, h, entry)
 				if err != nil {
 					return err
@@ -87,9 +96,12 @@ func (e *Engine) importOne(ctx context.Context, h *heldLease, entry repository.E
 			out.Reason = err.Error()
 			return out, nil
 		}
+		if b.Sequence <= p.Sequence {
+			b.Sequence = 0 // the parent had to take another one, and a child comes after it
+		}
 	}
 	err = e.cfg.Store.Import(ctx, h.lease(), b)
-	if errors.Is(err, ErrInvalid) { // the sequence belongs to another record, or the manifest has none
+	if errors.Is(err, ErrInvalid) { // the sequence belongs to another record, or there is none
 		rec, rerr := e.cfg.Store.VM(ctx, b.VM)
 		if rerr != nil {
 			return out, rerr
