@@ -100,8 +100,10 @@ func (e *Engine) importOne(ctx context.Context, h *heldLease, entry repository.E
 			b.Sequence = 0 // the parent had to take another one, and a child comes after it
 		}
 	}
-	err = e.cfg.Store.Import(ctx, h.lease(), b)
-	if errors.Is(err, ErrInvalid) { // the sequence belongs to another record, or there is none
+	if b.Sequence > 0 {
+		err = e.cfg.Store.Import(ctx, h.lease(), b)
+	}
+	if b.Sequence <= 0 || errors.Is(err, ErrInvalid) { // the sequence belongs to another record, or there is none
 		rec, rerr := e.cfg.Store.VM(ctx, b.VM)
 		if rerr != nil {
 			return out, rerr
