@@ -20,6 +20,6 @@
 // # Limits
 //
 // Values are at most Config.MaxValueBytes long; longer things are split. A write rewrites its VM's index, one value
-// per some ten backups, so this store is made for VMs with up to some hundred restore points each. Hosts with an SQL
+// per some six backups, so this store is made for VMs with up to some hundred restore points each. Hosts with an SQL
 // database and the right to add tables are better served by store/sqlstore.
 package kvstore

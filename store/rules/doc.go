@@ -6,8 +6,8 @@
 //     ready-made one for stores that load and save all that they keep of a VM as one JSON document.
 //   - an [Update] that runs a function in such a transaction. [NewWriter] makes all writing methods of
 //     the Store from it.
-//   - the reading methods. For stores on [State] they are one call each.
+//   - the reading methods. [NewReader] makes them for stores on [State], all but AckRemoval.
 //
-// Package store/memstore is the smallest example, examples/customstore one that keeps files. Whatever a
+// examples/customstore is a whole store in under 150 lines. Whatever a
 // store does of its own is to be checked by running store/storetest against it.
 package rules
