@@ -198,19 +198,20 @@ func (r *run) adopt(ctx context.Context) (err error) {
 		}
 		r.record.Consistency = ConsistencyCrash // whether it was frozen at the instant nobody can tell
 	}
-	r.job, err = r.e.cfg.Executor.AdoptJob(ctx, r.dom, jobSpecOf(r.record, r.e.cfg.Repository))
+	spec := jobSpecOf(r.record, r.e.cfg.Repository)
+	if r.record.ParentID != "" {
+		p, err := r.e.cfg.Store.Backup(ctx, r.record.ParentID)
+		if err != nil {
+			return err
+		}
+		r.parent, spec.Base = &p, p.Checkpoint
+	}
+	r.job, err = r.e.cfg.Executor.AdoptJob(ctx, r.dom, spec)
 	return err
 }
 
 // followAdopted goes on where the process that began the job left off.
 func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
-	if r.record.ParentID != "" {
-		p, err := r.e.cfg.Store.Backup(ctx, r.record.ParentID)
-		if err != nil {
-			return Recovery{}, errors.Join(err, r.job.Close())
-		}
-		r.parent = &p
-	}
 	var err error
 	if r.view.record, err = r.e.cfg.Store.VM(ctx, r.vm); err != nil {
 		return Recovery{}, errors.Join(err, r.job.Close())
