@@ -256,3 +256,17 @@ func (s *story) state() libvirt.DomainState {
 func (s *story) unmount(dir string) { _ = exec.Command("umount", "-l", dir).Run() }
 
 func sprint(n int64) string { return strconv.FormatInt(n, 10) }
+
+// undefine makes libvirt forget the stopped guest, as when it moves to another host. The images keep their bitmaps.
+func (s *story) undefine() {
+	s.Helper()
+	if s.cfg.Persistent {
+		s.must(s.guest.Domain().UndefineFlags(libvirt.DOMAIN_UNDEFINE_CHECKPOINTS_METADATA))
+	}
+}
+
+// unthrottle lifts the bandwidth limit of the job on a disk.
+func (s *story) unthrottle(device string) {
+	s.Helper()
+	s.must(s.guest.Domain().BlockJobSetSpeed(device, 0, libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES))
+}
