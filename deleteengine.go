@@ -11,7 +11,7 @@ func (e *Engine) PlanDelete(ctx context.Context, id BackupID, force bool) (Delet
 }
 
 // Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. A backup that a crashed process left
-// running is settled first. Deleting the newest backup clears the active checkpoint, and drops it on the domain where
+// running is settled first; what an earlier deletion could not remove is tried again. Deleting the newest backup clears the active checkpoint, and drops it on the domain where
 // that can be reached; otherwise the next operation that reaches it does.
 func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePlan, error) {
 	b, err := e.cfg.Store.Backup(ctx, id)
@@ -34,7 +34,14 @@ func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePla
 		if done.ClearsActive {
 			e.dropCleared(ctx, o, b.Domain)
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		o.step("finish deletions")
+		if _, err := e.settleDeletes(ctx, o, h); err != nil {
+			o.warn("finish earlier deletions", "error", err) // this one is done
+		}
+		return nil
 	})
 	return done, o.fail(err)
 }
