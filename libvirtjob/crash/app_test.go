@@ -1,0 +1,182 @@
+package crash_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	_ "modernc.org/sqlite"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/store/sqlstore"
+)
+
+// leaseTTL is how long the next process waits for the lease of one that was killed. It has to outlast what a loaded
+// machine keeps a process from running.
+const leaseTTL = 2 * time.Second
+
+// patience limits every operation.
+const patience = 3 * time.Minute
+
+// app is a backup application over one guest: what a process opens when it starts.
+type app struct {
+	*testing.T
+	ctx    context.Context
+	guest  *guest
+	dir    string // with the repository, the database and what the disks held at each backup
+	gate   *gate
+	exec   *gatedExecutor
+	cfg    kvmbackup.Config
+	repo   *repository.Repository
+	images *qcow2.Tool
+	store  *sqlstore.Store
+	engine *kvmbackup.Engine
+}
+
+// setup changes what an app is made of.
+type setup struct {
+	config func(*kvmbackup.Config)
+	sync   bool // flush files
+	uri    string
+	// step is asked before each step of the repository that changes it, also while the gate is not armed.
+	step func(step string)
+}
+
+// openApp opens an application on a folder, which may have been another process's.
+func openApp(t *testing.T, g *guest, dir string, s setup) *app {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	a := &app{T: t, ctx: ctx, guest: g, dir: dir, gate: &gate{}}
+	a.must(os.MkdirAll(a.repoDir(), 0o755))
+	var err error
+	a.images, err = qcow2.New(qcow2.Config{})
+	a.must(err)
+	a.repo, err = repository.Init(ctx, a.repoDir(), repository.Options{NoSync: !s.sync, BeforeStep: func(step string) error {
+		if s.step != nil {
+			s.step(step)
+		}
+		return a.gate.pass("step " + step)
+	}})
+	a.must(err)
+	a.exec = &gatedExecutor{in: a.hypervisor(s.uri), g: a.gate}
+	a.store = a.openStore()
+	a.cfg = kvmbackup.Config{
+		Store: gatedStore{a.store, a.gate}, Repository: gatedRepository{a.repo, a.gate}, Executor: a.exec,
+		Images: gatedImages{a.images, a.gate}, LeaseTTL: leaseTTL, ReserveBytes: -1,
+	}
+	if s.config != nil {
+		s.config(&a.cfg)
+	}
+	a.engine, err = kvmbackup.New(a.cfg)
+	a.must(err)
+	return a
+}
+
+func (a *app) hypervisor(uri string) *libvirtjob.Executor {
+	a.Helper()
+	cfg := libvirtjob.Config{Images: a.images, ProgressInterval: 50 * time.Millisecond}
+	var e *libvirtjob.Executor
+	var err error
+	if uri == "" {
+		e, err = libvirtjob.New(a.guest.conn, cfg)
+	} else {
+		e, err = libvirtjob.Open(uri, cfg)
+	}
+	a.must(err)
+	a.Cleanup(func() { _ = e.Close() })
+	return e
+}
+
+// openStore doesn't have SQLite flush: the processes die here, not the machine.
+func (a *app) openStore() *sqlstore.Store {
+	a.Helper()
+	file := filepath.Join(a.dir, "backups.db")
+	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)&_txlock=immediate")
+	a.must(err)
+	a.Cleanup(func() { _ = db.Close() })
+	store, err := sqlstore.New(a.ctx, db, sqlstore.Config{})
+	a.must(err)
+	a.must(store.Migrate(a.ctx))
+	return store
+}
+
+func (a *app) must(err error) {
+	a.Helper()
+	if err != nil {
+		a.Fatal(err)
+	}
+}
+
+func (a *app) repoDir() string { return filepath.Join(a.dir, "repository") }
+
+func (a *app) vm() kvmbackup.VMID { return kvmbackup.VMID(a.guest.name) }
+
+func (a *app) ref() kvmbackup.DomainRef {
+	return kvmbackup.DomainRef{Name: a.guest.name, Disks: a.disks()}
+}
+
+// disks describes those of a transient guest, which libvirt forgets when it stops.
+func (a *app) disks() (refs []kvmbackup.DiskRef) {
+	if !a.guest.transient {
+		return nil
+	}
+	for _, d := range a.guest.devices {
+		refs = append(refs, kvmbackup.DiskRef{Device: d, Source: a.guest.image(d), Format: "qcow2"})
+	}
+	return refs
+}
+
+func (a *app) request() kvmbackup.BackupRequest {
+	r := kvmbackup.BackupRequest{VM: a.vm(), Policy: kvmbackup.Policy{FullEvery: 100}, Disks: a.disks()}
+	for _, d := range a.guest.devices {
+		r.Volumes = append(r.Volumes, kvmbackup.Volume{ID: kvmbackup.VolumeID("vol-" + d), Device: d})
+	}
+	return r
+}
+
+// contentDir is where it is kept what the disks held at the backup of that sequence.
+func (a *app) contentDir(sequence int64) string {
+	return filepath.Join(a.dir, fmt.Sprintf("content.%d", sequence))
+}
+
+// keep keeps what the next backup has to give back. Its sequence is the one after the last that was begun.
+func (a *app) keep() {
+	a.Helper()
+	vm, err := a.store.VM(a.ctx, a.vm())
+	a.must(err)
+	a.guest.keep(a.contentDir(vm.LastSequence + 1))
+}
+
+// backup takes a backup that has to succeed.
+func (a *app) backup(req kvmbackup.BackupRequest) kvmbackup.Backup {
+	a.Helper()
+	a.keep()
+	b, err := a.engine.Backup(a.ctx, req)
+	a.must(err)
+	return b
+}
+
+func (a *app) records(statuses ...kvmbackup.Status) []kvmbackup.Backup {
+	a.Helper()
+	list, err := a.store.List(a.ctx, kvmbackup.Query{VM: a.vm(), Statuses: statuses})
+	a.must(err)
+	return list
+}
+
+// forget takes all checkpoints and bitmaps off the domain, for a run that begins anew.
+func (a *app) forget() {
+	a.Helper()
+	st, err := a.exec.Inspect(a.ctx, a.ref())
+	a.must(err)
+	for _, name := range kvmbackup.StaleCheckpoints(kvmbackup.DefaultPrefix, st) {
+		a.must(a.exec.DropCheckpoint(a.ctx, a.ref(), name))
+	}
+}

@@ -1,0 +1,168 @@
+package crash_test
+
+import (
+	"errors"
+	"os"
+	"slices"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// crashCase is an operation that is broken off at each of its points in turn.
+type crashCase struct {
+	name    string
+	stopped bool             // the VM is off
+	prepare func(*app)       // what comes before
+	act     func(*app) error // the operation
+	// after checks what is special to the case, when all is settled and the next backup was taken.
+	after func(a *app, next kvmbackup.Backup)
+}
+
+var cases = []crashCase{
+	{name: "first full", act: takeBackup(running), after: fullIfFirst},
+	{name: "incremental", prepare: earlier(running, 1), act: takeBackup(checked), after: wantKind(kvmbackup.KindIncremental)},
+	{name: "stopped full", stopped: true, prepare: earlier(running, 1), act: takeBackup(running), after: wantKind(kvmbackup.KindFull)},
+	{name: "stopped incremental", stopped: true, prepare: earlier(offline, 1), act: takeBackup(offline), after: wantKind(kvmbackup.KindFull)},
+	{name: "delete", prepare: pendingParents, act: deleteNewest, after: deletedNewest},
+	{name: "delete of a middle one", prepare: earlier(running, 3), act: deleteAt(1), after: wantKind(kvmbackup.KindIncremental)},
+}
+
+func caseNamed(name string) crashCase {
+	return cases[slices.IndexFunc(cases, func(c crashCase) bool { return c.name == name })]
+}
+
+// The requests of the cases.
+func running(*kvmbackup.BackupRequest) {}
+
+// checked asks for all that a backup can do beside the copy.
+func checked(r *kvmbackup.BackupRequest) { r.Digests, r.Quiesce = true, kvmbackup.QuiesceTry }
+
+func offline(r *kvmbackup.BackupRequest) { r.Policy.OfflineIncremental = true }
+
+func (a *app) requestWith(change func(*kvmbackup.BackupRequest)) kvmbackup.BackupRequest {
+	r := a.request()
+	change(&r)
+	return r
+}
+
+func takeBackup(change func(*kvmbackup.BackupRequest)) func(*app) error {
+	return func(a *app) error {
+		_, err := a.engine.Backup(a.ctx, a.requestWith(change))
+		return err
+	}
+}
+
+// earlier takes backups with a write before each, and writes.
+func earlier(change func(*kvmbackup.BackupRequest), n int) func(*app) {
+	return func(a *app) {
+		for range n {
+			a.change()
+			a.backup(a.requestWith(change))
+		}
+	}
+}
+
+// change writes something that no backup has yet to every disk.
+func (a *app) change() {
+	a.Helper()
+	vm, err := a.store.VM(a.ctx, a.vm())
+	a.must(err)
+	for i, d := range a.guest.devices {
+		at := (vm.LastSequence + int64(i)) % 6
+		a.guest.write(d, byte(16*(vm.LastSequence+1)+int64(i)), at, 2)
+	}
+}
+
+func wantKind(kind kvmbackup.Kind) func(*app, kvmbackup.Backup) {
+	return func(a *app, next kvmbackup.Backup) {
+		a.Helper()
+		if next.Kind != kind {
+			a.Errorf("next backup is %v: %v", next.Kind, next.Reasons)
+		}
+	}
+}
+
+func fullIfFirst(a *app, next kvmbackup.Backup) {
+	a.Helper()
+	kind := kvmbackup.KindFull
+	if len(a.records(kvmbackup.StatusCompleted)) > 1 {
+		kind = kvmbackup.KindIncremental
+	}
+	wantKind(kind)(a, next)
+}
+
+// pendingParents leaves a chain of three whose older two are delete-pending.
+func pendingParents(a *app) {
+	earlier(running, 3)(a)
+	for i := range 2 {
+		a.must(deleteAt(i)(a))
+	}
+}
+
+func deleteAt(i int) func(*app) error {
+	return func(a *app) error {
+		_, err := a.engine.Delete(a.ctx, a.records()[i].ID, false)
+		return err
+	}
+}
+
+func deleteNewest(a *app) error { return deleteAt(2)(a) }
+
+// deletedNewest: either the deletion was not begun, and the newest backup lives with its pending parents; or it was
+// finished, and every backup was reported as removed, once.
+func deletedNewest(a *app, next kvmbackup.Backup) {
+	a.Helper()
+	removals, err := a.store.Removals(a.ctx, 0)
+	a.must(err)
+	records := a.records()
+	if next.Kind == kvmbackup.KindIncremental {
+		if len(removals) != 0 || len(records) != 4 {
+			a.Errorf("%d records and %d removals after a deletion that was not begun", len(records), len(removals))
+		}
+		_, err := a.engine.Delete(a.ctx, records[2].ID, true)
+		if !errors.Is(err, nil) {
+			a.Errorf("force the deletion: %v", err)
+		}
+		return
+	}
+	if len(removals) != 3 || len(records) != 1 {
+		a.Errorf("%d records and %d removals after the deletion", len(records), len(removals))
+	}
+	for _, r := range removals {
+		if r.Bytes <= 0 {
+			a.Errorf("removal of %s reports %d bytes", r.Backup, r.Bytes)
+		}
+	}
+}
+
+// begin makes an empty application for the case, on a guest without checkpoints.
+func (c crashCase) begin(a *app) {
+	a.Helper()
+	a.forget()
+	if c.prepare != nil {
+		c.prepare(a)
+	}
+	a.change()
+	a.keep()
+}
+
+// settle is what the next process does: it recovers, or just takes the next backup; then everything must be in order.
+func (c crashCase) settle(a *app, byRecover bool) {
+	a.Helper()
+	if byRecover {
+		found, err := a.engine.Recover(a.ctx, a.vm(), kvmbackup.DomainRef{Name: a.guest.name})
+		a.must(err)
+		a.Logf("recovered: %v", found)
+		a.inOrder()
+	}
+	a.change()
+	next := a.backup(a.request())
+	a.inOrder()
+	a.tracked(next)
+	if c.after != nil {
+		c.after(a, next)
+	}
+	a.restoreAll()
+	a.inOrder()
+	a.must(os.RemoveAll(a.dir))
+}

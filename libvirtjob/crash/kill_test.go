@@ -1,0 +1,253 @@
+package crash_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestCrashAtEveryPoint kills the process at the n-th point of an operation, for n = 1, 2, 3 until it isn't reached. The
+// next process settles what it left, by Recover or by taking the next backup, checks everything, and is killed in
+// turn at the next point. QEMU lives through all of it; libvirt's driver is embedded and dies with each process.
+func TestCrashAtEveryPoint(t *testing.T) {
+	needHost(t)
+	sequences := make([]*sequence, len(cases))
+	t.Run("count", func(t *testing.T) {
+		for i, c := range cases {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				sequences[i] = count(t, c)
+			})
+		}
+	})
+	if t.Failed() {
+		return
+	}
+	chosen := choose(sequences)
+	for i, s := range sequences {
+		t.Run(s.order.Case, func(t *testing.T) {
+			t.Parallel()
+			s.killAt(t, chosen[i])
+		})
+	}
+}
+
+// order is what a helper process is told.
+type order struct {
+	Case   string
+	Root   string // of its libvirt
+	Dir    string // of the guest and the runs
+	Run    int    // the next run
+	Died   bool   // the run before was killed, and is to be settled
+	Kill   int    // the point to die at; 0: none
+	Stop   bool   // do nothing but settle
+	Method string // what kind of death
+}
+
+// report is what a helper says.
+type report struct {
+	Failed bool     // settling the run before
+	Points []string // of a run that got through
+}
+
+// sequence is the runs of one case, one process after another on one guest.
+type sequence struct {
+	order
+	points []string // of a run without a kill
+	root   string
+}
+
+func count(t *testing.T, c crashCase) *sequence {
+	t.Helper()
+	root, err := newRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "kvmb-crash-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &sequence{order: order{Case: c.name, Root: root, Dir: dir}}
+	died, _, out := s.run(t)
+	r := s.report(t, out)
+	if died || len(r.Points) == 0 {
+		t.Fatalf("a run without a kill has failed\n%s", out)
+	}
+	s.points = r.Points
+	return s
+}
+
+// killAt kills one run at each of the points, and settles the last.
+func (s *sequence) killAt(t *testing.T, points []int) {
+	t.Cleanup(func() { removeRoot(s.Root); _ = os.RemoveAll(s.Dir) })
+	before := ""
+	for _, n := range points {
+		s.Kill = n
+		died, point, out := s.run(t)
+		if s.report(t, out).Failed {
+			t.Errorf("killed at %s:\n%s", before, out)
+		}
+		if !died {
+			t.Errorf("point %d was not reached\n%s", n, out)
+		}
+		s.Died, before = died, fmt.Sprintf("%d, %s", n, point)
+	}
+	s.Stop = true
+	_, _, out := s.run(t)
+	if s.report(t, out).Failed {
+		t.Errorf("killed at %s:\n%s", before, out)
+	}
+	t.Logf("%d of %d points", len(points), len(s.points))
+}
+
+const orderEnv = "KVMBACKUP_CRASH_ORDER"
+
+// run runs a helper. It says whether that was killed at its point, and where that was.
+func (s *sequence) run(t *testing.T) (died bool, point, out string) {
+	t.Helper()
+	s.Run++
+	text, err := json.Marshal(s.order)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"killed", "report"} {
+		_ = os.Remove(filepath.Join(s.Dir, name))
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestHelper$", "-test.v", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), orderEnv+"="+string(text), "TMPDIR="+s.Dir, "LIBVIRT_LOG_OUTPUTS=")
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		status, _ := exit.Sys().(syscall.WaitStatus)
+		died = status.Signaled() && status.Signal() == syscall.SIGKILL
+	}
+	if err != nil && !died {
+		t.Errorf("helper: %v\n%s", err, output.String())
+	}
+	killed, _ := os.ReadFile(filepath.Join(s.Dir, "killed"))
+	return died && len(killed) > 0, string(killed), output.String()
+}
+
+func (s *sequence) report(t *testing.T, out string) (r report) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.Dir, "report"))
+	if err == nil {
+		err = json.Unmarshal(text, &r)
+	}
+	if err != nil {
+		t.Fatalf("no report: %v\n%s", err, out)
+	}
+	return r
+}
+
+// TestHelper is the process that is killed. It settles what the one before it left first.
+func TestHelper(t *testing.T) {
+	text := os.Getenv(orderEnv)
+	if text == "" {
+		return // only for the tests above
+	}
+	var o order
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		t.Fatal(err)
+	}
+	if err := useRoot(o.Root); err != nil {
+		t.Fatal(err)
+	}
+	c, h := caseNamed(o.Case), needHost(t)
+	var r report
+	if o.Died {
+		r.Failed = !t.Run("settle", func(t *testing.T) {
+			a := o.open(t, h, c, o.Run-1)
+			c.settle(a, o.Run%2 == 0)
+		})
+	}
+	o.report(t, r)
+	if o.Stop {
+		return
+	}
+	t.Run("act", func(t *testing.T) {
+		a := o.open(t, h, c, o.Run)
+		c.begin(a)
+		a.gate.arm(func(n int, point string) error {
+			if n == o.Kill {
+				kill(filepath.Join(o.Dir, "killed"), point)
+			}
+			return nil
+		})
+		err := c.act(a)
+		r.Points = a.gate.disarm()
+		a.must(err)
+		c.settle(a, true)
+	})
+	o.report(t, r)
+}
+
+// open opens the application of one run.
+func (o order) open(t *testing.T, h *host, c crashCase, run int) *app {
+	t.Helper()
+	g := openGuest(t, h, "guest", filepath.Join(o.Dir, "images"), "vda", "vdb")
+	if g.define(); !c.stopped {
+		g.start()
+	}
+	return openApp(t, g, filepath.Join(o.Dir, fmt.Sprintf("run-%d", run)), setup{})
+}
+
+func (o order) report(t *testing.T, r report) {
+	t.Helper()
+	text, err := json.Marshal(r)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(o.Dir, "report"), text, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// choose returns the points of every sequence that are tried: all of them, or the first of every kind, whichever sequence
+// has it, and some more.
+func choose(sequences []*sequence) [][]int {
+	const every = 29
+	chosen := make([][]int, len(sequences))
+	seen := map[string]bool{}
+	for i, s := range sequences {
+		for j, point := range s.points {
+			if k := kind(point); thorough() || !seen[k] || (j+i)%every == 0 {
+				chosen[i] = append(chosen[i], j+1)
+				seen[k] = true
+			}
+		}
+	}
+	return chosen
+}
+
+var volatile = regexp.MustCompile(`[0-9a-f-]*[0-9][0-9a-f-]*`)
+
+// kind is the call of a point, or the verb of a step with what it is done to.
+func kind(point string) string {
+	fields := strings.Fields(point)
+	switch fields[0] {
+	case "before", "after":
+		return fields[1]
+	}
+	name := fields[2][strings.LastIndex(fields[2], "/")+1:]
+	return fields[1] + " " + volatile.ReplaceAllString(name, "#")
+}
+
+// TestKinds keeps the sample from becoming all points.
+func TestKinds(t *testing.T) {
+	got := []string{kind("before Store.VM"), kind("after Store.VM"), kind("step rename guest/2026.11.23.10.20.30.partial-0a1b-22"), kind("step sync a/b/vda.qcow2")}
+	if want := []string{"Store.VM", "Store.VM", "rename #.#.#.#.#.#.partial#", "sync vda.qcow#"}; !slices.Equal(got, want) {
+		t.Errorf("kinds are %q", got)
+	}
+}
