@@ -168,7 +168,7 @@ func (r *run) begin(ctx context.Context) (err error) {
 		StartedAt: r.e.now().Truncate(time.Microsecond), Consistency: ConsistencyCrash, Reasons: d.Reasons,
 	}
 	if r.req.Quiesce != QuiesceNo {
-		b.Consistency = ConsistencyFilesystem // the intent: recovery thaws the guest of such a record
+		b.Consistency = ConsistencyUnknown // not known yet: recovery thaws the guest of such a record
 	}
 	for i, vd := range d.Volumes {
 		b.Volumes = append(b.Volumes, VolumeBackup{
@@ -214,12 +214,14 @@ func (r *run) copy(ctx context.Context) (err error) {
 	return r.follow(ctx)
 }
 
-// closeJob releases the handle after a success; a failure's undo still needs it.
+// closeJob releases the handle after a success, after which there is no job to abort; a failure's undo still needs it.
 func (r *run) closeJob(failed error) error {
 	if failed != nil {
 		return nil
 	}
-	return r.job.Close()
+	ended := r.job
+	r.job = nil
+	return ended.Close()
 }
 
 func (r *run) jobSpec() JobSpec {

@@ -192,9 +192,11 @@ func (r *run) adopt(ctx context.Context) (err error) {
 	if r.view.status, err = r.e.cfg.Executor.Inspect(ctx, r.dom); err != nil {
 		return err
 	}
-	if r.record.Consistency == ConsistencyFilesystem && r.view.status.State != DomainStopped {
-		if err := r.e.thaw(ctx, r.dom, false); err != nil {
-			r.warn("thaw after an interrupted backup", "error", err)
+	if r.record.Consistency == ConsistencyUnknown {
+		if r.view.status.State != DomainStopped {
+			if err := r.e.thaw(ctx, r.dom, false); err != nil {
+				r.warn("thaw after an interrupted backup", "error", err)
+			}
 		}
 		r.record.Consistency = ConsistencyCrash // whether it was frozen at the instant nobody can tell
 	}
