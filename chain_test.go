@@ -210,7 +210,8 @@ func TestParseIDs(t *testing.T) {
 		_, err = kvmbackup.ParseChainID(s)
 		fails(t, err, kvmbackup.ErrInvalid)
 	}
-	if kvmbackup.NewBackupID() == kvmbackup.NewBackupID() || kvmbackup.NewChainID() == kvmbackup.NewChainID() {
+	backup, chain := kvmbackup.NewBackupID(), kvmbackup.NewChainID()
+	if backup == kvmbackup.NewBackupID() || chain == kvmbackup.NewChainID() {
 		t.Error("an ID came twice")
 	}
 }

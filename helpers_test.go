@@ -57,7 +57,7 @@ func chainOfName(name string) kvmbackup.ChainID { return kvmbackup.ChainID(idOf(
 
 func tempDir(t tb) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "kvmbackup") //nolint:usetesting // rapid's T has no TempDir
+	dir, err := os.MkdirTemp("", "kvmbackup") // rapid's T has no TempDir
 	ok(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
@@ -216,16 +216,6 @@ func (w *world) add(name, parent string) kvmbackup.Backup {
 	b.Status = kvmbackup.StatusCompleted
 	ok(w.t, w.locked(func(l kvmbackup.Lease) error { return w.store.Complete(w.t.Context(), l, b) }))
 	return w.get(name)
-}
-
-// chain adds a full and incrementals on it, one on the other.
-func (w *world) chain(names ...string) {
-	w.t.Helper()
-	parent := ""
-	for _, n := range names {
-		w.add(n, parent)
-		parent = n
-	}
 }
 
 // record adds a record of what has no folder.
