@@ -8,6 +8,7 @@ package testpg
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -90,7 +91,7 @@ func start() (dsn string, stop func(), err error) {
 func binDir() (string, error) {
 	candidates, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
 	sort.Slice(candidates, func(i, j int) bool { return major(candidates[i]) > major(candidates[j]) })
-	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
+	if out, err := exec.CommandContext(context.Background(), "pg_config", "--bindir").Output(); err == nil {
 		candidates = append([]string{strings.TrimSpace(string(out))}, candidates...)
 	}
 	for _, dir := range candidates {
@@ -124,7 +125,7 @@ func asServer(dir string) (*syscall.SysProcAttr, error) {
 
 func initialize(bin, dir string, attr *syscall.SysProcAttr) error {
 	// ICU's order is not that of bytes: a store that forgets to say which one it wants is found out.
-	cmd := exec.Command(filepath.Join(bin, "initdb"), "--pgdata", filepath.Join(dir, "data"), "--username", "postgres",
+	cmd := exec.CommandContext(context.Background(), filepath.Join(bin, "initdb"), "--pgdata", filepath.Join(dir, "data"), "--username", "postgres",
 		"--auth", "trust", "--no-sync", "--encoding", "UTF8", "--locale", "C.UTF-8", "--locale-provider", "icu", "--icu-locale", "en")
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = dir, append(os.Environ(), "LC_ALL=C.UTF-8"), withoutDeathSignal(attr)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -143,7 +144,7 @@ func withoutDeathSignal(attr *syscall.SysProcAttr) *syscall.SysProcAttr {
 // serve starts the server and waits until it answers. It also ends when this process dies.
 func serve(bin, dir string, attr *syscall.SysProcAttr) (stop func(), err error) {
 	var log bytes.Buffer
-	cmd := exec.Command(filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "data"), "-k", dir, "-c", "listen_addresses=",
+	cmd := exec.CommandContext(context.Background(), filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "data"), "-k", dir, "-c", "listen_addresses=",
 		"-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200", "-c", "max_wal_size=2GB")
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = dir, &log, &log, attr
 	started, ended := make(chan error), make(chan struct{})
@@ -179,7 +180,7 @@ func await(bin, dir string, ended <-chan struct{}) error {
 		case <-limit:
 			return errors.New("the PostgreSQL server doesn't answer")
 		case <-tick.C:
-			if exec.Command(filepath.Join(bin, "pg_isready"), "-q", "-h", dir).Run() == nil {
+			if exec.CommandContext(context.Background(), filepath.Join(bin, "pg_isready"), "-q", "-h", dir).Run() == nil {
 				return nil
 			}
 		}

@@ -114,32 +114,9 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "manager.db")+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)")
-	if err != nil {
+	if err := errors.Join(manage(filepath.Join(dir, "manager.db")), os.RemoveAll(dir)); err != nil {
 		log.Fatal(err)
 	}
-	defer db.Close()
-	ctx := context.Background()
-	if _, err := db.ExecContext(ctx, tables); err != nil {
-		log.Fatal(err)
-	}
-
-	host := details{db}
-	store, err := kvstore.New(host, kvstore.Config{Now: host.Now})
-	if err != nil {
-		log.Fatal(err)
-	}
-	if err := backUp(ctx, store); err != nil {
-		log.Fatal(err)
-	}
-
-	vm, _ := host.List(ctx, kvstore.Object{Kind: kvstore.ObjectVM, ID: "i-2-7-VM"})
-	backup, _ := host.List(ctx, kvstore.Object{Kind: kvstore.ObjectBackup, ID: "6c7d1c7e-3d0c-4f5e-9a64-0f9f6f3f0a11"})
-	old, _ := host.List(ctx, kvstore.Object{Kind: kvstore.ObjectBackup, ID: "an-old-full-backup"})
-	show("vm", vm)
-	show("backup", backup)
-	show("old", old)
 	// Output:
 	// vm nas.active_checkpoint_id=backup.2026.11.23.07.04.50
 	// backup nas.bitmap_name=backup.2026.11.23.07.04.50
@@ -147,6 +124,35 @@ func Example() {
 	// backup nas.chain_position=0
 	// backup nas.type=full
 	// old size=4711
+}
+
+func manage(file string) error {
+	ctx := context.Background()
+	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)")
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(ctx, tables); err != nil {
+		return err
+	}
+
+	host := details{db}
+	store, err := kvstore.New(host, kvstore.Config{Now: host.Now})
+	if err != nil {
+		return err
+	}
+	if err := backUp(ctx, store); err != nil {
+		return err
+	}
+
+	vm, errVM := host.List(ctx, kvstore.Object{Kind: kvstore.ObjectVM, ID: "i-2-7-VM"})
+	backup, errBackup := host.List(ctx, kvstore.Object{Kind: kvstore.ObjectBackup, ID: "6c7d1c7e-3d0c-4f5e-9a64-0f9f6f3f0a11"})
+	old, errOld := host.List(ctx, kvstore.Object{Kind: kvstore.ObjectBackup, ID: "an-old-full-backup"})
+	show("vm", vm)
+	show("backup", backup)
+	show("old", old)
+	return errors.Join(errVM, errBackup, errOld)
 }
 
 // backUp records a backup as the engine does.

@@ -74,7 +74,7 @@ func (c Config) withDefaults() (Config, error) {
 
 // detect asks the database what it is.
 func (s *Store) detect(ctx context.Context) (Dialect, error) {
-	version, err := s.ask(ctx, `SELECT sqlite_version()`)
+	_, err := s.ask(ctx, `SELECT sqlite_version()`)
 	if err == nil {
 		return DialectSQLite, nil
 	}

@@ -18,13 +18,17 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
-	file := filepath.Join(dir, "host.db")
-	ctx := context.Background()
+	if err := errors.Join(open(filepath.Join(dir, "host.db")), os.RemoveAll(dir)); err != nil {
+		log.Fatal(err)
+	}
+	// Output: i-2-7-VM 0
+}
 
+func open(file string) error {
+	ctx := context.Background()
 	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(FULL)")
 	if err != nil {
-		log.Fatal(err)
+		return err
 	}
 	defer db.Close()
 	st, err := sqlstore.New(ctx, db, sqlstore.Config{TablePrefix: "nas_"})
@@ -32,12 +36,11 @@ func Example() {
 		err = st.Migrate(ctx)
 	}
 	if err != nil {
-		log.Fatal(err)
+		return err
 	}
-
 	vm, err := st.VM(ctx, "i-2-7-VM")
-	fmt.Println(vm.VM, vm.LastSequence, err)
-	// Output: i-2-7-VM 0 <nil>
+	fmt.Println(vm.VM, vm.LastSequence)
+	return err
 }
 
 // A host with a migration tool of its own takes the statements.

@@ -79,10 +79,10 @@ func (r *run) ended() context.Context {
 // countdown is a context that ends at the n-th look at it, whoever looks: so a call is interrupted at each point
 // where it can be, one after the other, without a clock.
 type countdown struct {
-	context.Context
-	mu     sync.Mutex
-	left   int
-	cancel context.CancelCauseFunc
+	context.Context //nolint:containedctx // it is a context
+	mu              sync.Mutex
+	left            int
+	cancel          context.CancelCauseFunc
 }
 
 func newCountdown(parent context.Context, n int) *countdown {

@@ -106,7 +106,7 @@ type failure struct{ err error }
 type run struct {
 	kvmbackup.Store
 	options
-	ctx context.Context
+	ctx context.Context //nolint:containedctx // a run is one call, and ends with it
 	h   Harness
 }
 
