@@ -156,7 +156,7 @@ func TestDeleteKilledChild(t *testing.T) {
 	}
 	store := newJSONStore(filepath.Join(dir, "store.json"))
 	store.step = dieAt
-	repo, err := repository.Open(t.Context(), filepath.Join(dir, "repo"), repository.Options{BeforeStep: dieAt})
+	repo, err := repository.Open(t.Context(), filepath.Join(dir, "repo"), repository.Options{NoSync: true, BeforeStep: dieAt})
 	ok(t, err)
 	e, err := kvmbackup.New(kvmbackup.Config{Store: store, Repository: repo})
 	ok(t, err)
