@@ -34,10 +34,10 @@ func needRoot(tb testing.TB) { tb.Helper(); realguest.NeedRoot(tb) }
 // removeRoot kills what helper processes have left on a root.
 func removeRoot(root string) { realguest.RemoveRoot(root) }
 
-// bareGuest starts a guest without a system that runs, with more devices; its name is returned.
-func bareGuest(tb testing.TB, devices string) string {
+// bareGuest starts a guest without a system that runs, with more devices, on the disk image; its name is returned.
+func bareGuest(tb testing.TB, devices, image string) string {
 	tb.Helper()
-	return realguest.Start(tb, realguest.Config{Disks: []realguest.Disk{{Device: "vda"}}, DevicesXML: devices, Running: true}).Name
+	return realguest.Start(tb, realguest.Config{Disks: []realguest.Disk{{Device: "vda", Path: image}}, DevicesXML: devices, Running: true}).Name
 }
 
 // needTools skips the test where a tool is missing.

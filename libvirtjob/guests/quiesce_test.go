@@ -178,7 +178,7 @@ func TestNoAgent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			vm := bareGuest(t, devices)
+			vm := bareGuest(t, devices, "")
 			newBench(t, nil).wantUnquiesced(nil, kvmbackup.VMID(vm), 5*time.Second)
 		})
 	}

@@ -1,0 +1,265 @@
+//go:build cgo
+
+package guests_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// TestBandwidth: a limit holds from the start, and a new one soon. What QEMU reads and writes at once (up to 64 MiB) isn't held back.
+func TestBandwidth(t *testing.T) {
+	t.Parallel()
+	vm := bareGuest(t, "", bulkDisk(t, 512))
+	b := newBench(t, nil)
+	const slow, fast = 24 << 20, 96 << 20
+	var control kvmbackup.JobControl
+	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(vm), BandwidthBytes: slow}
+	req.OnJob = func(c kvmbackup.JobControl) { control = c }
+	var raised time.Time
+	b.on(kvmbackup.EventProgress, func(ev kvmbackup.Event) {
+		if raised.IsZero() && ev.Progress.DoneBytes > 160<<20 {
+			raised = time.Now()
+			b.must(control.SetBandwidth(fast))
+		}
+	})
+	b.backup(req)
+	var before, after []kvmbackup.Event
+	for _, ev := range b.seen(kvmbackup.EventProgress) {
+		switch {
+		case ev.Progress.DoneBytes == 0 || ev.Progress.DoneBytes == ev.Progress.TotalBytes:
+		case ev.Time.Before(raised):
+			before = append(before, ev)
+		default:
+			after = append(after, ev)
+		}
+	}
+	for _, c := range []struct {
+		events []kvmbackup.Event
+		want   float64
+	}{{before, slow}, {after, fast}} {
+		got := rate(c.events)
+		t.Logf("limit %.0f MB/s, measured %.1f MB/s over %d events", c.want/1e6, got/1e6, len(c.events))
+		if got > 2*c.want || got < c.want/4 {
+			t.Errorf("limited to %.0f bytes/s, measured %.0f", c.want, got)
+		}
+	}
+}
+
+// bulkDisk makes a disk full of data, so that copying it takes time.
+func bulkDisk(t *testing.T, mebibytes int) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "bulk.qcow2")
+	command(t, "qemu-img", "create", "-q", "-f", "qcow2", path, fmt.Sprintf("%dM", mebibytes))
+	command(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -q -P 0x5a 0 %dM", mebibytes), path)
+	return path
+}
+
+// rate is the bytes per second between the first and the last event.
+func rate(events []kvmbackup.Event) float64 {
+	if len(events) < 2 {
+		return 0
+	}
+	a, z := events[0], events[len(events)-1]
+	return float64(z.Progress.DoneBytes-a.Progress.DoneBytes) / z.Time.Sub(a.Time).Seconds()
+}
+
+// mount is a file system of its own for a repository, that can be made to hang.
+type mount struct {
+	testing.TB
+	dir    string
+	frozen bool
+}
+
+func newMount(t *testing.T) *mount {
+	t.Helper()
+	needRoot(t)
+	needTools(t, "losetup", "mount", "umount", "fsfreeze", "mkfs.ext4")
+	work, err := newWorkDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mount{TB: t}
+	if m.dir, err = os.MkdirTemp(work, "nas-"); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "mkfs.ext4", "-q", "-F", m.dir+".img", "400M")
+	command(t, "mount", "-o", "loop", m.dir+".img", m.dir)
+	t.Cleanup(func() {
+		m.goOn()
+		eventually(t, "the repository's file system is unmounted", func() bool { return syscall.Unmount(m.dir, 0) == nil })
+	})
+	return m
+}
+
+// hang makes whoever writes wait, as a dead file server does.
+func (m *mount) hang() { m.Helper(); command(m, "fsfreeze", "-f", m.dir); m.frozen = true }
+
+func (m *mount) goOn() {
+	m.Helper()
+	if m.frozen {
+		command(m, "fsfreeze", "-u", m.dir)
+		m.frozen = false
+	}
+}
+
+// TestDeadRepository: the repository's file server dies during a job. The backup ends with an error in time although the job
+// can't be ended, everything else goes on, and when the server is back all is settled.
+func TestDeadRepository(t *testing.T) {
+	t.Parallel()
+	nas := newMount(t)
+	g := newGuest(t)
+	g.disks = []guestDisk{
+		{device: "vda", path: newFS(t, filepath.Join(g.dir, "vda.qcow2"), 48)},
+		{device: "vdb", path: bulkDisk(t, 200)},
+	}
+	g.boot()
+	t.Cleanup(nas.goOn) // before the guest is destroyed
+	bulk := g.sum("/dev/vdb")
+	b := newBench(t, func(c *kvmbackup.Config) {
+		c.Repository = newRepository(t, filepath.Join(nas.dir, "repository"))
+		c.StallWarn, c.StallAbort, c.CleanupLimit = 500*time.Millisecond, 1500*time.Millisecond, 2*time.Second
+	})
+	vm := kvmbackup.VMID(g.name)
+	full := b.backup(kvmbackup.BackupRequest{VM: vm, Volumes: []kvmbackup.Volume{{ID: "root", Device: "vda"}}})
+
+	// The watchdog.
+	sum := g.write("/vda/file", 4)
+	req := kvmbackup.BackupRequest{VM: vm, Policy: kvmbackup.Policy{ForceFull: true}, BandwidthBytes: 2 << 20, OnJob: func(c kvmbackup.JobControl) {
+		nas.hang()
+		b.must(c.SetBandwidth(0))
+	}}
+	b.on(kvmbackup.EventStalled, func(kvmbackup.Event) {})
+	within(t, 10*time.Second, "the stalled backup", func() {
+		_, err := b.engine.Backup(b.ctx, req)
+		b.wantErr(err, kvmbackup.ErrStalled, kvmbackup.ErrJobStuck)
+		t.Log(err)
+	})
+	if ev := b.seen(kvmbackup.EventStalled); len(ev) != 1 || ev[0].Elapsed < b.cfg.StallWarn {
+		t.Errorf("stall warnings: %+v", ev)
+	}
+	b.wantRunning(vm)
+
+	// While it hangs every call returns, and other VMs and repositories go on.
+	within(t, 10*time.Second, "recovery while it hangs", func() {
+		found, err := b.engine.Recover(b.ctx, vm, g.ref())
+		if err == nil {
+			t.Errorf("recovery found %+v", found)
+		}
+		t.Log(err)
+	})
+	within(t, 10*time.Second, "another backup while it hangs", func() {
+		_, err := b.engine.Backup(b.ctx, kvmbackup.BackupRequest{VM: vm})
+		if err == nil {
+			t.Error("a backup succeeded")
+		}
+		t.Log(err)
+	})
+	within(t, 10*time.Second, "a deletion while it hangs", func() {
+		ctx, cancel := context.WithTimeoutCause(b.ctx, time.Second, errStop)
+		defer cancel()
+		_, err := b.engine.Delete(ctx, full.ID, false)
+		t.Log(err)
+	})
+	other := bareGuest(t, "", "")
+	within(t, 20*time.Second, "another VM's backup", func() { newBench(t, nil).backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(other)}) })
+
+	nas.goOn()
+	within(t, 20*time.Second, "recovery", func() {
+		found, err := b.engine.Recover(b.ctx, vm, g.ref())
+		b.must(err)
+		t.Logf("%+v", found)
+	})
+	b.wantClean(g)
+	got := b.backup(kvmbackup.BackupRequest{VM: vm, Quiesce: kvmbackup.QuiesceRequire})
+	t.Logf("%v because %v", got.Kind, got.Reasons)
+	disks := b.restore(got.ID, qcow2.FormatRaw)
+	checkFS(t, disks["vda"])
+	wantFiles(t, disks["vda"], map[string]string{"file": sum})
+	if got := firstField(command(t, "sha256sum", disks["vdb"])); got != bulk {
+		t.Errorf("vdb has checksum %s, want %s", got, bulk)
+	}
+}
+
+func (b *bench) wantRunning(vm kvmbackup.VMID) {
+	b.Helper()
+	s := b.statuses(vm)
+	if len(s) == 0 || s[len(s)-1] != kvmbackup.StatusRunning {
+		b.Errorf("records are %v", s)
+	}
+}
+
+// TestCancelDuringHang: a cancel, too, ends an operation whose job can't be ended.
+func TestCancelDuringHang(t *testing.T) {
+	nas := newMount(t)
+	g := needGuest(t)
+	b := newBench(t, func(c *kvmbackup.Config) {
+		c.Repository = newRepository(t, filepath.Join(nas.dir, "repository"))
+		c.CleanupLimit = 2 * time.Second
+	})
+	ctx, cancel := b.cancellable()
+	vm := kvmbackup.VMID(g.name)
+	within(t, 10*time.Second, "the cancelled backup", func() {
+		_, err := b.engine.Backup(ctx, kvmbackup.BackupRequest{VM: vm, BandwidthBytes: 2 << 20, OnJob: func(c kvmbackup.JobControl) {
+			nas.hang()
+			b.must(c.SetBandwidth(0))
+			time.AfterFunc(500*time.Millisecond, func() { cancel(errStop) })
+		}})
+		b.wantErr(err, errStop, kvmbackup.ErrJobStuck)
+	})
+	b.wantRunning(vm)
+	nas.goOn()
+	// The next operation settles it.
+	b.backup(kvmbackup.BackupRequest{VM: vm})
+	b.wantClean(g)
+}
+
+// TestCancelAnywhere cancels, and lets a deadline pass, in every step of a backup. Until the folder is published nothing is left;
+// from then on the backup is completed instead.
+func TestCancelAnywhere(t *testing.T) {
+	g := needGuest(t)
+	vm := kvmbackup.VMID(g.name)
+	req := kvmbackup.BackupRequest{VM: vm, Quiesce: kvmbackup.QuiesceTry}
+	b := newBench(t, nil)
+	b.on(kvmbackup.EventStep, func(kvmbackup.Event) {})
+	b.backup(req)
+	var steps []string
+	for _, ev := range b.seen(kvmbackup.EventStep) {
+		steps = append(steps, ev.Step)
+	}
+	t.Logf("steps: %q", steps)
+	for _, step := range steps {
+		ctx, cancel := b.cancellable()
+		b.on(kvmbackup.EventStep, func(ev kvmbackup.Event) {
+			if ev.Step == step {
+				cancel(errStop)
+			}
+		})
+		took := within(t, 5*time.Second, "cancelling in step "+step, func() {
+			got, err := b.engine.Backup(ctx, req)
+			published := len(b.seen(kvmbackup.EventPublished)) > 0
+			if published != (err == nil) || err != nil && !errors.Is(err, errStop) {
+				t.Errorf("cancelled in step %q: published %v, error %v", step, published, err)
+			}
+			if err == nil && got.Status != kvmbackup.StatusCompleted {
+				t.Errorf("cancelled in step %q: %+v", step, got)
+			}
+		})
+		t.Logf("cancelled in step %q: %v", step, took)
+		b.wantClean(g)
+		g.wantThawed()
+	}
+	got := b.backup(req)
+	if got.Kind != kvmbackup.KindIncremental {
+		t.Errorf("after all this the backup is %v because %v", got.Kind, got.Reasons)
+	}
+}
