@@ -123,7 +123,7 @@ func (s *sequence) run(t *testing.T) (died bool, point, out string) {
 		_ = os.Remove(filepath.Join(s.Dir, name))
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestHelper$", "-test.v", "-test.timeout=5m")
-	cmd.Env = append(os.Environ(), orderEnv+"="+string(text), "TMPDIR="+s.Dir, "LIBVIRT_LOG_OUTPUTS=")
+	cmd.Env = append(os.Environ(), orderEnv+"="+string(text), "TMPDIR="+s.Dir, "LIBVIRT_LOG_OUTPUTS="+os.Getenv("KVMB_DEBUG_LOG"))
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	err = cmd.Run()
