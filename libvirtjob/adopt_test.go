@@ -80,7 +80,7 @@ func TestHelperBegins(t *testing.T) {
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda"), Persistent: true})
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	b.backup("c0", "", full("vda")) // an outcome that must not be taken for the next job's
-	b.guest.Write("vda", 0x22, 0, big)
+	b.spread("vda", 0x12)
 	_, spec := b.slow("c1", "c0", incr("vda"))
 	text, err := json.Marshal(helperState{b.ref, spec, b.guest.Model("vda").Path()})
 	b.must(err)

@@ -5,13 +5,15 @@ import (
 	"testing"
 	"time"
 
+	"libvirt.org/go/libvirt"
+
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/realguest"
 )
 
 func TestFreeze(t *testing.T) {
 	t.Parallel()
-	guest := realguest.Boot(t, realguest.Config{Disks: disks("vda")})
+	guest := realguest.Boot(t, realguest.Config{Disks: disks("vda"), Persistent: true})
 	b := &bench{T: t, exec: newExecutor(t), guest: guest, ref: kvmbackup.DomainRef{Name: guest.Name}}
 	var cancel context.CancelFunc
 	b.ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
@@ -30,10 +32,19 @@ func TestFreeze(t *testing.T) {
 	guest.Suspend()
 	_, err = b.exec.Freeze(b.ctx, b.ref)
 	b.wantErr(err, kvmbackup.ErrDomainStopped)
+	b.wantErr(b.exec.Thaw(b.ctx, b.ref), kvmbackup.ErrDomainStopped)
 	b.must(b.exec.Resume(b.ctx, b.ref))
 	frozen, err = b.exec.Freeze(b.ctx, b.ref)
 	if err != nil || frozen != 1 {
 		t.Errorf("%d file systems frozen, %v", frozen, err)
 	}
 	b.must(b.exec.Thaw(b.ctx, b.ref))
+
+	// Its own shutdown leaves a quiet disk; a destroyed guest's is not.
+	b.must(guest.Domain().ShutdownFlags(libvirt.DOMAIN_SHUTDOWN_GUEST_AGENT))
+	realguest.Eventually(t, "the guest is off", func() bool { return !guest.Running() })
+	b.must(b.exec.Thaw(b.ctx, b.ref))
+	if got := b.inspect(); got.State != kvmbackup.DomainStopped || !got.CleanShutdown {
+		t.Errorf("status is %+v", got)
+	}
 }

@@ -21,7 +21,7 @@ func (b *bench) brief() (context.Context, error) {
 func TestHungBegin(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda")})
-	b.guest.Write("vda", 0x11, 0, big)
+	b.guest.Write("vda", 0x11, 0, 1<<20)
 	spec := b.spec("c1", "", full("vda"))
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
 	b.must(err)
@@ -47,7 +47,7 @@ func TestHungBegin(t *testing.T) {
 func TestHungJob(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda", "vdb")})
-	b.guest.Write("vda", 0x11, 0, big)
+	b.guest.Write("vda", 0x11, 0, 1<<20)
 	job, spec := b.slow("c1", "", full("vda"), full("vdb"))
 	goOn := b.guest.Hang()
 	ctx, cause := b.brief()

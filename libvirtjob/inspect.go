@@ -46,10 +46,10 @@ func (e *Executor) inspectDomain(ctx context.Context, m *machine, status *kvmbac
 	if status.Persistent, err = call(ctx, m.domain, (*libvirt.Domain).IsPersistent); err != nil {
 		return err
 	}
+	if err := state(ctx, m.domain, status); err != nil {
+		return err
+	}
 	if m.active {
-		if status.State, status.PausedByError, err = state(ctx, m.domain); err != nil {
-			return err
-		}
 		if status.Job, status.JobDetail, err = jobState(ctx, m); err != nil {
 			return err
 		}
@@ -58,8 +58,8 @@ func (e *Executor) inspectDomain(ctx context.Context, m *machine, status *kvmbac
 	return err
 }
 
-// state tells an active domain's state. Whatever has a QEMU and doesn't run is paused.
-func state(ctx context.Context, d *domain) (s kvmbackup.DomainState, byError bool, err error) {
+// state fills in what the guest is doing. Whatever has a QEMU and doesn't run is paused.
+func state(ctx context.Context, d *domain, status *kvmbackup.DomainStatus) error {
 	type pair struct {
 		state  libvirt.DomainState
 		reason int
@@ -69,16 +69,23 @@ func state(ctx context.Context, d *domain) (s kvmbackup.DomainState, byError boo
 		return pair{state, reason}, err
 	})
 	if err != nil {
-		return kvmbackup.DomainUnknown, false, err
+		return err
 	}
 	switch p.state {
 	case libvirt.DOMAIN_RUNNING, libvirt.DOMAIN_BLOCKED:
-		return kvmbackup.DomainRunning, false, nil
-	case libvirt.DOMAIN_SHUTOFF, libvirt.DOMAIN_CRASHED:
-		return kvmbackup.DomainStopped, false, nil
+		status.State = kvmbackup.DomainRunning
+	case libvirt.DOMAIN_SHUTOFF:
+		status.State = kvmbackup.DomainStopped
+		status.CleanShutdown = libvirt.DomainShutoffReason(p.reason) == libvirt.DOMAIN_SHUTOFF_SHUTDOWN
+	case libvirt.DOMAIN_CRASHED:
+		status.State = kvmbackup.DomainStopped
+	case libvirt.DOMAIN_PAUSED:
+		status.State = kvmbackup.DomainPaused
+		status.PausedByError = libvirt.DomainPausedReason(p.reason) == libvirt.DOMAIN_PAUSED_IOERROR
+	default:
+		status.State = kvmbackup.DomainPaused
 	}
-	byError = p.state == libvirt.DOMAIN_PAUSED && libvirt.DomainPausedReason(p.reason) == libvirt.DOMAIN_PAUSED_IOERROR
-	return kvmbackup.DomainPaused, byError, nil
+	return nil
 }
 
 // jobState tells what a backup would have to wait for. libvirt would wait too, for up to 30 s and without saying so.

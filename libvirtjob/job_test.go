@@ -14,15 +14,23 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/realguest"
 )
 
-// big is so much that a job doesn't copy it before its bandwidth is limited, which libvirt can do only after the begin.
-const big = 320 << 20
+// big is so much that a job isn't through before its bandwidth is limited, which libvirt can do only after the begin:
+// about a second's work, and nothing to store.
+const big = 64 << 30
 
 func bigDisks(devices ...string) []realguest.Disk {
 	list := disks(devices...)
 	for i := range list {
-		list[i].SizeBytes = 2 * big
+		list[i].SizeBytes = big
 	}
 	return list
+}
+
+// spread makes all of a big disk changed.
+func (b *bench) spread(device string, pattern byte) {
+	b.Helper()
+	b.guest.WriteZeroes(device, 0, big)
+	b.guest.Write(device, pattern, int64(pattern)<<30, 1<<20)
 }
 
 // slow makes a job that would take minutes, and begins it.
@@ -38,8 +46,8 @@ func TestAbort(t *testing.T) {
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda", "vdb"), Persistent: true})
 	b.guest.Write("vda", 0x11, 0, 8<<20)
 	b.backup("c1", "", full("vda"), full("vdb"))
-	b.guest.Write("vda", 0x22, 0, big)
-	b.guest.Write("vdb", 0x33, 0, big)
+	b.spread("vda", 0x22)
+	b.spread("vdb", 0x33)
 	job, spec := b.slow("c2", "c1", incr("vda"), incr("vdb"))
 	status := b.inspect()
 	if status.Job != kvmbackup.JobBackup || status.JobDetail == "" {
@@ -66,8 +74,8 @@ func TestAbort(t *testing.T) {
 func TestBandwidthAndProgress(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda", "vdb")})
-	b.guest.Write("vda", 0x11, 0, big)
-	b.guest.Write("vdb", 0x11, 0, big)
+	b.guest.Write("vda", 0x11, 0, 1<<20)
+	b.guest.Write("vdb", 0x11, 0, 1<<20)
 	job, spec := b.slow("c1", "", full("vda"), full("vdb"))
 
 	// A waiting that ends leaves the job alone.
@@ -84,13 +92,13 @@ func TestBandwidthAndProgress(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 	last := seen[len(seen)-1]
-	if last.TotalBytes != 4*big || len(last.Volumes) != 2 || last.Volumes[1].TotalBytes != 2*big || last.DoneBytes == last.TotalBytes {
+	if last.TotalBytes != 2*big || len(last.Volumes) != 2 || last.Volumes[1].TotalBytes != big || last.DoneBytes == last.TotalBytes {
 		t.Errorf("progress is %+v", last)
 	}
 	b.must(job.SetBandwidth(b.ctx, 0))
 	result, err := job.Wait(b.ctx, func(p kvmbackup.JobProgress) { last = p })
 	b.must(err)
-	if result.TotalBytes != 4*big || result.CopiedBytes["id-vda"] != 2*big || last.DoneBytes != last.TotalBytes {
+	if result.TotalBytes != 2*big || result.CopiedBytes["id-vda"] != big || last.DoneBytes != last.TotalBytes {
 		t.Errorf("result is %+v, progress is %+v", result, last)
 	}
 	again, err := job.Wait(b.ctx, nil)
@@ -105,7 +113,7 @@ func TestBandwidthAndProgress(t *testing.T) {
 func TestBusy(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda")})
-	b.guest.Write("vda", 0x11, 0, big)
+	b.guest.Write("vda", 0x11, 0, 1<<20)
 	theirs, _ := b.slow("theirs", "", full("vda"))
 	spec := b.spec("ours", "", full("vda"))
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
@@ -138,7 +146,7 @@ func TestCrashDuringJob(t *testing.T) {
 	t.Parallel()
 	for _, persistent := range []bool{true, false} {
 		b := newBench(t, realguest.Config{Disks: bigDisks("vda"), Persistent: persistent})
-		b.guest.Write("vda", 0x11, 0, big)
+		b.guest.Write("vda", 0x11, 0, 1<<20)
 		job, _ := b.slow("c1", "", full("vda"))
 		b.guest.Kill9()
 		_, err := job.Wait(b.ctx, nil)

@@ -17,8 +17,8 @@ import (
 // TestLatency compares a job with the bare calls: begin, and a look at the job's state every ten milliseconds as a
 // script with virsh would. The limits are those of the design, with room for a machine that is busy with other tests.
 func TestLatency(t *testing.T) {
-	b := newBench(t, realguest.Config{Disks: bigDisks("vda")})
-	b.guest.Write("vda", 0x11, 0, big)
+	b := newBench(t, realguest.Config{Disks: []realguest.Disk{{Device: "vda", SizeBytes: 1 << 30}}})
+	b.guest.Write("vda", 0x11, 0, 320<<20)
 	run := func(i int, kind string, take func(spec kvmbackup.JobSpec)) time.Duration {
 		spec := b.spec(fmt.Sprintf("%s%d", kind, i), "", full("vda"))
 		if kind[0] == 'i' {

@@ -62,8 +62,13 @@ type watch struct {
 
 	looked  time.Time // just before the last look that saw the job
 	last    kvmbackup.JobProgress
-	copying int // volumes that were being copied at the last measure
+	copying int       // volumes that were being copied at the last measure
+	idle    time.Time // since when none is; zero: one is
 }
+
+// lostAfter is how long a job may be listed without a block job on any disk. libvirt ends the job in the same breath as the
+// last block job, unless it died while it was at that: then it lists the job until somebody aborts it.
+const lostAfter = 2 * time.Second
 
 func newWatch(j *job, began time.Time, progress func(kvmbackup.JobProgress)) *watch {
 	w := &watch{job: j, began: began, progress: progress, looked: began, ticker: time.NewTicker(j.exec.cfg.ProgressInterval)}
@@ -100,6 +105,9 @@ func (w *watch) run(ctx context.Context) (kvmbackup.JobResult, error) {
 			w.measure(ctx)
 			w.report()
 			measured = time.Now()
+			if err := w.lost(); err != nil {
+				return kvmbackup.JobResult{}, err
+			}
 		}
 		if err := w.pause(ctx); err != nil {
 			return kvmbackup.JobResult{}, err
@@ -166,6 +174,19 @@ func (w *watch) confirm(ctx context.Context, info *libvirt.DomainJobInfo, looked
 		err = fmt.Errorf("%w: nobody saw how it ended, and the domain has another job now: %s", kvmbackup.ErrJobFailed, describeJob(info))
 	}
 	return err
+}
+
+// lost is an error when libvirt goes on listing a job that QEMU doesn't have any more. Nothing tells how it ended.
+func (w *watch) lost() error {
+	switch {
+	case w.copying > 0:
+		w.idle = time.Time{}
+	case w.idle.IsZero():
+		w.idle = time.Now()
+	case time.Since(w.idle) >= lostAfter:
+		return fmt.Errorf("%w: libvirt lists it, and no disk has a block job: libvirt was interrupted while it ended", kvmbackup.ErrJobFailed)
+	}
+	return nil
 }
 
 func elapsed(info *libvirt.DomainJobInfo) time.Duration {

@@ -22,7 +22,7 @@ func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskSt
 		switch {
 		case d.Skip != "":
 		case d.Path == "":
-			status.Untrackable = "no local path while the domain is stopped"
+			status.Unreadable = "it has no local path, so it can be read only while the domain runs"
 		default:
 			err := im.inspect(ctx, d, &status)
 			if err != nil && !unreadable(err) {

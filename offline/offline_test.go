@@ -289,7 +289,7 @@ func TestInspect(t *testing.T) {
 		t.Errorf("disk is %+v", got)
 	}
 	remote := offline.Disk{Device: "vdz", Format: "raw", Description: "nbd:x"}
-	if got := b.inspect(remote); got.Untrackable == "" {
+	if got := b.inspect(remote); got.Unreadable == "" {
 		t.Errorf("disk is %+v", got)
 	}
 	_, err := b.images.PrepareJob(b.Context(), "vm", []offline.Disk{remote}, b.spec("", "", volume(remote, "z", "")))

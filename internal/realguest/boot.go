@@ -101,7 +101,7 @@ func kernelDir(ctx context.Context) (string, error) {
 }
 
 func fillInitramfs(ctx context.Context, root, kernel string) error {
-	for _, dir := range []string{"bin", "proc", "sys", "dev", "mnt", "run", "var/run", "modules", "lib64"} {
+	for _, dir := range []string{"bin", "proc", "sys", "dev", "mnt", "run", "var/run", "modules", "lib64", "sbin"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return err
 		}
@@ -140,6 +140,10 @@ func fillInitramfs(ctx context.Context, root, kernel string) error {
 		if err := os.WriteFile(to, data, 0o755); err != nil {
 			return err
 		}
+	}
+	shutdown := []byte("#!/bin/busybox sh\nexec poweroff -f\n") // what the agent runs
+	if err := os.WriteFile(filepath.Join(root, "sbin", "shutdown"), shutdown, 0o755); err != nil {
+		return err
 	}
 	return os.WriteFile(filepath.Join(root, "init"), fmt.Appendf(nil, bootScript, strings.Join(bootModules, " ")), 0o755)
 }

@@ -12,20 +12,18 @@ import (
 
 func capabilitiesCache() (string, error) {
 	dir, err := os.UserCacheDir()
-	return filepath.Join(dir, "kvmbackup-test", "qemu"), err
+	return filepath.Join(dir, "kvmbackup-test", "qemu", "capabilities"), err
 }
-
-func (h *Host) capabilitiesDir() string { return filepath.Join(h.Root, "cache", "qemu") }
 
 func (h *Host) seedCapabilities() {
 	if from, err := capabilitiesCache(); err == nil {
-		copyTree(filepath.Join(from, "capabilities"), filepath.Join(h.capabilitiesDir(), "capabilities"))
+		copyTree(from, h.capabilities)
 	}
 }
 
 func (h *Host) saveCapabilities() {
 	if to, err := capabilitiesCache(); err == nil {
-		copyTree(filepath.Join(h.capabilitiesDir(), "capabilities"), filepath.Join(to, "capabilities"))
+		copyTree(h.capabilities, to)
 	}
 }
 

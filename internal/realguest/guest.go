@@ -26,6 +26,8 @@ type Config struct {
 	Disks []Disk
 	// Persistent defines the domain; otherwise it is transient and unknown to libvirt while it is stopped.
 	Persistent bool
+	// Host is what Daemon returned; default: the embedded driver.
+	Host *Host
 	// Stopped leaves a persistent guest stopped, and of a transient one makes the images only.
 	Stopped bool
 	// DevicesXML is put into the devices element, e.g. a channel for the guest agent.
@@ -65,6 +67,9 @@ var guests atomic.Int64
 func Start(tb testing.TB, cfg Config) *Guest {
 	tb.Helper()
 	h := Need(tb)
+	if cfg.Host != nil {
+		h = cfg.Host
+	}
 	g := &Guest{Host: h, Name: cfg.Name, UUID: cfg.UUID, Dir: tb.TempDir(), tb: tb, cfg: cfg, models: map[string]*Model{}}
 	if g.Name == "" {
 		g.Name = fmt.Sprintf("%.24s-%d-%d", notName.ReplaceAllString(tb.Name(), "-"), os.Getpid(), guests.Add(1))
@@ -185,7 +190,7 @@ func (g *Guest) Hang() (goOn func()) {
 // PID returns QEMU's process ID.
 func (g *Guest) PID() int {
 	g.tb.Helper()
-	text, err := os.ReadFile(filepath.Join(g.Host.Root, "run", "qemu", g.Name+".pid"))
+	text, err := os.ReadFile(filepath.Join(g.Host.pidFiles, g.Name+".pid"))
 	g.must("read pid file", err)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	g.must("read pid file", err)

@@ -28,7 +28,11 @@ type Host struct {
 	// Accelerated says that guests use KVM and not TCG.
 	Accelerated bool
 
-	keep bool // Root was given, and other processes use it after this one
+	keep     bool   // Root was given, and other processes use it after this one
+	pidFiles string // folder
+	// capabilities is the folder of libvirt's cache
+	capabilities string
+	daemon       *exec.Cmd
 }
 
 // rootEnv names the root that a helper process takes over from the process that started it.
@@ -100,7 +104,9 @@ func open() (_ *Host, err error) {
 	if err := h.configure(); err != nil {
 		return nil, err
 	}
+	h.capabilities = filepath.Join(h.Root, "cache", "qemu", "capabilities")
 	h.seedCapabilities()
+	h.pidFiles = filepath.Join(h.Root, "run", "qemu")
 	h.URI = "qemu:///embed?root=" + h.Root
 	if os.Getenv("LIBVIRT_LOG_OUTPUTS") == "" {
 		_ = os.Setenv("LIBVIRT_LOG_OUTPUTS", "4:file:"+filepath.Join(h.Root, "libvirt.log"))

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -52,6 +53,20 @@ func (m *Model) fill(pattern byte, offset, length int64) {
 			m.tb.Fatal(err)
 		}
 		offset += n
+	}
+}
+
+// punch makes a hole, which reads as zeroes.
+func (m *Model) punch(offset, length int64) {
+	m.tb.Helper()
+	f, err := os.OpenFile(m.path, os.O_WRONLY, 0)
+	if err != nil {
+		m.tb.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	const keepSize, punchHole = 1, 2
+	if err := syscall.Fallocate(int(f.Fd()), keepSize|punchHole, offset, length); err != nil {
+		m.tb.Fatal(err)
 	}
 }
 

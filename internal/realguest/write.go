@@ -21,11 +21,15 @@ func (g *Guest) Write(device string, pattern byte, offset, length int64) {
 	g.models[device].fill(pattern, offset, length)
 }
 
-// WriteZeroes has a range read as zeroes, without writing them.
+// WriteZeroes has a range read as zeroes, without writing them. A backup job has to work through it all the same, at
+// some 60 GiB/s: over a disk of that size it is the cheap way to a job that doesn't end before its bandwidth is limited.
 func (g *Guest) WriteZeroes(device string, offset, length int64) {
 	g.tb.Helper()
-	g.io(device, fmt.Sprintf("write -z %d %d", offset, length))
-	g.models[device].fill(0, offset, length)
+	const most = 1 << 30 // of one command
+	for done := int64(0); done < length; done += most {
+		g.io(device, fmt.Sprintf("write -z %d %d", offset+done, min(most, length-done)))
+	}
+	g.models[device].punch(offset, length)
 }
 
 func (g *Guest) io(device, command string) {

@@ -1,0 +1,80 @@
+package libvirtjob_test
+
+import (
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// TestDaemonRestarts has a libvirtd killed and started again, in the middle of a job.
+func TestDaemonRestarts(t *testing.T) {
+	t.Parallel()
+	host := realguest.Daemon(t)
+	b := newBench(t, realguest.Config{Host: host, Disks: bigDisks("vda"), Persistent: true})
+	tool, err := qcow2.New(qcow2.Config{})
+	b.must(err)
+	b.exec, err = libvirtjob.Open(host.URI, libvirtjob.Config{Images: tool})
+	b.must(err)
+	t.Cleanup(func() { _ = b.exec.Close() })
+	b.guest.Write("vda", 0x11, 0, 1<<20)
+	b.backup("c1", "", full("vda"))
+	b.spread("vda", 0x12)
+	job, spec := b.slow("c2", "c1", incr("vda"))
+
+	host.KillDaemon(t)
+	_, err = job.Wait(b.ctx, nil)
+	t.Logf("wait without a daemon: %v", err)
+	if err == nil {
+		t.Fatal("a job without a daemon is no success")
+	}
+	b.must(job.Close())
+	if _, err := b.exec.Inspect(b.ctx, b.ref); err == nil {
+		t.Error("there is no daemon")
+	}
+	host.StartDaemon(t)
+	if got := b.inspect(); got.Job != kvmbackup.JobBackup {
+		t.Errorf("status is %+v", got)
+	}
+	job, err = b.exec.AdoptJob(b.ctx, b.ref, spec)
+	b.must(err)
+	b.must(job.SetBandwidth(b.ctx, 0))
+	result, err := job.Wait(b.ctx, nil)
+	b.must(err)
+	b.must(job.Close())
+	if result.TotalBytes != big {
+		t.Errorf("result is %+v", result)
+	}
+	b.keep(spec)
+	b.drop("c1")
+	b.wantCheckpoints("c2")
+
+	// A job that ended while there was no daemon can't be proved.
+	b.guest.WriteZeroes("vda", 0, big)
+	b.guest.Write("vda", 0x33, big-1<<20, 1<<20) // the last that is copied, and the only data
+	job, spec = b.slow("c3", "c2", incr("vda"))
+	b.must(job.SetBandwidth(b.ctx, 0))
+	host.KillDaemon(t)
+	b.must(job.Close())
+	target := filepath.Join(b.dir, spec.Volumes[0].File)
+	realguest.Eventually(t, "QEMU is done", func() bool { return allocated(target) >= 1<<20 })
+	host.StartDaemon(t)
+	_, err = b.exec.AdoptJob(b.ctx, b.ref, spec)
+	b.wantErr(err, kvmbackup.ErrNoJob)
+	b.drop("c3")
+	b.wantCheckpoints("c2")
+	b.wantBitmaps("vda", "c2")
+}
+
+// allocated returns what a file occupies.
+func allocated(path string) int64 {
+	var s syscall.Stat_t
+	if syscall.Stat(path, &s) != nil {
+		return 0
+	}
+	return s.Blocks * 512
+}
