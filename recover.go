@@ -193,7 +193,11 @@ func (r *run) adopt(ctx context.Context) (err error) {
 		return err
 	}
 	if r.record.Consistency == ConsistencyUnknown {
-		if r.view.status.State != DomainStopped {
+		switch r.view.status.State {
+		case DomainPaused: // settled now, it would be frozen when it is resumed, and nobody would know
+			return fmt.Errorf("%w: the guest is paused and may be frozen by backup %s, which was interrupted; resume it, then it can be thawed",
+				ErrDomainStopped, r.record.ID)
+		case DomainRunning:
 			if err := r.e.thaw(ctx, r.dom, false); err != nil {
 				r.warn("thaw after an interrupted backup", "error", err)
 			}
@@ -227,7 +231,7 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 		err = r.undo(ctx, err)
 		return Recovery{r.record.ID, RecoveryUndone, err.Error()}, r.stillRunning(ctx)
 	}
-	if err := r.job.Close(); err != nil {
+	if err := r.closeJob(nil); err != nil {
 		r.warn("close job", "error", err)
 	}
 	return Recovery{r.record.ID, RecoveryFollowed, "its job still ran"}, r.finish(ctx)

@@ -134,7 +134,10 @@ func (e *Engine) dropStale(ctx context.Context, o *op, dom DomainRef) error {
 	return e.drop(ctx, o, dom, StaleCheckpoints(e.cfg.Prefix, st, keep...))
 }
 
+// drop gives all of it as long as a clean-up may take: libvirt waits, without end, while a job hangs in its target.
 func (e *Engine) drop(ctx context.Context, o *op, dom DomainRef, names []CheckpointName) error {
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.CleanupLimit)
+	defer cancel()
 	var errs []error
 	for _, name := range names {
 		if err := e.cfg.Executor.DropCheckpoint(ctx, dom, name); err != nil {

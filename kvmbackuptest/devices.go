@@ -208,6 +208,9 @@ func (im *storedImage) commit() {
 			}
 		}
 	}
+	for i := range above.clusters {
+		base.bitmaps.mark(i) // the commit job writes into the base
+	}
 	base.size, base.clusters = above.size, merged.clusters
 	base.bitmaps.merge(above.bitmaps)
 	im.layers = im.layers[1:]

@@ -13,7 +13,6 @@ import (
 // backup takes a backup, which must succeed unless the scenario has broken something.
 func (p *play) backup(words []string) error {
 	has := func(w string) bool { return slices.Contains(words, w) }
-	p.describe()
 	req := p.request(kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"), OfflineIncremental: has("offline")})
 	if has("quiesce") {
 		req.Quiesce = kvmbackup.QuiesceTry
@@ -22,6 +21,9 @@ func (p *play) backup(words []string) error {
 	b, err := p.engine.Backup(context.Background(), req)
 	if after := p.foreign(); !slices.Equal(before, after) {
 		return fmt.Errorf("what belongs to others was touched: %v became %v", before, after)
+	}
+	if p.frozenAndPaused(err) {
+		return nil
 	}
 	if g, guestErr := p.h.Guest(vm); !p.gate.isDead() && (guestErr != nil || g.Frozen) {
 		return fmt.Errorf("guest is left frozen (%v)", guestErr)
@@ -119,6 +121,8 @@ func (p *play) restoreInPlace(n int) error {
 	switch {
 	case state != kvmbackup.DomainStopped && errors.Is(err, kvmbackup.ErrDomainRunning):
 		return nil
+	case p.frozenAndPaused(err):
+		return nil
 	case state != kvmbackup.DomainStopped && err == nil:
 		return fmt.Errorf("a VM that is %v was restored over", state)
 	case p.target == kvmbackuptest.TargetHung && errors.Is(err, kvmbackup.ErrJobStuck):
@@ -149,10 +153,17 @@ func (p *play) checkRestored(r kvmbackup.Restored) error {
 
 func (p *play) recover() error {
 	_, err := p.engine.Recover(context.Background(), vm, p.ref)
-	if p.target == kvmbackuptest.TargetHung && err != nil {
+	if p.target == kvmbackuptest.TargetHung && err != nil || p.frozenAndPaused(err) {
 		return nil
 	}
 	return err
+}
+
+// frozenAndPaused is the one thing that only a person can settle: an interrupted backup has left the guest frozen, and then
+// somebody or something has paused it, so that it can't be thawed.
+func (p *play) frozenAndPaused(err error) bool {
+	state, _, _ := p.h.State(vm)
+	return errors.Is(err, kvmbackup.ErrDomainStopped) && state == kvmbackup.DomainPaused
 }
 
 // finish is what holds after every history.
@@ -162,6 +173,7 @@ func (p *play) finish() error {
 		return err
 	}
 	p.describe()
+	_ = p.h.Resume(vm) // not possible when it is off
 	if err := p.recover(); err != nil {
 		return err
 	}
@@ -172,9 +184,6 @@ func (p *play) finish() error {
 		return err
 	}
 	if err := p.h.Start(vm); err != nil && !errors.Is(err, kvmbackup.ErrDomainRunning) {
-		return err
-	}
-	if err := p.h.Resume(vm); err != nil {
 		return err
 	}
 	for range 2 { // the second one has a bitmap that must be right

@@ -85,6 +85,7 @@ func (p *play) step(words []string) error {
 	if len(words) == 0 || strings.HasPrefix(words[0], "#") || words[0] == "transient" {
 		return nil
 	}
+	p.describe()
 	arg := func(n int) string { return append(words, "", "", "", "")[n] }
 	num := func(n int) int64 { v, _ := strconv.ParseInt(arg(n), 10, 64); return v }
 	switch words[0] {
@@ -176,7 +177,6 @@ func (p *play) detach(name, device string) error {
 	}
 	p.detached[device] = p.volumes[at]
 	p.volumes = slices.Delete(slices.Clone(p.volumes), at, at+1)
-	p.describe()
 	return nil
 }
 
@@ -191,7 +191,6 @@ func (p *play) attach(name, device string) error {
 	}
 	delete(p.detached, device)
 	p.volumes = append(slices.Clone(p.volumes), v)
-	p.describe()
 	return nil
 }
 
@@ -207,7 +206,6 @@ func (p *play) replace(name, device string) error {
 	}
 	p.volumes = slices.Clone(p.volumes)
 	p.volumes[at].ID = kvmbackup.VolumeID(fmt.Sprintf("vol-new%d", p.replaced))
-	p.describe()
 	return nil
 }
 
