@@ -38,10 +38,10 @@ type DefinitionOptions struct {
 type DefinitionDisk struct {
 	Path   string // absolute, of a file or block device
 	Format string // qcow2 or raw
-	Block  bool   // Path is a block device
+	Block  bool   // Path is a block device, not a file
 }
 
-// Disks returns the DefinitionOptions.Disks for restored volumes, and Overlays for opened ones.
+// Disks returns the DefinitionOptions.Disks for volumes that were restored to files, or opened.
 func Disks(volumes []kvmbackup.RestoredVolume) map[string]DefinitionDisk {
 	disks := map[string]DefinitionDisk{}
 	for _, v := range volumes {
@@ -128,9 +128,7 @@ func (r redefinition) identity() {
 	}
 	// libvirt fills in labels that it generated, and refuses them for another UUID.
 	d.SecLabel = slices.DeleteFunc(d.SecLabel, func(l libvirtxml.DomainSecLabel) bool { return l.Type == "dynamic" })
-	if d.SysInfo != nil && r.o.UUID+d.UUID != "" {
-		sameUUID(d)
-	}
+	sameUUID(d)
 }
 
 // sameUUID keeps the UUID in the SMBIOS tables the domain's own, which libvirt insists on.
@@ -236,7 +234,7 @@ func (r redefinition) devices() error {
 	for i := range r.def.Devices.Interfaces {
 		n := &r.def.Devices.Interfaces[i]
 		if n.Target != nil && generated(n.Target.Dev) {
-			n.Target.Dev = ""
+			n.Target = nil
 		}
 		if r.o.NewMACs {
 			mac, err := newMAC()

@@ -1,0 +1,125 @@
+package libvirtjob
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+const savedXML = `<domain type='kvm' id='7'>
+  <name>shop</name>
+  <uuid>11111111-2222-3333-4444-555555555555</uuid>
+  <metadata><mine:app xmlns:mine='urn:mine'>kept</mine:app></metadata>
+  <memory unit='KiB'>65536</memory>
+  <sysinfo type='smbios'><system><entry name='uuid'>11111111-2222-3333-4444-555555555555</entry></system></sysinfo>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <loader readonly='yes' type='pflash'>/fw/CODE.fd</loader>
+    <nvram template='/fw/VARS.fd'>/old/shop_VARS.fd</nvram>
+  </os>
+  <devices>
+    <disk type='network' device='disk'>
+      <driver name='qemu' type='raw' cache='none' discard='unmap'/>
+      <auth username='u'><secret type='ceph' uuid='99999999-2222-3333-4444-555555555555'/></auth>
+      <source protocol='rbd' name='pool/old' index='3'><host name='ceph'/></source>
+      <target dev='vda' bus='virtio'/>
+      <serial>s1</serial>
+    </disk>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/>
+      <source file='/old/b.snap2' index='1'/>
+      <backingStore type='file' index='2'><format type='qcow2'/><source file='/old/b.qcow2'/><backingStore/></backingStore>
+      <target dev='vdb' bus='virtio'/>
+    </disk>
+    <disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='/old/install.iso'/><target dev='sda' bus='sata'/><readonly/></disk>
+    <interface type='network'><mac address='52:54:00:11:22:33'/><source network='default'/><target dev='vnet4'/></interface>
+    <interface type='bridge'><mac address='52:54:00:11:22:34'/><source bridge='br0'/><target dev='shop0'/></interface>
+    <channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-7-shop/org.qemu.guest_agent.0'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+  </devices>
+  <seclabel type='dynamic' model='apparmor' relabel='yes'><label>libvirt-11111111-2222-3333-4444-555555555555</label></seclabel>
+  <seclabel type='none' model='dac'/>
+</domain>`
+
+func goodOptions() DefinitionOptions {
+	return DefinitionOptions{
+		Name: "shop2", NewUUID: true, NVRAM: "/new/VARS.fd", NewMACs: true,
+		Disks: map[string]DefinitionDisk{"vda": {Path: "/new/a.qcow2", Format: "qcow2"}, "vdb": {Path: "/dev/vg/b", Format: "raw", Block: true}},
+	}
+}
+
+func TestRewriteDefinition(t *testing.T) {
+	out, err := RewriteDefinition([]byte(savedXML), goodOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(out)
+	for _, stale := range []string{"/old/", "11111111", "99999999", "backingStore", "id=\"7\"", "index=", "vnet4", "52:54:00:11:22:3", "channel/target", "dynamic", "rbd", "ceph"} {
+		if strings.Contains(text, stale) {
+			t.Errorf("%q is still in\n%s", stale, text)
+		}
+	}
+	for _, kept := range []string{"shop2", "/new/VARS.fd", "/fw/VARS.fd", "/fw/CODE.fd", "kept", "shop0", "cache=\"none\"", "discard=\"unmap\"", "<serial>s1</serial>", "org.qemu.guest_agent.0", "type=\"none\""} {
+		if !strings.Contains(text, kept) {
+			t.Errorf("%q is not in\n%s", kept, text)
+		}
+	}
+	var def libvirtxml.Domain
+	if err := def.Unmarshal(text); err != nil {
+		t.Fatal(err)
+	}
+	if got := def.SysInfo[0].SMBIOS.System.Entry[0].Value; got != def.UUID {
+		t.Errorf("the SMBIOS UUID is %s, the domain's %s", got, def.UUID)
+	}
+	a, b, cd := def.Devices.Disks[0], def.Devices.Disks[1], def.Devices.Disks[2]
+	if a.Source.File.File != "/new/a.qcow2" || a.Driver.Type != "qcow2" || b.Source.Block.Dev != "/dev/vg/b" || b.Driver.Type != "raw" || cd.Source != nil && cd.Source.File != nil && cd.Source.File.File != "" {
+		t.Errorf("disks are in\n%s", text)
+	}
+}
+
+func TestRewriteDefinitionKeeps(t *testing.T) {
+	o := goodOptions()
+	o.Name, o.NewUUID, o.NewMACs = "", false, false
+	out, err := RewriteDefinition([]byte(savedXML), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kept := range []string{"<name>shop<", "<uuid>11111111-2222-3333-4444-555555555555<", "52:54:00:11:22:33"} {
+		if !strings.Contains(string(out), kept) {
+			t.Errorf("%q is not in\n%s", kept, out)
+		}
+	}
+	delete(o.Disks, "vda")
+	o.DropOthers, o.NVRAM, o.NewNVRAM = true, "", true
+	if out, err = RewriteDefinition([]byte(savedXML), o); err != nil || strings.Contains(string(out), "vda") || strings.Contains(string(out), "_VARS.fd") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
+
+func TestRewriteDefinitionRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*DefinitionOptions)
+		want   error
+	}{
+		"unknown device":          {func(o *DefinitionOptions) { o.Disks["vdz"] = DefinitionDisk{Path: "/new/z", Format: "raw"} }, kvmbackup.ErrNoVolume},
+		"disk of the original":    {func(o *DefinitionOptions) { delete(o.Disks, "vda") }, kvmbackup.ErrInvalid},
+		"NVRAM of the original":   {func(o *DefinitionOptions) { o.NVRAM = "" }, kvmbackup.ErrInvalid},
+		"relative path":           {func(o *DefinitionOptions) { o.Disks["vda"] = DefinitionDisk{Path: "a", Format: "raw"} }, kvmbackup.ErrInvalid},
+		"path that XML can't say": {func(o *DefinitionOptions) { o.NVRAM = "/new/\x01" }, kvmbackup.ErrInvalid},
+		"format":                  {func(o *DefinitionOptions) { o.Disks["vda"] = DefinitionDisk{Path: "/a"} }, kvmbackup.ErrInvalid},
+		"UUID":                    {func(o *DefinitionOptions) { o.UUID = "x" }, kvmbackup.ErrInvalid},
+		"name":                    {func(o *DefinitionOptions) { o.Name = "a/b" }, kvmbackup.ErrInvalid},
+	} {
+		o := goodOptions()
+		c.change(&o)
+		if _, err := RewriteDefinition([]byte(savedXML), o); !errors.Is(err, c.want) {
+			t.Errorf("%s: error is %v", name, err)
+		}
+	}
+	if _, err := RewriteDefinition([]byte("<network/>"), DefinitionOptions{}); !errors.Is(err, kvmbackup.ErrInvalid) {
+		t.Errorf("a network's XML: error is %v", err)
+	}
+}
