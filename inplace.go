@@ -174,6 +174,6 @@ func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
 	case t.kind == targetDevice && j.out.Format != qcow2.FormatRaw:
 		return fmt.Errorf("%w: %s is a block device with %s content; restore to a file and convert that", ErrUnsupported, d.Source, d.Format)
 	}
-	j.exists = t.kind == targetDevice
+	j.exists, j.place = t.kind == targetDevice, t.place
 	return nil
 }

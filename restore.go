@@ -31,6 +31,23 @@ type RestoreRequest struct {
 	OnProgress func(doneBytes, totalBytes int64)
 }
 
+// validate names what is wrong with the request in itself.
+func (r RestoreRequest) validate() error {
+	if r.BandwidthBytes < 0 {
+		return fmt.Errorf("%w request: bandwidth %d", ErrInvalid, r.BandwidthBytes)
+	}
+	formats := []qcow2.Format{r.Format}
+	for _, v := range r.Volumes {
+		formats = append(formats, v.Format)
+	}
+	for _, f := range formats {
+		if f != "" && f != qcow2.FormatQcow2 && f != qcow2.FormatRaw {
+			return fmt.Errorf("%w request: format %q; restores are qcow2 or raw", ErrInvalid, f)
+		}
+	}
+	return nil
+}
+
 // RestoreVolume chooses a volume.
 type RestoreVolume struct {
 	ID VolumeID
@@ -60,7 +77,8 @@ type RestoredVolume struct {
 type copyJob struct {
 	layers []layer
 	out    RestoredVolume
-	exists bool // a block device
+	exists bool   // a block device
+	place  string // of the target, the same however its path is written
 }
 
 // Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests of the whole
@@ -68,8 +86,8 @@ type copyJob struct {
 // targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall). New files are written
 // aside, flushed and renamed; after a failure or a cancel none is left, but block devices may be half written.
 //
-// Errors: ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
-// ErrDomainRunning in place, ErrNoSpace, ErrLeaseLost; all within an *OpError.
+// Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
+// ErrDomainRunning in place, ErrImageLocked for a mounted device, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
 func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, error) {
 	b, err := e.cfg.Store.Backup(ctx, req.Backup)
 	if err != nil {
@@ -79,6 +97,9 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, err
 	o.backup = b.ID
 	if e.cfg.Images == nil {
 		return Restored{}, o.fail(fmt.Errorf("%w config: restore needs Images", ErrInvalid))
+	}
+	if err := req.validate(); err != nil {
+		return Restored{}, o.fail(err)
 	}
 	o.step("wait")
 	release, err := e.takePlace(ctx)
@@ -229,7 +250,7 @@ func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
 	case t.kind == targetDevice && t.size < j.out.VirtualSize:
 		return fmt.Errorf("%w: %s has %d bytes, volume %q has %d", ErrTooSmall, abs, t.size, c.ID, j.out.VirtualSize)
 	}
-	j.exists = t.kind == targetDevice
+	j.exists, j.place = t.kind == targetDevice, t.place
 	if j.exists {
 		j.out.Format = qcow2.FormatRaw
 	}
@@ -245,10 +266,10 @@ func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
 func distinctTargets(jobs []copyJob) error {
 	seen := map[string]VolumeID{}
 	for _, j := range jobs {
-		if other, ok := seen[j.out.Path]; ok {
+		if other, ok := seen[j.place]; ok {
 			return fmt.Errorf("%w request: volumes %q and %q have the same target %s", ErrInvalid, other, j.out.VolumeID, j.out.Path)
 		}
-		seen[j.out.Path] = j.out.VolumeID
+		seen[j.place] = j.out.VolumeID
 	}
 	return nil
 }
@@ -295,8 +316,8 @@ func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJ
 				release()
 			}
 			if err != nil {
-				cancel(err) // the others need not go on
-				errs[i] = fmt.Errorf("volume %q: %w", j.out.VolumeID, err)
+				errs[i] = fmt.Errorf("volume %q: %w", j.out.VolumeID, targetError(err))
+				cancel(errs[i]) // the others need not go on
 			}
 		}()
 	}

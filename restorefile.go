@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // What a restore finds at its target's path.
@@ -20,39 +21,63 @@ const (
 )
 
 type restoreTarget struct {
-	kind targetKind
-	size int64 // bytes of a device
+	kind  targetKind
+	size  int64  // bytes of a device
+	place string // the same for every way of writing the path
 }
 
 // lookAt follows links: /dev/VG/LV is one. A folder that is missing is reported before anything is copied.
 func lookAt(ctx context.Context, path string) (restoreTarget, error) {
 	return leaveBehind(ctx, func() (restoreTarget, error) {
+		folder, err := realFolder(filepath.Dir(path))
+		if err != nil {
+			return restoreTarget{}, fmt.Errorf("%w: folder of the restore target: %w", ErrInvalid, err)
+		}
+		t := restoreTarget{place: filepath.Join(folder, filepath.Base(path))}
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			if _, err := os.Stat(filepath.Dir(path)); err != nil {
-				return restoreTarget{}, fmt.Errorf("%w: folder of the restore target: %w", ErrInvalid, err)
-			}
 			if _, err := os.Lstat(path); err == nil {
-				return restoreTarget{kind: targetFile}, nil // a dangling link
+				t.kind = targetFile // a dangling link
 			}
-			return restoreTarget{}, nil
+			return t, nil
 		}
 		if err != nil {
 			return restoreTarget{}, err
 		}
 		switch mode := info.Mode(); {
 		case mode.IsRegular():
-			return restoreTarget{kind: targetFile, size: info.Size()}, nil
+			t.kind = targetFile
+			return t, nil
 		case mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0:
-			size, err := deviceSize(path)
-			return restoreTarget{targetDevice, size}, err
+			t.kind = targetDevice
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				t.place = fmt.Sprintf("device %d", st.Rdev)
+			}
+			t.size, err = deviceSize(path)
+			return t, err
 		}
 		return restoreTarget{}, fmt.Errorf("%w: restore target %s is neither a file nor a block device", ErrUnsupported, path)
 	})
 }
 
+func realFolder(path string) (string, error) {
+	folder, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(folder)
+	if err == nil && !info.IsDir() {
+		err = &fs.PathError{Op: "open", Path: folder, Err: syscall.ENOTDIR}
+	}
+	return folder, err
+}
+
+// deviceSize refuses a device that is mounted, or part of another: to open one exclusively tells on Linux.
 func deviceSize(path string) (size int64, err error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_EXCL, 0)
+	if errors.Is(err, syscall.EBUSY) {
+		return 0, fmt.Errorf("%w: it is mounted or part of another device: %w", ErrImageLocked, err)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -88,12 +113,23 @@ func syncFile(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// removeFile removes a file that may be gone already.
+// removeFile removes a file that may be gone already, also where nothing can be removed.
 func removeFile(path string) error {
+	if gone, err := isMissing(path); gone || err != nil {
+		return err
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
+}
+
+// targetError says of a refusal that it is the target's: the layers were read before.
+func targetError(err error) error {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		return fmt.Errorf("%w: %w", ErrTargetAccess, err)
+	}
+	return err
 }
 
 func removeAsides(jobs []copyJob) error {
