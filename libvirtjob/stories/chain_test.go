@@ -1,6 +1,7 @@
 package stories_test
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -23,7 +24,7 @@ func TestChain(t *testing.T) {
 	s.incremental()
 
 	s.guest.Destroy()
-	s.guest.Create()
+	s.start()
 	s.write("vdb", 0x42, 3, 3)
 	s.incremental()
 
@@ -33,4 +34,85 @@ func TestChain(t *testing.T) {
 	s.incremental() // nothing was written
 
 	s.restoreAll()
+}
+
+// The feature is switched off and on again: untracked fulls neither break nor join a chain.
+func TestSwitchedOffAndOn(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda"), Persistent: true})
+	s.policy.FullEvery = 3
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 1, 4)
+	s.incremental()
+	s.policy.DisableIncremental = true
+	s.write("vda", 0x31, 2, 4)
+	if b := s.full(kvmbackup.ReasonIncrementalDisabled); b.Tracked() {
+		t.Errorf("backup has the checkpoint %s", b.Checkpoint)
+	}
+	s.policy.DisableIncremental = false
+	s.full(kvmbackup.ReasonNotNewest)
+	s.write("vda", 0x51, 4, 4)
+	s.incremental()
+	s.incremental()
+	s.full(kvmbackup.ReasonChainComplete)
+	s.incremental()
+	s.restoreAll()
+}
+
+// Digests are of what the disks held, also through a chain.
+func TestDigests(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+	req := s.request()
+	req.Digests = true
+	for i := range int64(3) {
+		s.write("vda", byte(0x11+i), 2*i, 4)
+		b := s.backupBy(s.consumer, req)
+		report, err := s.engine.Verify(s.ctx, b.ID, true)
+		if s.must(err); !report.OK() || report.Digests == 0 {
+			t.Errorf("report is %+v", report)
+		}
+	}
+	s.restoreAll()
+	// A byte is flipped in the newest file, where nothing but a digest can tell.
+	b := s.taken[2]
+	s.run("qemu-io", "-c", "write -q -P 0x99 5M 512", s.dir+"/"+b.Path+"/"+b.Volumes[0].File)
+	report, err := s.engine.Verify(s.ctx, b.ID, true)
+	if !errors.Is(err, kvmbackup.ErrDamaged) || report.OK() {
+		t.Errorf("report is %+v, %v", report, err)
+	}
+}
+
+// Several VMs are backed up at once by one application.
+func TestManyGuests(t *testing.T) {
+	t.Parallel()
+	first := tell(t, config{Disks: disks("vda")})
+	all := []*story{first}
+	for range 3 {
+		s := tell(t, config{Disks: disks("vda")})
+		s.consumer, s.consumers = first.consumer, first.consumers
+		all = append(all, s)
+	}
+	for round := range int64(3) {
+		done := make(chan error, len(all))
+		for i, s := range all {
+			s.write("vda", byte(int64(i)<<4+round), round, 4)
+			go func() {
+				_, err := s.engine.Backup(s.ctx, s.request())
+				done <- err
+			}()
+		}
+		for range all {
+			first.must(<-done)
+		}
+	}
+	for _, s := range all {
+		s.inOrder()
+		list, err := s.engine.List(s.ctx, s.vm(), false)
+		if s.must(err); len(list) != 3 || list[2].Position != 2 {
+			t.Errorf("%s has %d backups", s.vm(), len(list))
+		}
+		s.restore(s.consumer, taken{Backup: list[2], content: map[kvmbackup.VolumeID]*model{"vol-vda": s.guest.Model("vda")}})
+	}
 }

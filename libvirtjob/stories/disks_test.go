@@ -26,7 +26,7 @@ func TestDisksComeAndGo(t *testing.T) {
 	s.guest.Destroy()
 	s.rebuild(part{"vol-vda", disk{Device: "vda"}}, part{"hot", disk{Device: "sda"}}, part{"cold", disk{Device: "sdb"}})
 	s.write("sdb", 0x41, 0, 1)
-	s.guest.Create()
+	s.start()
 	s.write("sda", 0x42, 5, 2)
 	s.incremental("cold: volume-new")
 	s.write("sdb", 0x51, 0, 3)
@@ -116,7 +116,7 @@ func TestDisksMovedAndReordered(t *testing.T) {
 	moved := s.TempDir() + "/moved.qcow2"
 	s.run("mv", s.guest.Image("vda"), moved)
 	s.rebuild(part{"vol-vdb", disk{Device: "vda"}}, part{"vol-vda", disk{Device: "sda", Path: moved}})
-	s.guest.Create()
+	s.start()
 	s.write("vda", 0x21, 9, 1)
 	s.write("sda", 0x22, 1, 1)
 	s.incremental()
@@ -141,7 +141,7 @@ func TestGrow(t *testing.T) {
 	s.guest.Destroy()
 	s.run("qemu-img", "resize", s.guest.Image("vdb"), "20M")
 	s.must(os.Truncate(s.guest.Model("vdb").Path(), 20*mib))
-	s.guest.Create()
+	s.start()
 	s.write("vdb", 0x31, 18, 2)
 	s.incremental()
 	s.restoreAll()
@@ -247,7 +247,7 @@ func TestBlockDevice(t *testing.T) {
 	s.incremental()
 	s.guest.Destroy()
 	s.full(kvmbackup.ReasonStopped)
-	s.guest.Create()
+	s.start()
 	s.write("vdb", 0x31, 3, 4)
 	s.incremental()
 	s.restoreAll()
@@ -266,7 +266,7 @@ func TestTemplate(t *testing.T) {
 
 	s.rebuild(part{"thin", disk{Device: "vda", SizeBytes: 16 * mib, Backing: template, BackingFormat: "qcow2"}})
 	s.run("cp", content, s.guest.Model("vda").Path())
-	s.guest.Create()
+	s.start()
 	s.write("vda", 0x21, 4, 2)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x31, 5, 2)
@@ -314,9 +314,162 @@ func TestSnapshotThenRestart(t *testing.T) {
 	s.guest.Snapshot("vda", "s1")
 	s.write("vda", 0x22, 2, 1)
 	s.guest.Destroy()
-	s.guest.Create()
+	s.start()
 	s.write("vda", 0x23, 3, 1)
 	s.incremental()
+	s.incremental()
+	s.restoreAll()
+}
+
+// A VM that is stopped with a snapshot: the bitmap goes on over two layers, which the storage daemon doesn't join, so
+// that the disk is full; the chain goes on.
+func TestSnapshotThenStopped(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb")})
+	s.policy.OfflineIncremental = true
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 1, 1)
+	s.guest.Snapshot("vda", "s1")
+	s.write("vda", 0x22, 2, 1)
+	s.guest.Destroy()
+	s.incremental("vol-vda: volume-bitmap-inconsistent")
+	s.write("vda", 0x31, 3, 1)
+	s.incremental()
+	s.start()
+	s.write("vda", 0x41, 4, 1)
+	s.incremental()
+	s.restoreAll()
+}
+
+// A snapshot that is committed by hand while the VM is stopped. qemu-img keeps the lower layer's bitmaps up, so one that
+// is there tells the commit's writes, too; a checkpoint that was made above the layer is gone with the overlay.
+func TestOfflineCommit(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda")})
+	base := s.guest.Image("vda")
+	commit := func() {
+		t.Helper()
+		s.guest.Destroy()
+		s.run("qemu-img", "commit", "-q", s.guest.Image("vda"))
+		s.rebuild(part{"vol-vda", disk{Device: "vda", Path: base}})
+		s.start()
+	}
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 1, 1)
+	s.guest.Snapshot("vda", "s1")
+	s.write("vda", 0x22, 8, 2)
+	commit()
+	s.write("vda", 0x31, 10, 1)
+	s.incremental()
+
+	s.guest.Snapshot("vda", "s2")
+	s.write("vda", 0x41, 12, 1)
+	s.incremental()
+	s.write("vda", 0x51, 13, 1)
+	commit()
+	b := s.full(kvmbackup.ReasonNoVolumeIncremental)
+	s.wantReasons(b, "vol-vda: volume-bitmap-missing")
+	s.incremental()
+	s.restoreAll()
+}
+
+// The VM goes back to what it was at a snapshot, whose overlay is thrown away.
+func TestRollback(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda")})
+	base := s.guest.Image("vda")
+	goBack := func(then *model) {
+		t.Helper()
+		s.guest.Destroy()
+		s.rebuild(part{"vol-vda", disk{Device: "vda", Path: base}})
+		s.run("cp", then.Path(), s.guest.Model("vda").Path())
+		s.start()
+	}
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 1, 1)
+	then := s.guest.Model("vda").Snapshot()
+	s.guest.Snapshot("vda", "s1")
+	s.write("vda", 0x22, 2, 4)
+	goBack(then)
+	s.incremental() // the lower layer's bitmap began with the last backup, and has seen all that is left
+
+	s.write("vda", 0x31, 3, 1)
+	then = s.guest.Model("vda").Snapshot()
+	s.guest.Snapshot("vda", "s2")
+	s.write("vda", 0x32, 4, 4)
+	s.incremental()
+	s.write("vda", 0x33, 5, 4)
+	goBack(then)
+	b := s.full(kvmbackup.ReasonNoVolumeIncremental) // the last backup had content that is gone
+	s.wantReasons(b, "vol-vda: volume-bitmap-missing")
+	s.incremental()
+	s.restoreAll()
+}
+
+// An overlay that somebody made without libvirt has no bitmap; the one below it doesn't know of the writes above.
+func TestOverlayByHand(t *testing.T) {
+	t.Parallel()
+	for _, offline := range []bool{false, true} {
+		s := tell(t, config{Disks: disks("vda", "vdb")})
+		s.policy.OfflineIncremental = offline
+		s.write("vda", 0x11, 0, 4)
+		s.full(kvmbackup.ReasonNoActiveCheckpoint)
+		s.guest.Destroy()
+		s.guest.Overlay("vda")
+		if offline {
+			s.write("vda", 0x21, 2, 4)
+			s.incremental("vol-vda: volume-bitmap-inconsistent")
+			s.start()
+		} else {
+			s.start()
+			s.write("vda", 0x21, 2, 4)
+			s.incremental("vol-vda: volume-bitmap-inconsistent")
+		}
+		s.write("vda", 0x31, 3, 4)
+		s.incremental()
+		s.restoreAll()
+	}
+}
+
+// A clone by copying brings its original's bitmaps along: they mean nothing here.
+func TestClone(t *testing.T) {
+	t.Parallel()
+	original := tell(t, config{Disks: disks("vda"), Persistent: true})
+	original.write("vda", 0x11, 0, 4)
+	original.full(kvmbackup.ReasonNoActiveCheckpoint)
+	original.guest.Destroy()
+	image := t.TempDir() + "/clone.qcow2"
+	original.run("cp", original.guest.Image("vda"), image)
+
+	s := tell(t, config{Disks: []disk{{Device: "vda", SizeBytes: 16 * mib, Path: image}}, Persistent: true})
+	s.run("cp", original.guest.Model("vda").Path(), s.guest.Model("vda").Path())
+	s.write("vda", 0x21, 2, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.incremental()
+	s.restoreAll()
+	original.start()
+	original.incremental()
+	original.restoreAll()
+}
+
+// A raw disk is converted to qcow2, and keeps its identity: full once more, then incremental.
+func TestConverted(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib}, {Device: "vdb", SizeBytes: 16 * mib, Format: "raw"}}})
+	s.write("vdb", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.incremental("vol-vdb: volume-untrackable")
+	s.guest.Destroy()
+	converted := s.TempDir() + "/converted.qcow2"
+	s.run("qemu-img", "convert", "-O", "qcow2", s.guest.Image("vdb"), converted)
+	s.rebuild(part{"vol-vda", disk{Device: "vda"}}, part{"vol-vdb", disk{Device: "vdb", Path: converted, Format: "qcow2"}})
+	s.start()
+	s.write("vdb", 0x21, 2, 4)
+	s.incremental("vol-vdb: volume-bitmap-missing")
+	s.write("vdb", 0x31, 3, 4)
 	s.incremental()
 	s.restoreAll()
 }

@@ -248,7 +248,9 @@ func TestDoctorOnFolders(t *testing.T) {
 	if _, err := s.engine.Delete(s.ctx, first.ID, false); err != nil {
 		t.Error(err)
 	}
+	s.taken = s.taken[1:]
 	s.inOrder()
+	s.restoreAll()
 }
 
 // removeAndCrash begins to remove a backup's folder and is interrupted.

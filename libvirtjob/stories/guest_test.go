@@ -1,6 +1,7 @@
 package stories_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"slices"
@@ -53,6 +54,17 @@ func (s *story) gone() bool {
 		_ = dom.Free()
 	}
 	return err != nil
+}
+
+// start starts the stopped guest. libvirt takes a moment to forget a transient one that went by itself.
+func (s *story) start() {
+	s.Helper()
+	var err error
+	eventually(s.T, "the guest's predecessor is gone", func() bool {
+		err = s.guest.TryCreate()
+		return !errors.Is(err, libvirt.ERR_OPERATION_FAILED)
+	})
+	s.must(err)
 }
 
 // listed returns the checkpoints that libvirt lists, each with its devices.

@@ -50,7 +50,7 @@ func TestRestoreInPlace(t *testing.T) {
 		s.must(os.WriteFile(s.guest.Image("vda"), []byte("this was an image"), 0o666))
 		back()
 		s.full(kvmbackup.ReasonNoActiveCheckpoint)
-		s.guest.Create()
+		s.start()
 		s.write("vda", 0x41, 3, 4)
 		s.incremental()
 		s.restoreAll()

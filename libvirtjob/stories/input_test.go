@@ -89,7 +89,7 @@ func TestImageInUse(t *testing.T) {
 		t.Errorf("the refused backup has changed something: %q, was %q", after, before)
 	}
 	s.full(kvmbackup.ReasonStopped)
-	s.guest.Create()
+	s.start()
 	s.write("vdb", 0x21, 1, 2)
 	s.incremental()
 	s.restoreAll()
@@ -125,6 +125,7 @@ func TestImageMissing(t *testing.T) {
 	s.must(os.Rename(image+".away", image))
 	s.inOrder()
 	s.full(kvmbackup.ReasonStopped)
+	s.restoreAll()
 }
 
 // IDs that nobody has given.

@@ -187,7 +187,7 @@ func TestAnotherHost(t *testing.T) {
 		s.takeBack(file)
 
 		s.rebuild(part{"vol-vda", disk{Device: "vda"}}, part{"vol-vdb", disk{Device: "vdb"}})
-		s.guest.Create()
+		s.start()
 		s.write("vdb", 0x41, 8, 2)
 		s.incremental()
 		if len(s.taken) != 5 || s.taken[4].Position != 4 {
@@ -204,11 +204,12 @@ func TestHelperOtherHost(t *testing.T) {
 		return // only for TestAnotherHost
 	}
 	s := takeOver(t, h)
-	s.guest.Create()
+	s.start()
 	s.write("vdb", 0x31, 0, 4)
 	s.incremental()
 	s.write("vda", 0x32, 4, 4)
 	s.incremental()
+	s.restoreAll()
 	s.guest.Destroy()
 	s.undefine()
 	s.handBack(file, h)
@@ -304,4 +305,5 @@ func followUp(t *testing.T, want kvmbackup.RecoveryOutcome) {
 		s.write("vda", 0x31, 100, 1)
 	}
 	s.incremental()
+	s.restoreAll()
 }

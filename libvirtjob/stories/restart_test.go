@@ -16,14 +16,14 @@ func TestRestart(t *testing.T) {
 
 		s.write("vdb", 0x22, 0, 2) // before the plug is pulled
 		s.guest.Destroy()
-		s.guest.Create()
+		s.start()
 		s.write("vda", 0x31, 3, 2)
 		s.incremental()
 
 		// Twice between two backups.
 		for range 2 {
 			s.guest.Destroy()
-			s.guest.Create()
+			s.start()
 		}
 		s.write("vda", 0x41, 4, 2)
 		s.incremental()
@@ -49,7 +49,7 @@ func TestShutdown(t *testing.T) {
 		s.guest.Resume()
 		eventually(t, "the guest is off", func() bool { return !s.guest.Running() })
 
-		s.guest.Create()
+		s.start()
 		s.write("vda", 0x31, 4, 2)
 		s.incremental()
 		s.restoreAll()

@@ -16,14 +16,14 @@ func TestStoppedThenStarted(t *testing.T) {
 	s.write("vdb", 0x12, 1, 2)
 	s.full(kvmbackup.ReasonStopped)
 
-	s.guest.Create()
+	s.start()
 	s.write("vda", 0x21, 3, 2)
 	s.incremental()
 
 	s.guest.Destroy()
 	s.write("vdb", 0x32, 0, 2) // somebody works on the image: qcow2 keeps the bitmap up
 	s.full(kvmbackup.ReasonStopped)
-	s.guest.Create()
+	s.start()
 	s.write("vda", 0x41, 0, 1)
 	s.incremental()
 	s.restoreAll()
@@ -36,7 +36,7 @@ func TestStoppedAndNotDefined(t *testing.T) {
 	s.write("vda", 0x11, 0, 4)
 	s.full(kvmbackup.ReasonStopped)
 
-	s.guest.Create()
+	s.start()
 	s.write("vdb", 0x22, 3, 2)
 	s.incremental()
 
@@ -75,9 +75,10 @@ func TestStartDuringStoppedBackup(t *testing.T) {
 	s.inOrder()
 
 	s.full(kvmbackup.ReasonStopped)
-	s.guest.Create()
+	s.start()
 	s.write("vda", 0x21, 8, 1)
 	s.incremental()
+	s.restoreAll()
 }
 
 // With offline incrementals allowed, a VM that is started, stopped and backed up in any order keeps one chain.
@@ -91,12 +92,12 @@ func TestOfflineIncrementals(t *testing.T) {
 		s.incremental()
 		s.write("vda", 0x21, 2, 4)
 		s.incremental()
-		s.guest.Create()
+		s.start()
 		s.write("vda", 0x31, 1, 2)
 		s.write("vdb", 0x32, 0, 2)
 		s.guest.Destroy()
 		s.incremental()
-		s.guest.Create()
+		s.start()
 		s.write("vdb", 0x42, 1, 2)
 		s.incremental()
 		s.write("vdb", 0x52, 2, 2)

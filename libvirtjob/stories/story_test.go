@@ -34,6 +34,7 @@ type story struct {
 	policy    kvmbackup.Policy
 	consumers []*consumer
 	crashed   bool // QEMU has taken bitmaps along, and no backup was taken since
+	unproved  int  // backups that were not restored yet
 }
 
 // consumer is one backup application: an engine with its prefix, store and repository.
@@ -63,6 +64,11 @@ func tell(t *testing.T, cfg config) *story {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	s := &story{T: t, ctx: ctx, cfg: cfg, disks: cfg.Disks, guest: startGuest(t, cfg)}
+	t.Cleanup(func() {
+		if s.unproved > 0 && !t.Failed() {
+			t.Errorf("the story ends with %d backups that nobody restored", s.unproved)
+		}
+	})
 	for _, d := range cfg.Disks {
 		if (d.Kind == "" || d.Kind == "disk") && !d.ReadOnly && !d.Empty {
 			s.volumes = append(s.volumes, kvmbackup.Volume{ID: kvmbackup.VolumeID("vol-" + d.Device), Device: d.Device})
@@ -152,7 +158,7 @@ func (s *story) write(device string, pattern byte, at, length int64) {
 	s.guest.Write(device, pattern, at*mib, length*mib)
 }
 
-// backup takes a backup, checks that everything is in order afterwards, and that the backup restores.
+// backup takes a backup and checks that everything is in order afterwards. The story has to restore it before it ends.
 func (s *story) backup() kvmbackup.Backup {
 	s.Helper()
 	return s.backupBy(s.consumer, s.request())
@@ -168,9 +174,9 @@ func (s *story) backupBy(c *consumer, req kvmbackup.BackupRequest) kvmbackup.Bac
 	}
 	c.taken = append(c.taken, t)
 	s.crashed = false
+	s.unproved++
 	s.inOrder()
 	s.bitmapsOf(c, b)
-	s.restore(c, t)
 	return b
 }
 
@@ -256,9 +262,10 @@ func (s *story) restore(c *consumer, t taken) {
 	s.must(os.RemoveAll(dir))
 }
 
-// restoreAll restores and verifies every backup of every consumer again.
+// restoreAll restores and verifies every backup of every consumer.
 func (s *story) restoreAll() {
 	s.Helper()
+	s.unproved = 0
 	for _, c := range s.consumers {
 		for _, t := range c.taken {
 			s.restore(c, t)
