@@ -107,13 +107,14 @@ func (h *helper) signal(s os.Signal) {
 	}
 }
 
-// helperBench is the helper's engine, whose records outlive the process.
-func helperBench(t *testing.T, dir string) *bench {
+// fileStore is a store that outlives the process.
+func fileStore(t *testing.T, path string) kvmbackup.Store {
 	t.Helper()
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "backups.db")+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)")
+	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)")
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = db.Close() })
 	store, err := sqlstore.New(t.Context(), db, sqlstore.Config{})
 	if err == nil {
 		err = store.Migrate(t.Context())
@@ -121,9 +122,14 @@ func helperBench(t *testing.T, dir string) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = db.Close() })
+	return store
+}
+
+// helperBench is the helper's engine.
+func helperBench(t *testing.T, dir string) *bench {
+	t.Helper()
 	return newBench(t, func(c *kvmbackup.Config) {
-		c.Store = store
+		c.Store = fileStore(t, filepath.Join(dir, "backups.db"))
 		c.Repository = newRepository(t, filepath.Join(dir, "repository"))
 		c.LeaseTTL = 3 * time.Second // the killed process holds it
 	})
