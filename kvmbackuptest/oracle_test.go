@@ -5,10 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
+
+// errEndless is the cause of the end of operations that would go on for ever.
+var errEndless = errors.New("the operation does not end")
+
+// patience is far more than any operation may take. In a bubble it takes no time.
+func patience() (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(context.Background(), 6*time.Hour, errEndless)
+}
 
 // backup takes a backup, which must succeed unless the scenario has broken something.
 func (p *play) backup(words []string) error {
@@ -18,7 +27,9 @@ func (p *play) backup(words []string) error {
 		req.Quiesce = kvmbackup.QuiesceTry
 	}
 	before := p.foreign()
-	b, err := p.engine.Backup(context.Background(), req)
+	ctx, cancel := patience()
+	defer cancel()
+	b, err := p.engine.Backup(ctx, req)
 	if after := p.foreign(); !slices.Equal(before, after) {
 		return fmt.Errorf("what belongs to others was touched: %v became %v", before, after)
 	}
@@ -29,7 +40,7 @@ func (p *play) backup(words []string) error {
 		return fmt.Errorf("guest is left frozen (%v)", guestErr)
 	}
 	if err != nil {
-		if p.target != kvmbackuptest.TargetGood {
+		if p.target != kvmbackuptest.TargetGood && !errors.Is(err, errEndless) {
 			return nil
 		}
 		return err
@@ -85,7 +96,9 @@ func (p *play) delete(n int, force bool) error {
 		}
 	}
 	before := p.foreign()
-	_, err := p.engine.Delete(context.Background(), b.ID, force)
+	ctx, cancel := patience()
+	defer cancel()
+	_, err := p.engine.Delete(ctx, b.ID, force)
 	if after := p.foreign(); !slices.Equal(before, after) {
 		return fmt.Errorf("what belongs to others was touched: %v became %v", before, after)
 	}
@@ -117,7 +130,9 @@ func (p *play) restoreInPlace(n int) error {
 	if err != nil {
 		return err
 	}
-	r, err := p.engine.Restore(context.Background(), req)
+	ctx, cancel := patience()
+	defer cancel()
+	r, err := p.engine.Restore(ctx, req)
 	switch {
 	case state != kvmbackup.DomainStopped && errors.Is(err, kvmbackup.ErrDomainRunning):
 		return nil
@@ -152,8 +167,10 @@ func (p *play) checkRestored(r kvmbackup.Restored) error {
 }
 
 func (p *play) recover() error {
-	_, err := p.engine.Recover(context.Background(), vm, p.ref)
-	if p.target == kvmbackuptest.TargetHung && err != nil || p.frozenAndPaused(err) {
+	ctx, cancel := patience()
+	defer cancel()
+	_, err := p.engine.Recover(ctx, vm, p.ref)
+	if p.target == kvmbackuptest.TargetHung && err != nil && !errors.Is(err, errEndless) || p.frozenAndPaused(err) {
 		return nil
 	}
 	return err
