@@ -21,7 +21,7 @@ import (
 //   - Records are returned as they were given: all fields, times in UTC at microseconds or better.
 type Store interface {
 	// AcquireLease takes the VM's lease for ttl. It doesn't wait: while another holder's lease is in force
-	// it returns a *BusyError that names the holder. An expired lease is taken over. Every acquisition has
+	// it returns a *BusyError that names the holder, also to one of the same name. An expired lease is taken over. Every acquisition has
 	// a higher token than any before it on this VM, also after releases.
 	AcquireLease(ctx context.Context, vm VMID, holder string, ttl time.Duration) (Lease, error)
 	// RenewLease extends a lease that is in force to ttl from now; otherwise it returns ErrLeaseLost.
@@ -35,7 +35,8 @@ type Store interface {
 	Backup(ctx context.Context, id BackupID) (Backup, error)
 	// Newest returns the VM's record with the highest Sequence among completed and delete-pending ones.
 	Newest(ctx context.Context, vm VMID) (Backup, error)
-	// Children returns all records, in any status, that name id as their parent, by Sequence.
+	// Children returns all records, in any status, that name id as their parent, by Sequence; none, and no error, for
+	// an unknown ID.
 	Children(ctx context.Context, id BackupID) ([]Backup, error)
 	// List returns the records that fit the query, by VM and then by Sequence.
 	List(ctx context.Context, q Query) ([]Backup, error)
@@ -45,7 +46,8 @@ type Store interface {
 	// running; ErrStatus when b isn't running, or its parent isn't completed; ErrNotFound when its
 	// parent is unknown; ErrInvalid when b doesn't validate or its ID is taken.
 	Begin(ctx context.Context, l Lease, b Backup) (Backup, error)
-	// Complete replaces the running record by b, whose Status must be completed, and, if b has a
+	// Complete replaces the running record by b, whose Status must be completed (ErrStatus) and whose parent must be
+	// the one of Begin (ErrInvalid), but for the Sequence, which stays; and, if b has a
 	// checkpoint, makes that the VM's active one: both or neither. Completing what is completed with the
 	// same Path and Checkpoint already does nothing. ErrStatus when the record is neither.
 	Complete(ctx context.Context, l Lease, b Backup) error
@@ -65,7 +67,7 @@ type Store interface {
 	Annotate(ctx context.Context, l Lease, id BackupID, a Annotation) error
 	// Import adds a completed or delete-pending record as it is, Sequence included, for rebuilding a store
 	// from a repository. A record with the same ID is left as it is, which is no error. The VM's counters
-	// are raised to the record's. ErrInvalid when another record of the VM has the Sequence.
+	// are raised to the record's. ErrInvalid when another record of the VM has the Sequence, ErrStatus for other statuses.
 	Import(ctx context.Context, l Lease, b Backup) error
 
 	// Removals returns up to limit (0: all) removals that were not acknowledged, oldest first.
