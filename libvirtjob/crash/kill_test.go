@@ -43,14 +43,15 @@ func TestCrashAtEveryPoint(t *testing.T) {
 
 // order is what a helper process is told.
 type order struct {
-	Case   string
-	Root   string // of its libvirt
-	Dir    string // of the guest and the runs
-	Run    int    // the next run
-	Died   bool   // the run before was killed, and is to be settled
-	Kill   int    // the point to die at; 0: none
-	Stop   bool   // do nothing but settle
-	Method string // what kind of death
+	Case string
+	Root string // of its libvirt
+	Dir  string // of the guest and the runs
+	Run  int    // the next run
+	Died bool   // the run before was killed, and is to be settled
+	Kill int    // the point to die at; 0: none
+	// Recover settles by Recover; otherwise the next backup does.
+	Recover bool
+	Stop    bool // do nothing but settle
 }
 
 // report is what a helper says.
@@ -100,6 +101,7 @@ func (s *sequence) killAt(t *testing.T, points []int) {
 			t.Errorf("point %d was not reached\n%s", n, out)
 		}
 		s.Died, before = died, fmt.Sprintf("%d, %s", n, point)
+		s.Recover = n/2%2 == 0 // what is after a call is before the next one too, and both ways are tried on it
 	}
 	s.Stop = true
 	_, _, out := s.run(t)
@@ -123,7 +125,7 @@ func (s *sequence) run(t *testing.T) (died bool, point, out string) {
 		_ = os.Remove(filepath.Join(s.Dir, name))
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestHelper$", "-test.v", "-test.timeout=5m")
-	cmd.Env = append(os.Environ(), orderEnv+"="+string(text), "TMPDIR="+s.Dir, "LIBVIRT_LOG_OUTPUTS="+os.Getenv("KVMB_DEBUG_LOG"))
+	cmd.Env = append(os.Environ(), orderEnv+"="+string(text), "TMPDIR="+s.Dir, "LIBVIRT_LOG_OUTPUTS=")
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	err = cmd.Run()
@@ -169,7 +171,7 @@ func TestHelper(t *testing.T) {
 	if o.Died {
 		r.Failed = !t.Run("settle", func(t *testing.T) {
 			a := o.open(t, h, c, o.Run-1)
-			c.settle(a, o.Run%2 == 0)
+			c.settle(a, o.Recover)
 		})
 	}
 	o.report(t, r)

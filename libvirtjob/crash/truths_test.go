@@ -72,7 +72,10 @@ func (a *app) recordsInOrder() {
 		}
 	}
 	slices.Sort(want)
-	if got := files(a, a.repoDir()); !slices.Equal(got, want) {
+	got := slices.DeleteFunc(files(a, a.repoDir()), func(name string) bool {
+		return len(a.records()) == 0 && strings.HasSuffix(name, "-probe") // the next backup's probe removes it
+	})
+	if !slices.Equal(got, want) {
 		a.Errorf("the repository holds\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	entries, err := a.repo.List(a.ctx, "")
