@@ -50,8 +50,9 @@ func (e *Engine) withLeases(ctx context.Context, vms []VMID, f func(context.Cont
 	return next(ctx, slices.Compact(vms))
 }
 
-// restoreInPlace writes every volume aside, then swaps them all. The VM must be off. Its active checkpoint is cleared before the
-// first byte, so that whatever happens its next backup is full.
+// restoreInPlace writes every volume aside, then swaps them all; block devices are written at once, so that one may be half written
+// after a failure. The VM must be off. Its active checkpoint is cleared before the first byte, so that whatever happens
+// its next backup is full.
 func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req RestoreRequest) (Restored, error) {
 	if e.cfg.Executor == nil {
 		return Restored{}, fmt.Errorf("%w config: a restore in place needs the Executor", ErrInvalid)
@@ -87,6 +88,9 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	}
 	if err := swapAll(filesOf(jobs)); err != nil {
 		return Restored{}, errors.Join(err, removeAsides(jobs))
+	}
+	if err := settleSwap(filesOf(jobs)); err != nil {
+		o.warn("remove the replaced images", "error", err) // recovery tries again
 	}
 	r := Restored{Backup: b}
 	for _, j := range jobs {
@@ -166,6 +170,9 @@ func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
 		return fmt.Errorf("%w: disk %s has format %q; restore it to a file and convert that", ErrUnsupported, d.Device, d.Format)
 	}
 	t, err := lookAt(ctx, d.Source)
+	if err == nil && t.kind != targetDevice {
+		j.out.Path, err = leaveBehind(ctx, func() (string, error) { return behindLinks(d.Source) })
+	}
 	switch {
 	case err != nil:
 		return err
@@ -175,5 +182,8 @@ func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
 		return fmt.Errorf("%w: %s is a block device with %s content; restore to a file and convert that", ErrUnsupported, d.Source, d.Format)
 	}
 	j.exists, j.place = t.kind == targetDevice, t.place
+	if !j.exists {
+		j.place = j.out.Path
+	}
 	return nil
 }

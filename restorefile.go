@@ -88,20 +88,28 @@ func deviceSize(path string) (size int64, err error) {
 // aside is where a file is written before it takes its name.
 func aside(path string) string { return path + ".kvmbackup-new" }
 
-// publishFile flushes a written file and gives it its name, which must be free.
+// publishFile flushes a written file and gives it its name, which must be free. After an error it doesn't have it.
 func publishFile(from, to string) error {
 	if err := syncFile(from); err != nil {
 		return err
 	}
 	if err := os.Link(from, to); err == nil { // a link, unlike a rename, never replaces
-		return errors.Join(os.Remove(from), syncFile(filepath.Dir(to)))
+		err = errors.Join(os.Remove(from), syncFile(filepath.Dir(to)))
+		return unlessPublished(to, err)
 	} else if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%w: %s", ErrTargetExists, to)
 	}
 	if err := os.Rename(from, to); err != nil { // a file system without hard links
 		return err
 	}
-	return syncFile(filepath.Dir(to))
+	return unlessPublished(to, syncFile(filepath.Dir(to)))
+}
+
+func unlessPublished(path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.Join(err, os.Remove(path))
 }
 
 // syncFile flushes a file or folder.
