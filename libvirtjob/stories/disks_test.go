@@ -3,6 +3,7 @@ package stories_test
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -205,7 +206,7 @@ func TestKindsOfDisks(t *testing.T) {
 	s.incremental(fmt.Sprintf("%s: volume-untrackable", first.Volumes[1].VolumeID), fmt.Sprintf("%s: volume-untrackable", first.Volumes[2].VolumeID))
 	s.restoreAll()
 
-	s.volumes = append(named, kvmbackup.Volume{ID: "media", Device: "sdb"})
+	s.volumes = slices.Concat(named, []kvmbackup.Volume{{ID: "media", Device: "sdb"}})
 	s.refuses(s.request(), kvmbackup.ErrUnsupported)
 }
 

@@ -1,7 +1,6 @@
 package stories_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -288,36 +287,5 @@ func TestDeleteNewest(t *testing.T) {
 	s.must(err)
 	s.inOrder()
 	s.taken = s.taken[2:]
-	s.restoreAll()
-}
-
-// A cancel in the middle leaves nothing, and the next backup is as cheap as this one would have been.
-func TestCancel(t *testing.T) {
-	t.Parallel()
-	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
-	s.policy.OfflineIncremental = true
-	s.write("vda", 0x11, 0, 4)
-	s.full(kvmbackup.ReasonNoActiveCheckpoint)
-	cancelled := func() {
-		t.Helper()
-		ctx, cancel := context.WithCancelCause(s.ctx)
-		req := s.request()
-		req.BandwidthBytes = 64 << 10
-		var at time.Time
-		req.OnJob = func(kvmbackup.JobControl) { at = time.Now(); cancel(errEnough) }
-		s.fails(ctx, req, errEnough)
-		if took := time.Since(at); took > 5*time.Second {
-			t.Errorf("the cancel took %v", took)
-		}
-	}
-	s.write("vda", 0x21, 0, 16)
-	cancelled()
-	s.write("vdb", 0x31, 3, 4)
-	s.incremental()
-
-	s.guest.Destroy()
-	s.write("vdb", 0x41, 0, 16)
-	cancelled()
-	s.incremental()
 	s.restoreAll()
 }

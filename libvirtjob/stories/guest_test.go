@@ -13,7 +13,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
 // What the stories use of the harness for real guests.
@@ -260,6 +260,9 @@ func (s *story) pull() (end func()) {
 // state is what libvirt says of the guest.
 func (s *story) state() libvirt.DomainState {
 	s.Helper()
+	if s.gone() {
+		return libvirt.DOMAIN_SHUTOFF
+	}
 	state, _, err := s.guest.Domain().GetState()
 	s.must(err)
 	return state

@@ -39,7 +39,7 @@ type handover struct {
 // root makes a libvirt root for other processes.
 func otherRoot(t *testing.T) string {
 	t.Helper()
-	root, err := os.MkdirTemp("", "kvmb-")
+	root, err := os.MkdirTemp("", "kvmb-") //nolint:usetesting // the paths of sockets are limited
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,36 +28,42 @@ func (s *story) small(change ...func(*kvmbackup.Config)) (c *consumer, fill func
 	return c, fill, func() { s.must(os.Remove(hog)) }
 }
 
-// The repository fills up in the middle of a backup: the guest runs on, nothing is left, and the next backup is
-// incremental once there is space.
+// The repository fills up in the middle of a backup, at whatever step: the guest runs on, nothing is left, and the next
+// backup is incremental once there is space.
 func TestSpaceRunsOut(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.policy.OfflineIncremental = true
-	var atJob func()
+	full, leave := "", int64(0) // the step before which it fills up
+	var fill func(int64)
 	_, fill, free := s.small(func(c *kvmbackup.Config) {
 		c.OnEvent = func(e kvmbackup.Event) {
-			if e.Step == "begin job" && atJob != nil {
-				atJob()
-				atJob = nil
+			if e.Type == kvmbackup.EventStep && e.Step == full {
+				full = ""
+				fill(leave)
 			}
 		}
 	})
-	s.write("vda", 0x11, 0, 2)
-	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	runsOut := func() {
 		t.Helper()
-		atJob = func() { fill(mib) }
-		s.fails(s.ctx, s.request(), kvmbackup.ErrNoSpace, kvmbackup.ErrJobFailed)
-		free()
+		for _, full = range []string{"create folder", "create targets", "begin job", "save definition", "publish"} {
+			step, state := full, s.state()
+			leave = 0
+			if step == "begin job" {
+				leave = mib // so that the copying begins
+			}
+			s.fails(s.ctx, s.request(), kvmbackup.ErrNoSpace)
+			if got := s.state(); got != state || full != "" {
+				t.Errorf("%s: the guest is %v, was %v", step, got, state)
+			}
+			free()
+		}
 	}
-	state := s.state()
+	s.write("vda", 0x11, 0, 2)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 1, 8)
 	runsOut()
-	if got := s.state(); got != state {
-		t.Errorf("the guest is %v, was %v", got, state)
-	}
 	s.write("vdb", 0x31, 0, 2)
 	s.incremental()
 

@@ -26,7 +26,7 @@ import (
 type story struct {
 	*testing.T
 	*consumer
-	ctx       context.Context
+	ctx       context.Context //nolint:containedctx // a test has one, and every helper needs it
 	cfg       config
 	guest     *guest
 	disks     []disk
@@ -166,8 +166,12 @@ func (s *story) backup() kvmbackup.Backup {
 
 func (s *story) backupBy(c *consumer, req kvmbackup.BackupRequest) kvmbackup.Backup {
 	s.Helper()
+	state := s.state()
 	b, err := c.engine.Backup(s.ctx, req)
 	s.must(err)
+	if got := s.state(); got != state {
+		s.Errorf("the guest is %v, was %v", got, state)
+	}
 	t := taken{Backup: b, content: map[kvmbackup.VolumeID]*model{}}
 	for _, v := range b.Volumes {
 		t.content[v.VolumeID] = s.guest.Model(v.Device).Snapshot()
