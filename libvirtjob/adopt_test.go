@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
 // TestAdopt kills the process that began a job, and follows the job to its end from another. A process has only one

@@ -8,7 +8,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
 func TestFreeze(t *testing.T) {

@@ -5,7 +5,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
 func TestFullAndIncrementals(t *testing.T) {

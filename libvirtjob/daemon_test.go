@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
 // brief returns a context that ends soon, with a cause.

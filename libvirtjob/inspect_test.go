@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
 // loopDevice returns a block device over a new sparse file.

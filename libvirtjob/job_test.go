@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
 // big is so much that a job isn't through before its bandwidth is limited, which libvirt can do only after the begin:

@@ -6,7 +6,7 @@ import (
 
 	"libvirt.org/go/libvirt"
 
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
 // What these tests use of the harness for real guests. A process has one host: this one's, or that of the root

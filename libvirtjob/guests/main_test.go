@@ -10,7 +10,7 @@ import (
 
 	"libvirt.org/go/libvirt"
 
-	"github.com/kvmbackup/kvmbackup/internal/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
 // This file alone knows the harness.
