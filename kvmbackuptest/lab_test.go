@@ -178,7 +178,7 @@ func (l *lab) names(device string) (ours, others []string, err error) {
 			continue
 		}
 		seen[n] = true
-		if kvmbackup.Owns(kvmbackup.DefaultPrefix, n) {
+		if kvmbackup.Owns(l.prefix(), n) {
 			ours = append(ours, n)
 		} else {
 			others = append(others, n)

@@ -1,0 +1,129 @@
+package kvmbackuptest_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+)
+
+func TestQuiesceWithAllAgents(t *testing.T) {
+	for name, c := range map[string]struct {
+		agent      kvmbackuptest.Agent
+		consistent bool
+	}{
+		"present":      {kvmbackuptest.AgentPresent, true},
+		"missing":      {kvmbackuptest.AgentMissing, false},
+		"silent":       {kvmbackuptest.AgentSilent, false},
+		"failing":      {kvmbackuptest.AgentFailing, false},
+		"nothing":      {kvmbackuptest.AgentNothing, false},
+		"thaw failing": {kvmbackuptest.AgentThawFailing, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			story(t, false, func(t *testing.T, s *teller) {
+				s.must(s.h.SetAgent(vm, c.agent))
+				s.tryQuiesce(c.consistent)
+				s.requireQuiesce(c.consistent)
+			})
+		})
+	}
+}
+
+// thawed checks that the guest runs with its file systems thawed, as often as they were frozen.
+func (s *teller) thawed() {
+	s.t.Helper()
+	if g, err := s.h.Guest(vm); err != nil || g.Frozen || g.Thaws != g.Freezes {
+		s.t.Errorf("guest: %+v, %v", g, err)
+	}
+}
+
+func (s *teller) tryQuiesce(consistent bool) {
+	s.t.Helper()
+	req := s.request(everyday)
+	req.Quiesce = kvmbackup.QuiesceTry
+	b := s.take(req)
+	s.thawed()
+	if got := b.Consistency == kvmbackup.ConsistencyFilesystem; got != consistent {
+		s.t.Errorf("try: %v", b.Consistency)
+	}
+	if hasReason(b, kvmbackup.ReasonQuiesceFailed) == consistent || hasReason(b, kvmbackup.ReasonThawFailed) {
+		s.t.Errorf("try: %v", b.Reasons)
+	}
+	if b.FrozenFor > 15*time.Second {
+		s.t.Errorf("frozen for %v", b.FrozenFor)
+	}
+}
+
+func (s *teller) requireQuiesce(consistent bool) {
+	s.t.Helper()
+	req := s.request(everyday)
+	req.Quiesce = kvmbackup.QuiesceRequire
+	_, err := s.engine.Backup(s.t.Context(), req)
+	s.thawed()
+	if consistent != (err == nil) || err != nil && !errors.Is(err, kvmbackup.ErrNotConsistent) {
+		s.t.Errorf("require: %v", err)
+	}
+	s.must(s.checkClean())
+	if b := s.backup(everyday); b.Kind != kvmbackup.KindIncremental { // nothing is lost by the failure
+		s.t.Errorf("the backup after it is %v", b.Kind)
+	}
+}
+
+// A job that takes long to begin doesn't keep the guest frozen.
+func TestSlowBeginWhileFrozen(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.h.OnCall(func(op string) error {
+			if op == "Begin" {
+				<-time.After(time.Minute)
+				s.thawed()
+			}
+			return nil
+		})
+		s.tryQuiesce(false)
+		s.requireQuiesce(false)
+	})
+}
+
+func TestQuiesceOfAStoppedGuest(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.must(s.h.Shutdown(vm))
+		s.tryQuiesce(true) // it has shut itself down
+		s.must(s.h.Start(vm))
+		s.must(s.h.Destroy(vm))
+		s.tryQuiesce(false)
+	})
+}
+
+func TestQuiesceOfAPausedGuest(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.must(s.h.Pause(vm))
+		s.tryQuiesce(false)
+		s.requireQuiesce(false)
+	})
+}
+
+// Who cancels while the guest is frozen gets it back thawed.
+func TestCancelWhileFrozen(t *testing.T) {
+	for _, at := range []string{"Freeze done", "Begin", "Begin done", "Thaw"} {
+		t.Run(at, func(t *testing.T) {
+			story(t, false, func(t *testing.T, s *teller) {
+				ctx, cancel := cancelable(t)
+				s.h.OnCall(func(op string) error {
+					if op == at {
+						cancel()
+					}
+					return nil
+				})
+				req := s.request(everyday)
+				req.Quiesce = kvmbackup.QuiesceTry
+				if _, err := s.engine.Backup(ctx, req); !errors.Is(err, errCancelled) {
+					t.Errorf("backup: %v", err)
+				}
+				s.thawed()
+				s.must(s.checkClean())
+			})
+		})
+	}
+}
