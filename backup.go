@@ -60,10 +60,9 @@ type run struct {
 	decision Decision
 	record   Backup
 	parent   *Backup
+	dirty    map[string]int64 // by device, before the job
 	dir      string
 	job      Job
-	adopted  bool
-	result   JobResult
 	frozenAt time.Time
 	unthawed error // why the guest may still be frozen
 }
@@ -142,10 +141,11 @@ func (r *run) preflight(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	need, err := r.estimate(ctx, r.view, r.decision)
+	need, dirty, err := r.estimate(ctx, r.view, r.decision)
 	if err != nil {
 		return err
 	}
+	r.dirty = dirty
 	if space.FreeBytes < need+r.e.cfg.ReserveBytes {
 		return &SpaceError{NeedBytes: need, ReserveBytes: r.e.cfg.ReserveBytes, FreeBytes: space.FreeBytes, Where: "the repository"}
 	}
@@ -167,13 +167,14 @@ func (r *run) begin(ctx context.Context) (err error) {
 		ParentID: d.ParentID, Checkpoint: d.Checkpoint, Repository: r.e.cfg.Repository.ID(), Path: v.path(),
 		StartedAt: r.e.now().Truncate(time.Microsecond), Consistency: ConsistencyCrash, Reasons: d.Reasons,
 	}
-	if r.req.Quiesce != QuiesceNo {
+	if r.mayFreeze() {
 		b.Consistency = ConsistencyUnknown // not known yet: recovery thaws the guest of such a record
 	}
 	for i, vd := range d.Volumes {
 		b.Volumes = append(b.Volumes, VolumeBackup{
 			VolumeID: vd.VolumeID, Device: vd.Device, Kind: vd.Kind, File: files[vd.VolumeID], ParentFile: vd.ParentFile,
 			VirtualSize: v.volumes[i].Disk.VirtualSize, SourceFormat: v.volumes[i].Disk.Format, Tracked: vd.Tracked,
+			DirtyBytes: r.expected(vd),
 		})
 		if vd.Reason.Code != ReasonBackupFull && vd.Reason.Code != ReasonVolumeIncremental {
 			b.Reasons = append(b.Reasons, vd.Reason)
@@ -188,6 +189,15 @@ func (r *run) begin(ctx context.Context) (err error) {
 		return err
 	}
 	return nil
+}
+
+// expected is what an incremental volume's bitmap counted before the job, which is the figure on record when the job was over
+// too soon to be asked for its own.
+func (r *run) expected(v VolumeDecision) int64 {
+	if v.Kind != KindIncremental {
+		return 0
+	}
+	return r.dirty[v.Device]
 }
 
 func (r *run) backupID() { r.op.backup = NewBackupID() }

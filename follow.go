@@ -17,10 +17,11 @@ func (r *run) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.result = res
 	for i := range r.record.Volumes {
 		v := &r.record.Volumes[i]
-		v.DirtyBytes = res.CopiedBytes[v.VolumeID]
+		if n, ok := res.CopiedBytes[v.VolumeID]; ok {
+			v.DirtyBytes = n
+		}
 	}
 	c, done := r.e.cleanup(ctx)
 	defer done()

@@ -61,7 +61,7 @@ func (o *op) plan(ctx context.Context, req BackupRequest) (Plan, error) {
 	if view.status.Job != JobNone {
 		p.BusyWith = view.status.JobDetail
 	}
-	if p.EstimateBytes, err = o.estimate(ctx, view, p.Decision); err != nil {
+	if p.EstimateBytes, _, err = o.estimate(ctx, view, p.Decision); err != nil {
 		return Plan{}, err
 	}
 	space, err := o.e.cfg.Repository.Probe(ctx)
@@ -172,17 +172,15 @@ func (o *op) decide(v view) (Decision, error) {
 	return d, nil
 }
 
-// estimate is what the job is expected to write: allocated bytes of full volumes, dirty bytes of incremental ones.
-func (o *op) estimate(ctx context.Context, v view, d Decision) (int64, error) {
-	var dirty map[string]int64
+// estimate is what the job is expected to write: allocated bytes of full volumes, dirty bytes of incremental ones. It also returns
+// the dirty bytes by device, as far as they are known.
+func (o *op) estimate(ctx context.Context, v view, d Decision) (total int64, dirty map[string]int64, err error) {
 	if d.Base != "" {
-		var err error
+		// Without dirty counts the estimate is that of a full: too careful, never too small.
 		if dirty, err = o.e.cfg.Executor.DirtyBytes(ctx, v.req.ref(), d.Base); err != nil && ctx.Err() != nil {
-			return 0, err
+			return 0, nil, err
 		}
-		// Without dirty counts the estimate below is that of a full: too careful, never too small.
 	}
-	var n int64
 	for i, vd := range d.Volumes {
 		disk := v.volumes[i].Disk
 		bytes, ok := dirty[vd.Device]
@@ -190,9 +188,9 @@ func (o *op) estimate(ctx context.Context, v view, d Decision) (int64, error) {
 			bytes = disk.AllocatedBytes
 		}
 		// The image's own tables: 1/1024 of the copied bytes, and its first clusters.
-		n += min(bytes, disk.VirtualSize) + bytes>>10 + 1<<20
+		total += min(bytes, disk.VirtualSize) + bytes>>10 + 1<<20
 	}
-	return n, nil
+	return total, dirty, nil
 }
 
 // devicesOf lists the devices of the volumes for which keep holds.

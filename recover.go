@@ -139,7 +139,7 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 	if e.cfg.Executor == nil {
 		return Recovery{}, fmt.Errorf("%w: backup %s is recorded as running, and without an Executor its job can't be looked for", ErrBusy, b.ID)
 	}
-	r := &run{op: o, lease: h, dom: dom, record: b, adopted: true}
+	r := &run{op: o, lease: h, dom: dom, record: b}
 	err := r.adopt(ctx)
 	switch {
 	case err == nil && !e.cfg.AbortLeftJobs:
