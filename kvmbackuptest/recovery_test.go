@@ -49,3 +49,89 @@ func TestGuestPausedWhileFrozen(t *testing.T) {
 		s.must(s.checkClean())
 	})
 }
+
+// interrupted leaves a backup whose process died just before the call.
+func (s *teller) interrupted(op string) {
+	s.t.Helper()
+	s.backup(everyday)
+	s.must(s.write("vda", 1, 2))
+	s.must(killedAt(op)(s.lab))
+	s.must(s.open(plan{}))
+}
+
+// outcome recovers and returns what became of the one thing that was left.
+func (s *teller) outcome() kvmbackup.RecoveryOutcome {
+	s.t.Helper()
+	found, err := s.engine.RecoverAll(s.t.Context())
+	s.must(err)
+	if len(found[vm]) != 1 {
+		s.t.Fatalf("recovered: %v", found)
+	}
+	return found[vm][0].Outcome
+}
+
+func TestRecoveries(t *testing.T) {
+	for name, c := range map[string]struct {
+		at    string
+		then  func(s *teller)
+		want  kvmbackup.RecoveryOutcome
+		kinds string
+	}{
+		"before the job": {at: "PrepareJob", want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"job prepared":   {at: "Begin", want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"job runs":       {at: "Wait", want: kvmbackup.RecoveryFollowed, kinds: "FII"},
+		"job runs, and is to be aborted": {at: "Wait", then: func(s *teller) { s.cfg.AbortLeftJobs = true; s.must(s.open(plan{})) },
+			want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"job has ended":     {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)) }, want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"QEMU died":         {at: "Wait", then: func(s *teller) { s.must(s.h.Crash(vm)); s.must(s.h.Start(vm)) }, want: kvmbackup.RecoveryUndone, kinds: "FF"},
+		"VM was shut down":  {at: "Wait", then: func(s *teller) { s.must(s.h.Restart(vm)) }, want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"copied":            {at: "Definition", want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"before publishing": {at: "Publish", want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"published":         {at: "Complete", want: kvmbackup.RecoveryCommitted, kinds: "FII"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			story(t, false, func(t *testing.T, s *teller) {
+				s.interrupted(c.at)
+				if c.then != nil {
+					c.then(s)
+				}
+				if got := s.outcome(); got != c.want {
+					t.Errorf("outcome is %s, want %s", got, c.want)
+				}
+				s.backup(everyday)
+				s.want(c.kinds)
+			})
+		})
+	}
+}
+
+func TestRecoveryOfADelete(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		bs := s.four()
+		s.must(s.open(plan{op: "store Remove", mode: killBefore}))
+		if _, err := s.engine.Delete(t.Context(), bs[3].ID, false); !errors.Is(err, errKilled) {
+			t.Fatal(err)
+		}
+		s.must(s.open(plan{}))
+		if got := s.outcome(); got != kvmbackup.RecoveryDeleted {
+			t.Errorf("outcome is %s", got)
+		}
+		s.backup(everyday)
+		s.want("FIIF")
+	})
+}
+
+func TestRecoveryThatHasToWait(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+		s.must(killedAt("Wait")(s.lab))
+		s.must(s.open(plan{}))
+		found, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+		if !errors.Is(err, kvmbackup.ErrJobStuck) || len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryPending {
+			t.Errorf("recovery: %v, %v", found, err)
+		}
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
+		s.backup(everyday)
+		s.want("F")
+	})
+}

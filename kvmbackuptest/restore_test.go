@@ -1,0 +1,92 @@
+package kvmbackuptest_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+func TestRestoreInPlaceThenFull(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		bs := s.four()
+		req := kvmbackup.RestoreRequest{Backup: bs[1].ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}}
+		if _, err := s.engine.Restore(t.Context(), req); !errors.Is(err, kvmbackup.ErrDomainRunning) {
+			t.Errorf("restore over a running VM: %v", err)
+		}
+		s.must(s.h.Shutdown(vm))
+		_, err := s.engine.Restore(t.Context(), req)
+		s.must(err)
+		for _, v := range s.volumes {
+			got, err := s.h.Content(vm, v.Device)
+			s.must(err)
+			if diff := got.Diff(s.contents[bs[1].ID][v.ID]); diff != "" {
+				t.Errorf("%s: %s", v.Device, diff)
+			}
+		}
+		s.must(s.h.Start(vm))
+		if b := s.backup(everyday); b.Kind != kvmbackup.KindFull || reasonOf(b, "") != kvmbackup.ReasonNoActiveCheckpoint {
+			t.Errorf("%v: %v", b.Kind, b.Reasons)
+		}
+		s.backup(everyday)
+		s.want("FIIIFI")
+	})
+}
+
+// A backup of one VM goes over the disks of another.
+func TestRestoreOverAnotherVM(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		b := s.four()[2]
+		s.must(s.h.Define(kvmbackuptest.Domain{Name: "vm2", Disks: []kvmbackuptest.Disk{s.newDisk("sda", "vm2")}}))
+		_, err := s.engine.Restore(t.Context(), kvmbackup.RestoreRequest{
+			Backup:  b.ID,
+			Volumes: []kvmbackup.RestoreVolume{{ID: "vol-vda", Path: "sda"}},
+			InPlace: &kvmbackup.InPlace{VM: "vm2", Volumes: []kvmbackup.Volume{{ID: "v2", Device: "sda"}}},
+		})
+		s.must(err)
+		got, err := s.h.Content("vm2", "sda")
+		s.must(err)
+		if diff := got.Diff(s.contents[b.ID]["vol-vda"]); diff != "" {
+			t.Error(diff)
+		}
+		s.backup(everyday)
+		s.want("FIIII") // the VM that it came from goes on
+	})
+}
+
+func TestRestoreOneVolumeRaw(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		b := s.four()[3]
+		path := filepath.Join(s.dir, "vda.raw")
+		req := kvmbackup.RestoreRequest{Backup: b.ID, Volumes: []kvmbackup.RestoreVolume{{ID: "vol-vda", Path: path, Format: qcow2.FormatRaw}}}
+		_, err := s.engine.Restore(t.Context(), req)
+		s.must(err)
+		got, err := kvmbackuptest.ReadRaw(path)
+		s.must(err)
+		if diff := got.Diff(s.contents[b.ID]["vol-vda"]); diff != "" {
+			t.Error(diff)
+		}
+		if _, err := s.engine.Restore(t.Context(), req); !errors.Is(err, kvmbackup.ErrTargetExists) {
+			t.Errorf("over a file that is there: %v", err)
+		}
+	})
+}
+
+func TestMissingParentFile(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		bs := s.four()
+		v, _ := bs[1].Volume("vol-vda")
+		s.must(os.Remove(s.repo.FilePath(bs[1].Path, v.File)))
+		_, err := s.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: bs[3].ID, Dir: s.dir})
+		if !errors.Is(err, kvmbackup.ErrMissingFile) {
+			t.Errorf("restore: %v", err)
+		}
+		if b := s.backup(everyday); b.Kind != kvmbackup.KindFull || reasonOf(b, "") != kvmbackup.ReasonParentFileMissing {
+			t.Errorf("%v: %v", b.Kind, b.Reasons)
+		}
+	})
+}
