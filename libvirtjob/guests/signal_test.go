@@ -34,7 +34,7 @@ func TestSignals(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir = filepath.Join(dir, "helper")
-	root, err := os.MkdirTemp("", "kvmb-")
+	root, err := os.MkdirTemp("", "kvmb-") //nolint:usetesting // sockets are in it, whose paths are limited
 	if err != nil {
 		t.Fatal(err)
 	}

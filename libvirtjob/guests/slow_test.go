@@ -89,7 +89,8 @@ func newMount(t *testing.T) *mount {
 		t.Fatal(err)
 	}
 	m := &mount{TB: t}
-	if m.dir, err = os.MkdirTemp(work, "nas-"); err != nil {
+	m.dir = filepath.Join(work, fmt.Sprintf("nas-%d", guestNumber.Add(1)))
+	if err := os.Mkdir(m.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	command(t, "mkfs.ext4", "-q", "-F", m.dir+".img", "400M")
@@ -124,7 +125,6 @@ func TestDeadRepository(t *testing.T) {
 	}
 	g.boot()
 	t.Cleanup(nas.goOn) // before the guest is destroyed
-	bulk := g.sum("/dev/vdb")
 	b := newBench(t, func(c *kvmbackup.Config) {
 		c.Repository = newRepository(t, filepath.Join(nas.dir, "repository"))
 		c.StallWarn, c.StallAbort, c.CleanupLimit = 500*time.Millisecond, 1500*time.Millisecond, 2*time.Second
@@ -174,10 +174,10 @@ func TestDeadRepository(t *testing.T) {
 	within(t, 20*time.Second, "another VM's backup", func() { newBench(t, nil).backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(other)}) })
 
 	nas.goOn()
-	within(t, 20*time.Second, "recovery", func() {
+	eventually(t, "all is settled", func() bool {
 		found, err := b.engine.Recover(b.ctx, vm, g.ref())
-		b.must(err)
-		t.Logf("%+v", found)
+		t.Logf("recovery: %+v, %v", found, err)
+		return err == nil // at first, calls that hung may not have ended yet
 	})
 	b.wantClean(g)
 	got := b.backup(kvmbackup.BackupRequest{VM: vm, Quiesce: kvmbackup.QuiesceRequire})
@@ -185,9 +185,7 @@ func TestDeadRepository(t *testing.T) {
 	disks := b.restore(got.ID, qcow2.FormatRaw)
 	checkFS(t, disks["vda"])
 	wantFiles(t, disks["vda"], map[string]string{"file": sum})
-	if got := firstField(command(t, "sha256sum", disks["vdb"])); got != bulk {
-		t.Errorf("vdb has checksum %s, want %s", got, bulk)
-	}
+	command(t, "qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", g.disks[1].path, disks["vdb"])
 }
 
 func (b *bench) wantRunning(vm kvmbackup.VMID) {
