@@ -1,0 +1,85 @@
+package mocks_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/golang/mock/gomock"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/mocks"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+var (
+	_ kvmbackup.Store        = (*mocks.MockStore)(nil)
+	_ kvmbackup.Executor     = (*mocks.MockExecutor)(nil)
+	_ kvmbackup.Job          = (*mocks.MockJob)(nil)
+	_ kvmbackup.Repository   = (*mocks.MockRepository)(nil)
+	_ kvmbackup.Images       = (*mocks.MockImages)(nil)
+	_ kvmbackup.ChainDecider = (*mocks.MockChainDecider)(nil)
+)
+
+// host is what a test needs of an embedding program: an engine over mocks.
+type host struct {
+	store    *mocks.MockStore
+	repo     *mocks.MockRepository
+	executor *mocks.MockExecutor
+	decider  *mocks.MockChainDecider
+	engine   *kvmbackup.Engine
+}
+
+func newHost(t *testing.T) host {
+	c := gomock.NewController(t)
+	h := host{
+		store: mocks.NewMockStore(c), repo: mocks.NewMockRepository(c),
+		executor: mocks.NewMockExecutor(c), decider: mocks.NewMockChainDecider(c),
+	}
+	var err error
+	h.engine, err = kvmbackup.New(kvmbackup.Config{
+		Store: h.store, Repository: h.repo, Executor: h.executor, Images: mocks.NewMockImages(c), Decider: h.decider,
+	})
+	require.NoError(t, err)
+	h.repo.EXPECT().ID().Return("nas-1").AnyTimes()
+	return h
+}
+
+// The host's own decider is asked with what was found, and its answer is what the plan shows.
+func TestPlanAsksTheDecider(t *testing.T) {
+	h := newHost(t)
+	h.executor.EXPECT().Inspect(gomock.Any(), kvmbackup.DomainRef{Name: "vm1"}).Return(kvmbackup.DomainStatus{
+		Name: "vm1", Defined: true, State: kvmbackup.DomainRunning, Job: kvmbackup.JobNone,
+		Disks: []kvmbackup.DiskStatus{{Device: "vda", Source: "/vda.qcow2", Format: "qcow2", VirtualSize: 1 << 30, AllocatedBytes: 5 << 20}},
+	}, nil)
+	h.store.EXPECT().VM(gomock.Any(), kvmbackup.VMID("vm1")).Return(kvmbackup.VMRecord{VM: "vm1"}, nil)
+	h.store.EXPECT().Newest(gomock.Any(), kvmbackup.VMID("vm1")).Return(kvmbackup.Backup{}, kvmbackup.ErrNotFound)
+	h.store.EXPECT().List(gomock.Any(), gomock.Any()).Return(nil, nil).AnyTimes()
+	h.repo.EXPECT().Probe(gomock.Any()).Return(repository.Space{FreeBytes: 1 << 40}, nil)
+	h.decider.EXPECT().Decide(gomock.Any()).DoAndReturn(func(in kvmbackup.DecideInput) (kvmbackup.Decision, error) {
+		assert.Nil(t, in.Newest)
+		assert.Equal(t, kvmbackup.DomainRunning, in.State)
+		return kvmbackup.Decider{}.Decide(in)
+	})
+
+	p, err := h.engine.Plan(t.Context(), kvmbackup.BackupRequest{VM: "vm1"})
+
+	require.NoError(t, err)
+	assert.Equal(t, kvmbackup.KindFull, p.Decision.Kind)
+	assert.Positive(t, p.EstimateBytes)
+}
+
+// A store that is away ends a backup before anything is touched: no other mock expects a call.
+func TestBackupWithoutAStore(t *testing.T) {
+	h := newHost(t)
+	away := errors.New("connection refused")
+	h.store.EXPECT().AcquireLease(gomock.Any(), kvmbackup.VMID("vm1"), gomock.Any(), gomock.Any()).Return(kvmbackup.Lease{}, away)
+
+	_, err := h.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: "vm1"})
+
+	require.ErrorIs(t, err, away)
+	var op *kvmbackup.OpError
+	require.ErrorAs(t, err, &op)
+	assert.Equal(t, kvmbackup.VMID("vm1"), op.VM)
+}
