@@ -1,0 +1,125 @@
+package restoretest_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/store/memstore"
+)
+
+// childEnv names the file that tells a re-executed test binary what to do, instead of running tests.
+const childEnv = "KVMBACKUP_RESTORETEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if file := os.Getenv(childEnv); file != "" {
+		os.Exit(child(file))
+	}
+	os.Exit(m.Run())
+}
+
+// childJob is what a child does: a restore in place, or a recovery where no backup is named.
+type childJob struct {
+	NAS     string
+	Backup  kvmbackup.BackupID
+	Disks   []kvmbackup.DiskRef
+	Volumes []kvmbackup.Volume
+}
+
+// Exit codes of a child.
+const (
+	childDone = iota
+	childFailed
+	childBroken
+)
+
+func child(file string) int {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return childBroken
+	}
+	var j childJob
+	if err := json.Unmarshal(data, &j); err != nil {
+		return childBroken
+	}
+	e, err := j.engine(context.Background())
+	if err == nil {
+		err = j.do(context.Background(), e)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return childFailed
+	}
+	return childDone
+}
+
+// engine is a host process that knows nothing but the repository and the disks of a VM that is off.
+func (j childJob) engine(ctx context.Context) (*kvmbackup.Engine, error) {
+	repo, err := repository.Open(ctx, j.NAS, repository.Options{NoSync: true})
+	if err != nil {
+		return nil, err
+	}
+	host := &offHost{disks: j.Disks, wanted: int32(len(j.Volumes))}
+	e, err := kvmbackup.New(kvmbackup.Config{Store: memstore.New(), Repository: repo, Images: host, Executor: host})
+	if err != nil {
+		return nil, err
+	}
+	_, err = e.Import(ctx, vm)
+	return e, err
+}
+
+func (j childJob) do(ctx context.Context, e *kvmbackup.Engine) error {
+	if j.Backup == "" {
+		mark()
+		_, err := e.Recover(ctx, vm, kvmbackup.DomainRef{Name: vm, Disks: j.Disks})
+		return err
+	}
+	_, err := e.Restore(ctx, kvmbackup.RestoreRequest{Backup: j.Backup, InPlace: &kvmbackup.InPlace{Disks: j.Disks, Volumes: j.Volumes}})
+	return err
+}
+
+// offHost is a hypervisor on which one VM is off. It marks the instant after the last copy for whoever traces the process.
+type offHost struct {
+	kvmbackuptest.Images
+	kvmbackup.Executor
+	disks  []kvmbackup.DiskRef
+	wanted int32
+	copied atomic.Int32
+}
+
+func (h *offHost) Inspect(context.Context, kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
+	if h.copied.Load() == h.wanted {
+		mark()
+	}
+	st := kvmbackup.DomainStatus{Name: vm, State: kvmbackup.DomainStopped}
+	for _, d := range h.disks {
+		s := kvmbackup.DiskStatus{Device: d.Device, Source: d.Source, Format: d.Format}
+		if _, err := os.Stat(d.Source); errors.Is(err, os.ErrNotExist) {
+			s.Unreadable = "missing"
+		}
+		st.Disks = append(st.Disks, s)
+	}
+	return st, nil
+}
+
+func (h *offHost) DropCheckpoint(context.Context, kvmbackup.DomainRef, kvmbackup.CheckpointName) error {
+	return nil
+}
+
+func (h *offHost) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptions) error {
+	err := h.Images.Convert(ctx, src, dst, o)
+	h.copied.Add(1)
+	return err
+}
+
+// mark makes a system call that nothing else makes.
+func mark() { _, _ = syscall.Getpgid(0) }
