@@ -2,7 +2,6 @@ package kvmbackup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -26,11 +25,8 @@ func (r *run) checkTarget(ctx context.Context, v *VolumeBackup) error {
 // verifyLayer checks one file's header against its record, before anything else reads the file.
 func verifyLayer(ctx context.Context, images Images, file string, v VolumeBackup) error {
 	h, err := images.Header(ctx, file)
-	if errors.Is(err, qcow2.ErrNotFound) {
-		return fmt.Errorf("%w: %w", ErrMissingFile, err)
-	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
+		return damage(ctx, err)
 	}
 	if err := h.Validate(qcow2.Expect{BackingFile: v.ParentFile, VirtualSizeBytes: v.VirtualSize}); err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)

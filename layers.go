@@ -2,7 +2,10 @@ package kvmbackup
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os/exec"
+	"slices"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -92,6 +95,32 @@ func sameAsRecord(m repository.Manifest, b Backup) error {
 	return nil
 }
 
+// damage makes an ErrDamaged of what a tool says about a file. That it could not look (it was cancelled, is not installed, found the
+// file locked, may not read it, ran out of time) says nothing about the file.
+func damage(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil, isAny(err, qcow2.ErrToolMissing, qcow2.ErrLocked, qcow2.ErrHung, qcow2.ErrPermission, qcow2.ErrTimeout):
+		return err
+	case errors.Is(err, qcow2.ErrNotFound):
+		return fmt.Errorf("%w: %w", ErrMissingFile, err)
+	case toolEnded(err), isAny(err, qcow2.ErrHeader, qcow2.ErrFormat, qcow2.ErrTooNew, qcow2.ErrCorrupt, qcow2.ErrNotRegular, qcow2.ErrIO,
+		qcow2.ErrOutputTooLarge, qcow2.ErrUnsupported):
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}
+
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
+}
+
+// toolEnded says whether a tool ran and gave up, or died, e.g. of the memory that a header made it ask for.
+func toolEnded(err error) bool {
+	var tool *qcow2.ToolError
+	var died *exec.ExitError
+	return errors.As(err, &tool) && (tool.ExitCode >= 0 || errors.As(err, &died))
+}
+
 // verifyLayers checks headers first, then structure: no tool reads a file whose links were not verified. seen keeps files
 // that were checked already, as volumes of several backups share them.
 func (e *Engine) verifyLayers(ctx context.Context, layers []layer, seen map[string]bool) error {
@@ -107,7 +136,7 @@ func (e *Engine) verifyLayers(ctx context.Context, layers []layer, seen map[stri
 		}
 		res, err := e.cfg.Images.Check(ctx, l.file, qcow2.CheckOptions{})
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
+			return damage(ctx, err)
 		}
 		if !res.Clean() {
 			return fmt.Errorf("%w: %s: qemu-img check found %d corruptions", ErrDamaged, l.file, res.Corruptions+res.CheckErrors)
