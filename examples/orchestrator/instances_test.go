@@ -37,12 +37,14 @@ func TestTwoInstances(t *testing.T) {
 			l.must(h.Write(vmName(i), "vda", 0, kvmbackuptest.Pattern(uint64(100*n+i), 512)))
 		}
 	}
+	l.untilMore()
 	l.calm()
 	l.checkMetrics(addresses)
 	for _, i := range running {
 		l.end(i)
 	}
 	l.check()
+	l.checkContents(h)
 	if n := query[int](l, `SELECT count(*) FROM seen WHERE record->>'kind' = 'incremental'`); n < vmCount {
 		t.Errorf("only %d incremental backups", n)
 	}
@@ -152,6 +154,29 @@ func jobs(h *kvmbackuptest.Hypervisor) (n int) {
 		}
 	}
 	return n
+}
+
+// TestRestart starts the service again after it has lost its hypervisor in the middle of backups, whose jobs run on: they are followed
+// to their end and count.
+func TestRestart(t *testing.T) {
+	l := newLab(t)
+	h, err := newHypervisor(20 * time.Millisecond)
+	l.must(err)
+	l.schedule()
+	i := l.start("a", hostOf(h), func(cfg *Config) { cfg.Workers, cfg.Retry = 3, time.Hour })
+	l.until("three jobs", func() bool { return jobs(h) == 3 })
+	l.exec(`UPDATE orchestrator_vms SET enabled = false`)
+	h.KillHost()
+	l.end(i)
+	if n := query[int](l, `SELECT count(*) FROM kvmbackup_backups WHERE status = 'running'`); n != 3 || jobs(h) != 3 {
+		t.Fatalf("%d records and %d jobs are left running, want 3", n, jobs(h))
+	}
+	i = l.start("a2", hostOf(h), nil)
+	l.until("the recovery and its accounting", func() bool {
+		return query[int](l, `SELECT count(*) FROM seen s JOIN orchestrator_quota q ON q.backup = s.record->>'id'
+			WHERE s.record->'reasons' @> '[{"code": "recovered"}]'`) == 3
+	})
+	l.end(i)
 }
 
 // TestPutOff has one VM that somebody else works on and one that doesn't exist.

@@ -125,6 +125,12 @@ func (l *lab) untilBackups(n int) {
 	})
 }
 
+// untilMore waits until every VM has one that was begun after the call.
+func (l *lab) untilMore() {
+	l.t.Helper()
+	l.untilBackups(query[int](l, `SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM seen GROUP BY vm) x`) + 2)
+}
+
 // calm takes all VMs off the schedule and waits for what is under way.
 func (l *lab) calm() {
 	l.t.Helper()
@@ -178,7 +184,7 @@ func newHypervisor(delay time.Duration) (*kvmbackuptest.Hypervisor, error) {
 	h := kvmbackuptest.NewHypervisor()
 	for i := range vmCount {
 		vm := vmName(i)
-		err := h.Define(kvmbackuptest.Domain{Name: vm, Disks: []kvmbackuptest.Disk{{
+		err := h.Define(kvmbackuptest.Domain{Name: vm, Agent: kvmbackuptest.AgentPresent, Disks: []kvmbackuptest.Disk{{
 			Device: "vda", SizeBytes: clusters * kvmbackuptest.ClusterBytes, Serial: "disk-" + vm,
 		}}})
 		if err == nil {
@@ -233,6 +239,22 @@ func (l *lab) checkRecords() {
 		l.must(err)
 		if completed != keepLast || len(p.RemoveNow) > 0 {
 			l.t.Errorf("%s has %d completed backups, and retention would remove %v; want %d and none", vm, completed, p.RemoveNow, keepLast)
+		}
+	}
+}
+
+// checkContents: the newest backup of every VM has what is on its disk.
+func (l *lab) checkContents(h *kvmbackuptest.Hypervisor) {
+	l.t.Helper()
+	for i := range vmCount {
+		b, err := l.store.Newest(l.t.Context(), kvmbackup.VMID(vmName(i)))
+		l.must(err)
+		got, err := kvmbackuptest.ReadChain(l.repo.FilePath(b.Path, b.Volumes[0].File))
+		l.must(err)
+		want, err := h.Content(vmName(i), "vda")
+		l.must(err)
+		if diff := got.Diff(want); diff != "" {
+			l.t.Errorf("%s: %s", b.Path, diff)
 		}
 	}
 }

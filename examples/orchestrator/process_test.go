@@ -100,7 +100,7 @@ func TestKilled(t *testing.T) {
 	}
 	restarted := l.spawn("a2", 5*time.Millisecond)
 	l.until("what was left is settled", func() bool { return l.settled(killed) })
-	l.untilBackups(query[int](l, `SELECT max(n) FROM (SELECT count(*) AS n FROM seen GROUP BY vm) x`) + 2)
+	l.untilMore()
 	l.calm()
 	for _, p := range []*process{restarted, b} {
 		l.must(p.Process.Signal(syscall.SIGTERM))
