@@ -101,7 +101,10 @@ type OpError struct {
 }
 
 func (e *OpError) Error() string {
-	s := fmt.Sprintf("%s of %q", e.Op, e.VM)
+	s := e.Op
+	if e.VM != "" { // unknown when the backup is
+		s += fmt.Sprintf(" of %q", e.VM)
+	}
 	if e.Backup != "" {
 		s += fmt.Sprintf(" (backup %s)", e.Backup)
 	}
