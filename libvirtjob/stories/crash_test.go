@@ -120,10 +120,12 @@ func TestCrashThenStopped(t *testing.T) {
 // A crash in the middle of a backup fails that backup; the next is full, and the one after that incremental.
 func TestCrashDuringBackup(t *testing.T) {
 	t.Parallel()
-	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+	// So much that the job isn't over before its bandwidth is limited.
+	big := disk{Device: "vda", SizeBytes: 256 * mib}
+	s := tell(t, config{Disks: append([]disk{big}, disks("vdb")...), Persistent: true})
 	s.write("vda", 0x11, 0, 1)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
-	s.write("vda", 0x21, 0, 16)
+	s.write("vda", 0x21, 0, 192)
 	req := s.request()
 	req.BandwidthBytes = 64 << 10
 	req.OnJob = func(kvmbackup.JobControl) { s.crash() }
