@@ -16,11 +16,24 @@ func (r *run) beginJob(ctx context.Context) error {
 	if r.view.status.State == DomainStopped {
 		return r.beginStopped(ctx)
 	}
+	if !r.mayFreeze() {
+		cause := fmt.Errorf("%w: it is %v", ErrDomainStopped, r.view.status.State)
+		if err := r.notQuiesced("the guest could not be frozen", cause); err != nil {
+			return err
+		}
+		return r.job.Begin(ctx)
+	}
 	begun, err := r.beginFrozen(ctx)
 	if begun || err != nil {
 		return err
 	}
 	return r.job.Begin(ctx)
+}
+
+// mayFreeze says whether this backup freezes the guest. The agent of one that is paused can't answer and is not asked, so that
+// nobody has to wonder later whether the guest is frozen.
+func (r *run) mayFreeze() bool {
+	return r.req.Quiesce != QuiesceNo && r.view.status.State == DomainRunning
 }
 
 // beginStopped: a guest that shut itself down left its file systems at rest; one that was destroyed did not.
