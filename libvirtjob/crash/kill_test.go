@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,11 +35,22 @@ func TestCrashAtEveryPoint(t *testing.T) {
 	}
 	chosen := choose(sequences)
 	for i, s := range sequences {
-		t.Run(s.order.Case, func(t *testing.T) {
-			t.Parallel()
-			s.killAt(t, chosen[i])
-		})
+		for part := range slices.Chunk(chosen[i], perGuest()) {
+			t.Run(s.Case, func(t *testing.T) {
+				t.Parallel()
+				s.another(t).killAt(t, part)
+			})
+		}
+		s.remove()
 	}
+}
+
+// perGuest is how many kills one guest lives through. More guests keep a machine busy while leases expire.
+func perGuest() int {
+	if thorough() {
+		return 40
+	}
+	return 7
 }
 
 // order is what a helper process is told.
@@ -64,10 +76,10 @@ type report struct {
 type sequence struct {
 	order
 	points []string // of a run without a kill
-	root   string
 }
 
-func count(t *testing.T, c crashCase) *sequence {
+// newSequence makes a root for the guest of a case.
+func newSequence(t *testing.T, c string) *sequence {
 	t.Helper()
 	root, err := newRoot()
 	if err != nil {
@@ -77,19 +89,35 @@ func count(t *testing.T, c crashCase) *sequence {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sequence{order: order{Case: c.name, Root: root, Dir: dir}}
+	return &sequence{order: order{Case: c, Root: root, Dir: dir}}
+}
+
+func (s *sequence) another(t *testing.T) *sequence {
+	t.Helper()
+	n := newSequence(t, s.Case)
+	n.points = s.points
+	return n
+}
+
+func (s *sequence) remove() { removeRoot(s.Root); _ = os.RemoveAll(s.Dir) }
+
+// count finds the points of a case.
+func count(t *testing.T, c crashCase) *sequence {
+	t.Helper()
+	s := newSequence(t, c.name)
 	died, _, out := s.run(t)
-	r := s.report(t, out)
-	if died || len(r.Points) == 0 {
-		t.Fatalf("a run without a kill has failed\n%s", out)
+	if r := s.report(t, out); !died && len(r.Points) > 0 {
+		s.points = r.Points
+		return s
 	}
-	s.points = r.Points
-	return s
+	s.remove()
+	t.Fatalf("a run without a kill has failed\n%s", out)
+	return nil
 }
 
 // killAt kills one run at each of the points, and settles the last.
 func (s *sequence) killAt(t *testing.T, points []int) {
-	t.Cleanup(func() { removeRoot(s.Root); _ = os.RemoveAll(s.Dir) })
+	t.Cleanup(s.remove)
 	before := ""
 	for _, n := range points {
 		s.Kill = n
@@ -216,19 +244,36 @@ func (o order) report(t *testing.T, r report) {
 	}
 }
 
-// choose returns the points of every sequence that are tried: all of them, or the first of every kind, whichever sequence
-// has it, and some more.
+// choose returns the points of every sequence that are tried: all of them, or of every kind one, in the sequence that has the
+// fewest yet.
 func choose(sequences []*sequence) [][]int {
-	const every = 29
 	chosen := make([][]int, len(sequences))
-	seen := map[string]bool{}
+	where := map[string][][]int{} // kind: sequence: points
 	for i, s := range sequences {
 		for j, point := range s.points {
-			if k := kind(point); thorough() || !seen[k] || (j+i)%every == 0 {
-				chosen[i] = append(chosen[i], j+1)
-				seen[k] = true
+			k := kind(point)
+			if where[k] == nil {
+				where[k] = make([][]int, len(sequences))
+			}
+			where[k][i] = append(where[k][i], j+1)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(where)) {
+		least := -1
+		for i, points := range where[k] {
+			if thorough() {
+				chosen[i] = append(chosen[i], points...)
+			} else if len(points) > 0 && (least < 0 || len(chosen[i]) < len(chosen[least])) {
+				least = i
 			}
 		}
+		if least >= 0 {
+			points := where[k][least]
+			chosen[least] = append(chosen[least], points[len(chosen[least])%len(points)])
+		}
+	}
+	for _, points := range chosen {
+		slices.Sort(points)
 	}
 	return chosen
 }
