@@ -3,7 +3,7 @@ package kvmbackuptest
 import (
 	"fmt"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -52,7 +52,7 @@ func (st *storage) image(domain string, s Disk) (*storedImage, error) {
 		s.Format = "qcow2"
 	}
 	if s.Source == "" {
-		s.Source = filepath.Join("/simulated", domain, s.Device+"."+s.Format)
+		s.Source = path.Join("/simulated", domain, s.Device+"."+s.Format)
 	}
 	if im, ok := st.images[s.Source]; ok {
 		return im, nil

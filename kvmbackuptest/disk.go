@@ -109,10 +109,6 @@ func (im *storedImage) dropBitmap(name string) {
 	}
 }
 
-func (im *storedImage) hasBitmap(name string) bool {
-	return slices.ContainsFunc(im.layers, func(l *layer) bool { return l.bitmaps.find(name) != nil })
-}
-
 // open and close are what a QEMU does that starts and ends; crash is its sudden death.
 func (im *storedImage) open(user any) {
 	im.user = user

@@ -159,7 +159,7 @@ func (h *Hypervisor) Restart(name string) error {
 	return h.Start(name)
 }
 
-func (h *Hypervisor) stop(name string, clean bool, close func(*storedImage)) error {
+func (h *Hypervisor) stop(name string, clean bool, leave func(*storedImage)) error {
 	return h.with(name, func(d *domain) error {
 		if !d.running() {
 			return fmt.Errorf("%w: %q", kvmbackup.ErrDomainStopped, name)
@@ -168,7 +168,7 @@ func (h *Hypervisor) stop(name string, clean bool, close func(*storedImage)) err
 			d.job.end(fmt.Errorf("%w: %w", kvmbackup.ErrJobFailed, kvmbackup.ErrDomainStopped))
 		}
 		for _, k := range d.images() {
-			close(k.image)
+			leave(k.image)
 		}
 		d.state, d.pausedByError, d.clean, d.foreign = kvmbackup.DomainStopped, false, clean, nil
 		d.guest.frozen = false

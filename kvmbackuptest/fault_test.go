@@ -93,7 +93,7 @@ func killedAt(op string) func(l *lab) error {
 			return err
 		}
 		if _, err := l.engine.Backup(context.Background(), l.request(everyday)); !errors.Is(err, errKilled) {
-			return fmt.Errorf("the process was not killed at %s: %v", op, err)
+			return fmt.Errorf("the process was not killed at %s: %w", op, err)
 		}
 		return nil
 	}
@@ -196,8 +196,8 @@ func (c faultCase) after(l *lab, p plan) error {
 	if _, err := l.engine.Recover(ctx, vm, ref); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	if g, err := l.h.Guest(vm); err != nil || g.Frozen {
-		return fmt.Errorf("guest is left frozen after recovery (%v)", err)
+	if err := l.checkThawed(); err != nil {
+		return fmt.Errorf("after recovery: %w", err)
 	}
 	if err := l.checkClean(); err != nil {
 		return fmt.Errorf("after recovery: %w", err)
@@ -210,8 +210,8 @@ func (c faultCase) after(l *lab, p plan) error {
 
 // checkFailed says what a failed operation has left in spite of its process being alive.
 func (l *lab) checkFailed() error {
-	if g, err := l.h.Guest(vm); err != nil || g.Frozen {
-		return fmt.Errorf("guest is left frozen (%v)", err)
+	if err := l.checkThawed(); err != nil {
+		return err
 	}
 	running, err := l.store.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
 	if err != nil || len(running) > 0 {

@@ -109,7 +109,7 @@ func TestHungTarget(t *testing.T) {
 
 func TestSlowTarget(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
-		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{Delay: 5 * time.Minute})) // a quarter of an hour over the lease's time to live
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{Delay: 5 * time.Minute})) // far longer than the lease lives, were it not renewed
 		s.backup(everyday)
 		s.want("F")
 	})

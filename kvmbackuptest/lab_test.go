@@ -2,6 +2,7 @@ package kvmbackuptest_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -64,7 +65,8 @@ func newLab(dir string, transient bool, agent kvmbackuptest.Agent) (*lab, error)
 	if err := l.h.Define(d); err != nil {
 		return nil, err
 	}
-	return l, l.open(plan{})
+	err = l.open(plan{})
+	return l, err
 }
 
 func (l *lab) newDisk(device, name string) kvmbackuptest.Disk {
@@ -220,6 +222,14 @@ func (l *lab) checkClean() error {
 	return l.checkNames(ctx)
 }
 
+func (l *lab) checkThawed() error {
+	g, err := l.h.Guest(vm)
+	if err == nil && g.Frozen {
+		err = errors.New("the guest is left frozen")
+	}
+	return err
+}
+
 func (l *lab) checkNames(ctx context.Context) error {
 	rec, err := l.store.VM(ctx, vm)
 	if err != nil {
@@ -254,7 +264,7 @@ func (l *lab) kinds() string {
 
 // memoryDir is a folder in memory where there is one.
 func memoryDir(t testing.TB) string {
-	dir, err := os.MkdirTemp("/dev/shm", "kvmbackuptest-")
+	dir, err := os.MkdirTemp("/dev/shm", "kvmbackuptest-") //nolint:usetesting // t.TempDir would be on a disk
 	if err != nil {
 		return t.TempDir()
 	}

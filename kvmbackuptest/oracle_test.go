@@ -36,8 +36,10 @@ func (p *play) backup(words []string) error {
 	if p.frozenAndPaused(err) {
 		return nil
 	}
-	if g, guestErr := p.h.Guest(vm); !p.gate.isDead() && (guestErr != nil || g.Frozen) {
-		return fmt.Errorf("guest is left frozen (%v)", guestErr)
+	if !p.gate.isDead() {
+		if err := p.checkThawed(); err != nil {
+			return err
+		}
 	}
 	if err != nil {
 		if p.target != kvmbackuptest.TargetGood && !errors.Is(err, errEndless) {
