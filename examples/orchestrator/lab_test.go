@@ -40,7 +40,7 @@ func newLab(t *testing.T) *lab {
 	t.Helper()
 	name := fmt.Sprintf("orchestrator%d", schemas.Add(1))
 	l := &lab{t: t, cfg: Config{
-		Database: testpg.DSN(t) + " search_path=" + name, Repository: memoryDir(t), Workers: 4, HostLimit: 3, RepositoryLimit: 3,
+		Database: testpg.DSN(t) + " search_path=" + name, Repository: newFolder(t), Workers: 4, HostLimit: 3, RepositoryLimit: 3,
 		LeaseTTL: 2 * time.Second, BusyWait: 2 * time.Second, Retry: 20 * time.Millisecond, Poll: 20 * time.Millisecond, Grace: deadline,
 	}}
 	var err error
@@ -67,15 +67,17 @@ $$ LANGUAGE plpgsql;
 CREATE TRIGGER remember AFTER UPDATE ON kvmbackup_backups FOR EACH ROW
 	WHEN (OLD.status = 'running' AND NEW.status = 'completed') EXECUTE FUNCTION remember();`
 
-// memoryDir is a folder in memory where there is one.
-func memoryDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "orchestrator-")
+// newFolder is in memory where that is possible: there a file takes what it takes at once.
+func newFolder(t *testing.T) string {
+	dir, err := inMemory()
 	if err != nil {
 		return t.TempDir()
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
+
+func inMemory() (string, error) { return os.MkdirTemp("/dev/shm", "orchestrator-") }
 
 func (l *lab) must(err error) {
 	l.t.Helper()

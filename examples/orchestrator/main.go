@@ -56,7 +56,7 @@ func start(ctx context.Context, args []string) (err error) {
 		if host.Listener, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen); err != nil {
 			return err
 		}
-		defer host.Listener.Close() // for when the service doesn't get as far as serving it
+		defer func() { _ = host.Listener.Close() }() // for when the service doesn't get as far as serving it
 	}
 	return serve(ctx, cfg, host)
 }

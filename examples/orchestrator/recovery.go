@@ -55,12 +55,12 @@ func (o *orchestrator) failed(ctx context.Context, err error) (busy []kvmbackup.
 	return busy
 }
 
-// split takes joined errors apart.
+// split takes joined errors apart, the outermost only.
 func split(err error) []error {
 	if err == nil {
 		return nil
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only the outermost may be taken apart
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
 	}
 	return []error{err}

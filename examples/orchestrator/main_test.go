@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// TestStart runs the program as it is called, on the hypervisor that libvirt simulates, which can't do backups.
+func TestStart(t *testing.T) {
+	if _, err := qcow2.New(qcow2.Config{}); errors.Is(err, qcow2.ErrToolMissing) && os.Getenv("KVMBACKUP_REQUIRE_TOOLS") != "1" {
+		t.Skip(err)
+	}
+	l := newLab(t)
+	l.exec(`INSERT INTO orchestrator_vms (vm, daily) VALUES ('test', '02:30')`)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- start(ctx, []string{"--connect", "test:///default", "--database", l.cfg.Database, "--repo", l.cfg.Repository,
+			"--listen", "127.0.0.1:0", "--poll", "20ms"})
+	}()
+	l.until("an attempt", func() bool { return query[int](l, `SELECT max(failures) FROM orchestrator_vms`) > 0 })
+	stop()
+	l.must(<-ended)
+	t.Log(query[string](l, `SELECT last_error FROM orchestrator_vms`))
+}
+
+func TestStartRefuses(t *testing.T) {
+	t.Setenv("ORCHESTRATOR_DATABASE", "")
+	l := newLab(t)
+	for name, args := range map[string][]string{
+		"no database":  {"--database", "host=" + t.TempDir(), "--repo", l.cfg.Repository, "--connect", "test:///default"},
+		"no share":     {"--database", l.cfg.Database, "--repo", t.TempDir(), "--connect", "test:///default"},
+		"no libvirt":   {"--database", l.cfg.Database, "--repo", l.cfg.Repository, "--connect", "qemu+unix:///system?socket=/nothing/there"},
+		"no arguments": nil,
+	} {
+		if err := start(t.Context(), append(args, "--listen", "")); err == nil {
+			t.Errorf("%s: it starts", name)
+		}
+	}
+}
