@@ -132,7 +132,7 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 	}
 	d.addRecords(records)
 	o.step("inspect domain")
-	st, err := o.e.cfg.Executor.Inspect(ctx, req.ref())
+	st, err := o.e.inspect(ctx, req.ref())
 	switch {
 	case err == nil:
 		d.Domain = &st

@@ -44,7 +44,8 @@ type Config struct {
 	StallWarn, StallAbort time.Duration
 	// FreezeLimit bounds how long a guest's file systems stay frozen. Defaults to 10 s.
 	FreezeLimit time.Duration
-	// CleanupLimit bounds what is done after a failure or a cancel. Defaults to 30 s.
+	// CleanupLimit bounds what is done after a failure or a cancel, and how long the hypervisor may take to describe a domain.
+	// Defaults to 30 s.
 	CleanupLimit time.Duration
 	// AbortLeftJobs makes recovery abort a job that a crashed process left running; by default it follows the job to
 	// its end and commits the backup.
@@ -111,6 +112,18 @@ func (e *Engine) now() time.Time { return e.cfg.Now().UTC() }
 // cleanup is a context for what must be done although ctx may have ended.
 func (e *Engine) cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), e.cfg.CleanupLimit)
+}
+
+// inspect begins whatever is done to a domain. It gives the hypervisor CleanupLimit to answer: a QEMU that hangs, perhaps on a dead
+// repository, mustn't keep operations waiting with the VM's lease in their hands.
+func (e *Engine) inspect(ctx context.Context, dom DomainRef) (DomainStatus, error) {
+	c, cancel := context.WithTimeout(ctx, e.cfg.CleanupLimit)
+	defer cancel()
+	st, err := e.cfg.Executor.Inspect(c, dom)
+	if err != nil && c.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: the hypervisor hasn't answered for %v; does QEMU hang on its storage? (%w)", ErrBusy, e.cfg.CleanupLimit, err)
+	}
+	return st, err
 }
 
 // needHypervisor is asked by operations that can't do without.

@@ -100,7 +100,7 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 }
 
 func (e *Engine) stillOff(ctx context.Context, over BackupRequest) error {
-	st, err := e.cfg.Executor.Inspect(ctx, over.ref())
+	st, err := e.inspect(ctx, over.ref())
 	if err == nil && st.State != DomainStopped {
 		err = fmt.Errorf("%w: %q is %v; shut it down before a restore over its volumes", ErrDomainRunning, over.VM, st.State)
 	}
@@ -112,14 +112,14 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 	if err := e.stillOff(ctx, over); err != nil {
 		return err
 	}
-	st, err := e.cfg.Executor.Inspect(ctx, over.ref())
+	st, err := e.inspect(ctx, over.ref())
 	if err != nil {
 		return err
 	}
 	if _, err := leaveBehind(ctx, func() (any, error) { return nil, settleSwap(sources(st)) }); err != nil {
 		return err
 	}
-	if st, err = e.cfg.Executor.Inspect(ctx, over.ref()); err != nil {
+	if st, err = e.inspect(ctx, over.ref()); err != nil {
 		return err
 	}
 	disks := over.targets(st)

@@ -91,7 +91,7 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	o.step("inspect")
 	v := view{req: req}
 	var err error
-	if v.status, err = o.e.cfg.Executor.Inspect(ctx, req.ref()); err != nil {
+	if v.status, err = o.e.inspect(ctx, req.ref()); err != nil {
 		return v, err
 	}
 	if v.volumes, v.skipped, err = req.choose(v.status); err != nil {

@@ -96,7 +96,7 @@ func (e *Engine) settle(ctx context.Context, o *op, h *heldLease, dom DomainRef)
 
 // settleRestore finishes or takes back the swap of an interrupted restore in place. Only a VM that is off can have one.
 func (e *Engine) settleRestore(ctx context.Context, dom DomainRef) error {
-	st, err := e.cfg.Executor.Inspect(ctx, dom)
+	st, err := e.inspect(ctx, dom)
 	if errors.Is(err, ErrNoDomain) || err == nil && st.State != DomainStopped {
 		return nil
 	}
@@ -189,7 +189,7 @@ func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup)
 // adopt looks at the domain: the guest of an interrupted quiesce is thawed, a job that is ours is taken over.
 func (r *run) adopt(ctx context.Context) (err error) {
 	r.step("adopt")
-	if r.view.status, err = r.e.cfg.Executor.Inspect(ctx, r.dom); err != nil {
+	if r.view.status, err = r.e.inspect(ctx, r.dom); err != nil {
 		return err
 	}
 	if r.record.Consistency == ConsistencyUnknown {

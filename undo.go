@@ -92,7 +92,7 @@ func (r *run) resumeGuest(ctx context.Context) {
 	if r.view.status.State != DomainRunning {
 		return
 	}
-	st, err := r.e.cfg.Executor.Inspect(ctx, r.dom)
+	st, err := r.e.inspect(ctx, r.dom)
 	if err != nil || st.State != DomainPaused || !st.PausedByError {
 		return
 	}
@@ -127,7 +127,7 @@ func (e *Engine) dropStale(ctx context.Context, o *op, dom DomainRef) error {
 	for _, b := range running {
 		keep = append(keep, b.Checkpoint)
 	}
-	st, err := e.cfg.Executor.Inspect(ctx, dom)
+	st, err := e.inspect(ctx, dom)
 	if err != nil {
 		return err
 	}
