@@ -1,0 +1,329 @@
+package restoretest_test
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// verified wants a verification that finds nothing, and its record.
+func (l *lab) verified(b kvmbackup.Backup, content bool) kvmbackup.VerifyReport {
+	l.Helper()
+	before := time.Now().Add(-time.Millisecond)
+	r, err := l.engine.Verify(l.Context(), b.ID, content)
+	l.ok(err)
+	v := l.get(b.ID).Verification
+	if !r.OK() || v == nil || !v.OK || v.Content != content || v.At.Before(before) || v.Problem != "" {
+		l.Fatalf("report %+v, recorded %+v", r, v)
+	}
+	return r
+}
+
+// damaged wants a verification to find something, to say so in the record, and every problem's backups.
+func (l *lab) damaged(b kvmbackup.Backup, content bool) kvmbackup.VerifyReport {
+	l.Helper()
+	r, err := l.engine.Verify(l.Context(), b.ID, content)
+	l.fails(err, kvmbackup.ErrDamaged)
+	v := l.get(b.ID).Verification
+	if r.OK() || v == nil || v.OK || v.Content != content || v.Problem != r.Problems[0].Detail {
+		l.Fatalf("report %+v, recorded %+v", r, v)
+	}
+	return r
+}
+
+// finds wants a problem of that kind in a report, about that backup's file and with exactly those backups affected.
+func (l *lab) finds(r kvmbackup.VerifyReport, code kvmbackup.ProblemCode, b kvmbackup.Backup, file string, affects ...kvmbackup.Backup) {
+	l.Helper()
+	var want []kvmbackup.BackupID
+	for _, a := range affects {
+		want = append(want, a.ID)
+	}
+	for _, p := range r.Problems {
+		if p.Code == code && p.Backup == b.ID && p.File == filepath.Join(b.Path, file) && slices.Equal(p.Affects, want) && p.Detail != "" {
+			return
+		}
+	}
+	l.Fatalf("no %s problem of %s in %s that affects %v:\n%+v", code, file, b.Path, want, r.Problems)
+}
+
+func TestVerifyFindsNothing(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	chain := l.chain(3)
+	for _, b := range chain {
+		l.verified(b, false)
+		if r := l.verified(b, true); r.Digests != 2*b.Position || r.Files != 2*(b.Position+1) {
+			t.Errorf("report %+v", r)
+		}
+		l.ok(l.engine.AddDigests(t.Context(), b.ID))
+	}
+	if r := l.verified(chain[2], true); r.Digests != 6+2 {
+		t.Errorf("report %+v", r)
+	}
+}
+
+// TestDigestsLater are the same as those of backup time, and the manifest has them too.
+func TestDigestsLater(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.chain(2)
+	with := l.backup(digests, full)
+	without := l.backup(full)
+	l.ok(l.engine.AddDigests(t.Context(), without.ID))
+	inc := l.backup(digests)
+	again := l.backup()
+	l.ok(l.engine.AddDigests(t.Context(), again.ID))
+	for _, pair := range [][2]kvmbackup.Backup{{with, without}, {with, inc}, {with, again}} { // nothing was written in between
+		for _, v := range l.get(pair[0].ID).Volumes {
+			other, _ := l.get(pair[1].ID).Volume(v.VolumeID)
+			if v.Digest == "" || v.Digest != other.Digest || other.FileDigest == "" {
+				t.Errorf("%s: digest %q at backup time, later %q (file %q)", v.VolumeID, v.Digest, other.Digest, other.FileDigest)
+			}
+		}
+	}
+	m, err := l.repo.ReadManifest(t.Context(), again.Path)
+	l.ok(err)
+	for _, v := range m.Volumes {
+		if v.Digest == nil || v.FileDigest == nil {
+			t.Errorf("no digest in the manifest: %+v", v)
+		}
+	}
+	raw := l.restore(kvmbackup.RestoreRequest{Backup: with.ID, Format: "raw"}).Volumes[0]
+	sum, err := l.images.FileDigest(t.Context(), raw.Path)
+	l.ok(err)
+	if v, _ := l.get(with.ID).Volume(raw.VolumeID); v.Digest != sum {
+		t.Errorf("digest %s, of the restored file %s", v.Digest, sum)
+	}
+}
+
+// TestFlippedBytes flips one bit at every kind of place in the files of a chain, and at hundreds more: always found, with the file's name.
+func TestFlippedBytes(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	chain := l.chain(3, digests)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // not for secrets
+	for i, b := range chain {
+		path := l.file(b, "v-vda")
+		info, err := os.Stat(path)
+		l.ok(err)
+		offsets := []int64{0, 5, 9, 15, 18, 23, 30, 35, 39, 44, 52, 58, 76, 84, 92, 99, 103, 104, 110, 400, info.Size() - 1}
+		for at := int64(0); at < info.Size(); at += cluster { // the refcount table, its block, L1, L2, data
+			offsets = append(offsets, at+rng.Int64N(16), at+rng.Int64N(cluster))
+		}
+		for range 20 {
+			offsets = append(offsets, rng.Int64N(info.Size()))
+		}
+		for _, at := range offsets {
+			bit := byte(1) << rng.IntN(8)
+			flip(t, path, at, bit)
+			r, err := l.engine.Verify(t.Context(), chain[2].ID, true)
+			flip(t, path, at, bit)
+			if err == nil || r.OK() {
+				t.Fatalf("bit %#x at %d of %s was not found", bit, at, path)
+			}
+			l.is(err, kvmbackup.ErrDamaged)
+			p := r.Problems[0]
+			var want []kvmbackup.BackupID
+			for _, c := range chain[i:] {
+				want = append(want, c.ID)
+			}
+			if p.Backup != b.ID || p.VolumeID != "v-vda" || p.File != b.Path+"/"+filepath.Base(path) || !slices.Equal(p.Affects, want) {
+				t.Fatalf("bit %#x at %d of %s: %+v", bit, at, path, p)
+			}
+		}
+	}
+	l.verified(chain[2], true)
+}
+
+func flip(t testing.TB, path string, at int64, bit byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= bit
+	if _, err := f.WriteAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDamageByHand: files that are cut, missing, swapped or too many, and what is said of them, with and without digests.
+func TestDamageByHand(t *testing.T) {
+	t.Parallel()
+	for _, withDigests := range []bool{false, true} {
+		l := newLab(t)
+		var opts []func(*kvmbackup.BackupRequest)
+		if withDigests {
+			opts = append(opts, digests)
+		}
+		c := l.chain(3, opts...)
+		root := "root.v-vda.qcow2"
+		at := func(i int, name string) string { return filepath.Join(l.nas, c[i].Path, name) }
+		for name, d := range map[string]struct {
+			do    func()
+			check func(kvmbackup.VerifyReport)
+		}{
+			"cut": {
+				func() { l.ok(os.Truncate(at(1, root), 3*cluster)) },
+				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemCheck, c[1], root, c[1], c[2]) },
+			},
+			"emptied": {
+				func() { l.ok(os.Truncate(at(0, root), 0)) },
+				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemCheck, c[0], root, c[0], c[1], c[2]) },
+			},
+			"missing": {
+				func() { l.ok(os.Remove(at(1, root))) },
+				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemMissing, c[1], root, c[1], c[2]) },
+			},
+			"swapped between backups": {
+				func() { exchange(t, at(1, root), at(2, root)) },
+				func(r kvmbackup.VerifyReport) {
+					l.finds(r, kvmbackup.ProblemLink, c[1], root, c[1], c[2])
+					l.finds(r, kvmbackup.ProblemLink, c[2], root, c[2])
+				},
+			},
+			"swapped between volumes": {
+				func() { exchange(t, at(1, root), at(1, "datadisk.v-vdb.qcow2")) },
+				func(r kvmbackup.VerifyReport) {
+					l.finds(r, kvmbackup.ProblemLink, c[1], root, c[1], c[2])
+					l.finds(r, kvmbackup.ProblemLink, c[1], "datadisk.v-vdb.qcow2", c[1], c[2])
+				},
+			},
+			"swapped between full volumes": {
+				func() { exchange(t, at(0, root), at(0, "datadisk.v-vdb.qcow2")) },
+				func(r kvmbackup.VerifyReport) {
+					l.finds(r, kvmbackup.ProblemContent, c[0], root, c[0], c[1], c[2])
+					l.finds(r, kvmbackup.ProblemContent, c[0], "datadisk.v-vdb.qcow2", c[0], c[1], c[2])
+				},
+			},
+			"extra file": {
+				func() { l.ok(os.WriteFile(at(1, "notes.txt"), nil, 0o600)) },
+				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemExtra, c[1], "notes.txt") },
+			},
+			"side file changed": {
+				func() { flip(t, at(1, "domain.xml"), 3, 1) },
+				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemSideFile, c[1], "domain.xml", c[1]) },
+			},
+			"side file longer": {
+				func() {
+					l.ok(os.WriteFile(at(2, "domain.xml"), bytes.Repeat([]byte("x"), 1<<20), 0o600))
+				},
+				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemSideFile, c[2], "domain.xml", c[2]) },
+			},
+			"side file missing": {
+				func() { l.ok(os.Remove(at(0, "domain.xml"))) },
+				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemMissing, c[0], "domain.xml", c[0]) },
+			},
+			"manifest missing": {
+				func() { l.ok(os.Remove(at(1, "backup.json"))) },
+				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemManifest, c[1], "backup.json", c[1], c[2]) },
+			},
+			"manifest damaged": {
+				func() { l.ok(os.Truncate(at(0, "backup.json"), 100)) },
+				func(r kvmbackup.VerifyReport) {
+					l.finds(r, kvmbackup.ProblemManifest, c[0], "backup.json", c[0], c[1], c[2])
+				},
+			},
+			"manifest of another backup": {
+				func() { exchange(t, at(1, "backup.json"), at(2, "backup.json")) },
+				func(r kvmbackup.VerifyReport) {
+					l.finds(r, kvmbackup.ProblemManifest, c[1], "backup.json", c[1], c[2])
+					l.finds(r, kvmbackup.ProblemManifest, c[2], "backup.json", c[2])
+				},
+			},
+			"manifest of a later version": {
+				func() { replace(t, at(1, "backup.json"), `"version": 1`, `"version": 2`) },
+				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemManifest, c[1], "backup.json", c[1], c[2]) },
+			},
+			"folder missing": {
+				func() { l.ok(os.RemoveAll(at(0, ""))) },
+				func(r kvmbackup.VerifyReport) {
+					l.finds(r, kvmbackup.ProblemManifest, c[0], "backup.json", c[0], c[1], c[2])
+					l.finds(r, kvmbackup.ProblemMissing, c[0], root, c[0], c[1], c[2])
+				},
+			},
+		} {
+			if needsDigests[name] && !withDigests {
+				continue
+			}
+			keep := t.TempDir()
+			run(t, "cp", "-a", l.nas+"/.", keep)
+			d.do()
+			d.check(l.damaged(c[2], withDigests))
+			_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: c[2].ID, Dir: l.out()})
+			if harmless := needsDigests[name] || name == "extra file" || strings.HasPrefix(name, "side file"); harmless != (err == nil) {
+				t.Errorf("%s: restore: %v", name, err)
+			}
+			l.ok(os.RemoveAll(filepath.Join(l.nas, vm)))
+			run(t, "cp", "-a", keep+"/.", l.nas)
+			l.verified(c[2], withDigests)
+		}
+	}
+}
+
+// needsDigests is damage that leaves every file whole in itself, with the links that it should have.
+var needsDigests = map[string]bool{"swapped between full volumes": true}
+
+// TestManifestFields changes one field of a manifest at a time: a verification finds each that the record has too.
+func TestManifestFields(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	b := l.chain(2, digests)[1]
+	path := filepath.Join(l.nas, b.Path, "backup.json")
+	v := b.Volumes[0]
+	for _, change := range [][2]string{
+		{string(b.ID), string(kvmbackup.NewBackupID())},
+		{string(b.ChainID), string(kvmbackup.NewBackupID())},
+		{`"position": 1`, `"position": 2`},
+		{`"virtual_size": 1048576`, `"virtual_size": 1048577`},
+		{v.Digest[len("sha256-4m:"):], strings.Repeat("0", 64)},
+		{v.FileDigest[len("sha256-4m:"):], strings.Repeat("0", 64)},
+		{string(b.Checkpoint), "kvmbackup-other"},
+		{`"device": "vda"`, `"device": "vdz"`},
+	} {
+		data, err := os.ReadFile(path)
+		l.ok(err)
+		replace(t, path, change[0], change[1])
+		l.finds(l.damaged(b, false), kvmbackup.ProblemManifest, b, "backup.json", b)
+		l.ok(os.WriteFile(path, data, 0o600))
+	}
+	l.verified(b, true)
+}
+
+func exchange(t testing.TB, a, b string) {
+	t.Helper()
+	for _, mv := range [][2]string{{a, a + ".x"}, {b, a}, {a + ".x", b}} {
+		if err := os.Rename(mv[0], mv[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// replace changes a text in a file, once.
+func replace(t testing.TB, path, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(data, []byte(from)) {
+		t.Fatalf("%q is not in %s:\n%s", from, path, data)
+	}
+	if err := os.WriteFile(path, bytes.Replace(data, []byte(from), []byte(to), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
