@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"slices"
+	"strconv"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -73,23 +74,53 @@ func (e *Engine) verifyMembers(ctx context.Context, chain []Backup) error {
 	return nil
 }
 
-// sameAsRecord checks that a folder is the backup that the record speaks of.
+// contradiction says where a manifest and a record differ.
+func contradiction(b Backup, what string, has, want any) error {
+	return fmt.Errorf("%w: manifest of %s: %s is %v, the record of backup %s says %v", ErrDamaged, b.Path, what, has, b.ID, want)
+}
+
+// sameAsRecord checks that a folder is the backup that the record speaks of, as far as a restore depends on it.
 func sameAsRecord(m repository.Manifest, b Backup) error {
-	bad := func(what string, has, want any) error {
-		return fmt.Errorf("%w: manifest of %s: %s is %v, the record of backup %s says %v", ErrDamaged, b.Path, what, has, b.ID, want)
-	}
 	switch {
 	case m.ID != string(b.ID):
-		return bad("id", m.ID, b.ID)
+		return contradiction(b, "id", m.ID, b.ID)
 	case m.ParentID != string(b.ParentID):
-		return bad("parent_id", m.ParentID, b.ParentID)
+		return contradiction(b, "parent_id", m.ParentID, b.ParentID)
 	case len(m.Volumes) != len(b.Volumes):
-		return bad("number of volumes", len(m.Volumes), len(b.Volumes))
+		return contradiction(b, "number of volumes", len(m.Volumes), len(b.Volumes))
 	}
 	for _, mv := range m.Volumes {
 		v, ok := b.Volume(VolumeID(mv.VolumeID))
 		if !ok || v.File != mv.File || v.ParentFile != mv.ParentFile || v.VirtualSize != mv.VirtualSize {
-			return bad("volume "+mv.VolumeID, mv.File+" on "+mv.ParentFile, v.File+" on "+v.ParentFile)
+			return contradiction(b, "volume "+mv.VolumeID, mv.File+" on "+mv.ParentFile, v.File+" on "+v.ParentFile)
+		}
+	}
+	return nil
+}
+
+// sameDetails checks the rest of what both say and nothing changes later. A digest that only one of them has is no contradiction: an
+// interrupted AddDigests leaves one.
+func sameDetails(m repository.Manifest, b Backup) error {
+	type field struct {
+		name      string
+		has, want string
+	}
+	fields := []field{
+		{"vm", m.VM, string(b.VM)}, {"kind", string(m.Kind), b.Kind.String()}, {"chain_id", m.ChainID, string(b.ChainID)},
+		{"position", strconv.Itoa(m.Position), strconv.Itoa(b.Position)}, {"checkpoint", m.Checkpoint, string(b.Checkpoint)},
+	}
+	for _, mv := range m.Volumes {
+		v, _ := b.Volume(VolumeID(mv.VolumeID))
+		fields = append(fields, field{"device", mv.Device, v.Device}, field{"kind of volume " + mv.VolumeID, string(mv.Kind), v.Kind.String()})
+		for _, d := range []field{{"digest", digestOf(mv.Digest), v.Digest}, {"file_digest", digestOf(mv.FileDigest), v.FileDigest}} {
+			if d.has != "" && d.want != "" {
+				fields = append(fields, field{d.name + " of volume " + mv.VolumeID, d.has, d.want})
+			}
+		}
+	}
+	for _, f := range fields {
+		if f.has != f.want {
+			return contradiction(b, f.name, f.has, f.want)
 		}
 	}
 	return nil

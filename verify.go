@@ -69,6 +69,10 @@ func (e *Engine) Verify(ctx context.Context, id BackupID, content bool) (VerifyR
 	}
 	v := &verifier{e: e, o: o, report: VerifyReport{Backup: id, Content: content, Problems: []Problem{}}, seen: map[string]bool{}}
 	err = e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
+		b, err := e.cfg.Store.Backup(ctx, id) // it may have been deleted while the VM was busy
+		if err != nil {
+			return err
+		}
 		if b.Status != StatusCompleted {
 			return fmt.Errorf("%w: backup %s is %v", ErrStatus, id, b.Status)
 		}
@@ -95,20 +99,28 @@ type verifier struct {
 	seen   map[string]bool
 }
 
+// add reports damage to what every descendant needs, or only those that stand on the volume's file.
 func (v *verifier) add(ctx context.Context, code ProblemCode, b Backup, vol VolumeID, file, detail string) error {
-	p := Problem{Code: code, Backup: b.ID, VolumeID: vol, Detail: detail}
-	if file != "" {
-		p.File = path.Join(b.Path, file)
+	affected, err := v.e.affected(ctx, b.ID, vol)
+	if err != nil {
+		return err
 	}
-	if code != ProblemExtra {
-		affected, err := v.e.affected(ctx, b.ID, vol)
-		if err != nil {
-			return err
-		}
-		p.Affects = affected
-	}
-	v.report.Problems = append(v.report.Problems, p)
+	v.report.Problems = append(v.report.Problems, Problem{
+		Code: code, Backup: b.ID, VolumeID: vol, File: fileOf(b, file), Detail: detail, Affects: affected,
+	})
 	return nil
+}
+
+// addLocal reports what no descendant needs.
+func (v *verifier) addLocal(code ProblemCode, b Backup, file, detail string, affects ...BackupID) {
+	v.report.Problems = append(v.report.Problems, Problem{Code: code, Backup: b.ID, File: fileOf(b, file), Detail: detail, Affects: affects})
+}
+
+func fileOf(b Backup, name string) string {
+	if name == "" {
+		return ""
+	}
+	return path.Join(b.Path, name)
 }
 
 // affected lists a backup and its descendants, as far as they stand on the volume's file; an empty volume means all files.
@@ -171,7 +183,7 @@ func (v *verifier) folder(ctx context.Context, b Backup) error {
 		}
 		return err
 	}
-	if err := sameAsRecord(m, b); err != nil {
+	if err := errors.Join(sameAsRecord(m, b), sameDetails(m, b)); err != nil {
 		return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, err.Error())
 	}
 	files, err := v.e.cfg.Repository.Files(ctx, b.Path)
@@ -190,23 +202,24 @@ func (v *verifier) folder(ctx context.Context, b Backup) error {
 	}
 	for _, f := range files {
 		if !named[f.Name] {
-			if err := v.add(ctx, ProblemExtra, b, "", f.Name, fmt.Sprintf("%s/%s is not in the manifest", b.Path, f.Name)); err != nil {
-				return err
-			}
+			v.addLocal(ProblemExtra, b, f.Name, fmt.Sprintf("%s/%s is not in the manifest", b.Path, f.Name))
 		}
 	}
 	return nil
 }
 
+// sideFile is needed by no descendant.
 func (v *verifier) sideFile(ctx context.Context, b Backup, f repository.FileEntry) error {
 	err := v.e.checkSideFile(ctx, b.Path, f)
-	if errors.Is(err, ErrMissingFile) {
-		return v.add(ctx, ProblemMissing, b, "", f.Name, err.Error())
+	switch {
+	case errors.Is(err, ErrMissingFile):
+		v.addLocal(ProblemMissing, b, f.Name, err.Error(), b.ID)
+	case errors.Is(err, ErrDamaged):
+		v.addLocal(ProblemSideFile, b, f.Name, err.Error(), b.ID)
+	default:
+		return err
 	}
-	if errors.Is(err, ErrDamaged) {
-		return v.add(ctx, ProblemSideFile, b, "", f.Name, err.Error())
-	}
-	return err
+	return nil
 }
 
 // volume checks one volume's files from the newest down, and then its content.
@@ -255,31 +268,39 @@ func (v *verifier) content(ctx context.Context, layers []layer) error {
 		}
 		v.seen["digest "+l.file] = true
 		has, err := digester.FileDigest(ctx, l.file)
+		problem, err := v.compare(ctx, fmt.Sprintf("%s/%s: its bytes", l.backup.Path, l.volume.File), has, l.volume.FileDigest, err)
+		if err == nil && problem != "" {
+			err = v.add(ctx, ProblemContent, l.backup, l.volume.VolumeID, l.volume.File, problem)
+		}
 		if err != nil {
 			return err
 		}
-		v.report.Digests++
-		if has != l.volume.FileDigest {
-			if err := v.add(ctx, ProblemContent, l.backup, l.volume.VolumeID, l.volume.File, fmt.Sprintf("%s/%s: its bytes have digest %s, recorded is %s",
-				l.backup.Path, l.volume.File, has, l.volume.FileDigest)); err != nil {
-				return err
-			}
-		}
 	}
 	top := layers[0]
-	if top.volume.Digest == "" {
+	if top.volume.Digest == "" || v.named(layers) {
 		return nil
 	}
 	has, err := digester.Digest(ctx, top.file, backing(layers))
+	problem, err := v.compare(ctx, fmt.Sprintf("volume %s as the guest sees it", top.volume.VolumeID), has, top.volume.Digest, err)
+	if err == nil && problem != "" {
+		err = v.add(ctx, ProblemContent, top.backup, top.volume.VolumeID, top.volume.File, problem)
+	}
+	return err
+}
+
+// compare says what is wrong with a digest. Content that can't be read is damage, too.
+func (v *verifier) compare(ctx context.Context, what, has, want string, err error) (problem string, _ error) {
 	if err != nil {
-		return err
+		if err = damage(ctx, err); errors.Is(err, ErrDamaged) || errors.Is(err, ErrMissingFile) {
+			return fmt.Sprintf("%s can't be read: %v", what, err), nil
+		}
+		return "", err
 	}
 	v.report.Digests++
-	if has == top.volume.Digest || v.named(layers) {
-		return nil
+	if has != want {
+		return fmt.Sprintf("%s: digest %s, recorded is %s", what, has, want), nil
 	}
-	return v.add(ctx, ProblemContent, top.backup, top.volume.VolumeID, top.volume.File,
-		fmt.Sprintf("volume %s as the guest sees it has digest %s, recorded is %s", top.volume.VolumeID, has, top.volume.Digest))
+	return "", nil
 }
 
 // named says whether a file of the layers was found damaged already.
