@@ -28,7 +28,7 @@ func TestTwoInstances(t *testing.T) {
 		l.must(err)
 		host := hostOf(h)
 		host.Listener = listener
-		running = append(running, l.start(name, host, nil))
+		running = append(running, l.start(name, host, func(cfg *Config) { cfg.LeaseTTL, cfg.BusyWait = deadline, time.Millisecond }))
 		addresses = append(addresses, listener.Addr().String())
 	}
 	for n := range 6 {
@@ -40,6 +40,11 @@ func TestTwoInstances(t *testing.T) {
 	l.untilMore()
 	l.calm()
 	l.checkMetrics(addresses)
+	for _, address := range addresses { // the claims alone have kept the two apart
+		if failed := l.metric(address, `kvmbackup_failures_total{.*}`); len(failed) > 0 {
+			t.Errorf("%s tells failures: %v", address, failed)
+		}
+	}
 	for _, i := range running {
 		l.end(i)
 	}
@@ -55,6 +60,7 @@ func (l *lab) checkMetrics(addresses []string) {
 	l.t.Helper()
 	seen := map[string]bool{}
 	for _, address := range addresses {
+		l.get(address, "/healthz")
 		all := l.scrape(address, "orchestrator_last_success_timestamp_seconds")
 		if len(all) != vmCount {
 			l.t.Errorf("%s tells the last success of %d VMs, want %d", address, len(all), vmCount)
@@ -87,25 +93,50 @@ func (l *lab) checkMetrics(addresses []string) {
 // scrape returns a metric by VM.
 func (l *lab) scrape(address, metric string) map[string]float64 {
 	l.t.Helper()
-	get := func(path string) string {
-		r, err := http.Get("http://" + address + path)
-		l.must(err)
-		defer r.Body.Close()
-		body, err := io.ReadAll(r.Body)
-		l.must(err)
-		if r.StatusCode != http.StatusOK {
-			l.t.Errorf("%s: %s\n%s", path, r.Status, body)
-		}
-		return string(body)
-	}
-	get("/healthz")
 	values := map[string]float64{}
-	for _, m := range regexp.MustCompile(`(?m)^`+metric+`\{vm="(\w+)"\} (\S+)$`).FindAllStringSubmatch(get("/metrics"), -1) {
+	for _, m := range l.metric(address, metric+`\{vm="(\w+)"\} (\S+)`) {
 		v, err := strconv.ParseFloat(m[2], 64)
 		l.must(err)
 		values[m[1]] = v
 	}
 	return values
+}
+
+// metric returns the lines that a pattern begins, with its submatches.
+func (l *lab) metric(address, pattern string) [][]string {
+	l.t.Helper()
+	return regexp.MustCompile(`(?m)^`+pattern).FindAllStringSubmatch(l.get(address, "/metrics"), -1)
+}
+
+func (l *lab) get(address, path string) string {
+	l.t.Helper()
+	r, err := http.Get("http://" + address + path)
+	l.must(err)
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	l.must(err)
+	if r.StatusCode != http.StatusOK {
+		l.t.Errorf("%s: %s\n%s", path, r.Status, body)
+	}
+	return string(body)
+}
+
+// TestLostClaims has every claim lapse at once, again and again, so that only the engine's leases keep the instances apart.
+func TestLostClaims(t *testing.T) {
+	l := newLab(t)
+	h, err := newHypervisor(time.Millisecond)
+	l.must(err)
+	l.schedule()
+	a, b := l.start("a", hostOf(h), nil), l.start("b", hostOf(h), nil)
+	l.until("three backups for every VM, on average", func() bool {
+		l.exec(`UPDATE orchestrator_vms SET claimed_until = '-infinity', next_run = least(next_run, now()) WHERE enabled`)
+		return query[int](l, `SELECT count(*) FROM seen`) >= 3*vmCount
+	})
+	l.untilMore()
+	l.calm()
+	l.end(a)
+	l.end(b)
+	l.check()
 }
 
 // TestShutdown ends the service in the middle of backups.
