@@ -29,6 +29,8 @@ const rootEnv = "KVMBACKUP_REALGUEST_ROOT"
 // connection returns the process's libvirt, which has a root of its own.
 func connection(tb testing.TB) *libvirt.Connect { tb.Helper(); return realguest.Need(tb).Conn }
 
+func libvirtRoot(tb testing.TB) string { tb.Helper(); return realguest.Need(tb).Root }
+
 func needRoot(tb testing.TB) { tb.Helper(); realguest.NeedRoot(tb) }
 
 // removeRoot kills what helper processes have left on a root.

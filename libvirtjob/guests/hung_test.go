@@ -1,0 +1,76 @@
+//go:build cgo
+
+package guests_test
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// TestHungQEMU: a dead target may stop all of QEMU, which then doesn't answer libvirt either. No call waits for it longer than
+// the limit, other VMs go on, and when QEMU is back all is settled.
+func TestHungQEMU(t *testing.T) {
+	t.Parallel()
+	vm := kvmbackup.VMID(bareGuest(t, "", bulkDisk(t, 200)))
+	b := newBench(t, func(c *kvmbackup.Config) {
+		c.StallWarn, c.StallAbort, c.CleanupLimit = 500*time.Millisecond, 1500*time.Millisecond, 2*time.Second
+	})
+	goOn := func() {}
+	t.Cleanup(func() { goOn() })
+	within(t, 10*time.Second, "the stalled backup", func() {
+		_, err := b.engine.Backup(b.ctx, kvmbackup.BackupRequest{VM: vm, BandwidthBytes: 16 << 20, OnJob: func(kvmbackup.JobControl) {
+			goOn = hangQEMU(t, string(vm))
+		}})
+		b.wantErr(err, kvmbackup.ErrStalled, kvmbackup.ErrJobStuck)
+		t.Log(err)
+	})
+	b.wantRunning(vm)
+	for name, f := range map[string]func() error{
+		"recovery": func() error { _, err := b.engine.Recover(b.ctx, vm, kvmbackup.DomainRef{}); return err },
+		"a backup": func() error { _, err := b.engine.Backup(b.ctx, kvmbackup.BackupRequest{VM: vm}); return err },
+		"a plan":   func() error { _, err := b.engine.Plan(b.ctx, kvmbackup.BackupRequest{VM: vm}); return err },
+	} {
+		within(t, 10*time.Second, name+" while QEMU hangs", func() {
+			if err := f(); err == nil {
+				t.Errorf("%s succeeded", name)
+			} else {
+				t.Log(err)
+			}
+		})
+	}
+	other := bareGuest(t, "", "")
+	took := within(t, 30*time.Second, "another VM's backup", func() { newBench(t, nil).backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(other)}) })
+	t.Logf("another VM's backup took %v", took)
+
+	goOn()
+	eventually(t, "all is settled", func() bool {
+		found, err := b.engine.Recover(b.ctx, vm, kvmbackup.DomainRef{})
+		t.Logf("recovery: %+v, %v", found, err)
+		return err == nil
+	})
+	b.backup(kvmbackup.BackupRequest{VM: vm})
+}
+
+// hangQEMU stops QEMU's process until goOn is called.
+func hangQEMU(t *testing.T, name string) (goOn func()) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(libvirtRoot(t), "run", "qemu", name+".pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || pid < 2 {
+		t.Fatal(pid, err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
+}
