@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,15 +18,18 @@ var errInjected = errors.New("injected")
 
 // steps counts the calls that an engine makes of what is below it, and lets one fail before or after it had its effect.
 type steps struct {
+	mu        sync.Mutex
 	nth, seen int
 	after     bool
 	calls     []string
 }
 
 func (s *steps) do(name string, f func() error) error {
+	s.mu.Lock()
 	s.seen++
 	s.calls = append(s.calls, name)
 	hit := s.seen == s.nth
+	s.mu.Unlock()
 	if hit && !s.after {
 		return fmt.Errorf("%s: %w", name, errInjected)
 	}

@@ -327,3 +327,15 @@ func replace(t testing.TB, path, from, to string) {
 		t.Fatal(err)
 	}
 }
+
+// TestDigestsNeedWhatComputesThem: without, it is an error and no crash; and nothing is recorded of another folder's files.
+func TestDigestsNeedWhatComputesThem(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	b := l.backup()
+	e, err := kvmbackup.New(kvmbackup.Config{Store: l.store, Repository: l.repo})
+	l.ok(err)
+	l.fails(e.AddDigests(t.Context(), b.ID), kvmbackup.ErrUnsupported)
+	l.ok(os.Remove(filepath.Join(l.nas, b.Path, "backup.json")))
+	l.fails(l.engine.AddDigests(t.Context(), b.ID), kvmbackup.ErrMissingFile)
+}

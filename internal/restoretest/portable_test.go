@@ -1,0 +1,162 @@
+package restoretest_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/store/memstore"
+)
+
+// otherHost is an engine without a hypervisor on a repository that was brought elsewhere.
+func (l *lab) otherHost(nas string, store kvmbackup.Store) *kvmbackup.Engine {
+	l.Helper()
+	repo, err := repository.Open(l.Context(), nas, repository.Options{NoSync: true})
+	l.ok(err)
+	e, err := kvmbackup.New(kvmbackup.Config{Store: store, Repository: repo, Images: l.images})
+	l.ok(err)
+	return e
+}
+
+// restoresAll imports into an engine and restores every backup that the lab knows.
+func (l *lab) restoresAll(e *kvmbackup.Engine) {
+	l.Helper()
+	for id, held := range l.held {
+		r, err := e.Restore(l.Context(), kvmbackup.RestoreRequest{Backup: id, Dir: l.out()})
+		l.ok(err)
+		l.compare(r.Volumes, held)
+	}
+}
+
+// TestTheFolderIsEnough copies, moves and renames the repository, and restores on a host with an empty store.
+func TestTheFolderIsEnough(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.chain(3, digests)
+	l.chain(2)
+	copied := filepath.Join(l.dir, "copy of the share")
+	run(t, "cp", "-a", l.nas, copied)
+	moved := filepath.Join(l.dir, "elsewhere", "nas, renamed: 2")
+	l.ok(os.Mkdir(filepath.Dir(moved), 0o755))
+	l.ok(os.Rename(l.nas, moved))
+	for _, nas := range []string{copied, moved} {
+		e := l.otherHost(nas, memstore.New())
+		done, err := e.Import(t.Context(), "")
+		l.ok(err)
+		if len(done) != 5 {
+			t.Fatalf("imported %+v", done)
+		}
+		l.restoresAll(e)
+		for id := range l.held {
+			if r, err := e.Verify(t.Context(), id, true); err != nil || !r.OK() {
+				t.Errorf("verify: %v", err)
+			}
+		}
+	}
+}
+
+// TestPartialAndNewerStores: what is on record stays, what is missing is added, in whatever part the store knows.
+func TestPartialAndNewerStores(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	all := l.chain(4)
+	for known := range len(all) + 1 {
+		st := memstore.New()
+		e := l.otherHost(l.nas, st)
+		for _, b := range all[:known] {
+			lease, err := st.AcquireLease(t.Context(), vm, "test", 1e9)
+			l.ok(err)
+			b.Pinned = true
+			l.ok(st.Import(t.Context(), lease, b))
+			l.ok(st.ReleaseLease(t.Context(), lease))
+		}
+		done, err := e.Import(t.Context(), vm)
+		l.ok(err)
+		for i, d := range done {
+			if d.Added != (i >= known) || d.Reason != "" {
+				t.Errorf("with %d known: %+v", known, d)
+			}
+		}
+		for i, b := range all {
+			got, err := e.Get(t.Context(), b.ID)
+			l.ok(err)
+			if got.Pinned != (i < known) {
+				t.Errorf("with %d known, %d is %+v", known, i, got)
+			}
+		}
+		l.restoresAll(e)
+	}
+}
+
+// TestExport brings what was recorded later into the folder, from where another host reads it.
+func TestExport(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	b := l.chain(2)[1]
+	l.ok(l.engine.AddDigests(t.Context(), b.ID))
+	l.verified(b, true)
+	n, err := l.engine.Export(t.Context(), vm)
+	l.ok(err)
+	if n != 2 {
+		t.Errorf("exported %d", n)
+	}
+	l.verified(b, true)
+	e := l.otherHost(l.nas, memstore.New())
+	_, err = e.Import(t.Context(), "")
+	l.ok(err)
+	got, err := e.Get(t.Context(), b.ID)
+	l.ok(err)
+	for _, v := range l.get(b.ID).Volumes {
+		if o, _ := got.Volume(v.VolumeID); o.Digest != v.Digest || o.FileDigest != v.FileDigest || v.Digest == "" {
+			t.Errorf("digests %q %q, want %q %q", o.Digest, o.FileDigest, v.Digest, v.FileDigest)
+		}
+	}
+	l.restoresAll(e)
+}
+
+// TestByHand follows the words of docs/format.md with nothing but qemu-img.
+func TestByHand(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	b := l.chain(4)[3]
+	copied := filepath.Join(l.dir, "usb disk")
+	run(t, "cp", "-a", l.nas, copied)
+	for _, v := range b.Volumes {
+		cd := filepath.Join(copied, b.Path)
+		info := run(t, "sh", "-c", `cd "$1" && qemu-img info --backing-chain "$2"`, "sh", cd, v.File)
+		if n := strings.Count(info, "file format: qcow2"); n < 4 || strings.Contains(info, "data file:") {
+			t.Errorf("info says:\n%s", info)
+		}
+		run(t, "sh", "-c", `cd "$1" && qemu-img check "$2"`, "sh", cd, v.File)
+		restored := filepath.Join(l.out(), "restored.qcow2")
+		run(t, "sh", "-c", `cd "$1" && qemu-img convert -p -f qcow2 -O qcow2 "$2" "$3"`, "sh", cd, v.File, restored)
+		l.holds(restored, qcow2.FormatQcow2, l.held[b.ID][v.VolumeID])
+		raw := filepath.Join(l.out(), "restored.raw")
+		run(t, "sh", "-c", `cd "$1" && qemu-img convert -f qcow2 -O raw "$2" "$3"`, "sh", cd, v.File, raw)
+		l.holds(raw, qcow2.FormatRaw, l.held[b.ID][v.VolumeID])
+	}
+}
+
+// TestOtherRepository: records of one are never served from the files of another.
+func TestOtherRepository(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	b := l.chain(2)[1]
+	other := filepath.Join(l.dir, "other")
+	run(t, "cp", "-a", l.nas, other)
+	l.ok(os.Remove(filepath.Join(other, repository.MarkerName)))
+	_, err := repository.Init(t.Context(), other, repository.Options{NoSync: true})
+	l.ok(err)
+	e := l.otherHost(other, l.store)
+	_, err = e.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: l.out()})
+	l.fails(err, kvmbackup.ErrOtherRepository)
+	_, err = e.Verify(t.Context(), b.ID, true)
+	l.fails(err, kvmbackup.ErrOtherRepository)
+	_, err = e.Open(t.Context(), kvmbackup.OpenRequest{Backup: b.ID, Dir: l.out()})
+	l.fails(err, kvmbackup.ErrOtherRepository)
+	l.fails(e.AddDigests(t.Context(), b.ID), kvmbackup.ErrOtherRepository)
+}
