@@ -23,6 +23,9 @@ func (e *Engine) AddDigests(ctx context.Context, id BackupID) error {
 	}
 	o := e.newOp("digest", b.VM)
 	o.backup = id
+	if _, err := e.digester(); err != nil {
+		return o.fail(err)
+	}
 	return o.fail(e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
 		o.step("read chain")
 		chain, err := e.Chain(ctx, id)
@@ -31,6 +34,9 @@ func (e *Engine) AddDigests(ctx context.Context, id BackupID) error {
 		}
 		if b = chain[len(chain)-1]; b.Status != StatusCompleted {
 			return fmt.Errorf("%w: backup %s is %v", ErrStatus, id, b.Status)
+		}
+		if err := e.verifyMembers(ctx, chain); err != nil {
+			return err
 		}
 		o.step("digest")
 		a := Annotation{Digests: map[VolumeID]Digests{}}
@@ -41,7 +47,7 @@ func (e *Engine) AddDigests(ctx context.Context, id BackupID) error {
 			}
 			layers, err := layersOf(chain, v.VolumeID, e.cfg.Repository)
 			if err == nil {
-				err = e.verifyLayers(ctx, layers, map[string]bool{})
+				err = e.verifyLayers(ctx, layers)
 			}
 			if err == nil {
 				err = e.digest(ctx, v, layers)

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -152,19 +153,35 @@ func toolEnded(err error) bool {
 	return errors.As(err, &tool) && (tool.ExitCode >= 0 || errors.As(err, &died))
 }
 
-// verifyLayers checks headers first, then structure: no tool reads a file whose links were not verified. seen keeps files
-// that were checked already, as volumes of several backups share them.
-func (e *Engine) verifyLayers(ctx context.Context, layers []layer, seen map[string]bool) error {
-	for _, l := range layers {
-		if seen[l.file] {
-			continue
+// checksAtOnce bounds how many files are checked at a time: a chain's checks are mostly starts of processes and waits for storage.
+const checksAtOnce = 4
+
+// verifyLayers checks all headers first, then structure: no tool reads a file when the links of any were not as they should be. It
+// returns the first error in the layers' order.
+func (e *Engine) verifyLayers(ctx context.Context, layers []layer) error {
+	for _, look := range []func(context.Context, []layer) []error{e.headerErrors, e.checkErrors} {
+		for _, err := range look(ctx, layers) {
+			if err != nil {
+				return err
+			}
 		}
+	}
+	return nil
+}
+
+// headerErrors says of each layer what is wrong with its file and its header.
+func (e *Engine) headerErrors(ctx context.Context, layers []layer) []error {
+	return eachLayer(ctx, layers, func(l layer) error {
 		if _, err := e.cfg.Repository.Stat(ctx, l.backup.Path, l.volume.File); err != nil {
 			return repositoryError(err)
 		}
-		if err := verifyLayer(ctx, e.cfg.Images, l.file, l.volume); err != nil {
-			return err
-		}
+		return verifyLayer(ctx, e.cfg.Images, l.file, l.volume)
+	})
+}
+
+// checkErrors says of each layer what is wrong with its structure. Headers must have been looked at before.
+func (e *Engine) checkErrors(ctx context.Context, layers []layer) []error {
+	return eachLayer(ctx, layers, func(l layer) error {
 		res, err := e.cfg.Images.Check(ctx, l.file, qcow2.CheckOptions{})
 		if err != nil {
 			return damage(ctx, err)
@@ -172,7 +189,32 @@ func (e *Engine) verifyLayers(ctx context.Context, layers []layer, seen map[stri
 		if !res.Clean() {
 			return fmt.Errorf("%w: %s: qemu-img check found %d corruptions", ErrDamaged, l.file, res.Corruptions+res.CheckErrors)
 		}
-		seen[l.file] = true
+		return nil
+	})
+}
+
+// eachLayer looks at several layers at once; when ctx ends no more are begun.
+func eachLayer(ctx context.Context, layers []layer, look func(layer) error) []error {
+	errs := make([]error, len(layers))
+	limit := NewLimiter(checksAtOnce)
+	var wg sync.WaitGroup
+	for i, l := range layers {
+		release, err := limit.take(ctx)
+		if err == nil && ctx.Err() != nil {
+			release()
+			err = context.Cause(ctx)
+		}
+		if err != nil {
+			errs[i] = err
+			continue
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			defer release()
+			errs[i] = look(l)
+		}()
 	}
-	return nil
+	wg.Wait()
+	return errs
 }

@@ -175,18 +175,16 @@ func (e *Engine) prepareRestore(ctx context.Context, o *op, req RestoreRequest) 
 	}
 	o.step("verify chain")
 	var jobs []copyJob
-	seen := map[string]bool{}
+	var all []layer
 	for _, v := range wanted {
 		layers, err := layersOf(chain, v.VolumeID, e.cfg.Repository)
 		if err != nil {
 			return b, nil, err
 		}
-		if err := e.verifyLayers(ctx, layers, seen); err != nil {
-			return b, nil, err
-		}
+		all = append(all, layers...)
 		jobs = append(jobs, copyJob{layers: layers, out: RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize}})
 	}
-	return b, jobs, nil
+	return b, jobs, e.verifyLayers(ctx, all)
 }
 
 func wantedVolumes(b Backup, chosen []RestoreVolume) ([]VolumeBackup, error) {

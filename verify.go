@@ -229,23 +229,25 @@ func (v *verifier) volume(ctx context.Context, chain []Backup, vol VolumeBackup)
 	if err != nil {
 		return v.add(ctx, ProblemChain, b, vol.VolumeID, "", err.Error())
 	}
+	errs := v.e.headerErrors(ctx, layers)
+	var sound []layer
+	for i, l := range layers {
+		if errs[i] == nil {
+			sound = append(sound, l)
+		}
+	}
+	checked := v.e.checkErrors(ctx, sound)
 	whole := true
-	for _, l := range layers {
-		err := v.e.verifyLayers(ctx, []layer{l}, v.seen)
+	for i, l := range layers {
+		err := errs[i]
+		if err == nil {
+			err, checked = checked[0], checked[1:]
+		}
 		if err == nil {
 			continue
 		}
 		whole = false
-		code := ProblemCheck
-		switch {
-		case errors.Is(err, ErrMissingFile):
-			code = ProblemMissing
-		case errors.Is(err, qcow2.ErrBackingMismatch), errors.Is(err, qcow2.ErrDataFile), errors.Is(err, qcow2.ErrSizeMismatch):
-			code = ProblemLink
-		case !errors.Is(err, ErrDamaged):
-			return err
-		}
-		if err := v.add(ctx, code, l.backup, vol.VolumeID, l.volume.File, err.Error()); err != nil {
+		if err := v.layer(ctx, l, err); err != nil {
 			return err
 		}
 	}
@@ -254,6 +256,20 @@ func (v *verifier) volume(ctx context.Context, chain []Backup, vol VolumeBackup)
 		return nil
 	}
 	return v.content(ctx, layers)
+}
+
+// layer reports what is wrong with one file, unless nothing is known of it.
+func (v *verifier) layer(ctx context.Context, l layer, err error) error {
+	code := ProblemCheck
+	switch {
+	case errors.Is(err, ErrMissingFile):
+		code = ProblemMissing
+	case isAny(err, qcow2.ErrBackingMismatch, qcow2.ErrDataFile, qcow2.ErrSizeMismatch):
+		code = ProblemLink
+	case !errors.Is(err, ErrDamaged):
+		return err
+	}
+	return v.add(ctx, code, l.backup, l.volume.VolumeID, l.volume.File, err.Error())
 }
 
 // content compares the files' digests first, because they name the damaged file, and then the guest-visible content.
