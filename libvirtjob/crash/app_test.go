@@ -38,6 +38,7 @@ type app struct {
 	images *qcow2.Tool
 	store  *sqlstore.Store
 	engine *kvmbackup.Engine
+	probed bool // a backup was taken, which has removed the probes that earlier processes left
 }
 
 // setup changes what an app is made of.
@@ -144,7 +145,7 @@ func (a *app) request() kvmbackup.BackupRequest {
 
 // contentDir is where it is kept what the disks held at the backup of that sequence.
 func (a *app) contentDir(sequence int64) string {
-	return filepath.Join(a.dir, fmt.Sprintf("content.%d", sequence))
+	return filepath.Join(a.dir, fmt.Sprintf("%s.content.%d", a.guest.name, sequence))
 }
 
 // keep keeps what the next backup has to give back. Its sequence is the one after the last that was begun.
@@ -161,6 +162,7 @@ func (a *app) backup(req kvmbackup.BackupRequest) kvmbackup.Backup {
 	a.keep()
 	b, err := a.engine.Backup(a.ctx, req)
 	a.must(err)
+	a.probed = true
 	return b
 }
 

@@ -1,7 +1,6 @@
 package crash_test
 
 import (
-	"errors"
 	"os"
 	"slices"
 
@@ -12,8 +11,11 @@ import (
 type crashCase struct {
 	name    string
 	stopped bool             // the VM is off
+	big     bool             // so are its disks, and all of them has changed
 	prepare func(*app)       // what comes before
 	act     func(*app) error // the operation
+	config  func(*kvmbackup.Config)
+	outcome kvmbackup.RecoveryOutcome // what Recover has to say of it; empty: whatever fits the point
 	// after checks what is special to the case, when all is settled and the next backup was taken.
 	after func(a *app, next kvmbackup.Backup)
 }
@@ -28,7 +30,8 @@ var cases = []crashCase{
 }
 
 func caseNamed(name string) crashCase {
-	return cases[slices.IndexFunc(cases, func(c crashCase) bool { return c.name == name })]
+	all := slices.Concat(cases, leftCases)
+	return all[slices.IndexFunc(all, func(c crashCase) bool { return c.name == name })]
 }
 
 // The requests of the cases.
@@ -120,9 +123,7 @@ func deletedNewest(a *app, next kvmbackup.Backup) {
 			a.Errorf("%d records and %d removals after a deletion that was not begun", len(records), len(removals))
 		}
 		_, err := a.engine.Delete(a.ctx, records[2].ID, true)
-		if !errors.Is(err, nil) {
-			a.Errorf("force the deletion: %v", err)
-		}
+		a.must(err)
 		return
 	}
 	if len(removals) != 3 || len(records) != 1 {
@@ -142,8 +143,21 @@ func (c crashCase) begin(a *app) {
 	if c.prepare != nil {
 		c.prepare(a)
 	}
+	for _, d := range a.guest.devices {
+		if c.big {
+			a.guest.blank(d)
+		}
+	}
 	a.change()
 	a.keep()
+}
+
+// size is that of each disk.
+func (c crashCase) size() int64 {
+	if c.big {
+		return big
+	}
+	return small
 }
 
 // settle is what the next process does: it recovers, or just takes the next backup; then everything must be in order.
@@ -153,6 +167,9 @@ func (c crashCase) settle(a *app, byRecover bool) {
 		found, err := a.engine.Recover(a.ctx, a.vm(), kvmbackup.DomainRef{Name: a.guest.name})
 		a.must(err)
 		a.Logf("recovered: %v", found)
+		if c.outcome != "" && (len(found) != 1 || found[0].Outcome != c.outcome) {
+			a.Errorf("recovered: %v, want %s", found, c.outcome)
+		}
 		a.inOrder()
 	}
 	a.change()

@@ -17,8 +17,10 @@ import (
 )
 
 const (
-	mib      = 1 << 20
-	diskSize = 8 * mib
+	mib   = 1 << 20
+	small = 8 * mib
+	// big is so much that a job isn't through before its bandwidth is limited, which libvirt can do only after the begin.
+	big = 64 << 30
 )
 
 // guest is a VM that processes hand on to one another: all that is known of it is in its folder and in libvirt.
@@ -30,22 +32,23 @@ type guest struct {
 	name      string
 	dir       string // of images and models
 	devices   []string
+	size      int64 // of each disk
 	transient bool
 }
 
 // openGuest makes the images on first use. The domain is defined and started by whoever needs it.
-func openGuest(t *testing.T, h *host, name, dir string, devices ...string) *guest {
+func openGuest(t *testing.T, h *host, name, dir string, size int64, devices ...string) *guest {
 	t.Helper()
-	g := &guest{t: t, conn: h.Conn, kvm: h.Accelerated, name: name, dir: dir, devices: devices}
+	g := &guest{t: t, conn: h.Conn, kvm: h.Accelerated, name: name, dir: dir, size: size, devices: devices}
 	if _, err := os.Stat(dir); err == nil {
 		return g
 	}
 	g.must("make folder", os.MkdirAll(dir, 0o755))
 	for _, d := range devices {
-		g.tool("qemu-img", "create", "-q", "-f", "qcow2", g.image(d), fmt.Sprint(diskSize))
+		g.tool("qemu-img", "create", "-q", "-f", "qcow2", g.image(d), fmt.Sprint(size))
 		g.must("chmod", os.Chmod(g.image(d), 0o666))
 		g.must("make model", os.WriteFile(g.model(d), nil, 0o644))
-		g.must("make model", os.Truncate(g.model(d), diskSize))
+		g.must("make model", os.Truncate(g.model(d), size))
 	}
 	return g
 }
@@ -158,23 +161,34 @@ func (g *guest) remove() {
 // write fills a range of MiBs of a disk with a byte, and of its model.
 func (g *guest) write(device string, pattern byte, at, length int64) {
 	g.t.Helper()
-	command := fmt.Sprintf("write -P %#x %d %d", pattern, at*mib, length*mib)
-	if g.running() {
-		g.with("write", func(dom *libvirt.Domain) error {
-			line := fmt.Sprintf("qemu-io -d /machine/peripheral/ua-%s/virtio-backend %q", device, command)
-			out, err := dom.QemuMonitorCommand(line, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-			if err == nil && (strings.Contains(out, "rror") || strings.Contains(out, "failed")) {
-				err = errors.New(out)
-			}
-			return err
-		})
-	} else {
-		g.tool("qemu-io", "-f", "qcow2", "-c", command, g.image(device))
-	}
+	g.io(device, fmt.Sprintf("write -P %#x %d %d", pattern, at*mib, length*mib))
 	f, err := os.OpenFile(g.model(device), os.O_WRONLY, 0)
 	g.must("write model", err)
 	_, err = f.WriteAt(bytes.Repeat([]byte{pattern}, int(length*mib)), at*mib)
 	g.must("write model", errors.Join(err, f.Close()))
+}
+
+// blank makes every block of a disk a changed one, without storing anything.
+func (g *guest) blank(device string) {
+	g.t.Helper()
+	g.io(device, fmt.Sprintf("write -z -n 0 %d", g.size))
+	g.must("blank model", errors.Join(os.Truncate(g.model(device), 0), os.Truncate(g.model(device), g.size)))
+}
+
+func (g *guest) io(device, command string) {
+	g.t.Helper()
+	if !g.running() {
+		g.tool("qemu-io", "-f", "qcow2", "-c", command, g.image(device))
+		return
+	}
+	g.with("write", func(dom *libvirt.Domain) error {
+		line := fmt.Sprintf("qemu-io -d /machine/peripheral/ua-%s/virtio-backend %q", device, command)
+		out, err := dom.QemuMonitorCommand(line, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+		if err == nil && out != "" {
+			err = errors.New(out)
+		}
+		return err
+	})
 }
 
 // lost makes the models anew from the images of a guest whose QEMU was killed: what it hadn't written is lost.

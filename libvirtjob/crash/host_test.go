@@ -16,6 +16,7 @@ type host = realguest.Host
 var (
 	needHost   = realguest.Need
 	needRoot   = realguest.NeedRoot
+	newDaemon  = realguest.Daemon
 	newRoot    = realguest.NewRoot
 	useRoot    = realguest.UseRoot
 	removeRoot = realguest.RemoveRoot

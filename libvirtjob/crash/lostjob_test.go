@@ -15,9 +15,9 @@ import (
 func TestCrashOfLibvirtAtTheEndOfAJob(t *testing.T) {
 	t.Parallel()
 	needHost(t)
-	s := count(t, caseNamed("first full"))
+	s := newSequence(t, "first full")
+	s.KillAt = "before Job.Wait"
 	for _, recover := range []bool{true, false} {
-		s.Kill = s.find(t, "before Job.Wait")
 		died, _, out := s.run(t)
 		if !died {
 			t.Fatal(out)
@@ -29,18 +29,6 @@ func TestCrashOfLibvirtAtTheEndOfAJob(t *testing.T) {
 		s.Died, s.Recover = true, recover
 	}
 	s.killAt(t, nil)
-}
-
-// find returns the number of the first point of that name.
-func (s *sequence) find(t *testing.T, point string) int {
-	t.Helper()
-	for i, p := range s.points {
-		if p == point {
-			return i + 1
-		}
-	}
-	t.Fatalf("no point %q among %q", point, s.points)
-	return 0
 }
 
 // dismissJobs has the guest's QEMU end and forget all jobs, over its monitor, which no libvirt is connected to.
