@@ -44,7 +44,6 @@ func (e *Engine) Backup(ctx context.Context, req BackupRequest) (Backup, error) 
 		return err
 	})
 	if err != nil {
-		o.emit(Event{Type: EventFailed, Err: err})
 		return Backup{}, o.fail(err)
 	}
 	return done, nil
@@ -163,7 +162,7 @@ func (r *run) begin(ctx context.Context) (err error) {
 	r.backupID()
 	files := fileNames(v.volumes)
 	b := Backup{
-		ID: r.op.backup, VM: r.vm, Domain: v.status.Name, Kind: d.Kind, Status: StatusRunning, ChainID: d.ChainID, Position: d.Position,
+		ID: r.op.backup, VM: r.vm, Domain: v.status.Name, Host: r.e.cfg.Host, Kind: d.Kind, Status: StatusRunning, ChainID: d.ChainID, Position: d.Position,
 		ParentID: d.ParentID, Checkpoint: d.Checkpoint, Repository: r.e.cfg.Repository.ID(), Path: v.path(),
 		StartedAt: r.e.now().Truncate(time.Microsecond), Consistency: ConsistencyCrash, Reasons: d.Reasons,
 	}

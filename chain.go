@@ -48,6 +48,7 @@ type Backup struct {
 	ID     BackupID `json:"id"`
 	VM     VMID     `json:"vm"`
 	Domain string   `json:"domain,omitempty"` // libvirt's name for the VM
+	Host   string   `json:"host,omitempty"`   // where it was taken; see Config.Host
 	Kind   Kind     `json:"kind"`
 	Status Status   `json:"status"`
 

@@ -31,8 +31,11 @@ type Config struct {
 	// Prefix begins the names of this consumer's checkpoints and bitmaps; what begins otherwise is never touched. Several
 	// consumers of one VM need different prefixes. Letters, digits and '-'. Defaults to "kvmbackup".
 	Prefix string
-	// Holder names this process in leases. Defaults to host name, process ID and a random part.
+	// Holder names this process in leases. Defaults to Host, process ID and a random part.
 	Holder string
+	// Host names the machine whose domains the Executor reaches. Records say where they were taken, so that hosts that share
+	// a store leave what a crash interrupted elsewhere to that host. Defaults to the host name.
+	Host string
 	// LeaseTTL is how long a crashed process blocks a VM. It is renewed at a third of it. Defaults to 30 s.
 	LeaseTTL time.Duration
 	// LeaseWait bounds the wait for a busy VM. 0 waits as long as the context, a negative value not at all.
@@ -74,9 +77,11 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Decider == nil {
 		cfg.Decider = Decider{}
 	}
+	if cfg.Host == "" {
+		cfg.Host, _ = os.Hostname() // without a name all hosts count as one
+	}
 	if cfg.Holder == "" {
-		host, _ := os.Hostname() // an empty name only makes the holder less readable
-		cfg.Holder = fmt.Sprintf("%s/%d/%.8s", host, os.Getpid(), uuid.NewString())
+		cfg.Holder = fmt.Sprintf("%s/%d/%.8s", cfg.Host, os.Getpid(), uuid.NewString())
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

@@ -64,7 +64,7 @@ func (o *op) step(name string) {
 }
 
 func (o *op) emit(ev Event) {
-	if o.e.cfg.OnEvent == nil {
+	if o.e == nil || o.e.cfg.OnEvent == nil {
 		return
 	}
 	ev.Time, ev.Op, ev.VM, ev.BackupID, ev.Step = o.e.now(), o.name, o.vm, o.backup, o.at
@@ -75,10 +75,12 @@ func (o *op) warn(msg string, args ...any) {
 	o.log.Warn(msg, append(args, "step", o.at, "backup", string(o.backup))...)
 }
 
-// fail gives an error the operation's name; nil stays nil.
+// fail gives an error the operation's name and tells it as an event; nil stays nil.
 func (o *op) fail(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &OpError{Op: o.name, VM: o.vm, Backup: o.backup, Step: o.at, Err: withSentinel(err)}
+	failed := &OpError{Op: o.name, VM: o.vm, Backup: o.backup, Step: o.at, Err: withSentinel(err)}
+	o.emit(Event{Type: EventFailed, Err: failed})
+	return failed
 }

@@ -125,6 +125,10 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom Dom
 			return append(found, Recovery{b.ID, RecoveryPending, err.Error()}), err
 		}
 		found = append(found, rec)
+		if rec.Outcome == RecoveryPending {
+			s.log.Warn("left what another host has to settle", "backup", string(b.ID), "detail", rec.Detail)
+			continue
+		}
 		s.log.Warn("settled what an earlier process left", "backup", string(b.ID), "outcome", string(rec.Outcome), "detail", rec.Detail)
 		s.emit(Event{Type: EventRecovered, Detail: string(rec.Outcome) + ": " + rec.Detail})
 	}
@@ -144,6 +148,9 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 	switch {
 	case err == nil && !e.cfg.AbortLeftJobs:
 		return r.followAdopted(ctx)
+	case errors.Is(err, ErrNoDomain) && b.Host != "" && b.Host != e.cfg.Host:
+		// The domain and its job may be on that host. Only what finds the domain, or finds it gone there, may settle this.
+		return Recovery{b.ID, RecoveryPending, fmt.Sprintf("it was taken on host %q, and the domain is not on this one; recover it there", b.Host)}, nil
 	case err == nil, errors.Is(err, ErrNoJob), errors.Is(err, ErrNoDomain):
 	default:
 		return Recovery{}, err
@@ -181,9 +188,13 @@ func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup)
 	if err != nil {
 		return false, err
 	}
-	whole.Sequence = b.Sequence
+	whole.Sequence, whole.Host = b.Sequence, b.Host
 	whole.Reasons = append(whole.Reasons, Reason{Code: ReasonRecovered})
-	return true, e.commit(ctx, o, h, &whole)
+	if err := e.commit(ctx, o, h, &whole); err != nil {
+		return true, err
+	}
+	o.emit(Event{Type: EventCompleted, Backup: &whole})
+	return true, nil
 }
 
 // adopt looks at the domain: the guest of an interrupted quiesce is thawed, a job that is ours is taken over.

@@ -123,7 +123,6 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, err
 		return err
 	})
 	if err != nil {
-		o.emit(Event{Type: EventFailed, Err: err})
 		return Restored{}, o.fail(err)
 	}
 	o.emit(Event{Type: EventCompleted, Backup: &done.Backup})
