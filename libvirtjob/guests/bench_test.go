@@ -57,6 +57,15 @@ func newBench(t *testing.T, set func(*kvmbackup.Config)) *bench {
 	return b
 }
 
+// limits gives the engine other limits, as after a restart of the host; zeroes are the defaults, which a busy machine keeps to.
+func (b *bench) limits(stallWarn, stallAbort, cleanup time.Duration) {
+	b.Helper()
+	b.cfg.StallWarn, b.cfg.StallAbort, b.cfg.CleanupLimit = stallWarn, stallAbort, cleanup
+	var err error
+	b.engine, err = kvmbackup.New(b.cfg)
+	b.must(err)
+}
+
 func newRepository(tb testing.TB, dir string) *repository.Repository {
 	tb.Helper()
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -19,9 +19,8 @@ import (
 func TestHungQEMU(t *testing.T) {
 	t.Parallel()
 	vm := kvmbackup.VMID(bareGuest(t, "", bulkDisk(t, 200)))
-	b := newBench(t, func(c *kvmbackup.Config) {
-		c.StallWarn, c.StallAbort, c.CleanupLimit = 500*time.Millisecond, 1500*time.Millisecond, 2*time.Second
-	})
+	b := newBench(t, nil)
+	b.limits(500*time.Millisecond, 1500*time.Millisecond, 2*time.Second)
 	goOn := func() {}
 	t.Cleanup(func() { goOn() })
 	within(t, 10*time.Second, "the stalled backup", func() {
@@ -50,6 +49,7 @@ func TestHungQEMU(t *testing.T) {
 	t.Logf("another VM's backup took %v", took)
 
 	goOn()
+	b.limits(0, 0, 0)
 	eventually(t, "all is settled", func() bool {
 		found, err := b.engine.Recover(b.ctx, vm, kvmbackup.DomainRef{})
 		t.Logf("recovery: %+v, %v", found, err)

@@ -127,16 +127,15 @@ func TestDeadRepository(t *testing.T) {
 	t.Cleanup(nas.goOn) // before the guest is destroyed
 	b := newBench(t, func(c *kvmbackup.Config) {
 		c.Repository = newRepository(t, filepath.Join(nas.dir, "repository"))
-		c.StallWarn, c.StallAbort, c.CleanupLimit = 500*time.Millisecond, 1500*time.Millisecond, 2*time.Second
 	})
 	vm := kvmbackup.VMID(g.name)
 	full := b.backup(kvmbackup.BackupRequest{VM: vm, Volumes: []kvmbackup.Volume{{ID: "root", Device: "vda"}}})
 
 	// The watchdog.
+	b.limits(500*time.Millisecond, 1500*time.Millisecond, 2*time.Second)
 	sum := g.write("/vda/file", 4)
-	req := kvmbackup.BackupRequest{VM: vm, Policy: kvmbackup.Policy{ForceFull: true}, BandwidthBytes: 2 << 20, OnJob: func(c kvmbackup.JobControl) {
+	req := kvmbackup.BackupRequest{VM: vm, Policy: kvmbackup.Policy{ForceFull: true}, BandwidthBytes: 24 << 20, OnJob: func(kvmbackup.JobControl) {
 		nas.hang()
-		b.must(c.SetBandwidth(0))
 	}}
 	b.on(kvmbackup.EventStalled, func(kvmbackup.Event) {})
 	within(t, 10*time.Second, "the stalled backup", func() {
@@ -174,6 +173,7 @@ func TestDeadRepository(t *testing.T) {
 	within(t, 20*time.Second, "another VM's backup", func() { newBench(t, nil).backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(other)}) })
 
 	nas.goOn()
+	b.limits(0, 0, 0)
 	eventually(t, "all is settled", func() bool {
 		found, err := b.engine.Recover(b.ctx, vm, g.ref())
 		t.Logf("recovery: %+v, %v", found, err)
@@ -207,9 +207,8 @@ func TestCancelDuringHang(t *testing.T) {
 	ctx, cancel := b.cancellable()
 	vm := kvmbackup.VMID(g.name)
 	within(t, 10*time.Second, "the cancelled backup", func() {
-		_, err := b.engine.Backup(ctx, kvmbackup.BackupRequest{VM: vm, BandwidthBytes: 2 << 20, OnJob: func(c kvmbackup.JobControl) {
+		_, err := b.engine.Backup(ctx, kvmbackup.BackupRequest{VM: vm, BandwidthBytes: 16 << 20, OnJob: func(kvmbackup.JobControl) {
 			nas.hang()
-			b.must(c.SetBandwidth(0))
 			time.AfterFunc(500*time.Millisecond, func() { cancel(errStop) })
 		}})
 		b.wantErr(err, errStop, kvmbackup.ErrJobStuck)
