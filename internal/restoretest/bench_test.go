@@ -14,7 +14,7 @@ import (
 )
 
 // BenchmarkRestoreChainOfTen compares Engine.Restore, with all that it checks before the copy, with a bare qemu-img convert of the same
-// chain and a flush. The two take turns; "ratio" is the quotient of their medians.
+// chain and a flush. The two take turns; "ratio" is the quotient of their medians, "ratio-best" that of the quickest of each, which says more on a busy machine.
 func BenchmarkRestoreChainOfTen(b *testing.B) {
 	l := newLab(b, "vda")
 	const size = 256 << 20
@@ -47,6 +47,7 @@ func BenchmarkRestoreChainOfTen(b *testing.B) {
 		l.ok(os.RemoveAll(dir))
 	}
 	b.ReportMetric(float64(median(ours))/float64(median(theirs)), "ratio")
+	b.ReportMetric(float64(slices.Min(ours))/float64(slices.Min(theirs)), "ratio-best")
 	b.ReportMetric(float64(median(ours).Milliseconds()), "ms-restore")
 	b.ReportMetric(float64(median(theirs).Milliseconds()), "ms-convert")
 	b.SetBytes(size)

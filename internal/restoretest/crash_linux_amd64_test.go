@@ -201,6 +201,23 @@ func TestEveryStepOfTheSwapFails(t *testing.T) {
 	}
 }
 
+// TestKilledWhileCopying: the old images are there all the time, and recovery removes what was written aside.
+func TestKilledWhileCopying(t *testing.T) {
+	t.Parallel()
+	c := newCrash(t)
+	for copies := range int32(3) {
+		c.reset()
+		j := c.job
+		j.KillAtCopy = copies + 1
+		_, err := c.child(j, fault{})
+		c.fails(err, errKilled)
+		if s := c.state(); s != c.allOld() {
+			t.Fatalf("killed after %d copies: %s", copies+1, s)
+		}
+		c.settled("killed while copying")
+	}
+}
+
 // TestEveryStepOfRecoveryFails stops a swap half-way and lets each change of its recovery fail, and then be killed.
 func TestEveryStepOfRecoveryFails(t *testing.T) {
 	t.Parallel()

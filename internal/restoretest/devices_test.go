@@ -38,6 +38,7 @@ func untouched(t testing.TB, dev string) {
 }
 
 func TestBlockDevices(t *testing.T) {
+	t.Parallel()
 	exact, larger := loop(t, disk), loop(t, disk+4*cluster)
 	l := newLab(t)
 	chain := l.chain(3)
@@ -59,6 +60,7 @@ func TestBlockDevices(t *testing.T) {
 
 // TestRefusedDevices: nothing is written to any target when one of them is refused.
 func TestRefusedDevices(t *testing.T) {
+	t.Parallel()
 	small, large := loop(t, disk-4096), loop(t, disk)
 	l := newLab(t)
 	b := l.chain(2)[1]
@@ -86,6 +88,7 @@ func TestRefusedDevices(t *testing.T) {
 
 // TestMountedDevice: a device that holds a mounted file system is not overwritten.
 func TestMountedDevice(t *testing.T) {
+	t.Parallel()
 	dev := loop(t, 4<<20)
 	l := newLab(t)
 	b := l.backup()
@@ -102,6 +105,7 @@ func TestMountedDevice(t *testing.T) {
 }
 
 func TestReadOnlyFolder(t *testing.T) {
+	t.Parallel()
 	dir := tmpfs(t, "ro")
 	l := newLab(t)
 	b := l.backup()
@@ -111,6 +115,7 @@ func TestReadOnlyFolder(t *testing.T) {
 }
 
 func TestFullFileSystem(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	l.write("vda", 0, 1)
 	l.write("vdb", 0, 14)
@@ -125,6 +130,7 @@ func TestFullFileSystem(t *testing.T) {
 
 // TestVanishedFolder takes the target's folder away when everything was checked already.
 func TestVanishedFolder(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.backup()
 	dir := l.out()

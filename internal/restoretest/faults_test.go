@@ -105,6 +105,7 @@ func (f failingImages) Convert(ctx context.Context, src, dst string, o qcow2.Con
 // TestEveryCallOfARestoreInPlaceFails lets each call fail in turn, before and after its effect. What is on the disks then is all old or all
 // new, and what the next backup makes of it is right.
 func TestEveryCallOfARestoreInPlaceFails(t *testing.T) {
+	t.Parallel()
 	for _, after := range []bool{false, true} {
 		for nth, done := 1, false; !done; nth++ {
 			l := newLab(t)
@@ -146,6 +147,7 @@ func TestEveryCallOfARestoreInPlaceFails(t *testing.T) {
 
 // TestEveryCallOfARestoreToFilesFails: the injected error comes out and nothing is left.
 func TestEveryCallOfARestoreToFilesFails(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.chain(3)[2]
 	for _, after := range []bool{false, true} {
@@ -172,6 +174,7 @@ func TestEveryCallOfARestoreToFilesFails(t *testing.T) {
 
 // TestLastNameIsTaken: when the last of several new files can't take its name, none does.
 func TestLastNameIsTaken(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.backup()
 	dir := l.out()

@@ -65,6 +65,7 @@ func (l *lab) tidy() {
 }
 
 func TestInPlace(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	chain := l.chain(3)
 	for _, b := range []kvmbackup.Backup{chain[1], chain[0], chain[2]} {
@@ -81,6 +82,7 @@ func TestInPlace(t *testing.T) {
 }
 
 func TestInPlaceRefusedWhileRunningChangesNothing(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.chain(2)[0]
 	before, cp := l.now(), l.active()
@@ -97,6 +99,7 @@ func TestInPlaceRefusedWhileRunningChangesNothing(t *testing.T) {
 
 // TestOneVolumeInPlace leaves the other as it is.
 func TestOneVolumeInPlace(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.chain(2)[0]
 	want := l.now()
@@ -109,6 +112,7 @@ func TestOneVolumeInPlace(t *testing.T) {
 
 // TestActiveCheckpointGoesBeforeTheFirstByte looks at the store when the first copy begins.
 func TestActiveCheckpointGoesBeforeTheFirstByte(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.chain(2)[1]
 	l.ok(l.h.Shutdown(vm))
@@ -131,6 +135,7 @@ func TestActiveCheckpointGoesBeforeTheFirstByte(t *testing.T) {
 }
 
 func TestOwnerAndMode(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	l := newLab(t)
 	b := l.backup()
@@ -151,6 +156,7 @@ func TestOwnerAndMode(t *testing.T) {
 
 // TestLostImage restores over disks whose files are gone: one, or all.
 func TestLostImage(t *testing.T) {
+	t.Parallel()
 	for _, lost := range [][]string{{"vda"}, {"vdb"}, {"vda", "vdb"}} {
 		t.Run(strings.Join(lost, " "), func(t *testing.T) {
 			l := newLab(t)
@@ -168,6 +174,7 @@ func TestLostImage(t *testing.T) {
 
 // TestImageBehindLink restores where the file is, not where the link is.
 func TestImageBehindLink(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.backup()
 	l.ok(l.h.Shutdown(vm))
@@ -196,6 +203,7 @@ func (l *lab) write2off(device string) {
 
 // TestIntoAnotherVM restores two volumes over another VM's disks, by their devices.
 func TestIntoAnotherVM(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.chain(2)[1]
 	const other = "vm2"
@@ -252,6 +260,7 @@ func TestIntoAnotherVM(t *testing.T) {
 
 // TestDomainThatIsNotDefined restores over a VM that libvirt doesn't know, by its disks.
 func TestDomainThatIsNotDefined(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.chain(2)[0]
 	req := l.inPlace(b)

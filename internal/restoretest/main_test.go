@@ -33,6 +33,8 @@ type childJob struct {
 	Backup  kvmbackup.BackupID
 	Disks   []kvmbackup.DiskRef
 	Volumes []kvmbackup.Volume
+	// KillAtCopy is the copy at whose end the child kills itself, with nothing renamed yet. 0: none.
+	KillAtCopy int32
 }
 
 // Exit codes of a child.
@@ -68,7 +70,7 @@ func (j childJob) engine(ctx context.Context) (*kvmbackup.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	host := &offHost{disks: j.Disks, wanted: int32(len(j.Volumes))}
+	host := &offHost{disks: j.Disks, wanted: int32(len(j.Volumes)), killAt: j.KillAtCopy}
 	e, err := kvmbackup.New(kvmbackup.Config{Store: memstore.New(), Repository: repo, Images: host, Executor: host})
 	if err != nil {
 		return nil, err
@@ -93,6 +95,7 @@ type offHost struct {
 	kvmbackup.Executor
 	disks  []kvmbackup.DiskRef
 	wanted int32
+	killAt int32
 	copied atomic.Int32
 }
 
@@ -117,7 +120,9 @@ func (h *offHost) DropCheckpoint(context.Context, kvmbackup.DomainRef, kvmbackup
 
 func (h *offHost) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptions) error {
 	err := h.Images.Convert(ctx, src, dst, o)
-	h.copied.Add(1)
+	if h.copied.Add(1) == h.killAt {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
 	return err
 }
 

@@ -13,6 +13,7 @@ import (
 )
 
 func TestRestoreToNewFiles(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, "vda", "vdb", "vdc")
 	for _, b := range l.chain(3) {
 		for _, format := range []qcow2.Format{"", qcow2.FormatQcow2, qcow2.FormatRaw} {
@@ -26,6 +27,7 @@ func TestRestoreToNewFiles(t *testing.T) {
 
 // TestSubsets restores every subset of the volumes, with the targets' formats and places mixed.
 func TestSubsets(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, "vda", "vdb", "vdc")
 	b := l.chain(2)[1]
 	for set := 1; set < 8; set++ {
@@ -51,6 +53,7 @@ func TestSubsets(t *testing.T) {
 
 // TestFiveEqualDisks restores five data disks of one size while their devices and the order of requests change all the time.
 func TestFiveEqualDisks(t *testing.T) {
+	t.Parallel()
 	devices := []string{"vda", "vdb", "vdc", "vdd", "vde", "vdf"}
 	l := newLab(t, devices...)
 	var all []kvmbackup.Backup
@@ -111,6 +114,7 @@ func (l *lab) identity(path string) kvmbackup.VolumeID {
 }
 
 func TestExistingFileIsRefused(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.backup()
 	dir := l.out()
@@ -136,6 +140,7 @@ func TestExistingFileIsRefused(t *testing.T) {
 
 // TestSameTargetTwice names one place for two volumes in several ways.
 func TestSameTargetTwice(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.backup()
 	dir := l.out()
@@ -153,6 +158,7 @@ func TestSameTargetTwice(t *testing.T) {
 }
 
 func TestUnknownVolumesAndTargets(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	b := l.backup()
 	dir := l.out()
