@@ -38,6 +38,7 @@ type app struct {
 	images *qcow2.Tool
 	store  *sqlstore.Store
 	engine *kvmbackup.Engine
+	cut    bool // QEMU has died with its bitmaps, and libvirt still lists their checkpoint
 	probed bool // a backup was taken, which has removed the probes that earlier processes left
 }
 
@@ -162,7 +163,7 @@ func (a *app) backup(req kvmbackup.BackupRequest) kvmbackup.Backup {
 	a.keep()
 	b, err := a.engine.Backup(a.ctx, req)
 	a.must(err)
-	a.probed = true
+	a.probed, a.cut = true, false
 	return b
 }
 

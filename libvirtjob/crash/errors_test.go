@@ -57,13 +57,14 @@ func TestCrashlessErrors(t *testing.T) {
 				g := openGuest(t, h, name, filepath.Join(dir, "images"), c.size(), "vda", "vdb")
 				t.Cleanup(g.remove)
 				points := len(c.fail(t, g, dir, 0, func(int, string) error { return nil }))
-				survived := 0
+				tried, survived := 0, 0
 				for n := first(i, j); n <= points; n += stride() {
+					tried++
 					if c.fail(t, g, dir, n, fault.at(n)) == nil {
 						survived++
 					}
 				}
-				t.Logf("%d points, %d survived", points, survived)
+				t.Logf("%d of %d points, %d survived", tried, points, survived)
 			})
 		}
 	}

@@ -64,7 +64,8 @@ type order struct {
 	Died   bool   // the run before was killed, and is to be settled
 	Kill   int    // the point to die at; 0: none
 	KillAt string // or the first one of this name
-	Power  bool   // the machine dies, not only the process: files are flushed, and the steps of the repository noted
+	Power  bool   // files are flushed, and the steps of the repository noted
+	Cut    bool   // QEMU has died, too
 	// Recover settles by Recover; otherwise the next backup does.
 	Recover bool
 	Stop    bool // do nothing but settle
@@ -199,6 +200,9 @@ func TestHelper(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, h := caseNamed(o.Case), needHost(t)
+	if o.Power {
+		c.after = nil // bitmaps went with QEMU, so that the next backup is full
+	}
 	var r report
 	if o.Died {
 		r.Failed = !t.Run("settle", func(t *testing.T) {
@@ -231,17 +235,18 @@ func TestHelper(t *testing.T) {
 func (o order) open(t *testing.T, h *host, c crashCase, run int) *app {
 	t.Helper()
 	g := openGuest(t, h, "guest", filepath.Join(o.Dir, "images"), c.size(), "vda", "vdb")
+	if o.Cut && run < o.Run {
+		g.lost()
+	}
 	if g.define(); !c.stopped {
 		g.start()
 	}
 	s := setup{config: c.config}
 	if o.Power {
-		if o.Died {
-			g.lost()
-		}
 		s.sync, s.step = true, func(step string) { o.note(t, step) }
 	}
 	a := openApp(t, g, filepath.Join(o.Dir, fmt.Sprintf("run-%d", run)), s)
+	a.cut = o.Cut && run < o.Run
 	a.exec.onAdopt = func(j kvmbackup.Job) { a.must(j.SetBandwidth(a.ctx, 0)) } // it has been slow for long enough
 	return a
 }
