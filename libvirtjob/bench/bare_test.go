@@ -27,7 +27,7 @@ func (g *guest) bare(j bareJob, keep bool) cost {
 	var backup, checkpoint strings.Builder
 	targets := map[string]string{}
 	for _, device := range g.devices {
-		targets[device] = filepath.Join(j.dir, device+"."+name+".qcow2")
+		targets[device] = filepath.Join(j.dir, g.Name+"."+device+"."+name+".qcow2")
 		fmt.Fprintf(&backup, "<disk name='%s' type='file'><driver type='qcow2'/><target file='%s'/></disk>", device, targets[device])
 		fmt.Fprintf(&checkpoint, "<disk name='%s' checkpoint='bitmap'/>", device)
 	}

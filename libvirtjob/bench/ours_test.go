@@ -113,7 +113,9 @@ func follow(text string) (err error) {
 }
 
 // chainPolicy has chains end only where a full is asked for.
-func chainPolicy(full bool) kvmbackup.Policy { return kvmbackup.Policy{FullEvery: 1000, ForceFull: full} }
+func chainPolicy(full bool) kvmbackup.Policy {
+	return kvmbackup.Policy{FullEvery: 1000, ForceFull: full}
+}
 
 // ours runs an order of the guest's application in a process of its own. What it prints is returned.
 func (g *guest) ours(o order) (cost, []byte) {
