@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
