@@ -43,6 +43,9 @@ func TestPausedByError(t *testing.T) {
 			} else if b.must(err); !hasReason(got, kvmbackup.ReasonGuestResumed) {
 				t.Errorf("reasons are %v", got.Reasons)
 			}
+			if s, reason := g.state(); s != libvirt.DOMAIN_RUNNING {
+				t.Fatalf("the guest is in state %v because %v", s, reason)
+			}
 			eventually(t, "the guest has written its file", func() bool { return g.run("cat /tmp/done 2>/dev/null; rm -f /tmp/done") != "" })
 			b.wantClean(&g)
 		})
