@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -234,6 +235,13 @@ func (l *lab) checkNames(ctx context.Context) error {
 	rec, err := l.store.VM(ctx, vm)
 	if err != nil {
 		return err
+	}
+	owners, err := l.store.List(ctx, kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	if err != nil {
+		return err
+	}
+	if n := rec.ActiveCheckpoint; n != "" && !slices.ContainsFunc(owners, func(b kvmbackup.Backup) bool { return b.Checkpoint == n }) {
+		return fmt.Errorf("the active checkpoint %s is no completed backup's", n)
 	}
 	for _, v := range l.volumes {
 		ours, _, err := l.names(v.Device)
