@@ -128,8 +128,9 @@ func (g *guest) ours(o order) (cost, []byte) {
 // tool is the application as a command, one guest's.
 type tool struct {
 	*guest
-	dir  string
-	last kvmbackup.BackupID
+	dir    string
+	last   kvmbackup.BackupID
+	folder string // of the newest backup
 }
 
 func (g *guest) tool() *tool {
@@ -149,7 +150,16 @@ func (t *tool) backup(kind kvmbackup.Kind) cost {
 	if got != kind.String() {
 		t.lab.Fatalf("ours took a %s backup, want %v", got, kind)
 	}
-	c.stored = t.lab.stored(filepath.Join(t.dir, "nas", path))
+	t.folder = filepath.Join(t.dir, "nas", path)
+	c.stored = t.lab.stored(t.folder)
+	return c
+}
+
+// full measures a full and removes its files behind the store's back: the next is a full again, and the disk may be small.
+func (t *tool) full() cost {
+	t.lab.Helper()
+	c := t.backup(kvmbackup.KindFull)
+	t.lab.run("rm", "-r", t.folder)
 	return c
 }
 

@@ -47,8 +47,8 @@ func BenchmarkVersusFull(b *testing.B) {
 	v := newVersus(b, bigDisk)
 	b.Run("1GiB", func(b *testing.B) {
 		compete(b,
-			contestant{"ours", func(int) cost { return v.ours.backup(kvmbackup.KindFull) }},
-			contestant{"virtnbdbackup", func(int) cost { return v.theirs.backup("full") }},
+			contestant{"ours", func(int) cost { return v.ours.full() }},
+			contestant{"virtnbdbackup", func(int) cost { return v.theirs.full("full") }},
 			contestant{"backup-begin", func(int) cost { return v.bare.bare(bareJob{dir: v.job.dir, poll: v.job.poll}, false) }},
 			contestant{"qemu-img-convert", func(round int) cost { return v.bare.convert(round, "-U", v.bare.Image("vda")) }})
 	})
@@ -94,8 +94,8 @@ func BenchmarkVersusStopped(b *testing.B) {
 	}
 	b.Run("1GiB", func(b *testing.B) {
 		compete(b,
-			contestant{"ours", func(int) cost { return v.ours.backup(kvmbackup.KindFull) }},
-			contestant{"virtnbdbackup", func(int) cost { return v.theirs.backup("copy") }},
+			contestant{"ours", func(int) cost { return v.ours.full() }},
+			contestant{"virtnbdbackup", func(int) cost { return v.theirs.full("copy") }},
 			contestant{"qemu-img-convert", func(round int) cost { return v.bare.convert(round, v.bare.Image("vda")) }})
 	})
 }

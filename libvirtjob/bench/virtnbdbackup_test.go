@@ -35,6 +35,14 @@ func (v *virtnbdbackup) backup(level string) cost {
 	return c
 }
 
+// full measures a backup and removes its files.
+func (v *virtnbdbackup) full(level string) cost {
+	v.lab.Helper()
+	c := v.backup(level)
+	v.lab.run("rm", "-r", v.dir)
+	return c
+}
+
 // restore measures one restore of the newest chain.
 func (v *virtnbdbackup) restore(dir string) cost {
 	v.lab.Helper()
