@@ -31,7 +31,7 @@ func describeMachine(w io.Writer) {
 		{"file-system", `\n(\S+)`, "df --output=fstype " + os.TempDir()},
 	} {
 		command := strings.Fields(fact.command)
-		out, _ := exec.Command(command[0], command[1:]...).Output() //nolint:noctx // there is no context before the tests
+		out, _ := exec.Command(command[0], command[1:]...).Output()
 		value := "unknown"
 		if m := regexp.MustCompile(fact.pattern).FindSubmatch(out); m != nil {
 			value = string(m[1])

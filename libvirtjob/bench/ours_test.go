@@ -54,7 +54,8 @@ func (a *app) openStore(ctx context.Context, file string) (_ *sqlstore.Store, er
 	if err != nil {
 		return nil, err
 	}
-	return store, store.Migrate(ctx)
+	err = store.Migrate(ctx)
+	return store, err
 }
 
 func (a *app) close() error { return errors.Join(a.hypervisor.Close(), a.db.Close()) }
@@ -108,7 +109,7 @@ func follow(text string) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Println(done.ID, done.Kind, done.Path) //nolint:forbidigo // the answer of a command
+	_, err = fmt.Println(done.ID, done.Kind, done.Path)
 	return err
 }
 

@@ -56,7 +56,7 @@ func watchPeak(pid int, done <-chan struct{}) (peak int64) {
 
 // peakMemory is VmHWM of a process in bytes; 0: it can't be read.
 func peakMemory(pid string) int64 {
-	text, _ := os.ReadFile(filepath.Join("/proc", pid, "status"))
+	text, _ := os.ReadFile("/proc/" + pid + "/status")
 	for line := range strings.Lines(string(text)) {
 		var kibs int64
 		if n, _ := fmt.Sscanf(line, "VmHWM: %d kB", &kibs); n == 1 {
