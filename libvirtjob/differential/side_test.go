@@ -1,0 +1,399 @@
+package differential_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/store/memstore"
+)
+
+// side is one of the two hosts, with those who back its guest up.
+type side struct {
+	name      string
+	host      host
+	ctx       context.Context //nolint:containedctx // a history has one, and every step needs it
+	exec      kvmbackup.Executor
+	consumers []*consumer
+	names     map[string]string // what ours are called in comparisons: PREFIX#SEQUENCE
+	scratch   string
+	domain    string
+}
+
+// consumer is one backup application.
+type consumer struct {
+	prefix   string
+	engine   *kvmbackup.Engine
+	store    *memstore.Store
+	repo     *repository.Repository
+	contents map[kvmbackup.BackupID]map[kvmbackup.VolumeID][]byte
+	decided  *kvmbackup.Decision // of the backup under way
+	cancel   func()              // called when it has decided
+}
+
+var errEnough = errors.New("enough")
+
+func newSide(ctx context.Context, t *testing.T, name string, h host) *side {
+	t.Helper()
+	s := &side{name: name, host: h, ctx: ctx, exec: h.executor(), names: map[string]string{}, scratch: t.TempDir()}
+	if n, ok := h.(interface{ vmName() string }); ok {
+		s.domain = n.vmName()
+	}
+	for _, prefix := range []string{kvmbackup.DefaultPrefix, "other"} {
+		c := &consumer{prefix: prefix, store: memstore.New(), contents: map[kvmbackup.BackupID]map[kvmbackup.VolumeID][]byte{}}
+		dir := t.TempDir()
+		must(os.Chmod(dir, 0o777))
+		var err error
+		c.repo, err = repository.Init(ctx, dir, repository.Options{NoSync: true})
+		must(err)
+		c.engine, err = kvmbackup.New(kvmbackup.Config{
+			Store: c.store, Repository: c.repo, Executor: s.exec, Images: h.images(), Prefix: prefix, ReserveBytes: -1, OnEvent: c.event,
+		})
+		must(err)
+		s.consumers = append(s.consumers, c)
+	}
+	return s
+}
+
+func (s *side) vm() string { return s.domain }
+
+func (c *consumer) event(e kvmbackup.Event) {
+	if e.Type != kvmbackup.EventDecided {
+		return
+	}
+	c.decided = e.Decision
+	if c.cancel != nil {
+		c.cancel()
+	}
+}
+
+func (s *side) request(p *play) kvmbackup.BackupRequest {
+	r := kvmbackup.BackupRequest{VM: kvmbackup.VMID(s.domain)}
+	for _, device := range p.devices() {
+		r.Volumes = append(r.Volumes, kvmbackup.Volume{ID: p.plugged[device].id, Device: device})
+		if p.transient {
+			r.Disks = append(r.Disks, kvmbackup.DiskRef{Device: device, Source: s.host.source(device), Format: "qcow2"})
+		}
+	}
+	return r
+}
+
+func (s *side) ref(p *play) kvmbackup.DomainRef {
+	return kvmbackup.DomainRef{Name: s.domain, Disks: s.request(p).Disks}
+}
+
+// operate lets an engine do something. Nothing of others may be touched by it.
+func (s *side) operate(p *play, verb string, words []string) string {
+	c := s.consumers[0]
+	if slices.Contains(words, "other") {
+		c = s.consumers[1]
+	}
+	before := s.others(p, c)
+	var text string
+	switch verb {
+	case "backup":
+		text = s.backup(p, c, words)
+	case "delete":
+		text = s.delete(c, words)
+	case "forget":
+		text = class(c.engine.Forget(s.ctx, kvmbackup.VMID(s.domain), s.ref(p)))
+	case "require-full":
+		text = class(c.engine.RequireFull(s.ctx, kvmbackup.VMID(s.domain)))
+	case "recover":
+		_, err := c.engine.Recover(s.ctx, kvmbackup.VMID(s.domain), s.ref(p))
+		text = class(err)
+	}
+	if after := s.others(p, c); !slices.Equal(before, after) {
+		panic(failure{fmt.Sprintf("%s: what belongs to others was touched: %q became %q", s.name, before, after)})
+	}
+	s.learnNames()
+	return text
+}
+
+// backup takes a backup and describes it, or its failure.
+func (s *side) backup(p *play, c *consumer, words []string) string {
+	has := func(w string) bool { return slices.Contains(words, w) }
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	defer cancel(nil)
+	req := s.request(p)
+	req.Policy = kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"), OfflineIncremental: has("offline")}
+	c.decided, c.cancel = nil, nil
+	if has("cancel") {
+		c.cancel = func() { cancel(errEnough) }
+	}
+	if has("abort") {
+		req.OnJob = func(kvmbackup.JobControl) { cancel(errEnough) }
+	}
+	b, err := c.engine.Backup(ctx, req)
+	s.learnNames()
+	var out strings.Builder
+	if d := c.decided; d != nil {
+		fmt.Fprintf(&out, "decided: %v, base %q, position %d\n", d.Kind, s.named(string(d.Base)), d.Position)
+	}
+	if err != nil {
+		return out.String() + class(err)
+	}
+	c.contents[b.ID] = p.contents()
+	s.onlyActive(p, c)
+	fmt.Fprintf(&out, "backup: %v, checkpoint %q, position %d, parent %s", b.Kind, s.named(string(b.Checkpoint)), b.Position, s.sequence(c, b.ParentID))
+	for _, r := range b.Reasons {
+		fmt.Fprintf(&out, "\nreason: %s %s", r.VolumeID, r.Code)
+	}
+	for _, v := range b.Volumes {
+		fmt.Fprintf(&out, "\nvolume: %s on %s, %v, %d bytes, tracked %v", v.VolumeID, v.Device, v.Kind, v.VirtualSize, v.Tracked)
+		if v.Kind == kvmbackup.KindIncremental {
+			fmt.Fprintf(&out, ", dirty %d", (v.DirtyBytes+cluster-1)/cluster*cluster)
+		}
+	}
+	return out.String()
+}
+
+func (s *side) sequence(c *consumer, id kvmbackup.BackupID) string {
+	if id == "" {
+		return "none"
+	}
+	b, err := c.store.Backup(s.ctx, id)
+	must(err)
+	return strconv.FormatInt(b.Sequence, 10)
+}
+
+// delete deletes one of the backups that are offered.
+func (s *side) delete(c *consumer, words []string) string {
+	offered, err := c.engine.List(s.ctx, kvmbackup.VMID(s.domain), false)
+	must(err)
+	n, _ := strconv.Atoi(words[0])
+	if len(offered) == 0 {
+		return "nothing to delete"
+	}
+	plan, err := c.engine.Delete(s.ctx, offered[n%len(offered)].ID, slices.Contains(words, "force"))
+	return fmt.Sprintf("delete: %d go, %d wait, clears active %v: %s", len(plan.Remove), len(plan.Pending), plan.ClearsActive, class(err))
+}
+
+// learnNames gives the checkpoints of new records their names in comparisons.
+func (s *side) learnNames() {
+	for _, c := range s.consumers {
+		all, err := c.store.List(s.ctx, kvmbackup.Query{VM: kvmbackup.VMID(s.domain)})
+		must(err)
+		for _, b := range all {
+			if b.Checkpoint != "" {
+				s.names[string(b.Checkpoint)] = fmt.Sprintf("%s#%d", c.prefix, b.Sequence)
+			}
+		}
+	}
+}
+
+func (s *side) named(name string) string {
+	if n, ok := s.names[name]; ok {
+		return n
+	}
+	return name
+}
+
+// state is what the host shows of the guest, and the stores of its backups.
+func (s *side) state(p *play) string {
+	st, err := s.exec.Inspect(s.ctx, s.ref(p))
+	must(err)
+	var out strings.Builder
+	fmt.Fprintf(&out, "domain: %v, defined %v, persistent %v, clean %v, job %v\n", st.State, st.Defined, st.Persistent, st.CleanShutdown, st.Job)
+	slices.SortFunc(st.Disks, func(a, b kvmbackup.DiskStatus) int { return strings.Compare(a.Device, b.Device) })
+	for _, d := range st.Disks {
+		fmt.Fprintf(&out, "disk %s: %s, %d bytes, skip %q, unreadable %v, untrackable %q, unknown %v, bitmaps %q\n", d.Device, d.Format, d.VirtualSize,
+			d.Skip, d.Unreadable != "", d.Untrackable, d.BitmapsUnknown != "", s.bitmaps(d))
+	}
+	var listed []string
+	for _, cp := range st.Checkpoints {
+		slices.Sort(cp.Devices)
+		listed = append(listed, fmt.Sprintf("%s on %v", s.named(cp.Name), cp.Devices))
+	}
+	slices.Sort(listed)
+	fmt.Fprintf(&out, "checkpoints: %q", listed)
+	for _, c := range s.consumers {
+		out.WriteString(s.records(p, c))
+	}
+	return out.String()
+}
+
+// bitmaps spells a disk's bitmaps, with "!" behind an inconsistent one and "~" behind one that isn't persistent.
+func (s *side) bitmaps(d kvmbackup.DiskStatus) []string {
+	var out []string
+	for _, b := range d.Bitmaps {
+		name := s.named(b.Name)
+		if b.Inconsistent {
+			name += "!"
+		}
+		if !b.Persistent {
+			name += "~"
+		}
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// records describes what a consumer's store has, and what its active checkpoint's bitmaps have recorded.
+func (s *side) records(p *play, c *consumer) string {
+	vm, err := c.store.VM(s.ctx, kvmbackup.VMID(s.domain))
+	must(err)
+	all, err := c.store.List(s.ctx, kvmbackup.Query{VM: kvmbackup.VMID(s.domain)})
+	must(err)
+	slices.SortFunc(all, func(a, b kvmbackup.Backup) int { return int(a.Sequence - b.Sequence) })
+	var list []string
+	for _, b := range all {
+		list = append(list, fmt.Sprintf("%d %v %v", b.Sequence, b.Kind, b.Status))
+	}
+	text := fmt.Sprintf("\n%s: active %q, backups %q", c.prefix, s.named(string(vm.ActiveCheckpoint)), list)
+	if vm.ActiveCheckpoint == "" {
+		return text
+	}
+	dirty, err := s.exec.DirtyBytes(s.ctx, s.ref(p), vm.ActiveCheckpoint)
+	must(err)
+	for device, n := range dirty {
+		dirty[device] = (n + cluster - 1) / cluster * cluster
+	}
+	return fmt.Sprintf("%s, dirty %v", text, dirty)
+}
+
+// onlyActive is what holds after each completed backup: of a consumer's bitmaps each disk has the active checkpoint's, or none.
+func (s *side) onlyActive(p *play, c *consumer) {
+	st, err := s.exec.Inspect(s.ctx, s.ref(p))
+	must(err)
+	active := s.active(c)
+	for _, d := range st.Disks {
+		for _, b := range d.Bitmaps {
+			if kvmbackup.Owns(c.prefix, b.Name) && b.Name != active {
+				panic(failure{fmt.Sprintf("%s: %s has bitmap %q of ours, active is %q", s.name, d.Device, s.named(b.Name), s.named(active))})
+			}
+		}
+	}
+}
+
+// others lists what doesn't belong to a consumer.
+func (s *side) others(p *play, c *consumer) []string {
+	st, err := s.exec.Inspect(s.ctx, s.ref(p))
+	must(err)
+	var all []string
+	for _, d := range st.Disks {
+		for _, b := range d.Bitmaps {
+			if !kvmbackup.Owns(c.prefix, b.Name) {
+				all = append(all, fmt.Sprintf("bitmap %s:%s inconsistent %v", d.Device, b.Name, b.Inconsistent))
+			}
+		}
+	}
+	for _, cp := range st.Checkpoints {
+		if !kvmbackup.Owns(c.prefix, cp.Name) {
+			all = append(all, fmt.Sprintf("checkpoint %s on %v", cp.Name, cp.Devices))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// lose lets somebody delete our checkpoint.
+func (s *side) lose(p *play, metadataOnly bool) string {
+	active := s.active(s.consumers[0])
+	st, err := s.exec.Inspect(s.ctx, s.ref(p))
+	must(err)
+	for _, cp := range st.Checkpoints {
+		if cp.Name == active {
+			s.host.dropCheckpoint(active, metadataOnly)
+			return "deleted"
+		}
+	}
+	return "not there"
+}
+
+// loseBitmap lets somebody remove our bitmap behind libvirt's back.
+func (s *side) loseBitmap(p *play, device string) string {
+	active := s.active(s.consumers[0])
+	st, err := s.exec.Inspect(s.ctx, s.ref(p))
+	must(err)
+	for _, d := range st.Disks {
+		for _, b := range d.Bitmaps {
+			if d.Device == device && b.Name == active && p.plugged[device].layers == 1 {
+				s.host.dropBitmap(device, active)
+				return "removed"
+			}
+		}
+	}
+	return "not there"
+}
+
+func (s *side) active(c *consumer) string {
+	vm, err := c.store.VM(s.ctx, kvmbackup.VMID(s.domain))
+	must(err)
+	return string(vm.ActiveCheckpoint)
+}
+
+// verify reads every backup that is offered, restores the newest, and compares them with what the disks held.
+func (s *side) verify(c *consumer) {
+	offered, err := c.engine.List(s.ctx, kvmbackup.VMID(s.domain), false)
+	must(err)
+	for _, b := range offered {
+		for _, v := range b.Volumes {
+			s.compare(c, b, v.VolumeID, c.repo.FilePath(b.Path, v.File))
+		}
+	}
+	slices.SortFunc(offered, func(a, b kvmbackup.Backup) int { return int(a.Sequence - b.Sequence) })
+	newest := offered[len(offered)-1]
+	dir, err := os.MkdirTemp(s.scratch, "restored-")
+	must(err)
+	r, err := c.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: newest.ID, Dir: dir})
+	must(err)
+	if len(r.Volumes) != len(newest.Volumes) {
+		panic(failure{fmt.Sprintf("%s: %d volumes of %d were restored", s.name, len(r.Volumes), len(newest.Volumes))})
+	}
+	for _, v := range r.Volumes {
+		s.compare(c, newest, v.VolumeID, v.Path)
+	}
+}
+
+func (s *side) compare(c *consumer, b kvmbackup.Backup, id kvmbackup.VolumeID, file string) {
+	got, err := kvmbackuptest.ReadChain(file)
+	must(err)
+	held := c.contents[b.ID][id]
+	data := make([]byte, got.SizeBytes())
+	_, err = got.ReadAt(data, 0)
+	must(err)
+	if len(data) != len(held) {
+		panic(failure{fmt.Sprintf("%s: backup %d, %s: %d bytes, the disk had %d", s.name, b.Sequence, id, len(data), len(held))})
+	}
+	for n := range held {
+		if held[n] != data[n] {
+			panic(failure{fmt.Sprintf("%s: backup %d, %s: %#x at offset %d, the disk had %#x", s.name, b.Sequence, id, data[n], n, held[n])})
+		}
+	}
+}
+
+// class names the sentinels that an error is.
+func class(err error) string {
+	if err == nil {
+		return "no error"
+	}
+	var is []string
+	for _, s := range append(sentinels, context.Canceled, errEnough) {
+		if errors.Is(err, s) {
+			is = append(is, s.Error())
+		}
+	}
+	if len(is) == 0 {
+		return "error: " + err.Error()
+	}
+	return fmt.Sprintf("error: %q", is)
+}
+
+var sentinels = []error{
+	kvmbackup.ErrNotFound, kvmbackup.ErrNoDomain, kvmbackup.ErrNoVolume, kvmbackup.ErrInvalid, kvmbackup.ErrNoChainData, kvmbackup.ErrBusy,
+	kvmbackup.ErrLeaseLost, kvmbackup.ErrRunning, kvmbackup.ErrHasChildren, kvmbackup.ErrHeld, kvmbackup.ErrDomainRunning, kvmbackup.ErrDomainStopped,
+	kvmbackup.ErrStatus, kvmbackup.ErrNoCheckpoint, kvmbackup.ErrCheckpointInconsistent, kvmbackup.ErrCheckpointExists, kvmbackup.ErrUnsupported,
+	kvmbackup.ErrUnreadable, kvmbackup.ErrNothingToBackUp, kvmbackup.ErrNoJob, kvmbackup.ErrJobFailed, kvmbackup.ErrJobStuck, kvmbackup.ErrStalled,
+	kvmbackup.ErrNoAgent, kvmbackup.ErrNotConsistent, kvmbackup.ErrNoSpace, kvmbackup.ErrTargetAccess, kvmbackup.ErrImageLocked,
+	kvmbackup.ErrMissingFile, kvmbackup.ErrDamaged, kvmbackup.ErrTooSmall, kvmbackup.ErrTargetExists, kvmbackup.ErrOtherRepository,
+}
