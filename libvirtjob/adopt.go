@@ -2,6 +2,7 @@ package libvirtjob
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -41,6 +42,9 @@ func (e *Executor) adopt(ctx context.Context, d *domain, spec kvmbackup.JobSpec)
 	}
 	looked := time.Now()
 	info, err := stats(ctx, d, 0)
+	if errors.Is(err, errForgotten) {
+		err = adoptForgotten(ctx, d, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -55,4 +59,16 @@ func (e *Executor) adopt(ctx context.Context, d *domain, spec kvmbackup.JobSpec)
 	}
 	j.began = looked.Add(-elapsed(info))
 	return j, nil
+}
+
+// adoptForgotten tells whether QEMU had been told of a job that libvirt forgot.
+func adoptForgotten(ctx context.Context, d *domain, err error) error {
+	var jobs []any
+	if again := qmp(ctx, d, "query-jobs", nil, &jobs); again != nil {
+		return errors.Join(err, again)
+	}
+	if len(jobs) > 0 {
+		return fmt.Errorf("%w: %w", kvmbackup.ErrBusy, err)
+	}
+	return fmt.Errorf("%w: %w", kvmbackup.ErrNoJob, err)
 }

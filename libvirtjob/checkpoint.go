@@ -126,9 +126,16 @@ func deleteCheckpoint(ctx context.Context, d *domain, name kvmbackup.CheckpointN
 // dropLiveBitmaps removes what bitmaps of that name a running QEMU has on the domain's disks. Lower layers are open
 // read-only; libvirt can reopen them, so it is told of a checkpoint that has just these bitmaps, and deletes it.
 func (e *Executor) dropLiveBitmaps(ctx context.Context, m *machine, name kvmbackup.CheckpointName) error {
-	left, err := holders(ctx, m, name)
-	if err != nil || len(left) == 0 {
+	g, err := queryGraph(ctx, m.domain)
+	if err != nil {
 		return err
+	}
+	if err := e.dropJobBitmaps(ctx, m, g); err != nil {
+		return err
+	}
+	left := g.holders(m.disks, name)
+	if len(left) == 0 {
+		return nil
 	}
 	e.log.Debug("removing bitmaps without a checkpoint", "domain", m.name, "bitmap", name, "devices", left)
 	err = redefine(ctx, m, name, time.Time{}, left, libvirt.DOMAIN_CHECKPOINT_CREATE_REDEFINE)
@@ -144,16 +151,16 @@ func (e *Executor) dropLiveBitmaps(ctx context.Context, m *machine, name kvmback
 // holders returns the devices that have a bitmap of that name on any layer.
 func holders(ctx context.Context, m *machine, name kvmbackup.CheckpointName) ([]string, error) {
 	g, err := queryGraph(ctx, m.domain)
-	if err != nil {
-		return nil, err
-	}
-	var devices []string
-	for _, d := range m.disks {
+	return g.holders(m.disks, name), err
+}
+
+func (g graph) holders(disks []disk, name kvmbackup.CheckpointName) (devices []string) {
+	for _, d := range disks {
 		if slices.ContainsFunc(g.chain(d), func(n node) bool { _, ok := n.bitmap(string(name)); return ok }) {
 			devices = append(devices, d.device)
 		}
 	}
-	return devices, nil
+	return devices
 }
 
 // removeBitmaps asks QEMU itself. It finds what is below a gap in a chain, where libvirt stops.

@@ -2,6 +2,7 @@ package libvirtjob
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -91,6 +92,9 @@ func state(ctx context.Context, d *domain, status *kvmbackup.DomainStatus) error
 // jobState tells what a backup would have to wait for. libvirt would wait too, for up to 30 s and without saying so.
 func jobState(ctx context.Context, m *machine) (kvmbackup.JobState, string, error) {
 	info, err := stats(ctx, m.domain, 0)
+	if errors.Is(err, errForgotten) {
+		return kvmbackup.JobOther, errForgotten.Error(), nil
+	}
 	if err != nil {
 		return kvmbackup.JobUnknown, "", err
 	}

@@ -70,9 +70,13 @@ func (e *Executor) prepare(ctx context.Context, m *machine, spec kvmbackup.JobSp
 		}
 	}
 	if spec.Base != "" {
-		// Only for the result's figures, so what is not known is left out.
-		if g, err := queryGraph(ctx, m.domain); err == nil {
-			j.estimates = g.dirtyBytes(m.disks, spec.Base)
+		g, err := queryGraph(ctx, m.domain)
+		if err != nil {
+			return nil, err
+		}
+		j.estimates = g.dirtyBytes(m.disks, spec.Base)
+		if err := e.dropJobBitmaps(ctx, m, g); err != nil {
+			return nil, err
 		}
 	}
 	return j, offline.CreateTargets(ctx, e.cfg.Images, spec)

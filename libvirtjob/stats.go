@@ -15,6 +15,9 @@ func stats(ctx context.Context, d *domain, flags libvirt.DomainGetJobStatsFlags)
 	if isCode(err, libvirt.ERR_OPERATION_INVALID) || isCode(err, libvirt.ERR_NO_DOMAIN) {
 		return nil, nil
 	}
+	if forgotten(err) {
+		err = fmt.Errorf("%w: %w", errForgotten, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read job state of %q: %w", d.name, err)
 	}
