@@ -22,9 +22,6 @@ import (
 // machine keeps a process from running.
 const leaseTTL = 2 * time.Second
 
-// patience limits every operation.
-const patience = 3 * time.Minute
-
 // app is a backup application over one guest: what a process opens when it starts.
 type app struct {
 	*testing.T
@@ -46,7 +43,9 @@ type app struct {
 type setup struct {
 	config func(*kvmbackup.Config)
 	sync   bool // flush files
-	uri    string
+	// patience limits all operations together. Defaults to 3 minutes.
+	patience time.Duration
+	uri      string
 	// step is asked before each step of the repository that changes it, also while the gate is not armed.
 	step func(step string)
 }
@@ -54,7 +53,10 @@ type setup struct {
 // openApp opens an application on a folder, which may have been another process's.
 func openApp(t *testing.T, g *guest, dir string, s setup) *app {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	if s.patience == 0 {
+		s.patience = 3 * time.Minute
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), s.patience)
 	t.Cleanup(cancel)
 	a := &app{T: t, ctx: ctx, guest: g, dir: dir, gate: &gate{}}
 	a.must(os.MkdirAll(a.repoDir(), 0o755))

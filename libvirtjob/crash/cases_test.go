@@ -163,6 +163,7 @@ func (c crashCase) size() int64 {
 // settle is what the next process does: it recovers, or just takes the next backup; then everything must be in order.
 func (c crashCase) settle(a *app, byRecover bool) {
 	a.Helper()
+	cut := a.cut // then bitmaps are lost, and the next backup is full
 	if byRecover {
 		found, err := a.engine.Recover(a.ctx, a.vm(), kvmbackup.DomainRef{Name: a.guest.name})
 		a.must(err)
@@ -176,7 +177,7 @@ func (c crashCase) settle(a *app, byRecover bool) {
 	next := a.backup(a.request())
 	a.inOrder()
 	a.tracked(next)
-	if c.after != nil {
+	if c.after != nil && !cut {
 		c.after(a, next)
 	}
 	a.restoreAll()

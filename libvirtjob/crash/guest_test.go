@@ -66,9 +66,15 @@ func (g *guest) must(step string, err error) {
 
 func (g *guest) tool(name string, args ...string) []byte {
 	g.t.Helper()
-	out, err := exec.CommandContext(g.t.Context(), name, args...).CombinedOutput()
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(g.t.Context(), name, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil || name == "qemu-io" && bytes.Contains(out, []byte("failed")) {
-		g.t.Fatalf("%s %q: %v: %s", name, args, err, out)
+		g.t.Fatalf("%s %q: %v: %s%s", name, args, err, out, stderr.String())
+	}
+	if stderr.Len() > 0 {
+		g.t.Logf("%s %q: %s", name, args, stderr.String())
 	}
 	return out
 }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 )
@@ -76,7 +77,8 @@ func startMany(t *testing.T, h *host, dir string, n int, p *places) many {
 		t.Cleanup(g.remove)
 		g.start()
 		if i == 0 {
-			all = append(all, openApp(t, g, filepath.Join(dir, "run"), setup{config: func(c *kvmbackup.Config) {
+			all = append(all, openApp(t, g, filepath.Join(dir, "run"), setup{patience: 20 * time.Minute, config: func(c *kvmbackup.Config) {
+				c.LeaseTTL = time.Minute
 				c.HostLimit, c.RepositoryLimit, c.OnEvent = kvmbackup.NewLimiter(6), kvmbackup.NewLimiter(4), p.event
 			}}))
 			continue

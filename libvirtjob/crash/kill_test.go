@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 )
@@ -64,8 +65,10 @@ type order struct {
 	Died   bool   // the run before was killed, and is to be settled
 	Kill   int    // the point to die at; 0: none
 	KillAt string // or the first one of this name
-	Power  bool   // files are flushed, and the steps of the repository noted
-	Cut    bool   // QEMU has died, too
+	// Delay is by how much the death comes later than the point: within the call that was about to begin, if it lasts that long.
+	Delay time.Duration
+	Power bool // files are flushed, and the steps of the repository noted
+	Cut   bool // QEMU has died, too
 	// Recover settles by Recover; otherwise the next backup does.
 	Recover bool
 	Stop    bool // do nothing but settle
@@ -200,13 +203,11 @@ func TestHelper(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, h := caseNamed(o.Case), needHost(t)
-	if o.Power {
-		c.after = nil // bitmaps went with QEMU, so that the next backup is full
-	}
 	var r report
 	if o.Died {
 		r.Failed = !t.Run("settle", func(t *testing.T) {
 			a := o.open(t, h, c, o.Run-1)
+			a.restartForgotten()
 			c.settle(a, o.Recover)
 		})
 	}
@@ -217,25 +218,37 @@ func TestHelper(t *testing.T) {
 	t.Run("act", func(t *testing.T) {
 		a := o.open(t, h, c, o.Run)
 		c.begin(a)
+		pending := time.NewTimer(time.Hour)
 		a.gate.arm(func(n int, point string) error {
 			if n == o.Kill || point == o.KillAt {
-				kill(filepath.Join(o.Dir, "killed"), point)
+				pending = o.die(point)
 			}
 			return nil
 		})
 		err := c.act(a)
 		r.Points = a.gate.disarm()
+		pending.Stop()
 		a.must(err)
 		c.settle(a, true)
 	})
 	o.report(t, r)
 }
 
+// die kills this process now, or in a while unless that is stopped.
+func (o order) die(point string) *time.Timer {
+	note := filepath.Join(o.Dir, "killed")
+	if o.Delay == 0 {
+		kill(note, point)
+	}
+	return time.AfterFunc(o.Delay, func() { kill(note, fmt.Sprintf("%s and %v later", point, o.Delay)) })
+}
+
 // open opens the application of one run.
 func (o order) open(t *testing.T, h *host, c crashCase, run int) *app {
 	t.Helper()
 	g := openGuest(t, h, "guest", filepath.Join(o.Dir, "images"), c.size(), "vda", "vdb")
-	if o.Cut && run < o.Run {
+	cut := run < o.Run && (g.orphaned(h) || o.Cut)
+	if cut {
 		g.lost()
 	}
 	if g.define(); !c.stopped {
@@ -246,7 +259,7 @@ func (o order) open(t *testing.T, h *host, c crashCase, run int) *app {
 		s.sync, s.step = true, func(step string) { o.note(t, step) }
 	}
 	a := openApp(t, g, filepath.Join(o.Dir, fmt.Sprintf("run-%d", run)), s)
-	a.cut = o.Cut && run < o.Run
+	a.cut = cut
 	a.exec.onAdopt = func(j kvmbackup.Job) { a.must(j.SetBandwidth(a.ctx, 0)) } // it has been slow for long enough
 	return a
 }
