@@ -296,18 +296,27 @@ func (s *side) others(p *play, c *consumer) []string {
 	return all
 }
 
-// lose lets somebody delete our checkpoint.
+// lose lets somebody delete our checkpoint. libvirt refuses that with the bitmaps where one is missing.
 func (s *side) lose(p *play, metadataOnly bool) string {
 	active := s.active(s.consumers[0])
 	st, err := s.exec.Inspect(s.ctx, s.ref(p))
 	must(err)
 	for _, cp := range st.Checkpoints {
-		if cp.Name == active {
+		if cp.Name == active && (metadataOnly || complete(st, cp)) {
 			s.host.dropCheckpoint(active, metadataOnly)
 			return "deleted"
 		}
 	}
 	return "not there"
+}
+
+// complete says whether each of a checkpoint's disks has its bitmap.
+func complete(st kvmbackup.DomainStatus, cp kvmbackup.CheckpointStatus) bool {
+	return !slices.ContainsFunc(cp.Devices, func(device string) bool {
+		return !slices.ContainsFunc(st.Disks, func(d kvmbackup.DiskStatus) bool {
+			return d.Device == device && slices.ContainsFunc(d.Bitmaps, func(b kvmbackup.BitmapStatus) bool { return b.Name == cp.Name })
+		})
+	})
 }
 
 // loseBitmap lets somebody remove our bitmap behind libvirt's back.

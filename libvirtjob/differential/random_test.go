@@ -1,0 +1,111 @@
+package differential_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestRandomHistories plays histories that are drawn from a seed.
+func TestRandomHistories(t *testing.T) {
+	count, length, first := 10, 35, uint64(1)
+	if os.Getenv("KVMBACKUP_CRASH") == "full" {
+		count, first = 10*count, uint64(time.Now().UnixNano())
+	}
+	if text := os.Getenv("KVMBACKUP_DIFFERENTIAL_SEED"); text != "" {
+		var err error
+		if first, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var compared atomic.Int64
+	t.Cleanup(func() { t.Logf("seeds from %d: %d steps compared", first, compared.Load()) })
+	for n := range count {
+		seed := first + uint64(n)
+		t.Run(fmt.Sprintf("seed-%d", seed), func(t *testing.T) {
+			t.Parallel()
+			history := draw(seed, length)
+			steps, diff := playBoth(t, history)
+			compared.Add(int64(steps))
+			if diff == "" {
+				return
+			}
+			t.Logf("the history: %s\n%s", strings.Join(history, "; "), diff)
+			history, diff = shorten(t, history, diff)
+			t.Errorf("%q: `%s`,\n%s", t.Name(), strings.Join(history, "; "), diff)
+		})
+	}
+}
+
+// shorten leaves out whatever the difference doesn't need, as far as a minute goes.
+func shorten(t *testing.T, history []string, diff string) ([]string, string) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for size := len(history) / 2; size > 0; size /= 2 {
+		for at := len(history) - size; at >= 0 && time.Now().Before(deadline); at -= size {
+			at = min(at, len(history)-size)
+			fewer := slices.Delete(slices.Clone(history), at, at+size)
+			if _, d := playBoth(t, fewer); d != "" {
+				history, diff = fewer, d
+			}
+		}
+	}
+	return history, diff
+}
+
+// weighted are the steps that are drawn, each as often as its number says; the words in capitals are replaced.
+var weighted = []struct {
+	weight int
+	step   string
+}{
+	{12, "write DEVICE CLUSTER COUNT"}, {2, "scribble DEVICE CLUSTER"}, {3, "zero DEVICE CLUSTER COUNT"},
+	{14, "backup"}, {2, "backup off"}, {1, "backup full"}, {4, "backup offline"}, {3, "backup other"}, {2, "backup cancel"}, {2, "backup abort"},
+	{3, "restart"}, {3, "crash"}, {2, "stop"}, {9, "start"}, {2, "detach sda"}, {3, "attach sda"}, {1, "replace sda"},
+	{2, "grow DEVICE SECTORS"}, {3, "snapshot DEVICE"}, {3, "commit DEVICE"}, {3, "delete NUMBER"}, {1, "delete NUMBER force"},
+	{1, "lose-metadata"}, {1, "lose-checkpoint"}, {1, "lose-bitmap DEVICE"}, {1, "foreign-checkpoint DEVICE"}, {1, "foreign-bitmap DEVICE"},
+	{1, "forget"}, {1, "require-full"}, {1, "recover"},
+}
+
+// draw returns the seed's history.
+func draw(seed uint64, length int) []string {
+	r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // it has to be the same for the same seed
+	var templates, history []string
+	for _, w := range weighted {
+		for range w.weight {
+			templates = append(templates, w.step)
+		}
+	}
+	if r.IntN(2) == 0 {
+		history = append(history, "transient")
+	}
+	for range length {
+		words := strings.Fields(templates[r.IntN(len(templates))])
+		for i, w := range words {
+			words[i] = word(r, w)
+		}
+		history = append(history, strings.Join(words, " "))
+	}
+	return history
+}
+
+func word(r *rand.Rand, w string) string {
+	switch w {
+	case "DEVICE":
+		return []string{"vda", "sda"}[r.IntN(2)]
+	case "CLUSTER":
+		return strconv.Itoa(r.IntN(8))
+	case "COUNT":
+		return strconv.Itoa(1 + r.IntN(3))
+	case "SECTORS":
+		return strconv.Itoa(1 + r.IntN(300))
+	case "NUMBER":
+		return strconv.Itoa(r.IntN(5))
+	}
+	return w
+}
