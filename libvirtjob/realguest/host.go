@@ -185,7 +185,12 @@ func RemoveRoot(root string) {
 		if err != nil {
 			continue
 		}
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 {
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil || pid <= 1 {
+			continue
+		}
+		// A guest that died by itself has left its number, which may be another process's by now.
+		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.Contains(string(line), root+"/") {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
