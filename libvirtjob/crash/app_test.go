@@ -25,7 +25,7 @@ const leaseTTL = 2 * time.Second
 // app is a backup application over one guest: what a process opens when it starts.
 type app struct {
 	*testing.T
-	ctx    context.Context
+	ctx    context.Context //nolint:containedctx // of the test or of its helper process
 	guest  *guest
 	dir    string // with the repository, the database and what the disks held at each backup
 	gate   *gate

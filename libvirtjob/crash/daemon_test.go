@@ -54,7 +54,7 @@ func TestCrashOfTheDaemonDuringAJob(t *testing.T) {
 // openFolder makes a folder that every user may enter, unlike a test's own.
 func openFolder(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "kvmb-crash-")
+	dir, err := os.MkdirTemp("", "kvmb-crash-") //nolint:usetesting // see above
 	if err == nil {
 		err = os.Chmod(dir, 0o755)
 	}

@@ -93,7 +93,7 @@ func newSequence(t *testing.T, c string) *sequence {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "kvmb-crash-")
+	dir, err := os.MkdirTemp("", "kvmb-crash-") //nolint:usetesting // it outlives a killed helper process
 	if err != nil {
 		t.Fatal(err)
 	}

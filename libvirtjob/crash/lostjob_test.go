@@ -38,7 +38,7 @@ func dismissJobs(t *testing.T, root string) {
 	if err != nil || len(sockets) != 1 {
 		t.Fatalf("monitors are %q: %v", sockets, err)
 	}
-	conn, err := net.Dial("unix", sockets[0]) //nolint:noctx // it has a deadline
+	conn, err := net.Dial("unix", sockets[0])
 	if err != nil {
 		t.Fatal(err)
 	}
