@@ -122,7 +122,7 @@ func hostileImages(l *lab, path, link, secret string) map[string]func() {
 		"NBD":                    func() { l.image(path, disk, ""); l.backingName(path, "nbd:unix:/run/secret.sock") },
 		"JSON": func() {
 			l.image(path, disk, "")
-			l.backingName(path, fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"file","filename":"%s"}}`, secret))
+			l.backingName(path, `json:{"driver":"raw","file":{"driver":"file","filename":"`+secret+`"}}`)
 		},
 		"other parent":     backed("../2000.01.01.00.00.00/root.v-vda.qcow2"),
 		"external data":    func() { l.external(path, secret) },
