@@ -88,6 +88,9 @@ func (bs *bitmaps) merge(above bitmaps) {
 	for _, a := range above {
 		b := bs.find(a.name)
 		if b == nil {
+			if !a.inconsistent { // it is made anew, and not in the file below until that is closed
+				a.stored, a.inUse = false, false
+			}
 			*bs = append(*bs, a)
 			continue
 		}
