@@ -41,7 +41,7 @@ func TestTwoInstances(t *testing.T) {
 	l.calm()
 	l.checkMetrics(addresses)
 	for _, address := range addresses { // the claims alone have kept the two apart
-		if failed := l.metric(address, `kvmbackup_failures_total{.*}`); len(failed) > 0 {
+		if failed := l.metric(address, `kvmbackup_failures_total{.*op="backup".*}`); len(failed) > 0 {
 			t.Errorf("%s tells failures: %v", address, failed)
 		}
 	}
