@@ -19,10 +19,12 @@ var histories = map[string]string{
 		backup offline; start; write vda 3; backup; crash; backup offline; start; backup`,
 	"disks": `backup; detach sda; write vda 1; backup; attach sda; write sda 1; backup; backup; detach sda; replace sda; write sda 2; backup;
 		write sda 3; backup; restart; backup`,
-	"grown": `backup; grow vda 100; write vda 8; backup; grow sda 256; write sda 7 3; backup; restart; grow vda 28; backup`,
+	"grown-and-mixed": `grow vda 104; backup; lose-bitmap vda; backup`,
+	"grown":           `backup; grow vda 100; write vda 8; backup; grow sda 256; write sda 7 3; backup; restart; grow vda 28; backup`,
 	"snapshots": `backup; write vda 1; snapshot vda; write vda 2; backup; write vda 3; commit vda; write vda 4; backup; snapshot sda; write sda 1;
 		restart; write sda 2; backup; commit sda; backup`,
 	"snapshots-twice":     `backup; write vda 1; snapshot vda; write vda 2; snapshot vda; write vda 3; crash; start; backup; commit vda; backup; commit vda; backup`,
+	"snapshots-merged":    `snapshot vda; backup; write vda 1; restart; commit vda; crash; start; backup`,
 	"snapshots-transient": `transient; backup; snapshot vda; write vda 2; stop; backup offline; start; write vda 3; commit vda; restart; backup`,
 	"meddled": `backup; write vda 1; lose-metadata; write vda 2; backup; write sda 1; lose-checkpoint; write vda 3; backup; write vda 4; lose-bitmap sda;
 		write sda 5; backup; backup`,

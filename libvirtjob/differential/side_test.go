@@ -149,8 +149,9 @@ func (s *side) backup(p *play, c *consumer, words []string) string {
 	}
 	for _, v := range b.Volumes {
 		fmt.Fprintf(&out, "\nvolume: %s on %s, %v, %d bytes, tracked %v", v.VolumeID, v.Device, v.Kind, v.VirtualSize, v.Tracked)
-		if v.Kind == kvmbackup.KindIncremental {
-			fmt.Fprintf(&out, ", dirty %d", (v.DirtyBytes+cluster-1)/cluster*cluster)
+		// Where QEMU doesn't tell it per volume, the executor for libvirt adds to it what QEMU has rounded up of a full.
+		if v.Kind == kvmbackup.KindIncremental && p.plugged[v.Device].layers == 1 {
+			fmt.Fprintf(&out, ", dirty %d", v.DirtyBytes/cluster*cluster)
 		}
 	}
 	return out.String()
@@ -256,6 +257,10 @@ func (s *side) records(p *play, c *consumer) string {
 	dirty, err := s.exec.DirtyBytes(s.ctx, s.ref(p), vm.ActiveCheckpoint)
 	must(err)
 	for device, n := range dirty {
+		if p.plugged[device].layers > 1 { // the executor for libvirt counts a cluster once per layer
+			delete(dirty, device)
+			continue
+		}
 		dirty[device] = (n + cluster - 1) / cluster * cluster
 	}
 	return fmt.Sprintf("%s, dirty %v", text, dirty)
