@@ -14,6 +14,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // TestBandwidth: a limit holds from the start, and a new one soon. What QEMU reads and writes at once (up to 64 MiB) isn't held back.
@@ -211,7 +212,11 @@ func TestCancelDuringHang(t *testing.T) {
 			nas.hang()
 			time.AfterFunc(500*time.Millisecond, func() { cancel(errStop) })
 		}})
-		b.wantErr(err, errStop, kvmbackup.ErrJobStuck)
+		b.wantErr(err, errStop)
+		// On a busy machine the job may be over before the target hangs; then it is the folder that can't be removed.
+		if !errors.Is(err, kvmbackup.ErrJobStuck) && !errors.Is(err, repository.ErrUnavailable) {
+			t.Errorf("the error doesn't say what is left: %v", err)
+		}
 	})
 	b.wantRunning(vm)
 	nas.goOn()
