@@ -38,6 +38,9 @@ func (w *watch) measure(ctx context.Context) {
 	}
 }
 
+// copyUnit is the unit in bytes in which QEMU copies and counts.
+const copyUnit = 64 << 10
+
 // result tells what was copied: of the whole job always; of a volume if it was a full, was seen while it was copied,
 // or follows from what the bitmaps had marked shortly before and the job's total.
 func (w *watch) result(info *libvirt.DomainJobInfo) kvmbackup.JobResult {
@@ -47,8 +50,10 @@ func (w *watch) result(info *libvirt.DomainJobInfo) kvmbackup.JobResult {
 	rest, estimated := total, int64(0)
 	for i, v := range w.job.spec.Volumes {
 		n := w.last.Volumes[i].TotalBytes
+		part := n
 		if v.Kind == kvmbackup.KindFull {
 			n = v.VirtualSize
+			part = (n + copyUnit - 1) / copyUnit * copyUnit // as QEMU's total counts it
 		}
 		if n == 0 && total > 0 {
 			unknown = append(unknown, i)
@@ -56,7 +61,7 @@ func (w *watch) result(info *libvirt.DomainJobInfo) kvmbackup.JobResult {
 			continue
 		}
 		copied[v.VolumeID] = n
-		rest -= n
+		rest -= part
 	}
 	for _, i := range unknown {
 		v := w.job.spec.Volumes[i]
