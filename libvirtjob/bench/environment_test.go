@@ -1,7 +1,6 @@
 package bench_test
 
 import (
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -14,16 +13,13 @@ import (
 
 // describeMachine prints what the figures depend on, in the form that Go's benchmark output has for it.
 func describeMachine(w io.Writer) {
-	flag.Parse()
-	if f := flag.Lookup("test.bench"); f == nil || f.Value.String() == "" {
-		return
-	}
 	fmt.Fprintf(w, "date: %s\n", time.Now().UTC().Format(time.DateOnly))
+	fmt.Fprintf(w, "rounds: %d\n", *rounds)
+	describeLoad(w, "load-before")
 	fmt.Fprintf(w, "cores: %d\n", runtime.NumCPU())
 	fmt.Fprintf(w, "go: %s\n", strings.TrimPrefix(runtime.Version(), "go"))
 	for _, fact := range []struct{ name, pattern, command string }{
 		{"memory", `MemTotal:\s+(\d+ kB)`, "cat /proc/meminfo"},
-		{"load-before", `^(\S+)`, "cat /proc/loadavg"},
 		{"kernel", `(\S+)`, "uname -r"},
 		{"libvirt", `(\d+\.\d+\.\d+)`, "libvirtd --version"},
 		{"qemu", `version (\d+\.\d+\.\d+)`, "qemu-system-x86_64 --version"},
@@ -38,4 +34,11 @@ func describeMachine(w io.Writer) {
 		}
 		fmt.Fprintf(w, "%s: %s\n", fact.name, value)
 	}
+}
+
+// describeLoad prints the load average of the last minute.
+func describeLoad(w io.Writer, name string) {
+	text, _ := os.ReadFile("/proc/loadavg")
+	load, _, _ := strings.Cut(string(text), " ")
+	fmt.Fprintf(w, "%s: %s\n", name, load)
 }

@@ -1,6 +1,7 @@
 package bench_test
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -26,8 +27,16 @@ func TestMain(m *testing.M) {
 	if order := os.Getenv(orderEnv); order != "" {
 		os.Exit(obey(order))
 	}
-	describeMachine(os.Stdout)
-	os.Exit(realguest.Main(m))
+	flag.Parse()
+	benchmarks := flag.Lookup("test.bench").Value.String() != ""
+	if benchmarks {
+		describeMachine(os.Stdout)
+	}
+	code := realguest.Main(m)
+	if benchmarks {
+		describeLoad(os.Stdout, "load-after")
+	}
+	os.Exit(code)
 }
 
 // lab is a libvirtd with the guests of a benchmark, each used by one contestant.

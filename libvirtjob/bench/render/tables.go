@@ -61,7 +61,7 @@ func table(head []string, rows [][]string) string {
 
 func machineTable(r results) string {
 	var rows [][]string
-	for _, key := range []string{"date", "cpu", "cores", "memory", "load-before", "file-system", "kernel", "libvirt", "qemu", "virtnbdbackup", "go"} {
+	for _, key := range []string{"date", "cpu", "cores", "memory", "rounds", "load-before", "load-after", "file-system", "kernel", "libvirt", "qemu", "virtnbdbackup", "go"} {
 		if v, ok := r.machine[key]; ok {
 			rows = append(rows, []string{strings.ReplaceAll(key, "-", " "), v})
 		}
@@ -81,7 +81,7 @@ var targets = []target{
 	{"time added to an empty incremental of two disks, ms", "EmptyIncremental/2disks", "added-ms", 100, "%.0f"},
 	{"peak memory during a full of 1 GiB, MiB", "VersusFull/1GiB", "ours-peak-MiB", 64, "%.1f"},
 	{"full of 1 GiB against virtnbdbackup", "VersusFull/1GiB", "ours/virtnbdbackup", 0.35, "%.2f"},
-	{"empty incremental against virtnbdbackup", "VersusIncremental/empty", "ours/virtnbdbackup", 0.15, "%.2f"},
+	{"empty incremental against virtnbdbackup", "VersusIncremental/empty", "ours/virtnbdbackup", 0.15, "%.3f"},
 	{"restore of a chain of ten against virtnbdrestore", "VersusRestore/10layers", "ours/virtnbdrestore", 0.25, "%.2f"},
 	{"stored bytes less 1 MiB over dirty bytes", "VersusIncremental/64MiB", "(stored-1MiB)/dirty", 1.05, "%.3f"},
 	{"planning with a million backups against ten", "History/plan", "million/ten", 2, "%.2f"},
