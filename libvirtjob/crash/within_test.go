@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -80,17 +81,26 @@ func (a *app) restartForgotten() {
 // Then QEMU is killed.
 func (g *guest) orphaned(h *host) bool {
 	g.t.Helper()
-	pids, _ := filepath.Glob(filepath.Join(h.Root, "run", "qemu", g.name+".pid"))
-	if g.running() || len(pids) == 0 {
+	if g.running() {
 		return false
 	}
-	pid := g.pid(h)
+	// libvirt removes the file when it has noticed, at any time, that QEMU is gone.
+	text, err := os.ReadFile(filepath.Join(h.Root, "run", "qemu", g.name+".pid"))
+	if err != nil {
+		return false
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return false
+	}
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil || !strings.Contains(string(line), h.Root+"/") {
 		return false
 	}
 	g.t.Logf("libvirt lost the guest")
-	g.must("kill", syscall.Kill(pid, syscall.SIGKILL))
+	if err := syscall.Kill(pid, syscall.SIGKILL); !errors.Is(err, syscall.ESRCH) {
+		g.must("kill", err)
+	}
 	eventually(g.t, "QEMU is gone", func() bool { return syscall.Kill(pid, 0) != nil })
 	return true
 }
