@@ -247,7 +247,7 @@ func (o order) die(point string) *time.Timer {
 func (o order) open(t *testing.T, h *host, c crashCase, run int) *app {
 	t.Helper()
 	g := openGuest(t, h, "guest", filepath.Join(o.Dir, "images"), c.size(), "vda", "vdb")
-	cut := run < o.Run && (g.orphaned(h) || o.Cut)
+	cut := run < o.Run && (o.Cut || g.orphaned(h))
 	if cut {
 		g.lost()
 	}
