@@ -10,9 +10,10 @@ func (e *Engine) PlanDelete(ctx context.Context, id BackupID, force bool) (Delet
 	return e.deleter.Plan(ctx, id, force)
 }
 
-// Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. A backup that a crashed process left
-// running is settled first; what an earlier deletion could not remove is tried again. Deleting the newest backup clears the active checkpoint, and drops it on the domain where
-// that can be reached; otherwise the next operation that reaches it does.
+// Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. What a crashed process left running, the
+// backup itself or with force one below it, is settled first; when that is not possible now, the error says why, such as
+// ErrJobStuck. What an earlier deletion could not remove is tried again. Deleting the newest backup clears the active
+// checkpoint, and drops it on the domain where that can be reached; otherwise the next operation that reaches it does.
 func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePlan, error) {
 	b, err := e.cfg.Store.Backup(ctx, id)
 	if err != nil {
@@ -23,7 +24,7 @@ func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePla
 	var done DeletePlan
 	err = e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
-		if b.Status == StatusRunning {
+		if _, err := e.deleter.Plan(ctx, id, force); errors.Is(err, ErrStatus) { // something runs, and with the lease held nobody runs it
 			if _, err := e.settleRunning(ctx, o, h, DomainRef{Name: b.Domain}); err != nil {
 				return err
 			}
