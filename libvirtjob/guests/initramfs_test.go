@@ -68,10 +68,11 @@ agent
 exec 0<>/dev/ttyS1 1>&0
 stty raw -echo
 echo '<<0>>'
-while read -r line; do
+# Not in this shell: it is told of the end of every process without a parent, and that ends a read in mid-line.
+( while read -r line; do
 	eval "( $line ) 2>&1"
 	echo "<<$?>>"
-done
+done )
 poweroff -f
 `
 
