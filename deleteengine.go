@@ -3,6 +3,7 @@ package kvmbackup
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // PlanDelete shows what Delete would do now; see Deleter.Plan.
@@ -11,8 +12,8 @@ func (e *Engine) PlanDelete(ctx context.Context, id BackupID, force bool) (Delet
 }
 
 // Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. What a crashed process left running, the
-// backup itself or with force one below it, is settled first; when that is not possible now, the error says why, such as
-// ErrJobStuck. What an earlier deletion could not remove is tried again. Deleting the newest backup clears the active
+// backup itself or with force one below it, is settled first; when that is not possible now, the error is ErrStatus and says
+// why, such as ErrJobStuck. What an earlier deletion could not remove is tried again. Deleting the newest backup clears the active
 // checkpoint, and drops it on the domain where that can be reached; otherwise the next operation that reaches it does.
 func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePlan, error) {
 	b, err := e.cfg.Store.Backup(ctx, id)
@@ -24,9 +25,9 @@ func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePla
 	var done DeletePlan
 	err = e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
-		if _, err := e.deleter.Plan(ctx, id, force); errors.Is(err, ErrStatus) { // something runs, and with the lease held nobody runs it
+		if _, running := e.deleter.Plan(ctx, id, force); errors.Is(running, ErrStatus) { // and with the lease held nobody runs it
 			if _, err := e.settleRunning(ctx, o, h, DomainRef{Name: b.Domain}); err != nil {
-				return err
+				return fmt.Errorf("%w; it can't be settled now: %w", running, err)
 			}
 		}
 		o.step("delete")
