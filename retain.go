@@ -1,9 +1,11 @@
 package kvmbackup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -107,7 +109,7 @@ func PlanRetention(policy RetentionPolicy, records []Backup) (RetentionPlan, err
 		loc = time.UTC
 	}
 	var p RetentionPlan
-	for _, b := range newestFirst(records) {
+	for _, b := range latestFirst(records) {
 		if p.VM == "" {
 			p.VM = b.VM
 		}
@@ -132,7 +134,17 @@ func PlanRetention(policy RetentionPolicy, records []Backup) (RetentionPlan, err
 
 func newestFirst(records []Backup) []Backup {
 	sorted := slices.Clone(records)
-	slices.SortFunc(sorted, func(a, b Backup) int { return int(b.Sequence - a.Sequence) })
+	slices.SortFunc(sorted, func(a, b Backup) int { return cmp.Compare(b.Sequence, a.Sequence) })
+	return sorted
+}
+
+// latestFirst orders by the stamps of the folders. They ascend as sequences do, but an old backup keeps its own when it is imported
+// beside newer ones, and must not outlive those for it.
+func latestFirst(records []Backup) []Backup {
+	sorted := slices.Clone(records)
+	slices.SortFunc(sorted, func(a, b Backup) int {
+		return cmp.Or(cmp.Compare(path.Base(b.Path), path.Base(a.Path)), cmp.Compare(b.Sequence, a.Sequence))
+	})
 	return sorted
 }
 

@@ -86,6 +86,19 @@ func TestRetentionRules(t *testing.T) {
 }
 
 // TestRetentionDaylight: the hour that comes twice when summer time ends has two backups, and days stay days.
+// TestRetentionImported: an old backup that was imported beside newer ones has the highest sequence, and is old all the same.
+func TestRetentionImported(t *testing.T) {
+	all := records(t, "2026-11-02 10:00", "2026-11-03 10:00", "2026-11-01 10:00")
+	for i, day := range []string{"02", "03", "01"} {
+		all[i].Path = "i-2-17-VM/2026.11." + day + ".10.00.00"
+	}
+	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 2}, all)
+	ok(t, err)
+	if got, want := kept(p), "2026-11-03 10:00 last, 2026-11-02 10:00 last"; got != want {
+		t.Errorf("keeps %s, want %s", got, want)
+	}
+}
+
 func TestRetentionDaylight(t *testing.T) {
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {
