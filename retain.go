@@ -12,7 +12,8 @@ import (
 )
 
 // RetentionPolicy says which completed backups of a VM to keep. A rule keeps the newest backup of each of the last N hours, days, ...
-// that have one; a backup that any rule keeps stays. Pinned backups always stay and don't count.
+// that have one; a backup that any rule keeps stays. Pinned backups always stay and don't count. Failed backups go when all that
+// are kept are newer.
 type RetentionPolicy struct {
 	Last, Hourly, Daily, Weekly, Monthly, Yearly int
 	// Location is where days and weeks begin. Defaults to UTC.
@@ -38,6 +39,8 @@ type RetentionPlan struct {
 	// a kept backup stands on them.
 	RemoveNow, Pending    []BackupID
 	FreeBytes, LaterBytes int64
+	// Failed lists the failed backups from before the oldest one kept. Their records go; files they have none.
+	Failed []BackupID
 }
 
 // RetentionDecision is one backup's fate.
@@ -61,6 +64,9 @@ func (p RetentionPlan) String() string {
 			verdict = "delete later: a kept backup needs it"
 		}
 		fmt.Fprintf(&s, "%s %s %v: %s\n", d.Backup.ID, d.Backup.StartedAt.Format(time.RFC3339), d.Backup.Kind, verdict)
+	}
+	if len(p.Failed) > 0 {
+		fmt.Fprintf(&s, "%d records of failed backups go\n", len(p.Failed))
 	}
 	fmt.Fprintf(&s, "%d bytes come back now, %d later\n", p.FreeBytes, p.LaterBytes)
 	return s.String()
@@ -129,6 +135,7 @@ func PlanRetention(policy RetentionPolicy, records []Backup) (RetentionPlan, err
 		p.apply(r, loc)
 	}
 	p.simulate(records)
+	p.outdate(records)
 	return p, nil
 }
 
@@ -158,6 +165,21 @@ func (p *RetentionPlan) apply(r retentionRule, loc *time.Location) {
 		}
 		seen[period] = true
 		d.KeptBy = append(d.KeptBy, r.name)
+	}
+}
+
+// outdate finds the failures that nobody needs to know of any more.
+func (p *RetentionPlan) outdate(records []Backup) {
+	oldest := -1
+	for i, d := range p.Backups {
+		if d.Keep() {
+			oldest = i
+		}
+	}
+	for _, b := range records {
+		if oldest >= 0 && b.Status == StatusFailed && b.Sequence < p.Backups[oldest].Backup.Sequence {
+			p.Failed = append(p.Failed, b.ID)
+		}
 	}
 }
 
@@ -211,17 +233,14 @@ func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (R
 			return err
 		}
 		o.step("delete")
-		cleared, domain := false, ""
+		cleared := false
 		var errs []error
-		for _, d := range p.Backups {
-			if d.Keep() {
-				continue
-			}
-			done, err := e.deleterFor(o).Delete(ctx, h.lease(), d.Backup.ID, false)
+		for _, id := range p.unwanted() {
+			done, err := e.deleterFor(o).Delete(ctx, h.lease(), id, false)
 			if errors.Is(err, ErrNotFound) {
 				err = nil // it went along with a descendant
 			}
-			cleared, domain = cleared || done.ClearsActive, d.Backup.Domain
+			cleared = cleared || done.ClearsActive
 			if errs = append(errs, err); ctx.Err() != nil {
 				break
 			}
@@ -231,11 +250,22 @@ func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (R
 			errs = append(errs, err)
 		}
 		if cleared {
-			e.dropCleared(ctx, o, domain)
+			e.dropCleared(ctx, o, p.Backups[0].Backup.Domain)
 		}
 		return errors.Join(errs...)
 	})
 	return p, o.fail(err)
+}
+
+// unwanted lists what is deleted, in this order.
+func (p *RetentionPlan) unwanted() []BackupID {
+	var ids []BackupID
+	for _, d := range p.Backups {
+		if !d.Keep() {
+			ids = append(ids, d.Backup.ID)
+		}
+	}
+	return append(ids, p.Failed...)
 }
 
 // Pin keeps a backup from being deleted by Retain, or lets it go again. It takes the VM's lease.

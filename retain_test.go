@@ -149,6 +149,33 @@ func TestPin(t *testing.T) {
 	fails(t, w.engine.Pin(t.Context(), idOf("A"), true), kvmbackup.ErrNotFound)
 }
 
+// TestRetainFailed: a failed backup is on record as long as an older one is kept. What is left of its folder goes with it.
+func TestRetainFailed(t *testing.T) {
+	w := newWorld(t)
+	failed := func(name string) {
+		b := w.begin(name, "")
+		ok(t, w.locked(func(l kvmbackup.Lease) error { return w.store.Fail(t.Context(), l, b.ID, "cable pulled") }))
+	}
+	failed("x")
+	policy := kvmbackup.RetentionPolicy{Last: 1}
+	_, err := w.engine.Retain(t.Context(), testVM, policy)
+	ok(t, err)
+	equal(t, "nothing is kept", w.state(), "x:failed")
+	w.add("A", "")
+	failed("y")
+	w.add("B", "")
+	failed("z")
+	plan, err := w.engine.Retain(t.Context(), testVM, policy)
+	ok(t, err)
+	equal(t, "planned", namesOf(w, plan.Failed, func(id kvmbackup.BackupID) kvmbackup.BackupID { return id }), "x y")
+	equal(t, "state", w.state(), "B z:failed")
+	w.add("C", "")
+	_, err = w.engine.Retain(t.Context(), testVM, policy)
+	ok(t, err)
+	equal(t, "at last", w.state(), "C")
+	w.settled()
+}
+
 // TestRetainAsPlanned: over random trees, with pins, holds, earlier deletions and a removal that had failed, what the plan
 // says is what happens.
 func TestRetainAsPlanned(t *testing.T) {

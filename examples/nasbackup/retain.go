@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -73,6 +74,8 @@ type retention struct {
 	Backups    []retainedBackup `json:"backups"` // newest first
 	FreeBytes  int64            `json:"free_bytes"`
 	LaterBytes int64            `json:"later_bytes"`
+	// Failed are the failed backups whose records go.
+	Failed []kvmbackup.BackupID `json:"failed,omitempty"`
 }
 
 type retainedBackup struct {
@@ -82,7 +85,7 @@ type retainedBackup struct {
 }
 
 func retentionJSON(vm kvmbackup.VMID, p kvmbackup.RetentionPlan, dryRun bool) retention {
-	out := retention{VM: vm, DryRun: dryRun, Backups: []retainedBackup{}, FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes}
+	out := retention{VM: vm, DryRun: dryRun, Backups: []retainedBackup{}, FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes, Failed: p.Failed}
 	for _, d := range p.Backups {
 		action := "remove"
 		switch {
@@ -105,5 +108,8 @@ func printRetention(w io.Writer, p kvmbackup.RetentionPlan, r retention) {
 	}
 	t.row("", "", "", "", size(p.FreeBytes), "now")
 	t.row("", "", "", "", size(p.LaterBytes), "later")
+	if n := len(p.Failed); n > 0 {
+		t.row("", "", "", "", "", fmt.Sprintf("%d failed", n))
+	}
 	t.print(w)
 }
