@@ -156,6 +156,9 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 		return Recovery{}, err
 	}
 	cause := errors.New("interrupted: the process that took it ended before the backup was whole")
+	if r.unthawed != nil {
+		cause = fmt.Errorf("%w; the guest may be frozen and could not be thawed: %w", cause, r.unthawed)
+	}
 	if err := e.undoBackup(ctx, o, h, undoing{b, dom, r.job}, cause); err != nil {
 		// The folder may have been published meanwhile by a process that had lost its lease.
 		if done, again := e.rollForward(ctx, o, h, b); done && again == nil {
@@ -209,8 +212,9 @@ func (r *run) adopt(ctx context.Context) (err error) {
 			return fmt.Errorf("%w: the guest is paused and may be frozen by backup %s, which was interrupted; resume it, then it can be thawed",
 				ErrDomainStopped, r.record.ID)
 		case DomainRunning:
-			if err := r.e.thaw(ctx, r.dom, false); err != nil {
-				r.warn("thaw after an interrupted backup", "error", err)
+			r.frozenAt = r.record.StartedAt // or a little later
+			if r.unthawed = r.e.thaw(ctx, r.dom, false); r.unthawed != nil {
+				r.warn("the guest may have been left frozen by an interrupted backup, and could not be thawed", "error", r.unthawed)
 			}
 		}
 		r.record.Consistency = ConsistencyCrash // whether it was frozen at the instant nobody can tell
@@ -235,6 +239,7 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	}
 	r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonRecovered, Detail: "its job was followed by another process"})
 	err = r.follow(ctx)
+	_ = r.thawAtLast(ctx) // it is on record
 	if err != nil && context.Cause(ctx) != nil {
 		return Recovery{}, errors.Join(err, r.job.Close()) // the job runs on; the next operation adopts it again
 	}

@@ -36,7 +36,7 @@ func (p *play) backup(words []string) error {
 	if p.frozenAndPaused(err) {
 		return nil
 	}
-	if !p.gate.isDead() && (thawed || err == nil) { // one that fails may not have come to thaw what it found frozen
+	if !p.gate.isDead() && (thawed || err == nil && !p.noThaw) { // one that fails may not have come to thaw what it found frozen
 		if err := p.checkThawed(); err != nil {
 			return err
 		}
@@ -188,6 +188,9 @@ func (p *play) finish() error {
 	}
 	p.describe()
 	_ = p.h.Resume(vm) // not possible when it is off
+	if p.noThaw {
+		_ = p.h.Executor().Thaw(context.Background(), p.ref) // by hand
+	}
 	if err := p.recover(); err != nil {
 		return err
 	}

@@ -30,6 +30,8 @@ type play struct {
 	replaced int
 	target   kvmbackuptest.TargetState
 	busy     bool // the guest writes while a job copies
+	agent    kvmbackuptest.Agent
+	noThaw   bool // something happened while the guest was frozen and the agent could not thaw it: recovery tries once
 	done     struct{ backups, incrementals, faults int }
 }
 
@@ -86,6 +88,7 @@ func (p *play) step(words []string) error {
 		return nil
 	}
 	p.describe()
+	p.noThaw = p.checkThawed() != nil && (p.noThaw || p.agent != kvmbackuptest.AgentPresent)
 	arg := func(n int) string { return append(words, "", "", "", "")[n] }
 	num := func(n int) int64 { v, _ := strconv.ParseInt(arg(n), 10, 64); return v }
 	switch words[0] {
@@ -139,7 +142,8 @@ func (p *play) operate(verb, device string, n int64) error {
 			_ = p.h.Resize(vm, device, c.SizeBytes()+n*512)
 		}
 	case verb == "agent":
-		return p.h.SetAgent(vm, agents[device])
+		p.agent = agents[device]
+		return p.h.SetAgent(vm, p.agent)
 	case verb == "target":
 		p.target = targets[device]
 		return p.h.SetTarget(vm, kvmbackuptest.Target{State: p.target, AfterBytes: n * cluster})
