@@ -3,6 +3,7 @@ package kvmbackuptest_test
 import (
 	"flag"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,8 +14,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestModel plays random histories. A failing one is made as short as possible and printed as a scenario: save that
-// in testdata/scenarios, where TestScenarios plays it from then on.
+// TestModel plays random histories. A failing one is made as short as possible, printed as a scenario, and written to
+// testdata/scenarios, where TestScenarios plays it from then on.
 func TestModel(t *testing.T) {
 	checks := 1500
 	if raceEnabled {
@@ -26,6 +27,8 @@ func TestModel(t *testing.T) {
 	setDefault(t, "rapid.checks", strconv.Itoa(checks))
 	setDefault(t, "rapid.nofailfile", "true")
 	dir := memoryDir(t)
+	var failing scenario // the last one to fail is the shortest
+	t.Cleanup(func() { keep(t, failing) })
 	var total struct{ histories, backups, incrementals, faults int }
 	rapid.Check(t, func(rt *rapid.T) {
 		sc := histories.Draw(rt, "scenario")
@@ -42,10 +45,25 @@ func TestModel(t *testing.T) {
 		}
 		_ = os.RemoveAll(sub)
 		if err != nil {
+			failing = sc
 			rt.Fatalf("%s\nthe scenario:\n%s", steady(err, sub), scenario(sc))
 		}
 	})
 	t.Logf("%+v", total)
+}
+
+// keep writes a failing history where TestScenarios finds it.
+func keep(t *testing.T, failing scenario) {
+	if len(failing) == 0 {
+		return
+	}
+	text := "# Found by TestModel: say here what goes wrong, and give the file that name.\n" + failing.String()
+	name := fmt.Sprintf("testdata/scenarios/found-%08x.txt", crc32.ChecksumIEEE([]byte(text)))
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Log(err)
+		return
+	}
+	t.Log("kept as ", name)
 }
 
 var ids = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
