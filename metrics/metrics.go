@@ -5,7 +5,8 @@
 //	registry.MustRegister(m)
 //	engine, err := kvmbackup.New(kvmbackup.Config{OnEvent: m.Observe, ...})
 //
-// Metrics have one label, vm, and failures one more, cause; see [Metrics].
+// Metrics know what they have observed. After a start of the host program, give them every VM's newest backup with Seed, or the age
+// of a VM's last success is unknown until its next one. Metrics have one label, vm, and failures one more, cause; see [Metrics].
 package metrics
 
 import (
@@ -86,7 +87,15 @@ func (m *Metrics) Observe(ev kvmbackup.Event) {
 }
 
 func (m *Metrics) completed(vm string, ev kvmbackup.Event) {
-	b := ev.Backup
+	m.Seed(*ev.Backup)
+	m.backups.WithLabelValues(vm, ev.Backup.Kind.String()).Inc()
+	m.storedTotal.WithLabelValues(vm).Add(float64(ev.Backup.StoredBytes()))
+}
+
+// Seed sets the gauges of a VM from its newest backup, as Store.Newest returns it, before the engine's first operation. Counters begin
+// at 0 with every process, as Prometheus expects.
+func (m *Metrics) Seed(newest kvmbackup.Backup) {
+	b, vm := newest, string(newest.VM)
 	var dirty, size int64
 	for _, v := range b.Volumes {
 		dirty, size = dirty+v.DirtyBytes, size+v.VirtualSize
@@ -99,8 +108,6 @@ func (m *Metrics) completed(vm string, ev kvmbackup.Event) {
 	if size > 0 {
 		m.dirtyRatio.WithLabelValues(vm).Set(float64(dirty) / float64(size))
 	}
-	m.backups.WithLabelValues(vm, b.Kind.String()).Inc()
-	m.storedTotal.WithLabelValues(vm).Add(float64(b.StoredBytes()))
 }
 
 // Forget removes a VM's series, for one that is gone.

@@ -17,7 +17,7 @@ import (
 func TestMetrics(t *testing.T) {
 	m := metrics.New()
 	at := time.Unix(1700000000, 0).UTC()
-	b := kvmbackup.Backup{Kind: kvmbackup.KindIncremental, Position: 2, StartedAt: at.Add(-3 * time.Second), CompletedAt: at,
+	b := kvmbackup.Backup{VM: "vm1", Kind: kvmbackup.KindIncremental, Position: 2, StartedAt: at.Add(-3 * time.Second), CompletedAt: at,
 		FrozenFor: 50 * time.Millisecond, Volumes: []kvmbackup.VolumeBackup{{VirtualSize: 1000, DirtyBytes: 250, StoredSize: 300}}}
 	m.Observe(kvmbackup.Event{Type: kvmbackup.EventCompleted, Op: "backup", VM: "vm1", Backup: &b})
 	m.Observe(kvmbackup.Event{Type: kvmbackup.EventCompleted, Op: "restore", VM: "vm1", Backup: &b})
@@ -56,6 +56,28 @@ kvmbackup_last_success_timestamp_seconds{vm="vm1"} 1.7e+09
 	m.Forget("vm1")
 	if n := testutil.CollectAndCount(m); n != 1 { // the stall of vm2
 		t.Errorf("%d series left after Forget, want 1", n)
+	}
+}
+
+// TestSeed: after a restart the gauges say what they said before, and the counters nothing.
+func TestSeed(t *testing.T) {
+	at := time.Unix(1700000000, 0).UTC()
+	b := kvmbackup.Backup{VM: "vm1", Position: 1, StartedAt: at.Add(-time.Second), CompletedAt: at, Volumes: []kvmbackup.VolumeBackup{{VirtualSize: 10}}}
+	m := metrics.New()
+	m.Seed(b)
+	if n := testutil.CollectAndCount(m); n != 6 {
+		t.Errorf("%d series after Seed, want the 6 gauges", n)
+	}
+	want := `
+# HELP kvmbackup_chain_length Number of backups in the chain of the last completed backup.
+# TYPE kvmbackup_chain_length gauge
+kvmbackup_chain_length{vm="vm1"} 2
+# HELP kvmbackup_last_success_timestamp_seconds Unix time at which the VM's last backup was completed.
+# TYPE kvmbackup_last_success_timestamp_seconds gauge
+kvmbackup_last_success_timestamp_seconds{vm="vm1"} 1.7e+09
+`
+	if err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_chain_length", "kvmbackup_last_success_timestamp_seconds"); err != nil {
+		t.Error(err)
 	}
 }
 
