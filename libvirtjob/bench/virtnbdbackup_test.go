@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"time"
 )
 
 // virtnbdbackup is that tool on one guest.
@@ -48,7 +49,23 @@ func (v *virtnbdbackup) restore(dir string) cost {
 	v.lab.Helper()
 	c, _ := v.process(nil, "virtnbdrestore", "-U", v.uri(), "-i", v.dir, "-o", dir, "-n",
 		"-L", filepath.Join(v.lab.dir, "virtnbdrestore.log"), "-f", filepath.Join(v.lab.host.Root, "nbd"))
+	v.awaitServer(dir)
 	return c
+}
+
+// awaitServer waits for the qemu-nbd that virtnbdrestore has left in the background: until it ends, what was restored isn't whole.
+func (v *virtnbdbackup) awaitServer(dir string) {
+	v.lab.Helper()
+	image := filepath.Join(dir, "vda.qcow2")
+	limit, tick := time.After(time.Minute), time.NewTicker(20*time.Millisecond)
+	defer tick.Stop()
+	for exec.Command("qemu-img", "info", image).Run() != nil { // refused while somebody writes
+		select {
+		case <-tick.C:
+		case <-limit:
+			v.lab.Fatalf("%s is still being written", image)
+		}
+	}
 }
 
 // uri is the lab's in the form that the tool doesn't ask a password for.
