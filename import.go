@@ -18,7 +18,8 @@ type Imported struct {
 }
 
 // Import rebuilds records from the manifests in the repository: of one VM, or of all with an empty name. Records that are there stay as they are,
-// so it can be called on a full, partial or newer store. A backup whose parent is neither recorded nor importable is passed over, as
+// so it can be called on a full, partial or newer store. What was delete-pending in a store that was lost is completed again: it is
+// whole, and can be deleted again. A backup whose parent is neither recorded nor importable is passed over, as
 // it can't be restored. The active checkpoint stays as it is: after the loss of a store it is empty and the next
 // backup is full.
 func (e *Engine) Import(ctx context.Context, vm VMID) ([]Imported, error) {
