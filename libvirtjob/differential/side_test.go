@@ -149,9 +149,8 @@ func (s *side) backup(p *play, c *consumer, words []string) string {
 	}
 	for _, v := range b.Volumes {
 		fmt.Fprintf(&out, "\nvolume: %s on %s, %v, %d bytes, tracked %v", v.VolumeID, v.Device, v.Kind, v.VirtualSize, v.Tracked)
-		// Where QEMU doesn't tell it per volume, the executor for libvirt adds to it what QEMU has rounded up of a full.
 		if v.Kind == kvmbackup.KindIncremental && p.plugged[v.Device].layers == 1 {
-			fmt.Fprintf(&out, ", dirty %d", v.DirtyBytes/cluster*cluster)
+			fmt.Fprintf(&out, ", dirty %d", v.DirtyBytes)
 		}
 	}
 	return out.String()
