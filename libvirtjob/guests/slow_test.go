@@ -220,7 +220,10 @@ func TestCancelDuringHang(t *testing.T) {
 	})
 	b.wantRunning(vm)
 	nas.goOn()
-	// The next operation settles it.
+	eventually(t, "the next operation settles it", func() bool {
+		_, err := b.engine.Recover(b.ctx, vm, g.ref())
+		return err == nil // at first, calls that hung may not have ended yet
+	})
 	b.backup(kvmbackup.BackupRequest{VM: vm})
 	b.wantClean(g)
 }
