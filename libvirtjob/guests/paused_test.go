@@ -16,7 +16,6 @@ import (
 // TestPausedByError: the storage of a guest's disk runs full during a backup, so QEMU pauses the guest. When there is space
 // again and the job is over, it runs on and has lost nothing.
 func TestPausedByError(t *testing.T) {
-	t.Parallel()
 	g, fill := fullDisk(t)
 	for name, fails := range map[string]bool{"job fails": true, "job succeeds": false} {
 		t.Run(name, func(t *testing.T) {
