@@ -17,13 +17,18 @@ import (
 // again and the job is over, it runs on and has lost nothing.
 func TestPausedByError(t *testing.T) {
 	g, fill := fullDisk(t)
-	for name, fails := range map[string]bool{"job fails": true, "job succeeds": false} {
+	cases := map[string]bool{"job fails": true}
+	if os.Getenv("KVMBACKUP_CRASH") == "full" {
+		// Here the job's limit has to hold until the guest is paused: that needs more data, with which an abort takes half a minute.
+		cases["job succeeds"] = false
+	}
+	for name, fails := range cases {
 		t.Run(name, func(t *testing.T) {
 			g := *g
 			g.TB = t
 			b := newBench(t, nil)
 			ctx, cancel := b.cancellable()
-			// The limit and the bulk of vdc keep the job going for minutes, so that all of it happens during the job.
+			// Slow, so that all of it happens during the job.
 			req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), BandwidthBytes: 1 << 20}
 			req.OnJob = func(job kvmbackup.JobControl) {
 				fill(true)
@@ -127,11 +132,13 @@ func fullDisk(t *testing.T) (*guest, func(full bool)) {
 	g.disks = []guestDisk{
 		{device: "vda", path: newFS(t, filepath.Join(g.dir, "vda.qcow2"), 48)},
 		{device: "vdb", path: newFS(t, filepath.Join(g.dir, "vdb.qcow2"), 64), stop: true},
-		{device: "vdc", path: bulkDisk(t, 256)}, // more than QEMU copies before it minds a limit
 	}
 	moved := filepath.Join(small, "vdb.qcow2")
 	command(t, "cp", g.disks[1].path, moved)
 	g.disks[1].path = moved
+	if os.Getenv("KVMBACKUP_CRASH") == "full" {
+		g.disks = append(g.disks, guestDisk{device: "vdc", path: bulkDisk(t, 256)})
+	}
 	filler := filepath.Join(small, "filler")
 	return g.boot(), func(full bool) {
 		if !full {
