@@ -145,14 +145,17 @@ func newestFirst(records []Backup) []Backup {
 	return sorted
 }
 
-// latestFirst orders by the stamps of the folders. They ascend as sequences do, but an old backup keeps its own when it is imported
-// beside newer ones, and must not outlive those for it.
+// latestFirst orders by when the backups were taken.
 func latestFirst(records []Backup) []Backup {
 	sorted := slices.Clone(records)
-	slices.SortFunc(sorted, func(a, b Backup) int {
-		return cmp.Or(cmp.Compare(path.Base(b.Path), path.Base(a.Path)), cmp.Compare(b.Sequence, a.Sequence))
-	})
+	slices.SortFunc(sorted, compareLatest)
 	return sorted
+}
+
+// compareLatest is negative when a was taken later than b. It goes by the stamps of the folders. They ascend as sequences do, but an
+// old backup keeps its own when it is imported beside newer ones, and must not outlive those for it.
+func compareLatest(a, b Backup) int {
+	return cmp.Or(cmp.Compare(path.Base(b.Path), path.Base(a.Path)), cmp.Compare(b.Sequence, a.Sequence))
 }
 
 func (p *RetentionPlan) apply(r retentionRule, loc *time.Location) {
@@ -177,7 +180,7 @@ func (p *RetentionPlan) outdate(records []Backup) {
 		}
 	}
 	for _, b := range records {
-		if oldest >= 0 && b.Status == StatusFailed && b.Sequence < p.Backups[oldest].Backup.Sequence {
+		if oldest >= 0 && b.Status == StatusFailed && compareLatest(p.Backups[oldest].Backup, b) < 0 {
 			p.Failed = append(p.Failed, b.ID)
 		}
 	}
