@@ -25,9 +25,9 @@ func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePla
 	var done DeletePlan
 	err = e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
-		if _, running := e.deleter.Plan(ctx, id, force); errors.Is(running, ErrStatus) { // and with the lease held nobody runs it
-			if _, err := e.settleRunning(ctx, o, h, DomainRef{Name: b.Domain}); err != nil {
-				return fmt.Errorf("%w; it can't be settled now: %w", running, err)
+		if force || b.Status == StatusRunning { // with the lease held, what is running has nobody who runs it
+			if err := e.settleBelow(ctx, o, h, b, force); err != nil {
+				return err
 			}
 		}
 		o.step("delete")
@@ -46,6 +46,18 @@ func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePla
 		return nil
 	})
 	return done, o.fail(err)
+}
+
+// settleBelow settles what is running and stands in the way of deleting b.
+func (e *Engine) settleBelow(ctx context.Context, o *op, h *heldLease, b Backup, force bool) error {
+	_, running := e.deleter.Plan(ctx, b.ID, force)
+	if !errors.Is(running, ErrStatus) {
+		return nil
+	}
+	if _, err := e.settleRunning(ctx, o, h, DomainRef{Name: b.Domain}); err != nil {
+		return fmt.Errorf("%w; it can't be settled now: %w", running, err)
+	}
+	return nil
 }
 
 // deleterFor reports removals in the operation's event stream.
