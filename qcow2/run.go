@@ -3,6 +3,7 @@ package qcow2
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -27,6 +28,10 @@ func (t *Tool) run(ctx context.Context, c command) ([]byte, error) {
 		return nil, err
 	}
 	err = p.wait(ctx)
+	if errors.Is(context.Cause(ctx), ErrOutputTooLarge) {
+		// Whether it was killed, or had ended before that because nobody read on.
+		err = p.failure(ErrOutputTooLarge)
+	}
 	t.log.Debug("ran tool", "tool", p.name, "args", c.args, "elapsed", time.Since(began), "error", err)
 	return out.bytes(), err
 }
