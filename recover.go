@@ -155,7 +155,7 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 	default:
 		return Recovery{}, err
 	}
-	cause := errors.New("interrupted: the process that took it ended before the backup was whole")
+	cause := errors.New("interrupted: the operation that took it ended before the backup was whole")
 	if r.unthawed != nil {
 		cause = fmt.Errorf("%w; the guest may be frozen and could not be thawed: %w", cause, r.unthawed)
 	}

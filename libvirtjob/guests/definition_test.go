@@ -38,7 +38,7 @@ func (b *bench) bootCopy(g *guest, bk kvmbackup.Backup, volumes []kvmbackup.Rest
 	b.must(err)
 	b.Cleanup(func() { destroy(connection(b), c.name) })
 	c.start(strings.ReplaceAll(string(definition), g.dir+"/", c.dir+"/"))
-	return c.waitAgent()
+	return c
 }
 
 // TestRestoredGuestBoots: disks and definition of a backup make a guest that boots and finds its files, beside the original.

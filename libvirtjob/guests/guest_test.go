@@ -55,7 +55,7 @@ func newGuest(tb testing.TB, disks ...guestDisk) *guest {
 	return g
 }
 
-// boot starts the guest and waits until its system is up. It is destroyed at the test's end.
+// boot starts the guest. It is destroyed at the test's end.
 func (g *guest) boot() *guest {
 	g.Helper()
 	g.Cleanup(func() { destroy(connection(g), g.name) })
@@ -64,7 +64,8 @@ func (g *guest) boot() *guest {
 	return g
 }
 
-// start boots from any definition with this guest's console.
+// start boots from any definition with this guest's console, and waits until its system and its agent are up: an agent that
+// comes during a job holds up libvirt's events (see TestAgentGoesDuringJob).
 func (g *guest) start(definition string) {
 	g.Helper()
 	dom, err := connection(g).DomainCreateXML(definition, libvirt.DOMAIN_START_PAUSED)
@@ -80,6 +81,7 @@ func (g *guest) start(definition string) {
 		log, _ := os.ReadFile(g.bootLog())
 		g.Fatalf("the guest doesn't boot: %v\n%s", err, log)
 	}
+	g.waitAgent()
 }
 
 func destroy(conn *libvirt.Connect, name string) {

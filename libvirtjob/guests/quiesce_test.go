@@ -232,3 +232,29 @@ func TestAgentSilentAfterFreeze(t *testing.T) {
 	}
 	g.waitAgent().wantThawed()
 }
+
+// TestAgentGoesDuringJob: when an agent comes or goes during a job, the one thread in which libvirt 9.0 sees to the events of all
+// domains waits 30 s for that job to end, and sees to its end only then. The backup takes that much longer and is none the worse.
+func TestAgentGoesDuringJob(t *testing.T) {
+	g := newGuest(t)
+	g.disks = []guestDisk{
+		{device: "vda", path: newFS(t, filepath.Join(g.dir, "vda.qcow2"), 48)},
+		{device: "vdb", path: bulkDisk(t, 160)},
+	}
+	g.boot()
+	b := newBench(t, func(c *kvmbackup.Config) { c.StallWarn = 5 * time.Second })
+	sum := g.write("/vda/file", 4)
+	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire, BandwidthBytes: 48 << 20}
+	req.OnJob = func(kvmbackup.JobControl) {
+		g.run("kill -9 $(pidof qemu-ga)")
+		eventually(t, "libvirt sees that the agent is gone", func() bool { _, err := g.agent("guest-ping"); return err != nil })
+	}
+	b.on(kvmbackup.EventStalled, func(kvmbackup.Event) {})
+	var got kvmbackup.Backup
+	took := within(t, 45*time.Second, "the backup", func() { got = b.backup(req) })
+	t.Logf("the backup took %v, warned of %d times", took, len(b.seen(kvmbackup.EventStalled)))
+	disks := b.restore(got.ID, qcow2.FormatRaw)
+	checkFS(t, disks["vda"])
+	wantFiles(t, disks["vda"], map[string]string{"file": sum})
+	b.wantClean(g)
+}

@@ -145,7 +145,6 @@ func TestHelperIsEnded(t *testing.T) {
 	g.name = "helper"
 	g.disks = []guestDisk{{device: "vda", path: newFS(t, filepath.Join(g.dir, "vda.qcow2"), 48)}}
 	g.start(g.xml())
-	g.waitAgent()
 	b := helperBench(t, dir)
 	ctx, stop := signal.NotifyContext(b.ctx, syscall.SIGTERM)
 	defer stop()

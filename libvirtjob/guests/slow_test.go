@@ -117,7 +117,7 @@ func (m *mount) goOn() {
 // TestDeadRepository: the repository's file server dies during a job. The backup ends with an error in time although the job
 // can't be ended, everything else goes on, and when the server is back all is settled.
 func TestDeadRepository(t *testing.T) {
-	// Not in parallel: libvirt sees to the events of all domains one after the other, and waits for a QEMU that hangs.
+	// Not in parallel: others' jobs may have to wait (see otherVM).
 	nas := newMount(t)
 	g := newGuest(t)
 	g.disks = []guestDisk{
@@ -170,16 +170,12 @@ func TestDeadRepository(t *testing.T) {
 		_, err := b.engine.Delete(ctx, full.ID, false)
 		t.Log(err)
 	})
-	other := bareGuest(t, "", "")
-	within(t, 20*time.Second, "another VM's backup", func() { newBench(t, nil).backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(other)}) })
+	settled := otherVM(t)
 
 	nas.goOn()
+	settled()
 	b.limits(0, 0, 0)
-	eventually(t, "all is settled", func() bool {
-		found, err := b.engine.Recover(b.ctx, vm, g.ref())
-		t.Logf("recovery: %+v, %v", found, err)
-		return err == nil // at first, calls that hung may not have ended yet
-	})
+	b.recovered(vm, g.ref())
 	b.wantClean(g)
 	got := b.backup(kvmbackup.BackupRequest{VM: vm, Quiesce: kvmbackup.QuiesceRequire})
 	t.Logf("%v because %v", got.Kind, got.Reasons)
@@ -187,6 +183,36 @@ func TestDeadRepository(t *testing.T) {
 	checkFS(t, disks["vda"])
 	wantFiles(t, disks["vda"], map[string]string{"file": sum})
 	command(t, "qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", g.disks[1].path, disks["vdb"])
+}
+
+// otherVM backs up another VM while a QEMU hangs. libvirt sees to what the jobs of all domains report in one thread, which may be
+// waiting for that QEMU: then the watchdog ends the other backup. Once QEMU goes on, settled expects it to be cleaned up.
+func otherVM(t *testing.T) (settled func()) {
+	t.Helper()
+	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(bareGuest(t, "", ""))}
+	b := newBench(t, nil)
+	b.limits(500*time.Millisecond, 1500*time.Millisecond, 2*time.Second)
+	within(t, 10*time.Second, "another VM's backup", func() {
+		if _, err := b.engine.Backup(b.ctx, req); err != nil {
+			b.wantErr(err, kvmbackup.ErrStalled)
+			t.Log(err)
+		}
+	})
+	return func() {
+		b.limits(0, 0, 0)
+		b.recovered(req.VM, kvmbackup.DomainRef{})
+		b.backup(req)
+	}
+}
+
+// recovered recovers until it succeeds: at first, calls that hung may not have ended yet.
+func (b *bench) recovered(vm kvmbackup.VMID, domain kvmbackup.DomainRef) {
+	b.Helper()
+	eventually(b, "all is settled", func() bool {
+		found, err := b.engine.Recover(b.ctx, vm, domain)
+		b.Logf("recovery: %+v, %v", found, err)
+		return err == nil
+	})
 }
 
 func (b *bench) wantRunning(vm kvmbackup.VMID) {
@@ -220,10 +246,7 @@ func TestCancelDuringHang(t *testing.T) {
 	})
 	b.wantRunning(vm)
 	nas.goOn()
-	eventually(t, "the next operation settles it", func() bool {
-		_, err := b.engine.Recover(b.ctx, vm, g.ref())
-		return err == nil // at first, calls that hung may not have ended yet
-	})
+	b.recovered(vm, g.ref())
 	b.backup(kvmbackup.BackupRequest{VM: vm})
 	b.wantClean(g)
 }
