@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -34,7 +35,13 @@ func TestTwoInstances(t *testing.T) {
 	for n := range 6 {
 		l.untilBackups(n + 1)
 		for i := range vmCount {
-			l.must(h.Write(vmName(i), "vda", 0, kvmbackuptest.Pattern(uint64(100*n+i), 512)))
+			l.until("written", func() bool {
+				err := h.Write(vmName(i), "vda", 0, kvmbackuptest.Pattern(uint64(100*n+i), 512))
+				if !errors.Is(err, kvmbackuptest.ErrFrozen) { // while a backup freezes the guest, its writes wait
+					l.must(err)
+				}
+				return err == nil
+			})
 		}
 	}
 	l.untilMore()
