@@ -126,7 +126,7 @@ func TestBusy(t *testing.T) {
 	if !errors.As(err, &busy) || busy.Holder == "" {
 		t.Errorf("error is %v", err)
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 10*time.Second { // libvirt itself would wait for 30
 		t.Errorf("Begin took %v to find the other job", took)
 	}
 	// Ours is not theirs, and never began.

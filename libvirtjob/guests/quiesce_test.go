@@ -30,7 +30,7 @@ func TestQuiescedFileSystem(t *testing.T) {
 			t.Errorf("backup is %v because %v", got.Kind, got.Reasons)
 		}
 		g.wantThawed()
-		if got.Consistency != kvmbackup.ConsistencyFilesystem || got.FrozenFor <= 0 || got.FrozenFor > 5*time.Second {
+		if got.Consistency != kvmbackup.ConsistencyFilesystem || got.FrozenFor <= 0 || got.FrozenFor > 10*time.Second {
 			t.Errorf("consistency %v, frozen for %v", got.Consistency, got.FrozenFor)
 		}
 		t.Logf("%v backup: frozen for %v", got.Kind, got.FrozenFor)
@@ -138,7 +138,7 @@ func TestFreezeRefused(t *testing.T) {
 	g.run("touch /tmp/fail")
 	t.Cleanup(func() { g.run("rm -f /tmp/fail") })
 	b := newBench(t, nil)
-	b.wantUnquiesced(g, kvmbackup.VMID(g.name), 5*time.Second)
+	b.wantUnquiesced(g, kvmbackup.VMID(g.name), 20*time.Second)
 }
 
 // TestFreezeTakesTooLong: the agent is still freezing when the limit has passed, and freezes after that. It has to be thawed
@@ -179,7 +179,7 @@ func TestNoAgent(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			vm := bareGuest(t, devices, "")
-			newBench(t, nil).wantUnquiesced(nil, kvmbackup.VMID(vm), 5*time.Second)
+			newBench(t, nil).wantUnquiesced(nil, kvmbackup.VMID(vm), 20*time.Second)
 		})
 	}
 }

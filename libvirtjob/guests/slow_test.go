@@ -272,7 +272,7 @@ func TestCancelAnywhere(t *testing.T) {
 				cancel(errStop)
 			}
 		})
-		took := within(t, 5*time.Second, "cancelling in step "+step, func() {
+		took := within(t, 10*time.Second, "cancelling in step "+step, func() {
 			got, err := b.engine.Backup(ctx, req)
 			published := len(b.seen(kvmbackup.EventPublished)) > 0
 			if published != (err == nil) || err != nil && !errors.Is(err, errStop) {
