@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+
+	"github.com/kvmbackup/kvmbackup/internal/writeback"
 )
 
 // CacheMode is one of QEMU's cache modes.
@@ -90,6 +92,9 @@ func (t *Tool) convert(ctx context.Context, src, dst string, o ConvertOptions) e
 		c.stdout = &progressWriter{report: o.Progress}
 	}
 	work := func() error {
+		if orDefault(o.TargetCache, CacheWriteback) == CacheWriteback {
+			defer writeback.Start(to)()
+		}
 		_, err := t.run(ctx, c)
 		return err
 	}
