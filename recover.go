@@ -169,7 +169,8 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 	return Recovery{b.ID, RecoveryUndone, cause.Error()}, nil
 }
 
-// rollForward commits a backup whose folder was published, or whose manifest, the last file to be written, is in the partial one.
+// rollForward commits a backup whose folder was published, or whose manifest, the last file to be written, is in the partial one. One
+// that lacks a file all the same, or whose data could not be flushed, is not whole: it is undone.
 func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup) (bool, error) {
 	m, ok, err := e.cfg.Repository.Published(ctx, b.Path, string(b.ID))
 	if err != nil {
@@ -177,11 +178,11 @@ func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup)
 	}
 	if !ok {
 		m, err = e.cfg.Repository.PartialManifest(ctx, b.Path, string(b.ID))
-		if errors.Is(err, repository.ErrNotFound) || errors.Is(err, repository.ErrManifest) {
-			return false, nil
-		}
 		if err == nil {
 			err = e.cfg.Repository.Publish(ctx, m)
+		}
+		if errors.Is(err, repository.ErrNotFound) || errors.Is(err, repository.ErrManifest) || errors.Is(err, repository.ErrFlush) {
+			return false, nil
 		}
 		if err != nil {
 			return false, err

@@ -2,6 +2,8 @@ package kvmbackuptest_test
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -118,6 +120,24 @@ func TestRecoveryOfADelete(t *testing.T) {
 		}
 		s.backup(everyday)
 		s.want("FIIF")
+	})
+}
+
+// A partial folder that has its manifest and lacks a file, as somebody who tidied up may leave it, is taken back.
+func TestRecoveryOfAFolderThatLacksAFile(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.interrupted("Complete")
+		running, err := s.store.List(t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+		s.must(err)
+		b := running[0]
+		partial := s.cfg.Repository.PartialDir(b.Path, string(b.ID))
+		s.must(os.Rename(filepath.Dir(s.cfg.Repository.FilePath(b.Path, b.Volumes[0].File)), partial))
+		s.must(os.Remove(filepath.Join(partial, b.Volumes[0].File)))
+		if got := s.outcome(); got != kvmbackup.RecoveryUndone {
+			t.Errorf("outcome is %s", got)
+		}
+		s.backup(everyday)
+		s.want("FI")
 	})
 }
 

@@ -66,6 +66,27 @@ var stories = []story{
 		after: empty,
 	},
 	{
+		name: "remove partial with a manifest",
+		setup: func(t *testing.T, r *repository.Repository) repository.Manifest {
+			m := prepare(t, r, full())
+			encoded, err := m.Encode()
+			want(t, err)
+			want(t, os.WriteFile(filepath.Join(r.PartialDir(m.Path, m.ID), repository.ManifestName), encoded, 0o644))
+			return m
+		},
+		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
+			// Whoever finds the manifest takes the folder for whole.
+			if _, err := r.PartialManifest(ctx, m.Path, m.ID); err == nil {
+				list, err := r.Files(ctx, repository.PartialPath(m.Path, m.ID))
+				if err != nil || len(list) != 1+len(m.Target().Files) {
+					return fmt.Errorf("a manifest is left with %d files, %w", len(list)-1, err)
+				}
+			}
+			return r.RemovePartial(ctx, m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"})
+		},
+		after: empty,
+	},
+	{
 		name:  "rewrite manifest",
 		setup: func(t *testing.T, r *repository.Repository) repository.Manifest { return publish(t, r, full()) },
 		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {

@@ -156,9 +156,26 @@ func (s *session) removePartial(p folder, t Target) error {
 	if err != nil && !unreadable(err) {
 		return err
 	}
+	// Here a manifest says that the folder is whole, so it goes before anything else does.
+	if err := s.removeFirst(p, ManifestName); err != nil {
+		return err
+	}
 	if _, err := s.purge(p, t.with(m), nil); err != nil {
 		return err
 	}
 	s.repo.setBad(p.rel(), false)
 	return nil
+}
+
+// removeFirst removes a file for good before what follows.
+func (s *session) removeFirst(p folder, name string) error {
+	name = join(p.rel(), name)
+	err := s.read("stat", name, func() error { _, err := s.regular(name); return err })
+	if err != nil {
+		return allow(err, fs.ErrNotExist)
+	}
+	if err := s.remove(name); err != nil {
+		return err
+	}
+	return s.syncDir(p.rel())
 }
