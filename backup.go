@@ -27,19 +27,19 @@ func (e *Engine) Backup(ctx context.Context, req BackupRequest) (Backup, error) 
 		return Backup{}, o.fail(err)
 	}
 	o.step("wait")
-	release, err := e.takePlace(ctx)
-	if err != nil {
-		return Backup{}, o.fail(err)
-	}
-	defer release()
 	var done Backup
-	err = e.withLease(ctx, req.VM, func(ctx context.Context, h *heldLease) error {
+	err := e.withLease(ctx, req.VM, func(ctx context.Context, h *heldLease) error {
+		release, err := e.takePlace(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
 		o.emit(Event{Type: EventStarted})
 		if err := e.settleRecords(ctx, o, h, req.ref()); err != nil {
 			return err
 		}
 		r := &run{op: o, lease: h, req: req, dom: req.ref()}
-		err := r.backup(ctx)
+		err = r.backup(ctx)
 		done = r.record
 		return err
 	})
@@ -128,9 +128,12 @@ func (r *run) registerBase(ctx context.Context) error {
 		}
 	}
 	r.step("register checkpoint")
-	return r.e.cfg.Executor.RegisterCheckpoint(ctx, r.dom, CheckpointSpec{
-		Name: r.decision.Base, CreatedAt: r.view.input.Newest.StartedAt, Devices: need,
+	_, err := ask(ctx, r.e, func(ctx context.Context) (any, error) {
+		return nil, r.e.cfg.Executor.RegisterCheckpoint(ctx, r.dom, CheckpointSpec{
+			Name: r.decision.Base, CreatedAt: r.view.input.Newest.StartedAt, Devices: need,
+		})
 	})
+	return err
 }
 
 // preflight proves that the repository can take the backup, before anything is begun.
@@ -165,6 +168,7 @@ func (r *run) begin(ctx context.Context) (err error) {
 		ID: r.op.backup, VM: r.vm, Domain: v.status.Name, Host: r.e.cfg.Host, Kind: d.Kind, Status: StatusRunning, ChainID: d.ChainID, Position: d.Position,
 		ParentID: d.ParentID, Checkpoint: d.Checkpoint, Repository: r.e.cfg.Repository.ID(), Path: v.path(),
 		StartedAt: r.e.now().Truncate(time.Microsecond), Consistency: ConsistencyCrash, Reasons: d.Reasons,
+		GuestRan: v.status.State == DomainRunning,
 	}
 	if r.mayFreeze() {
 		b.Consistency = ConsistencyUnknown // not known yet: recovery thaws the guest of such a record
@@ -208,7 +212,7 @@ func (r *run) copy(ctx context.Context) (err error) {
 		return err
 	}
 	r.step("create targets")
-	if r.job, err = r.e.cfg.Executor.PrepareJob(ctx, r.dom, r.jobSpec()); err != nil {
+	if err = r.prepareJob(ctx); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.closeJob(err)) }()
@@ -221,6 +225,13 @@ func (r *run) copy(ctx context.Context) (err error) {
 		r.req.OnJob(jobControl{r.e, r.job})
 	}
 	return r.follow(ctx)
+}
+
+func (r *run) prepareJob(ctx context.Context) (err error) {
+	ctx, cancel := r.e.stallLimit(ctx)
+	defer cancel()
+	r.job, err = r.e.cfg.Executor.PrepareJob(ctx, r.dom, r.jobSpec())
+	return err
 }
 
 // closeJob releases the handle after a success, after which there is no job to abort; a failure's undo still needs it.
@@ -330,7 +341,9 @@ func (r *run) describe(ctx context.Context) (repository.Manifest, error) {
 }
 
 func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error) {
-	def, err := r.e.cfg.Executor.Definition(ctx, r.dom, r.req.Secrets)
+	def, err := ask(ctx, r.e, func(ctx context.Context) (Definition, error) {
+		return r.e.cfg.Executor.Definition(ctx, r.dom, r.req.Secrets)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,7 @@ const (
 	detailCompletedAt  = "kvmbackup.completed_at"
 	detailConsistency  = "kvmbackup.consistency"
 	detailFrozenFor    = "kvmbackup.frozen_for"
+	detailGuestRan     = "kvmbackup.guest_ran"
 	detailReasons      = "kvmbackup.reasons"
 	detailError        = "kvmbackup.error"
 	detailPinned       = "kvmbackup.pinned"
@@ -59,6 +60,9 @@ func (b Backup) Details() map[string]string {
 	}
 	if b.FrozenFor != 0 {
 		m[detailFrozenFor] = b.FrozenFor.String()
+	}
+	if b.GuestRan {
+		m[detailGuestRan] = "true"
 	}
 	if b.Pinned {
 		m[detailPinned] = "true"
@@ -97,7 +101,7 @@ func BackupFromDetails(m map[string]string) (Backup, error) {
 		Repository: m[detailRepository], Path: m[detailPath], Error: m[detailError],
 		Position: int(r.int(DetailChainPosition)), Sequence: r.int(detailSequence),
 		StartedAt: r.time(detailStartedAt), CompletedAt: r.time(detailCompletedAt),
-		Pinned: r.bool(detailPinned),
+		GuestRan: r.bool(detailGuestRan), Pinned: r.bool(detailPinned),
 	}
 	r.text(DetailType, &b.Kind)
 	r.text(detailStatus, &b.Status)

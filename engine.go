@@ -42,12 +42,12 @@ type Config struct {
 	LeaseWait time.Duration
 	// ReserveBytes must stay free in the repository beyond a backup's estimate. Defaults to 64 MiB; negative: none.
 	ReserveBytes int64
-	// StallWarn and StallAbort are how long a job may stand still before it is reported, and aborted.
+	// StallWarn and StallAbort are how long a job may stand still, or take to begin, before it is reported, and aborted.
 	// Default to 1 and 10 minutes; negative: never.
 	StallWarn, StallAbort time.Duration
 	// FreezeLimit bounds how long a guest's file systems stay frozen. Defaults to 10 s.
 	FreezeLimit time.Duration
-	// CleanupLimit bounds what is done after a failure or a cancel, and how long the hypervisor may take to describe a domain.
+	// CleanupLimit bounds what is done after a failure or a cancel, and how long the hypervisor may take to answer a question.
 	// Defaults to 30 s.
 	CleanupLimit time.Duration
 	// AbortLeftJobs makes recovery abort a job that a crashed process left running; by default it follows the job to
@@ -119,16 +119,30 @@ func (e *Engine) cleanup(ctx context.Context) (context.Context, context.CancelFu
 	return context.WithTimeout(context.WithoutCancel(ctx), e.cfg.CleanupLimit)
 }
 
-// inspect begins whatever is done to a domain. It gives the hypervisor CleanupLimit to answer: a QEMU that hangs, perhaps on a dead
-// repository, mustn't keep operations waiting with the VM's lease in their hands.
+// inspect begins whatever is done to a domain.
 func (e *Engine) inspect(ctx context.Context, dom DomainRef) (DomainStatus, error) {
+	return ask(ctx, e, func(ctx context.Context) (DomainStatus, error) { return e.cfg.Executor.Inspect(ctx, dom) })
+}
+
+// ask gives the hypervisor CleanupLimit to answer: a QEMU that hangs, perhaps on a dead repository, mustn't keep operations waiting
+// with the VM's lease in their hands.
+func ask[T any](ctx context.Context, e *Engine, f func(context.Context) (T, error)) (T, error) {
 	c, cancel := context.WithTimeout(ctx, e.cfg.CleanupLimit)
 	defer cancel()
-	st, err := e.cfg.Executor.Inspect(c, dom)
+	v, err := f(c)
 	if err != nil && c.Err() != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w: the hypervisor hasn't answered for %v; does QEMU hang on its storage? (%w)", ErrBusy, e.cfg.CleanupLimit, err)
 	}
-	return st, err
+	return v, err
+}
+
+// stallLimit is for what the hypervisor does with the targets before there is a job to watch.
+func (e *Engine) stallLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := e.cfg.StallAbort
+	if limit <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: it has not begun for %v: is the repository slow or dead?", ErrStalled, limit))
 }
 
 // needHypervisor is asked by operations that can't do without.

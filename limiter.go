@@ -22,7 +22,8 @@ func (l *Limiter) take(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// takeBoth takes a place of the host and then one of the repository: always in this order, so that nobody waits in a circle.
+// takePlace takes a place of the host and then one of the repository: always in this order, and with the VM's lease held, so that nobody
+// waits in a circle, and whoever waits for a busy VM keeps no place from the others.
 func (e *Engine) takePlace(ctx context.Context) (release func(), err error) {
 	host, err := e.cfg.HostLimit.take(ctx)
 	if err != nil {

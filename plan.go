@@ -177,7 +177,10 @@ func (o *op) decide(v view) (Decision, error) {
 func (o *op) estimate(ctx context.Context, v view, d Decision) (total int64, dirty map[string]int64, err error) {
 	if d.Base != "" {
 		// Without dirty counts the estimate is that of a full: too careful, never too small.
-		if dirty, err = o.e.cfg.Executor.DirtyBytes(ctx, v.req.ref(), d.Base); err != nil && ctx.Err() != nil {
+		dirty, err = ask(ctx, o.e, func(ctx context.Context) (map[string]int64, error) {
+			return o.e.cfg.Executor.DirtyBytes(ctx, v.req.ref(), d.Base)
+		})
+		if err != nil && ctx.Err() != nil {
 			return 0, nil, err
 		}
 	}

@@ -11,7 +11,7 @@ import (
 func (r *run) beginJob(ctx context.Context) error {
 	r.record.Consistency = ConsistencyCrash
 	if r.req.Quiesce == QuiesceNo {
-		return r.job.Begin(ctx)
+		return r.beginWithin(ctx)
 	}
 	if r.view.status.State == DomainStopped {
 		return r.beginStopped(ctx)
@@ -21,12 +21,19 @@ func (r *run) beginJob(ctx context.Context) error {
 		if err := r.notQuiesced("the guest could not be frozen", cause); err != nil {
 			return err
 		}
-		return r.job.Begin(ctx)
+		return r.beginWithin(ctx)
 	}
 	begun, err := r.beginFrozen(ctx)
 	if begun || err != nil {
 		return err
 	}
+	return r.beginWithin(ctx)
+}
+
+// beginWithin bounds what no watchdog sees yet.
+func (r *run) beginWithin(ctx context.Context) error {
+	ctx, cancel := r.e.stallLimit(ctx)
+	defer cancel()
 	return r.job.Begin(ctx)
 }
 
@@ -43,7 +50,7 @@ func (r *run) beginStopped(ctx context.Context) error {
 	} else if err := r.notQuiesced("the domain is off, and not by the guest's own shutdown", nil); err != nil {
 		return err
 	}
-	return r.job.Begin(ctx)
+	return r.beginWithin(ctx)
 }
 
 // notQuiesced is an error if the request requires consistency, else a reason on record.
@@ -81,7 +88,7 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 	}
 	r.emit(Event{Type: EventFrozen, Detail: fmt.Sprintf("%d file systems", n)})
 	done := make(chan error, 1)
-	go func() { done <- r.job.Begin(ctx) }()
+	go func() { done <- r.beginWithin(ctx) }()
 	select {
 	case err = <-done:
 		r.thaw(ctx)

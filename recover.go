@@ -166,6 +166,7 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 		}
 		return Recovery{}, err
 	}
+	r.resumeGuest(ctx)
 	return Recovery{b.ID, RecoveryUndone, cause.Error()}, nil
 }
 
@@ -228,7 +229,7 @@ func (r *run) adopt(ctx context.Context) (err error) {
 		}
 		r.parent, spec.Base = &p, p.Checkpoint
 	}
-	r.job, err = r.e.cfg.Executor.AdoptJob(ctx, r.dom, spec)
+	r.job, err = ask(ctx, r.e, func(ctx context.Context) (Job, error) { return r.e.cfg.Executor.AdoptJob(ctx, r.dom, spec) })
 	return err
 }
 

@@ -102,19 +102,18 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, err
 		return Restored{}, o.fail(err)
 	}
 	o.step("wait")
-	release, err := e.takePlace(ctx)
-	if err != nil {
-		return Restored{}, o.fail(err)
-	}
-	defer release()
 	var done Restored
 	vms := []VMID{b.VM}
 	if req.InPlace != nil {
 		vms = append(vms, req.InPlace.request(b).VM)
 	}
 	err = e.withLeases(ctx, vms, func(ctx context.Context, held map[VMID]*heldLease) error {
+		release, err := e.takePlace(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
 		o.emit(Event{Type: EventStarted})
-		var err error
 		if req.InPlace != nil {
 			done, err = e.restoreInPlace(ctx, o, held[req.InPlace.request(b).VM], req)
 		} else {

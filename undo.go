@@ -64,8 +64,10 @@ type undoing struct {
 // the job can't be ended nothing is removed under it. The record becomes failed only when nothing is left.
 func (e *Engine) undoBackup(ctx context.Context, o *op, h *heldLease, u undoing, cause error) error {
 	o.step("undo")
+	limited, cancel := context.WithTimeout(ctx, e.cfg.CleanupLimit) // a QEMU that hangs answers never
+	defer cancel()
 	if u.job != nil {
-		if err := u.job.Abort(ctx); err != nil {
+		if err := u.job.Abort(limited); err != nil {
 			return errors.Join(err, u.job.Close())
 		}
 		if err := u.job.Close(); err != nil {
@@ -74,7 +76,7 @@ func (e *Engine) undoBackup(ctx context.Context, o *op, h *heldLease, u undoing,
 	}
 	var errs []error
 	if u.record.Checkpoint != "" {
-		if err := e.cfg.Executor.DropCheckpoint(ctx, u.dom, u.record.Checkpoint); err != nil && !errors.Is(err, ErrNoDomain) {
+		if err := e.cfg.Executor.DropCheckpoint(limited, u.dom, u.record.Checkpoint); err != nil && !errors.Is(err, ErrNoDomain) {
 			errs = append(errs, fmt.Errorf("drop checkpoint %s: %w", u.record.Checkpoint, err))
 		}
 	}
@@ -89,7 +91,7 @@ func (e *Engine) undoBackup(ctx context.Context, o *op, h *heldLease, u undoing,
 
 // resumeGuest lets the guest run on if it ran before and an I/O error has paused it meanwhile. An administrator's pause stays.
 func (r *run) resumeGuest(ctx context.Context) {
-	if r.view.status.State != DomainRunning {
+	if !r.record.GuestRan {
 		return
 	}
 	st, err := r.e.inspect(ctx, r.dom)

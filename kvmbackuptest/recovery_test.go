@@ -1,10 +1,13 @@
 package kvmbackuptest_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -142,16 +145,71 @@ func TestRecoveryOfAFolderThatLacksAFile(t *testing.T) {
 }
 
 func TestRecoveryThatHasToWait(t *testing.T) {
-	story(t, false, func(t *testing.T, s *teller) {
-		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
-		s.must(killedAt("Wait")(s.lab))
-		s.must(s.open(plan{}))
-		found, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
-		if !errors.Is(err, kvmbackup.ErrJobStuck) || len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryPending {
-			t.Errorf("recovery: %v, %v", found, err)
+	for _, abort := range []bool{false, true} {
+		t.Run(fmt.Sprintf("abort=%v", abort), func(t *testing.T) {
+			story(t, false, func(t *testing.T, s *teller) {
+				s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+				s.must(killedAt("Wait")(s.lab))
+				s.cfg.AbortLeftJobs = abort
+				s.must(s.open(plan{}))
+				found, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+				if !errors.Is(err, kvmbackup.ErrJobStuck) || len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryPending {
+					t.Errorf("recovery: %v, %v", found, err)
+				}
+				s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
+				s.backup(everyday)
+				s.want("F")
+			})
+		})
+	}
+}
+
+// A guest that an I/O error paused while the process was dying runs on when its backup is settled, however that goes. One that
+// had been paused before stays paused.
+func TestRecoveryOfAPausedGuest(t *testing.T) {
+	for _, abort := range []bool{false, true} {
+		for _, ran := range []bool{false, true} {
+			t.Run(fmt.Sprintf("abort=%v/ran=%v", abort, ran), func(t *testing.T) {
+				story(t, false, func(t *testing.T, s *teller) {
+					want := kvmbackup.DomainRunning
+					if !ran {
+						s.must(s.h.PauseByError(vm))
+						want = kvmbackup.DomainPaused
+					}
+					s.must(killedAt("Wait")(s.lab))
+					if ran {
+						s.must(s.h.PauseByError(vm))
+					}
+					s.cfg.AbortLeftJobs = abort
+					s.must(s.open(plan{}))
+					s.outcome()
+					if st, _, err := s.h.State(vm); err != nil || st != want {
+						t.Errorf("the guest is %v, want %v; %v", st, want, err)
+					}
+				})
+			})
 		}
-		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
+	}
+}
+
+// Who waits for a busy VM keeps no place from the others.
+func TestBusyVMTakesNoPlace(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.cfg.HostLimit = kvmbackup.NewLimiter(1)
+		s.must(s.open(plan{}))
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := s.store.AcquireLease(ctx, "busy", "somebody else", time.Hour)
+		s.must(err)
+		waited := make(chan error)
+		go func() {
+			_, err := s.engine.Backup(ctx, kvmbackup.BackupRequest{VM: "busy"})
+			waited <- err
+		}()
+		synctest.Wait()
 		s.backup(everyday)
-		s.want("F")
+		cancel()
+		if err := <-waited; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 	})
 }

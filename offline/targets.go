@@ -7,10 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
+
+// removeLimit is for a mount that answers: a removal of an empty image takes milliseconds.
+const removeLimit = 5 * time.Second
 
 // CreateTargets makes the fresh qcow2 files of a job, with explicit sizes and the backing links of the spec, which are
 // neither opened nor checked. It never overwrites: what is in a target before the copy may stay in it. After an error
@@ -21,13 +25,27 @@ func CreateTargets(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec
 		if err == nil {
 			continue
 		}
-		errs := []error{targetError(err)}
-		for _, made := range spec.Volumes[:i] {
-			errs = append(errs, os.Remove(filepath.Join(spec.Dir, made.File)))
-		}
-		return fmt.Errorf("target of %s: %w", v.Device, errors.Join(errs...))
+		return fmt.Errorf("target of %s: %w", v.Device, errors.Join(targetError(err), removeTargets(spec.Dir, spec.Volumes[:i])))
 	}
 	return nil
+}
+
+// removeTargets doesn't wait for a mount that has died: the removal of the whole folder comes after that.
+func removeTargets(dir string, made []kvmbackup.JobVolume) error {
+	done := make(chan error, 1)
+	go func() {
+		var errs []error
+		for _, v := range made {
+			errs = append(errs, os.Remove(filepath.Join(dir, v.File)))
+		}
+		done <- errors.Join(errs...)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(removeLimit):
+		return fmt.Errorf("%w: targets that were made before could not be removed within %v", qcow2.ErrHung, removeLimit)
+	}
 }
 
 func targetError(err error) error {

@@ -2,9 +2,11 @@ package qcow2
 
 import "context"
 
-// Header is ReadHeaderFile for files on storage that may not answer: it returns with the context's cause when ctx ends, and
-// leaves the read behind.
+// Header is ReadHeaderFile for files on storage that may not answer: it returns with the context's cause when ctx ends, or
+// with ErrTimeout after Config.InspectTimeout, and leaves the read behind.
 func (t *Tool) Header(ctx context.Context, path string) (Header, error) {
+	ctx, cancel := withTimeout(ctx, t.cfg.InspectTimeout)
+	defer cancel()
 	type answer struct {
 		h   Header
 		err error
