@@ -22,6 +22,9 @@ type Repository interface {
 	CreatePartial(ctx context.Context, path, id string) (string, error)
 	// PartialDir returns that folder's absolute name without looking whether it is there.
 	PartialDir(path, id string) string
+	// OpenTargets opens the job's targets before it begins, so that Publish hears of every write that the storage has lost,
+	// whoever was the first to flush. release closes what neither Publish nor RemovePartial have closed.
+	OpenTargets(ctx context.Context, path, id string, files []string) (release func(), err error)
 	// WriteFile adds a small side file to the partial folder.
 	WriteFile(ctx context.Context, path, id, name string, data []byte) (repository.FileEntry, error)
 	// Publish makes the partial folder the final one, manifest last.

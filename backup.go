@@ -62,6 +62,7 @@ type run struct {
 	dirty    map[string]int64 // by device, before the job
 	dir      string
 	job      Job
+	release  func() // the open targets; nil before there are any
 	frozenAt time.Time
 	unthawed error // why the guest may still be frozen
 }
@@ -78,6 +79,7 @@ func (r *run) backup(ctx context.Context) error {
 	if err := r.begin(ctx); err != nil {
 		return err
 	}
+	defer r.releaseTargets()
 	if err := r.copy(ctx); err != nil {
 		return errors.Join(r.undo(ctx, err), r.thawAtLast(ctx))
 	}
@@ -216,6 +218,9 @@ func (r *run) copy(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.closeJob(err)) }()
+	if err = r.openTargets(ctx); err != nil {
+		return err
+	}
 	r.step("begin job")
 	if err = r.beginJob(ctx); err != nil {
 		return err
@@ -232,6 +237,22 @@ func (r *run) prepareJob(ctx context.Context) (err error) {
 	defer cancel()
 	r.job, err = r.e.cfg.Executor.PrepareJob(ctx, r.dom, r.jobSpec())
 	return err
+}
+
+// openTargets comes before anything writes to them: see Repository.
+func (r *run) openTargets(ctx context.Context) (err error) {
+	var files []string
+	for _, v := range r.record.Volumes {
+		files = append(files, v.File)
+	}
+	r.release, err = r.e.cfg.Repository.OpenTargets(ctx, r.record.Path, string(r.record.ID), files)
+	return err
+}
+
+func (r *run) releaseTargets() {
+	if r.release != nil {
+		r.release()
+	}
 }
 
 // closeJob releases the handle after a success, after which there is no job to abort; a failure's undo still needs it.

@@ -240,6 +240,10 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 		return Recovery{}, errors.Join(err, r.job.Close())
 	}
 	r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonRecovered, Detail: "its job was followed by another process"})
+	if err := r.openTargets(ctx); err != nil { // libvirt may have given them to another user
+		r.warn("open targets of a job that was followed", "error", err)
+	}
+	defer r.releaseTargets()
 	err = r.follow(ctx)
 	_ = r.thawAtLast(ctx) // it is on record
 	if err != nil && context.Cause(ctx) != nil {

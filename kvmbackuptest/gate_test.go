@@ -212,6 +212,10 @@ func (r gatedRepository) Publish(ctx context.Context, m repository.Manifest) err
 	return pass(r.g, "Publish", func() error { return r.Repository.Publish(ctx, m) })
 }
 
+func (r gatedRepository) OpenTargets(ctx context.Context, path, id string, files []string) (func(), error) {
+	return through(r.g, "OpenTargets", func() (func(), error) { return r.Repository.OpenTargets(ctx, path, id, files) })
+}
+
 func (r gatedRepository) Published(ctx context.Context, path, id string) (m repository.Manifest, ok bool, err error) {
 	err = pass(r.g, "Published", func() error { m, ok, err = r.Repository.Published(ctx, path, id); return err })
 	return m, ok && err == nil, err

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 func TestDeleteDoesNotWaitForAHungTarget(t *testing.T) {
@@ -211,5 +213,37 @@ func TestBusyVMTakesNoPlace(t *testing.T) {
 		if err := <-waited; !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
+	})
+}
+
+// leaky is an Images that finds clusters without a reference in files of that name.
+type leaky struct {
+	kvmbackup.Images
+	in string
+}
+
+func (l leaky) Check(ctx context.Context, path string, o qcow2.CheckOptions) (qcow2.CheckResult, error) {
+	r, err := l.Images.Check(ctx, path, o)
+	if strings.Contains(path, l.in) {
+		r.Leaks++
+	}
+	return r, err
+}
+
+// A job that QEMU calls good, and whose target lacks tables, is a failure.
+func TestTargetWithoutItsTables(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.backup(everyday)
+		s.must(s.write("vda", 1, 2))
+		cfg := s.cfg
+		cfg.Images = leaky{cfg.Images, "vda"}
+		engine, err := kvmbackup.New(cfg)
+		s.must(err)
+		if _, err := engine.Backup(t.Context(), s.request(everyday)); !errors.Is(err, kvmbackup.ErrJobFailed) {
+			t.Errorf("got %v, want ErrJobFailed", err)
+		}
+		s.must(s.checkClean())
+		s.backup(everyday)
+		s.want("FI")
 	})
 }

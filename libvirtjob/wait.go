@@ -10,7 +10,6 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/writeback"
 )
 
 // outcome is how a job has ended.
@@ -32,11 +31,6 @@ func (j *job) Wait(ctx context.Context, progress func(kvmbackup.JobProgress)) (k
 	case began.IsZero():
 		return kvmbackup.JobResult{}, fmt.Errorf("%w: the job has not begun", kvmbackup.ErrNoJob)
 	}
-	var targets []string
-	for _, v := range j.spec.Volumes {
-		targets = append(targets, targetPath(j.spec, v))
-	}
-	defer writeback.Start(targets...)() // over before anybody renames or removes them
 	w := newWatch(j, began, progress)
 	defer w.stop()
 	result, err := w.run(ctx)

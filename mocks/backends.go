@@ -109,6 +109,21 @@ func (mr *MockRepositoryMockRecorder) List(ctx, vm interface{}) *gomock.Call {
 	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "List", reflect.TypeOf((*MockRepository)(nil).List), ctx, vm)
 }
 
+// OpenTargets mocks base method.
+func (m *MockRepository) OpenTargets(ctx context.Context, path, id string, files []string) (func(), error) {
+	m.ctrl.T.Helper()
+	ret := m.ctrl.Call(m, "OpenTargets", ctx, path, id, files)
+	ret0, _ := ret[0].(func())
+	ret1, _ := ret[1].(error)
+	return ret0, ret1
+}
+
+// OpenTargets indicates an expected call of OpenTargets.
+func (mr *MockRepositoryMockRecorder) OpenTargets(ctx, path, id, files interface{}) *gomock.Call {
+	mr.mock.ctrl.T.Helper()
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "OpenTargets", reflect.TypeOf((*MockRepository)(nil).OpenTargets), ctx, path, id, files)
+}
+
 // PartialDir mocks base method.
 func (m *MockRepository) PartialDir(path, id string) string {
 	m.ctrl.T.Helper()

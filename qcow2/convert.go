@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
+	"syscall"
 
 	"github.com/kvmbackup/kvmbackup/internal/writeback"
 )
@@ -59,7 +61,7 @@ type ConvertOptions struct {
 	Progress func(percent float64)
 }
 
-// Convert copies the content of src, with its backing chain, to dst. The source is
+// Convert copies the content of src, with its backing chain, to dst, and flushes that. The source is
 // opened without -U: while a VM has it open the call fails with ErrLocked, and while
 // the call runs a VM that uses it can't start. Bitmaps are not copied. There is no
 // time limit but ctx. A failed call removes the dst that it created,
@@ -91,17 +93,57 @@ func (t *Tool) convert(ctx context.Context, src, dst string, o ConvertOptions) e
 	if o.Progress != nil {
 		c.stdout = &progressWriter{report: o.Progress}
 	}
-	work := func() error {
-		if orDefault(o.TargetCache, CacheWriteback) == CacheWriteback {
-			defer writeback.Start(to)()
-		}
-		_, err := t.run(ctx, c)
-		return err
+	copyAll := func() error { _, err := t.run(ctx, c); return err }
+	work := copyAll
+	if o.TargetCache != CacheUnsafe {
+		work = func() error { return t.flushed(ctx, to, copyAll) }
 	}
 	if o.TargetExists {
 		return work()
 	}
-	return t.claimed(ctx, to, work)
+	return t.claimed(ctx, to, func() error {
+		if err := work(); err != nil || o.TargetFormat.orDefault() != FormatQcow2 {
+			return err
+		}
+		return t.wholeTables(ctx, to)
+	})
+}
+
+// flushed makes durable what f writes to the file. It is open while f runs, so that it hears of every write that the storage
+// loses: qemu-img flushes when it closes an image and drops what it is told, and who opens the file after that is told nothing.
+func (t *Tool) flushed(ctx context.Context, name string, f func() error) error {
+	var file *os.File
+	open := func() (err error) { file, err = os.Open(name); return err }
+	if err := t.detached(ctx, open, func() error { return file.Close() }); err != nil {
+		return fileError(err)
+	}
+	defer func() { _ = file.Close() }()
+	stop := writeback.Start(file)
+	err := f()
+	stop()
+	if err != nil {
+		return err
+	}
+	switch err := t.detached(ctx, file.Sync, nil); {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("flush: %w: %w", ErrNoSpace, err)
+	case errors.Is(err, syscall.EIO):
+		return fmt.Errorf("flush: %w: %w", ErrIO, err)
+	default:
+		return fmt.Errorf("flush: %w", err)
+	}
+}
+
+// wholeTables finds what qemu-img loses without an error when its last flush fails: it doesn't write the tables then, and leaves data
+// that nothing refers to.
+func (t *Tool) wholeTables(ctx context.Context, name string) error {
+	res, err := t.check(ctx, name, CheckOptions{Timeout: -1})
+	if err == nil && (!res.Clean() || res.Leaks > 0) {
+		err = fmt.Errorf("%w: the tables were not all written: %d clusters that nothing refers to, %d corruptions", ErrIO, res.Leaks, res.Corruptions)
+	}
+	return err
 }
 
 // args returns the arguments up to the source's format.

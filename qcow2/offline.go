@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/kvmbackup/kvmbackup/internal/writeback"
 )
 
 // OfflineBackup describes the backup of the disks of a stopped VM.
@@ -196,11 +194,6 @@ func (j *OfflineJob) Wait(ctx context.Context, progress func([]DiskProgress)) er
 	if finished, err := j.outcome(); finished {
 		return err
 	}
-	var targets []string
-	for _, disk := range j.disks {
-		targets = append(targets, disk.Target)
-	}
-	defer writeback.Start(targets...)()
 	err := j.follow(ctx, progress)
 	if err == nil {
 		err = j.settle(ctx)

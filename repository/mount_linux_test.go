@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -205,4 +206,31 @@ func TestLostWrites(t *testing.T) {
 	if _, err := r.PartialManifest(t.Context(), m.Path, m.ID); err == nil {
 		t.Fatal("a manifest was written")
 	}
+}
+
+// TestLostWritesThatSomebodyElseWasToldOf: whoever wrote the file has flushed it, was told that it is lost, and has said nothing.
+func TestLostWritesThatSomebodyElseWasToldOf(t *testing.T) {
+	below := tmpfs(t, "4m")
+	mnt := loop(t, below, 64<<20)
+	r := initRepo(t, mnt, repository.Options{})
+	m := prepare(t, r, full())
+	release, err := r.OpenTargets(t.Context(), m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2"})
+	want(t, err)
+	f, err := os.OpenFile(filepath.Join(r.PartialDir(m.Path, m.ID), "root.v1.qcow2"), os.O_WRONLY, 0)
+	want(t, err)
+	want(t, syscall.Fallocate(int(f.Fd()), 0, 0, 8<<20)) // so that the tables have their space
+	want(t, f.Sync())
+	_, err = f.Write(make([]byte, 8<<20))
+	want(t, err)
+	if err := errors.Join(f.Sync(), f.Close()); err == nil {
+		t.Fatal("nothing was lost")
+	}
+	command(t, "mount", "-o", "remount,size=64m", below) // everything else can be flushed
+	want(t, r.Publish(t.Context(), m), repository.ErrFlush)
+	if _, err := r.PartialManifest(t.Context(), m.Path, m.ID); err == nil {
+		t.Fatal("a manifest was written")
+	}
+	// It keeps no file open that would keep the mount busy.
+	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"}))
+	release()
 }

@@ -156,6 +156,7 @@ func (s *session) removePartial(p folder, t Target) error {
 	if err != nil && !unreadable(err) {
 		return err
 	}
+	s.closeTargets(p.rel())
 	// Here a manifest says that the folder is whole, so it goes before anything else does.
 	if err := s.removeFirst(p, ManifestName); err != nil {
 		return err

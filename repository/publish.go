@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 )
 
@@ -53,6 +54,7 @@ func (s *session) publish(f folder, m Manifest, encoded []byte) error {
 	if err := s.rename(partial, f.rel()); err != nil {
 		return err
 	}
+	s.closeTargets(partial)
 	return s.syncDir(f.vm)
 }
 
@@ -115,11 +117,38 @@ func (s *session) flushFiles(dir string, m Manifest) error {
 	if s.repo.isBad(dir) {
 		return fmt.Errorf("%w before: take the backup again", ErrFlush)
 	}
+	if err := s.flushTargets(dir); err != nil {
+		return err
+	}
 	for _, t := range m.Target().Files {
 		bad, err := s.syncFile(join(dir, t.Name))
 		if bad {
 			s.repo.setBad(dir, true)
 			return fmt.Errorf("%w: %q: %w", ErrFlush, t.Name, classify(err))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flushTargets flushes those files that were open while they were written: they alone hear of all that was lost.
+func (s *session) flushTargets(dir string) error {
+	open := s.repo.openedTargets(dir)
+	if open == nil {
+		return nil
+	}
+	for _, f := range open.files {
+		bad := false
+		err := s.step("sync", join(dir, filepath.Base(f.Name())), s.repo.opts.DataTimeout, func() error {
+			err := s.flush(f)
+			bad = err != nil
+			return err
+		})
+		if bad {
+			s.repo.setBad(dir, true)
+			return fmt.Errorf("%w: %q: %w", ErrFlush, f.Name(), classify(err))
 		}
 		if err != nil {
 			return err

@@ -52,15 +52,16 @@ func (o Options) withDefaults() Options {
 }
 
 // Repository is a folder with backups. It is safe for concurrent use, also by several processes as long as each VM is
-// worked on by one at a time, for which the store's lease is there. It holds nothing open between calls, so that the share
-// can be unmounted, and needs no closing.
+// worked on by one at a time, for which the store's lease is there. It holds nothing open between calls but what OpenTargets
+// says, so that the share can be unmounted, and needs no closing.
 type Repository struct {
 	root string
 	id   string // empty while being opened
 	opts Options
 
-	mu  sync.Mutex
-	bad map[string]bool // folders with a file whose flush failed
+	mu      sync.Mutex
+	bad     map[string]bool     // folders with a file whose flush failed
+	targets map[string]*targets // open files of partial folders
 }
 
 // Init makes the folder dir a repository and opens it; one that is a repository already is just opened. The folder must
@@ -90,7 +91,7 @@ func newRepository(dir string, o Options) (*Repository, error) {
 	if err != nil {
 		return nil, &Error{Op: "open", Path: dir, Err: err}
 	}
-	return &Repository{root: root, opts: o.withDefaults(), bad: map[string]bool{}}, nil
+	return &Repository{root: root, opts: o.withDefaults(), bad: map[string]bool{}, targets: map[string]*targets{}}, nil
 }
 
 func (r *Repository) open(ctx context.Context, op string, fn func(*session) (marker, error)) (*Repository, error) {

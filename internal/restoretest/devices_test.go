@@ -2,6 +2,7 @@ package restoretest_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -144,5 +145,21 @@ func TestVanishedFolder(t *testing.T) {
 	l.fails(err, os.ErrNotExist)
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("the folder came back: %v", err)
+	}
+}
+
+// TestDeviceThatLosesWrites: below the device there is no space, as in a thin pool that is full. QEMU is told when it closes the
+// device, and says nothing.
+func TestDeviceThatLosesWrites(t *testing.T) {
+	t.Parallel()
+	thin := filepath.Join(tmpfs(t, "size=512k"), "thin")
+	l := newLab(t)
+	l.ok(os.WriteFile(thin, nil, 0o600))
+	l.ok(os.Truncate(thin, disk))
+	l.write("vda", 0, 14)
+	b := l.backup(full)
+	_, err := l.engine.Restore(t.Context(), one(b, "v-vda", loopOf(t, thin)))
+	if !errors.Is(err, qcow2.ErrIO) && !errors.Is(err, kvmbackup.ErrNoSpace) {
+		t.Errorf("got the error %v, want ErrIO or ErrNoSpace", err)
 	}
 }

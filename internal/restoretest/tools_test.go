@@ -60,6 +60,12 @@ func loop(t testing.TB, sizeBytes int64) string {
 	if err := os.WriteFile(file, filled(sizeBytes), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return loopOf(t, file)
+}
+
+// loopOf makes a block device of a file.
+func loopOf(t testing.TB, file string) string {
+	t.Helper()
 	out, err := exec.Command("losetup", "--find", "--show", file).CombinedOutput()
 	if err != nil {
 		missing(t, "no loop device: "+string(out))

@@ -17,14 +17,14 @@ const (
 // the host's memory doesn't fill with a whole backup that a NAS has to take at once.
 //
 // It is a hint and nothing more: it never waits for what it begins, so that an error in writing is still reported to whoever flushes (see
-// sync_file_range(2)), and it ignores its own errors. On other systems than Linux it does nothing. The files are opened, for
-// reading, until stop has returned. stop takes a second at most: on a dead mount a goroutine and the open files are left behind
+// sync_file_range(2)), and it ignores its own errors. On other systems than Linux it does nothing. The files may be open for
+// reading alone, and may be closed at any time. stop takes a second at most: on a dead mount a goroutine is left behind
 // until the mount answers. It may be called from any goroutine, once.
-func Start(paths ...string) (stop func()) {
+func Start(files ...*os.File) (stop func()) {
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		run(paths, quit)
+		run(files, quit)
 	}()
 	return func() {
 		close(quit)
@@ -35,18 +35,7 @@ func Start(paths ...string) (stop func()) {
 	}
 }
 
-func run(paths []string, quit <-chan struct{}) {
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			_ = f.Close()
-		}
-	}()
-	for _, path := range paths {
-		if f, err := os.Open(path); err == nil {
-			files = append(files, f)
-		}
-	}
+func run(files []*os.File, quit <-chan struct{}) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {

@@ -36,6 +36,10 @@ func (r gatedRepository) WriteFile(ctx context.Context, path, id, name string, d
 	return through(r.g, "Repository.WriteFile", func() (repository.FileEntry, error) { return r.in.WriteFile(ctx, path, id, name, data) })
 }
 
+func (r gatedRepository) OpenTargets(ctx context.Context, path, id string, files []string) (func(), error) {
+	return through(r.g, "Repository.OpenTargets", func() (func(), error) { return r.in.OpenTargets(ctx, path, id, files) })
+}
+
 func (r gatedRepository) Publish(ctx context.Context, m repository.Manifest) error {
 	return do(r.g, "Repository.Publish", func() error { return r.in.Publish(ctx, m) })
 }
