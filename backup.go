@@ -93,6 +93,13 @@ func (r *run) decideNow(ctx context.Context) (err error) {
 	if r.view, err = r.observe(ctx, r.req); err != nil {
 		return err
 	}
+	if changed, err := r.e.settleFiles(ctx, r.view.status); err != nil {
+		r.warn("settle an interrupted restore in place", "error", err)
+	} else if changed {
+		if r.view, err = r.observe(ctx, r.req); err != nil {
+			return err
+		}
+	}
 	if r.view.status.Job != JobNone {
 		return &BusyError{VM: r.vm, Holder: "a job on its domain: " + r.view.status.JobDetail}
 	}

@@ -124,6 +124,7 @@ type DomainStatus struct {
 	State         DomainState
 	PausedByError bool // paused by an I/O error of a disk, not by a person
 	CleanShutdown bool // stopped by the guest's own shutdown: its file systems are at rest
+	ManagedSave   bool // stopped with its memory saved, to go on from there on the same disks at the next start
 	Job           JobState
 	JobDetail     string // for messages: operation and targets of the job
 	Disks         []DiskStatus

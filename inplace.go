@@ -83,14 +83,11 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 		return Restored{}, err
 	}
 	o.step("swap")
-	if err := e.stillOff(ctx, over); err != nil {
+	if err := swapAll(filesOf(jobs), func() error { return e.stillOff(ctx, over) }); err != nil {
 		return Restored{}, errors.Join(err, removeAsides(jobs))
 	}
-	if err := swapAll(filesOf(jobs)); err != nil {
-		return Restored{}, errors.Join(err, removeAsides(jobs))
-	}
-	if err := settleSwap(filesOf(jobs)); err != nil {
-		o.warn("remove the replaced images", "error", err) // recovery tries again
+	if _, err := settleSwap(filesOf(jobs)); err != nil {
+		o.warn("remove the replaced images", "error", err) // the next operation tries again
 	}
 	r := Restored{Backup: b}
 	for _, j := range jobs {
@@ -101,8 +98,13 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 
 func (e *Engine) stillOff(ctx context.Context, over BackupRequest) error {
 	st, err := e.inspect(ctx, over.ref())
-	if err == nil && st.State != DomainStopped {
+	switch {
+	case err != nil:
+	case st.State != DomainStopped:
 		err = fmt.Errorf("%w: %q is %v; shut it down before a restore over its volumes", ErrDomainRunning, over.VM, st.State)
+	case st.ManagedSave:
+		err = fmt.Errorf("%w: the memory of %q is saved, and would go on over other disks; start it and shut it down, or drop its memory with virsh managedsave-remove",
+			ErrDomainRunning, over.VM)
 	}
 	return err
 }
@@ -116,7 +118,7 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 	if err != nil {
 		return err
 	}
-	if _, err := leaveBehind(ctx, func() (any, error) { return nil, settleSwap(sources(st)) }); err != nil {
+	if _, err := e.settleFiles(ctx, st); err != nil {
 		return err
 	}
 	if st, err = e.inspect(ctx, over.ref()); err != nil {

@@ -40,10 +40,9 @@ func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recover
 		found, errs = append(found, settled...), append(errs, err)
 		deleted, err := e.settleDeletes(ctx, o, h)
 		found, errs = append(found, deleted...), append(errs, err)
-		if dom.Name == "" && len(found) > 0 {
-			if b, err := e.cfg.Store.Backup(ctx, found[0].Backup); err == nil {
-				dom.Name = b.Domain
-			}
+		if dom.Name == "" {
+			dom.Name, err = e.domainOf(ctx, vm)
+			errs = append(errs, err)
 		}
 		if dom.Name != "" && e.cfg.Executor != nil {
 			errs = append(errs, e.settleRestore(ctx, dom), ignoreNoDomain(e.dropStale(ctx, o, dom)))
@@ -51,6 +50,15 @@ func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recover
 		return errors.Join(errs...)
 	})
 	return found, o.fail(err)
+}
+
+// domainOf returns the name of the VM's domain by its newest record, if it has one.
+func (e *Engine) domainOf(ctx context.Context, vm VMID) (string, error) {
+	all, err := e.cfg.Store.List(ctx, Query{VM: vm})
+	if err != nil || len(all) == 0 {
+		return "", err
+	}
+	return all[len(all)-1].Domain, nil
 }
 
 // RecoverAll calls Recover for every VM that has something to settle, and goes on after errors, which are joined.
@@ -94,17 +102,19 @@ func (e *Engine) settle(ctx context.Context, o *op, h *heldLease, dom DomainRef)
 	return nil
 }
 
-// settleRestore finishes or takes back the swap of an interrupted restore in place. Only a VM that is off can have one.
+// settleRestore finishes or takes back the swap of an interrupted restore in place.
 func (e *Engine) settleRestore(ctx context.Context, dom DomainRef) error {
 	st, err := e.inspect(ctx, dom)
-	if errors.Is(err, ErrNoDomain) || err == nil && st.State != DomainStopped {
-		return nil
-	}
 	if err != nil {
-		return err
+		return ignoreNoDomain(err)
 	}
-	_, err = leaveBehind(ctx, func() (any, error) { return nil, settleSwap(sources(st)) })
+	_, err = e.settleFiles(ctx, st)
 	return err
+}
+
+// settleFiles says whether it has put images back.
+func (e *Engine) settleFiles(ctx context.Context, st DomainStatus) (changed bool, err error) {
+	return leaveBehind(ctx, func() (bool, error) { return settleSwap(sources(st)) })
 }
 
 func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom DomainRef) ([]Recovery, error) {

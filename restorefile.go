@@ -95,21 +95,36 @@ func publishFile(from, to string) error {
 	}
 	if err := os.Link(from, to); err == nil { // a link, unlike a rename, never replaces
 		err = errors.Join(os.Remove(from), syncFile(filepath.Dir(to)))
-		return unlessPublished(to, err)
+		return unlessPublished(from, to, err)
 	} else if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%w: %s", ErrTargetExists, to)
 	}
 	if err := os.Rename(from, to); err != nil { // a file system without hard links
 		return err
 	}
-	return unlessPublished(to, syncFile(filepath.Dir(to)))
+	return unlessPublished(from, to, syncFile(filepath.Dir(to)))
 }
 
-func unlessPublished(path string, err error) error {
+func unlessPublished(from, to string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return errors.Join(err, os.Remove(path))
+	return errors.Join(err, unpublish(from, to))
+}
+
+// unpublish takes a file's name away again, if it has it: it is aside then.
+func unpublish(from, to string) error {
+	none, err := isMissing(from)
+	if err != nil {
+		return err
+	}
+	if !none { // to rename one name of a file to another of its names does nothing
+		return removeFile(to)
+	}
+	if err := os.Rename(to, from); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // syncFile flushes a file or folder.

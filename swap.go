@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
@@ -13,10 +14,11 @@ import (
 // file is moved away, then every new one takes its name, then the old ones are removed. Until the last has its name, one at least is
 // missing, and QEMU doesn't start. Whoever comes after a crash can tell from the names alone how far it got:
 //
-//	a file is missing and its old one waits    take all back
-//	none is missing                            all are new, or all old: remove what waits
+//	a file is missing, and its old and its new one wait    take all back
+//	none is missing                                        all are new, or all old: remove what waits
+//	a file is missing, and only its old one waits          it was lost later: nothing is touched
 //
-// Taking back keeps to the same rule: every new file is removed before the first old one returns.
+// Taking back keeps to the same rule: every new file goes aside again before the first old one returns, and the asides go last.
 
 // old is where a volume waits during a swap.
 func old(path string) string { return path + ".kvmbackup-old" }
@@ -36,24 +38,31 @@ func filesOf(jobs []copyJob) []string {
 }
 
 // swapAll puts the aside files in place of the old ones, which wait for settleSwap to remove them. After a failure the old ones are back,
-// all of them.
-func swapAll(paths []string) error {
+// all of them. off is asked whether the VM is still off: once more when the old files are away, so that it can't start any more. One
+// that has started before goes on with the very files that it has open.
+func swapAll(paths []string, off func() error) error {
 	for _, p := range paths {
 		if err := prepareSwap(p); err != nil {
 			return err
 		}
 	}
-	if err := swapEach(paths); err != nil {
+	if err := off(); err != nil {
+		return err
+	}
+	if err := swapEach(paths, off); err != nil {
 		return errors.Join(err, rollBack(paths))
 	}
 	return nil
 }
 
-func swapEach(paths []string) error {
+func swapEach(paths []string, off func() error) error {
 	for _, p := range paths {
 		if err := moveAway(p); err != nil {
 			return err
 		}
+	}
+	if err := off(); err != nil {
+		return err
 	}
 	for _, p := range paths {
 		if err := publishFile(aside(p), p); err != nil {
@@ -96,30 +105,61 @@ func prepareSwap(path string) error {
 }
 
 // settleSwap finishes or takes back a swap of these files, and removes what a crash has left of a copy. Without either it does nothing.
-func settleSwap(paths []string) error {
-	interrupted := false
+// changed says that files were put back.
+func settleSwap(paths []string) (changed bool, err error) {
+	paths = slices.Clone(paths)
+	lost := ""
 	for i, p := range paths {
-		p, err := behindLinks(p)
-		if err != nil {
-			return err
+		if paths[i], err = behindLinks(p); err != nil {
+			return false, err
 		}
-		paths[i] = p
-		gone, err := isMissing(p)
-		if err != nil {
-			return err
+		interrupted, waits, err := stateOf(paths[i])
+		switch {
+		case err != nil:
+			return false, err
+		case interrupted:
+			changed = true
+		case waits:
+			lost = paths[i]
 		}
-		none, err := isMissing(old(p))
-		if err != nil {
-			return err
-		}
-		interrupted = interrupted || gone && !none
 	}
-	if interrupted {
-		return rollBack(paths)
+	switch {
+	case changed:
+		return true, rollBack(paths)
+	case lost != "":
+		return false, fmt.Errorf("%w: %s, which was there before an earlier restore that succeeded, while the image itself is missing; remove it, or rename it to the image's name",
+			ErrTargetExists, old(lost))
 	}
+	return false, removeLeft(paths)
+}
+
+// stateOf looks at a file that may be missing: was its swap interrupted, or does only its old one wait?
+func stateOf(path string) (interrupted, oldWaits bool, err error) {
+	gone, err := isMissing(path)
+	if !gone || err != nil {
+		return false, false, err
+	}
+	noOld, err := isMissing(old(path))
+	if noOld || err != nil {
+		return false, false, err
+	}
+	noNew, err := isMissing(aside(path))
+	if err != nil {
+		return false, false, err
+	}
+	lost, err := isLostImage(old(path))
+	return !noNew, noNew && !lost, err
+}
+
+// removeLeft removes what nobody needs when no swap was interrupted.
+func removeLeft(paths []string) error {
 	var errs []error
 	for _, p := range paths {
-		errs = append(errs, removeFile(old(p)), removeFile(aside(p)))
+		none, err := isMissing(old(p))
+		errs = append(errs, err, removeFile(aside(p)))
+		if !none && err == nil {
+			errs = append(errs, removeFile(old(p)), syncFile(filepath.Dir(p)))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -131,7 +171,7 @@ func rollBack(paths []string) error {
 		none, err := isMissing(old(p))
 		if err == nil && !none {
 			waiting = append(waiting, p)
-			err = removeFile(p)
+			err = unpublish(aside(p), p)
 		}
 		if err != nil {
 			return fmt.Errorf("take %s back: %w", p, err)
@@ -147,6 +187,9 @@ func rollBack(paths []string) error {
 		if err := putBack(p); err != nil {
 			errs = append(errs, fmt.Errorf("put %s back: %w", p, err))
 		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...) // the asides say that there is more to do
 	}
 	for _, p := range paths {
 		errs = append(errs, removeFile(aside(p)))

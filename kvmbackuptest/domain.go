@@ -26,6 +26,7 @@ type domain struct {
 	state         kvmbackup.DomainState
 	pausedByError bool
 	clean         bool // the guest shut itself down
+	saved         bool // its memory is saved
 	disks         []*disk
 	checkpoints   map[string]checkpoint
 	job           *job
@@ -123,7 +124,7 @@ func (h *Hypervisor) Start(name string) error {
 		for _, k := range d.images() {
 			k.image.open(d)
 		}
-		d.state, d.pausedByError, d.clean = kvmbackup.DomainRunning, false, false
+		d.state, d.pausedByError, d.clean, d.saved = kvmbackup.DomainRunning, false, false, false
 		d.guest.frozen = false
 		return nil
 	})
@@ -147,6 +148,14 @@ func (h *Hypervisor) Shutdown(name string) error { return h.stop(name, true, (*s
 
 // Destroy switches the domain off, as virsh destroy does. QEMU ends cleanly and saves its bitmaps; the guest doesn't.
 func (h *Hypervisor) Destroy(name string) error { return h.stop(name, false, (*storedImage).close) }
+
+// ManagedSave saves the guest's memory and switches the domain off, as virsh managedsave does.
+func (h *Hypervisor) ManagedSave(name string) error {
+	if err := h.Destroy(name); err != nil {
+		return err
+	}
+	return h.with(name, func(d *domain) error { d.saved = true; return nil })
+}
 
 // Crash kills QEMU at once (kill -9): bitmaps that were never saved are lost, those that were are inconsistent.
 func (h *Hypervisor) Crash(name string) error { return h.stop(name, false, (*storedImage).crash) }

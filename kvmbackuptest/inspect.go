@@ -28,7 +28,7 @@ func (e *executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (st kvm
 // inspect fills in all but the disks.
 func (d *domain) inspect(st *kvmbackup.DomainStatus) {
 	st.Defined, st.UUID, st.Persistent = true, d.uuid, d.persistent
-	st.State, st.PausedByError, st.CleanShutdown = d.state, d.pausedByError, d.clean
+	st.State, st.PausedByError, st.CleanShutdown, st.ManagedSave = d.state, d.pausedByError, d.clean, d.saved
 	switch {
 	case d.foreign != nil:
 		st.Job, st.JobDetail = d.foreign.state, d.foreign.detail

@@ -78,6 +78,7 @@ func state(ctx context.Context, d *domain, status *kvmbackup.DomainStatus) error
 	case libvirt.DOMAIN_SHUTOFF:
 		status.State = kvmbackup.DomainStopped
 		status.CleanShutdown = libvirt.DomainShutoffReason(p.reason) == libvirt.DOMAIN_SHUTOFF_SHUTDOWN
+		status.ManagedSave, err = call(ctx, d, func(dom *libvirt.Domain) (bool, error) { return dom.HasManagedSaveImage(0) })
 	case libvirt.DOMAIN_CRASHED:
 		status.State = kvmbackup.DomainStopped
 	case libvirt.DOMAIN_PAUSED:
@@ -86,7 +87,7 @@ func state(ctx context.Context, d *domain, status *kvmbackup.DomainStatus) error
 	default:
 		status.State = kvmbackup.DomainPaused
 	}
-	return nil
+	return err
 }
 
 // jobState tells what a backup would have to wait for. libvirt would wait too, for up to 30 s and without saying so.

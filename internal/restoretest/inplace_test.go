@@ -97,6 +97,22 @@ func TestInPlaceRefusedWhileRunningChangesNothing(t *testing.T) {
 	}
 }
 
+// TestInPlaceRefusesSavedMemory: it belongs to the disks as they are.
+func TestInPlaceRefusesSavedMemory(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	b := l.chain(2)[0]
+	before, cp := l.now(), l.active()
+	l.ok(l.h.ManagedSave(vm))
+	_, err := l.engine.Restore(t.Context(), l.inPlace(b))
+	l.fails(err, kvmbackup.ErrDomainRunning)
+	l.ok(l.h.Start(vm))
+	l.sees(before)
+	if l.active() != cp {
+		t.Errorf("the active checkpoint went from %s to %q", cp, l.active())
+	}
+}
+
 // TestOneVolumeInPlace leaves the other as it is.
 func TestOneVolumeInPlace(t *testing.T) {
 	t.Parallel()

@@ -100,9 +100,6 @@ type offHost struct {
 }
 
 func (h *offHost) Inspect(context.Context, kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
-	if h.copied.Load() == h.wanted {
-		mark()
-	}
 	st := kvmbackup.DomainStatus{Name: vm, State: kvmbackup.DomainStopped}
 	for _, d := range h.disks {
 		s := kvmbackup.DiskStatus{Device: d.Device, Source: d.Source, Format: d.Format}
@@ -120,8 +117,12 @@ func (h *offHost) DropCheckpoint(context.Context, kvmbackup.DomainRef, kvmbackup
 
 func (h *offHost) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptions) error {
 	err := h.Images.Convert(ctx, src, dst, o)
-	if h.copied.Add(1) == h.killAt {
+	n := h.copied.Add(1)
+	if n == h.killAt {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+	if n == h.wanted {
+		mark()
 	}
 	return err
 }

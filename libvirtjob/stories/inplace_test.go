@@ -54,6 +54,15 @@ func TestRestoreInPlace(t *testing.T) {
 		s.write("vda", 0x41, 3, 4)
 		s.incremental()
 		s.restoreAll()
+		if persistent {
+			dom := s.guest.Domain()
+			s.must(dom.ManagedSave(0))
+			_, err = s.engine.Restore(s.ctx, over)
+			s.wantErr(err, kvmbackup.ErrDomainRunning)
+			s.Log(err)
+			s.must(dom.ManagedSaveRemove(0))
+			back()
+		}
 	}
 }
 
