@@ -153,5 +153,8 @@ func (e *Engine) exportOne(ctx context.Context, b Backup) error {
 	}
 	m := manifestOf(b, nil, has.Files, has.DomainUUID)
 	m.ParentPath = has.ParentPath
+	if m.VerifiedAt.Before(has.VerifiedAt) { // the last verification that found nothing: a record has but the last
+		m.VerifiedAt = has.VerifiedAt
+	}
 	return e.cfg.Repository.RewriteManifest(ctx, m)
 }
