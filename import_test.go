@@ -277,3 +277,39 @@ func TestExportVerifications(t *testing.T) {
 	ok(t, err)
 	equal(t, "exported by a store that knows of none", m.VerifiedAt, day(4))
 }
+
+// TestExportDuringChanges: what another operation records, or deletes, between Export's look at the records and its turn on the VM.
+func TestExportDuringChanges(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B C D<C")
+	sum := "sha256:" + strings.Repeat("ab", 32)
+	changed := false
+	s := hooked{Store: w.store, before: func(call string) error {
+		if call != "acquire" || changed {
+			return nil
+		}
+		changed = true
+		if err := w.engine.Pin(t.Context(), idOf("A"), true); err != nil {
+			return err
+		}
+		for _, gone := range []string{"B", "C"} { // C stays for D
+			if _, err := w.engine.Delete(t.Context(), idOf(gone), false); err != nil {
+				return err
+			}
+		}
+		return w.locked(func(l kvmbackup.Lease) error {
+			return w.store.Annotate(t.Context(), l, idOf("A"), kvmbackup.Annotation{
+				Digests: map[kvmbackup.VolumeID]kvmbackup.Digests{"v1": {Content: sum, File: sum}},
+			})
+		})
+	}}
+	count, err := w.newEngine(kvmbackup.Config{Store: s}).Export(t.Context(), "")
+	ok(t, err)
+	equal(t, "written", count, 2)
+	equal(t, "state", w.state(), "A C:delete-pending D")
+	m, err := w.repo.ReadManifest(t.Context(), w.get("A").Path)
+	ok(t, err)
+	if d := m.Volumes[0].Digest; !m.Pinned || d == nil || d.Value != strings.Repeat("ab", 32) {
+		t.Errorf("exported what was listed before: pinned %v, digest %v", m.Pinned, d)
+	}
+}
