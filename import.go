@@ -121,8 +121,8 @@ func (e *Engine) importOne(ctx context.Context, h *heldLease, entry repository.E
 }
 
 // Export writes the manifests of completed backups anew from their records, of one VM or of all with an empty name: digests, pins and
-// verifications that were recorded since. It returns how many were written. Folders that are not there are an error,
-// joined with the others.
+// verifications that were recorded since. It returns how many were written. Backups that are deleted meanwhile are left out. Folders that
+// are not there are an error, joined with the others.
 func (e *Engine) Export(ctx context.Context, vm VMID) (int, error) {
 	records, err := e.List(ctx, vm, false)
 	if err != nil {
@@ -136,22 +136,36 @@ func (e *Engine) Export(ctx context.Context, vm VMID) (int, error) {
 		}
 		o := e.newOp("export", b.VM)
 		o.backup = b.ID
-		err := e.withLease(ctx, b.VM, func(ctx context.Context, _ *heldLease) error { return e.exportOne(ctx, b) })
-		if err == nil {
-			n++
-		}
+		err := e.withLease(ctx, b.VM, func(ctx context.Context, _ *heldLease) error {
+			written, err := e.exportOne(ctx, b.ID)
+			if written {
+				n++
+			}
+			return err
+		})
 		errs = append(errs, o.fail(err))
 	}
 	return n, errors.Join(errs...)
 }
 
-// exportOne keeps from the manifest what a record doesn't have.
-func (e *Engine) exportOne(ctx context.Context, b Backup) error {
+// exportOne reads the record again: under the lease nobody changes it. It keeps from the manifest what a record doesn't have.
+func (e *Engine) exportOne(ctx context.Context, id BackupID) (written bool, err error) {
+	b, err := e.cfg.Store.Backup(ctx, id)
+	if errors.Is(err, ErrNotFound) || err == nil && b.Status != StatusCompleted {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	has, err := e.cfg.Repository.ReadManifest(ctx, b.Path)
 	if err != nil {
-		return repositoryError(err)
+		return false, repositoryError(err)
 	}
 	m := manifestOf(b, nil, has.Files, has.DomainUUID)
 	m.ParentPath = has.ParentPath
-	return e.cfg.Repository.RewriteManifest(ctx, m)
+	if m.VerifiedAt.Before(has.VerifiedAt) { // the last verification that found nothing: a record has but the last
+		m.VerifiedAt = has.VerifiedAt
+	}
+	err = e.cfg.Repository.RewriteManifest(ctx, m)
+	return err == nil, err
 }

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -247,4 +248,68 @@ func TestExportThenImport(t *testing.T) {
 	count, err = w.engine.Export(t.Context(), testVM)
 	fails(t, err, kvmbackup.ErrMissingFile)
 	equal(t, "the others were written", count, 2)
+}
+
+// TestExportVerifications: verified_at is the time of the last verification that found nothing, whatever a later one found.
+func TestExportVerifications(t *testing.T) {
+	w := newWorld(t)
+	w.build("A")
+	verified := func(at time.Time, sound bool) time.Time {
+		ok(t, w.locked(func(l kvmbackup.Lease) error {
+			return w.store.Annotate(t.Context(), l, idOf("A"), kvmbackup.Annotation{Verification: &kvmbackup.Verification{At: at, OK: sound}})
+		}))
+		_, err := w.engine.Export(t.Context(), testVM)
+		ok(t, err)
+		m, err := w.repo.ReadManifest(t.Context(), w.get("A").Path)
+		ok(t, err)
+		return m.VerifiedAt
+	}
+	day := func(n int) time.Time { return epoch.AddDate(0, 0, n) }
+	equal(t, "failed", verified(day(1), false), time.Time{})
+	equal(t, "succeeded", verified(day(2), true), day(2))
+	equal(t, "failed since", verified(day(3), false), day(2))
+	equal(t, "succeeded again", verified(day(4), true), day(4))
+	n := w.reopened()
+	n.importAll(1)
+	_, err := n.engine.Export(t.Context(), testVM)
+	ok(t, err)
+	m, err := w.repo.ReadManifest(t.Context(), w.get("A").Path)
+	ok(t, err)
+	equal(t, "exported by a store that knows of none", m.VerifiedAt, day(4))
+}
+
+// TestExportDuringChanges: what another operation records, or deletes, between Export's look at the records and its turn on the VM.
+func TestExportDuringChanges(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B C D<C")
+	sum := "sha256:" + strings.Repeat("ab", 32)
+	changed := false
+	s := hooked{Store: w.store, before: func(call string) error {
+		if call != "acquire" || changed {
+			return nil
+		}
+		changed = true
+		if err := w.engine.Pin(t.Context(), idOf("A"), true); err != nil {
+			return err
+		}
+		for _, gone := range []string{"B", "C"} { // C stays for D
+			if _, err := w.engine.Delete(t.Context(), idOf(gone), false); err != nil {
+				return err
+			}
+		}
+		return w.locked(func(l kvmbackup.Lease) error {
+			return w.store.Annotate(t.Context(), l, idOf("A"), kvmbackup.Annotation{
+				Digests: map[kvmbackup.VolumeID]kvmbackup.Digests{"v1": {Content: sum, File: sum}},
+			})
+		})
+	}}
+	count, err := w.newEngine(kvmbackup.Config{Store: s}).Export(t.Context(), "")
+	ok(t, err)
+	equal(t, "written", count, 2)
+	equal(t, "state", w.state(), "A C:delete-pending D")
+	m, err := w.repo.ReadManifest(t.Context(), w.get("A").Path)
+	ok(t, err)
+	if d := m.Volumes[0].Digest; !m.Pinned || d == nil || d.Value != strings.Repeat("ab", 32) {
+		t.Errorf("exported what was listed before: pinned %v, digest %v", m.Pinned, d)
+	}
 }

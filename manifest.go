@@ -21,7 +21,7 @@ func manifestOf(b Backup, parent *Backup, files []repository.FileEntry, uuid str
 	if parent != nil {
 		m.ParentPath = parent.Path
 	}
-	if b.Verification != nil {
+	if b.Verification != nil && b.Verification.OK {
 		m.VerifiedAt = b.Verification.At
 	}
 	for _, r := range b.Reasons {

@@ -35,6 +35,10 @@ type Opened struct {
 
 // Open verifies the chain as Restore does, holds it, and makes a writable overlay per volume. After an error nothing is left.
 // Backups of the VM may go on meanwhile.
+//
+// What is verified is the chain as it is now. QEMU follows the overlay's backing link and those below it whenever the guest starts,
+// and a header that was rewritten meanwhile can lead it to any file it may read. So as long as a guest runs from overlays, the
+// repository must be trusted as much as the guest's own storage. Restore and Browse tell QEMU which files to open.
 func (e *Engine) Open(ctx context.Context, req OpenRequest) (Opened, error) {
 	if req.Dir == "" {
 		return Opened{}, (&op{name: "open", backup: req.Backup}).fail(fmt.Errorf("%w request: no folder for the overlays", ErrInvalid))
@@ -93,13 +97,17 @@ type Browsed struct {
 	server *qcow2.NBDServer
 }
 
-// Browse serves one volume of a restore point read-only over NBD on a unix socket, by qemu-nbd, until Close.
+// Browse verifies the chain as Restore does, holds it, and serves one volume read-only over NBD on a unix socket, by qemu-nbd,
+// until Close. The verified files are served, and backing links in their headers are not followed.
 func (e *Engine) Browse(ctx context.Context, id BackupID, volume VolumeID, socket string) (*Browsed, error) {
 	br := &Browsed{Socket: socket, e: e, backup: id}
 	var out Opened
 	req := OpenRequest{Backup: id, Volumes: []VolumeID{volume}, Purpose: "browse over NBD on " + socket}
 	err := e.hold(ctx, "browse", req, func(ctx context.Context, jobs []copyJob) (err error) {
-		br.server, err = e.cfg.Images.ServeNBD(ctx, qcow2.NBDOptions{Path: jobs[0].layers[0].file, Socket: socket, ReadOnly: true, Shared: 8})
+		layers := jobs[0].layers
+		br.server, err = e.cfg.Images.ServeNBD(ctx, qcow2.NBDOptions{
+			Path: layers[0].file, Backing: backing(layers), Socket: socket, ReadOnly: true, Shared: 8,
+		})
 		return err
 	}, &out)
 	if err != nil {

@@ -18,7 +18,7 @@ type ProblemCode string
 
 // The kinds of damage.
 const (
-	ProblemManifest ProblemCode = "manifest"  // backup.json is missing, unreadable or not what the record says
+	ProblemManifest ProblemCode = "manifest"  // backup.json is missing, damaged or not what the record says
 	ProblemMissing  ProblemCode = "missing"   // a file is not there
 	ProblemExtra    ProblemCode = "extra"     // a file is there that the manifest doesn't name
 	ProblemLink     ProblemCode = "link"      // size, backing file or data file is not what the manifest says

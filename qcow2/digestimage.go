@@ -21,7 +21,7 @@ type digestImage struct {
 func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer) (*digestImage, error) {
 	ctx, cancel := withTimeout(ctx, t.cfg.InspectTimeout)
 	defer cancel()
-	name, names, err := t.explicitLayers(ctx, path, backing)
+	name, names, err := t.explicitLayers(ctx, path, FormatQcow2, backing)
 	if err != nil {
 		return nil, err
 	}
@@ -62,8 +62,8 @@ func (t *Tool) serveDigestImage(ctx context.Context, socket, name string, names 
 
 // explicitLayers describes the image with exactly the given layers, and lists the
 // names that may occur in messages.
-func (t *Tool) explicitLayers(ctx context.Context, path string, backing []Layer) (name string, names []string, err error) {
-	top, err := t.layered(ctx, path, FormatQcow2, backing)
+func (t *Tool) explicitLayers(ctx context.Context, path string, format Format, backing []Layer) (name string, names []string, err error) {
+	top, err := t.layered(ctx, path, format, backing)
 	if err != nil {
 		return "", nil, err
 	}

@@ -53,7 +53,8 @@
 // both. For files that others could have written call [VerifyLink] (or
 // [ReadHeaderFile] and [Header.Validate]) on each layer first, and then hand the
 // layers over explicitly with [ConvertOptions].Backing and its like, which keeps
-// QEMU from following the links in the headers at all.
+// QEMU from following the backing links in the headers at all. A data file has no
+// such option: QEMU opens the one that the header names when it opens the image.
 //
 // # Stopped virtual machines
 //

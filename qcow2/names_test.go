@@ -2,6 +2,7 @@ package qcow2_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -69,10 +70,12 @@ func everyCommand(t *testing.T, tool *qcow2.Tool, name string) error {
 	}
 	step(tool.Rebase(ctx, name, qcow2.RebaseOptions{BackingFile: in("copy"), HeaderOnly: true}))
 	step(tool.Rebase(ctx, name, qcow2.RebaseOptions{}))
-	server, err := tool.ServeNBD(ctx, qcow2.NBDOptions{Path: name, Socket: in("s"), ReadOnly: true})
-	step(err)
-	if err == nil {
-		step(server.Close())
+	for i, backing := range [][]qcow2.Layer{nil, {}, {{Path: in("copy")}}} {
+		server, err := tool.ServeNBD(ctx, qcow2.NBDOptions{Path: name, Backing: backing, Socket: in(fmt.Sprint("s", i)), ReadOnly: true})
+		step(err)
+		if err == nil {
+			step(server.Close())
+		}
 	}
 	// Last, as the target of a copy.
 	step(os.Remove(name))

@@ -18,6 +18,8 @@ type NBDOptions struct {
 	Path string
 	// Format defaults to FormatQcow2. Guessing is not allowed.
 	Format Format
+	// Backing, when not nil, are the images below; see ConvertOptions.Backing.
+	Backing []Layer
 	// Socket is the path of the Unix socket to be made, at most 107 bytes.
 	Socket string
 	// ReadOnly refuses writes, and opens the image read-only.
@@ -60,15 +62,15 @@ func (t *Tool) serveNBD(ctx context.Context, o NBDOptions) (*NBDServer, error) {
 	}
 	ctx, cancel := withTimeout(ctx, t.cfg.InspectTimeout)
 	defer cancel()
-	image, err := absolute(o.Path)
-	if err != nil {
-		return nil, err
-	}
 	socket, err := absolute(o.Socket)
 	if err != nil {
 		return nil, err
 	}
 	args, err := o.args(socket)
+	if err != nil {
+		return nil, err
+	}
+	image, names, err := t.served(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +81,7 @@ func (t *Tool) serveNBD(ctx context.Context, o NBDOptions) (*NBDServer, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fileError(err)
 	}
-	p, err := t.start(command{program: t.nbdServer, args: append(args, "--", image), names: []string{image, socket}})
+	p, err := t.start(command{program: t.nbdServer, args: append(args, image...), names: append(names, socket)})
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +90,17 @@ func (t *Tool) serveNBD(ctx context.Context, o NBDOptions) (*NBDServer, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// served returns the arguments that name the image, and the names that may occur in
+// messages.
+func (t *Tool) served(ctx context.Context, o NBDOptions) (args, names []string, err error) {
+	if o.Backing == nil {
+		image, err := absolute(o.Path)
+		return []string{"--format=" + string(o.Format.orDefault()), "--", image}, []string{image}, err
+	}
+	name, names, err := t.explicitLayers(ctx, o.Path, o.Format, o.Backing)
+	return []string{"--", name}, names, err
 }
 
 // args returns the arguments up to the image.
@@ -102,8 +115,7 @@ func (o NBDOptions) args(socket string) ([]string, error) {
 		return nil, fmt.Errorf("%w: Shared %d", ErrInvalidOption, o.Shared)
 	}
 	args := []string{
-		"--persistent", "--socket=" + socket, "--format=" + string(o.Format.orDefault()),
-		"--shared=" + strconv.Itoa(orDefault(o.Shared, 1)), "--export-name=" + o.ExportName,
+		"--persistent", "--socket=" + socket, "--shared=" + strconv.Itoa(orDefault(o.Shared, 1)), "--export-name=" + o.ExportName,
 	}
 	if o.ReadOnly {
 		args = append(args, "--read-only")

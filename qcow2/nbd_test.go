@@ -40,6 +40,52 @@ func TestServeNBD(t *testing.T) {
 	}
 }
 
+// TestServeNBDBacking checks that exactly the given layers are served: not what the
+// header names, be it there or not.
+func TestServeNBDBacking(t *testing.T) {
+	t.Parallel()
+	tool, dir := newTool(t), t.TempDir()
+	full, inc1, top := chain(t, tool, dir)
+	other := filepath.Join(dir, "other")
+	create(t, tool, other, qcow2.CreateOptions{})
+	write(t, other, 9, 0, 16*mib)
+	socket := filepath.Join(dir, "s")
+	serves := func(backing []qcow2.Layer, want string) {
+		t.Helper()
+		server, err := tool.ServeNBD(t.Context(), qcow2.NBDOptions{Path: top, Backing: backing, Socket: socket, ReadOnly: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		uri := "nbd+unix:///?socket=" + server.Socket()
+		if out, err := run("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, want); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		if out, err := run("qemu-io", "-f", "raw", "-c", "write 0 512", uri); err == nil {
+			t.Errorf("could write: %s", out)
+		}
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	raw := func(name string, backing []qcow2.Layer) string {
+		path := filepath.Join(dir, name)
+		err := tool.Convert(t.Context(), top, path, qcow2.ConvertOptions{TargetFormat: qcow2.FormatRaw, Backing: backing})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	layers := []qcow2.Layer{{Path: inc1}, {Path: full}}
+	whole, alone := raw("whole", layers), raw("alone", []qcow2.Layer{})
+	for _, link := range []string{other, filepath.Join(dir, "none")} {
+		if out, err := run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", link, top); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		serves(layers, whole)
+		serves([]qcow2.Layer{}, alone)
+	}
+}
+
 // TestServeNBDWrites checks that what a client wrote is there after Close.
 func TestServeNBDWrites(t *testing.T) {
 	t.Parallel()
@@ -68,6 +114,8 @@ func TestServeNBDErrors(t *testing.T) {
 		o    qcow2.NBDOptions
 		want error
 	}{
+		"layer":       {qcow2.NBDOptions{Path: path, Backing: []qcow2.Layer{{Path: path + "x"}}, Socket: socket}, qcow2.ErrNotFound},
+		"guess layer": {qcow2.NBDOptions{Path: path, Backing: []qcow2.Layer{}, Socket: socket, Format: qcow2.FormatAuto}, qcow2.ErrInvalidOption},
 		"missing":     {qcow2.NBDOptions{Path: path + "x", Socket: socket}, qcow2.ErrNotFound},
 		"backing":     {qcow2.NBDOptions{Path: path, Socket: socket}, qcow2.ErrBackingFile},
 		"long socket": {qcow2.NBDOptions{Path: path, Socket: filepath.Join(dir, strings.Repeat("s", 108))}, qcow2.ErrBadName},

@@ -2,9 +2,12 @@ package repository
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"time"
 )
 
@@ -97,11 +100,15 @@ type Reason struct {
 	VolumeID string `json:"volume_id,omitempty"` // empty: the whole backup
 }
 
-// DecodeManifest reads a manifest. Fields that this version doesn't know are ignored. The error matches ErrManifestVersion
-// for a later version, else ErrManifest: too large, not JSON, or not valid by Validate.
+// DecodeManifest reads a manifest and compares its bytes with its checksum. Fields that this version doesn't know are ignored.
+// The error matches ErrManifestVersion for a later version, else ErrManifest: too large, without its checksum, not JSON, or not
+// valid by Validate.
 func DecodeManifest(b []byte) (Manifest, error) {
 	if len(b) > MaxManifestBytes {
 		return Manifest{}, fmt.Errorf("%w: larger than %d bytes", ErrManifest, MaxManifestBytes)
+	}
+	if err := checkSum(b); err != nil {
+		return Manifest{}, err
 	}
 	if err := checkVersion(b); err != nil {
 		return Manifest{}, err
@@ -115,6 +122,42 @@ func DecodeManifest(b []byte) (Manifest, error) {
 		return Manifest{}, err
 	}
 	return m, nil
+}
+
+// sealed is a manifest as it is written. The checksum is not a manifest's own: it is of the bytes, not of what they mean.
+type sealed struct {
+	Manifest
+	Checksum string `json:"checksum"`
+}
+
+// noSum stands where the checksum will be, or was, while it is computed.
+const noSum = "0000000000000000000000000000000000000000000000000000000000000000"
+
+// sumPlace finds the checksum's digits in the document's last field.
+var sumPlace = regexp.MustCompile(`[{,\s]"checksum"\s*:\s*"([0-9a-f]{64})"\s*}\s*\z`)
+
+// checkSum comes before anything else is believed, the version too: the checksum is the same in every version.
+func checkSum(b []byte) error {
+	place := sumPlace.FindSubmatchIndex(b)
+	if place == nil {
+		return fmt.Errorf("%w: it doesn't end with its checksum, so it was cut off, damaged or changed: %s", ErrManifest, sumHelp)
+	}
+	has, want := sumOf(b, place[2]), string(b[place[2]:place[3]])
+	if has != want {
+		return fmt.Errorf("%w: its sha256 is %s, its checksum says %s, so it was damaged or changed: %s", ErrManifest, has, want, sumHelp)
+	}
+	return nil
+}
+
+const sumHelp = "put a copy of the file in its place, or look through it and compute the checksum anew as docs/format.md says"
+
+// sumOf is the SHA-256 of a manifest with zeros for the digits at that place.
+func sumOf(b []byte, at int) string {
+	h := sha256.New()
+	for _, part := range [][]byte{b[:at], []byte(noSum), b[at+len(noSum):]} {
+		h.Write(part)
+	}
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // checkVersion reads the version alone, so that a later one is told apart even if its other fields have changed.
@@ -139,7 +182,7 @@ func checkVersion(b []byte) error {
 	return nil
 }
 
-// Encode validates m and returns it as indented JSON, times in UTC. The error matches ErrManifest.
+// Encode validates m and returns it as indented JSON with its checksum, times in UTC. The error matches ErrManifest.
 func (m Manifest) Encode() ([]byte, error) {
 	if m.Version == 0 {
 		m.Version = ManifestVersion
@@ -148,14 +191,17 @@ func (m Manifest) Encode() ([]byte, error) {
 	if err := m.Validate(); err != nil {
 		return nil, err
 	}
-	b, err := json.MarshalIndent(m, "", "  ")
+	b, err := json.MarshalIndent(sealed{m, noSum}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrManifest, err)
 	}
 	if len(b) >= MaxManifestBytes {
 		return nil, fmt.Errorf("%w: larger than %d bytes", ErrManifest, MaxManifestBytes)
 	}
-	return append(b, '\n'), nil
+	b = append(b, '\n')
+	at := sumPlace.FindSubmatchIndex(b)[2]
+	copy(b[at:], sumOf(b, at))
+	return b, nil
 }
 
 // normal is m with its times in UTC and without the clock readings that only this process understands.

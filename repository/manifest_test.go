@@ -2,9 +2,14 @@ package repository_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +27,107 @@ func TestManifestFormat(t *testing.T) {
 	want(t, err)
 	if !bytes.Equal(got, golden) {
 		t.Fatalf("got:\n%s\nwant:\n%s", got, golden)
+	}
+}
+
+// seal gives a manifest that was edited its checksum again. A text without a place for one stays as it is.
+func seal(text string) string {
+	_, rest, _ := strings.Cut(text, `"checksum": "`)
+	at := len(text) - len(rest)
+	if len(rest) < 64 {
+		return text
+	}
+	sum := sha256.Sum256([]byte(text[:at] + strings.Repeat("0", 64) + rest[64:]))
+	return text[:at] + hex.EncodeToString(sum[:]) + rest[64:]
+}
+
+// encoded is m as Encode would write it if it were valid.
+func encoded(m repository.Manifest) string {
+	b, _ := json.Marshal(m)
+	return seal(strings.TrimSuffix(string(b), "}") + `,"checksum": "` + strings.Repeat("0", 64) + `"}`)
+}
+
+// TestManifestFlips: every bit of the file counts, blanks and the checksum itself included.
+func TestManifestFlips(t *testing.T) {
+	good, err := incremental().Encode()
+	want(t, err)
+	for at := range good {
+		for bit := range 8 {
+			b := bytes.Clone(good)
+			b[at] ^= 1 << bit
+			if _, err := repository.DecodeManifest(b); !errors.Is(err, repository.ErrManifest) {
+				t.Fatalf("bit %d of byte %d: %v", bit, at, err)
+			}
+		}
+	}
+}
+
+// TestManifestChecksumPlace: the checksum is mandatory and the last of the document's own fields.
+func TestManifestChecksumPlace(t *testing.T) {
+	zeros := strings.Repeat("0", 64)
+	good := strings.TrimSuffix(encoded(full()), "}")
+	bare := good[:strings.LastIndex(good, `,"checksum"`)]
+	tests := map[string]struct {
+		in   string
+		want error
+	}{
+		"last":     {good + "}", nil},
+		"missing":  {bare + "}", repository.ErrManifest},
+		"empty":    {bare + `,"checksum": ""}`, repository.ErrManifest},
+		"null":     {bare + `,"checksum": null}`, repository.ErrManifest},
+		"zeros":    {bare + `,"checksum": "` + zeros + `"}`, repository.ErrManifest},
+		"short":    {good[:len(good)-2] + `"}`, repository.ErrManifest},
+		"not last": {seal(good + `,"x": 1}`), repository.ErrManifest},
+		"nested":   {seal(bare + `,"x": {"checksum": "` + zeros + `"}}`), repository.ErrManifest},
+		"upper":    {bare + strings.ToUpper(good[len(bare):]) + "}", repository.ErrManifest},
+		"like it":  {seal(bare + `,"x": 1, "\"checksum": "` + zeros + `"}`), repository.ErrManifest},
+	}
+	for name, tc := range tests {
+		_, err := repository.DecodeManifest([]byte(tc.in))
+		if !errors.Is(err, tc.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestManifestChecksumByHand runs the commands of docs/format.md: one prints the checksum, one gives an edited file its own.
+func TestManifestChecksumByHand(t *testing.T) {
+	doc, err := os.ReadFile("../docs/format.md")
+	want(t, err)
+	var blocks []string
+	for _, m := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(doc), -1) {
+		if strings.Contains(m[1], "checksum") {
+			blocks = append(blocks, m[1])
+		}
+	}
+	if len(blocks) != 2 {
+		t.Fatalf("%d blocks of commands about the checksum", len(blocks))
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, repository.ManifestName)
+	shell := func(script string) string {
+		cmd := exec.CommandContext(t.Context(), "sh", "-ec", script)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	good, err := incremental().Encode()
+	want(t, err)
+	put(t, file, string(good))
+	sum := strings.Fields(shell(blocks[0]))[0]
+	if !strings.HasSuffix(string(good), `"checksum": "`+sum+"\"\n}\n") {
+		t.Fatalf("%s is not the checksum of\n%s", sum, good)
+	}
+	put(t, file, strings.Replace(string(good), `"pinned": false`, `"pinned": true`, 1))
+	shell(blocks[1])
+	edited, err := os.ReadFile(file)
+	want(t, err)
+	m, err := repository.DecodeManifest(edited)
+	if err != nil || !m.Pinned {
+		t.Fatalf("%v\n%s", err, edited)
 	}
 }
 
@@ -43,23 +149,29 @@ func TestManifestRoundTrip(t *testing.T) {
 }
 
 func TestDecodeManifestClasses(t *testing.T) {
-	good, err := full().Encode()
+	b, err := full().Encode()
 	want(t, err)
+	good := string(b)
+	edited := func(from, to string) string { return seal(strings.Replace(good, from, to, 1)) }
+	later := seal(`{"version": 2, "volumes": "all different", "checksum": "` + strings.Repeat("0", 64) + `"}`)
 	tests := map[string]struct {
 		in   string
 		want error
 	}{
 		"empty":           {"", repository.ErrManifest},
 		"no version":      {"{}", repository.ErrManifest},
-		"version 0":       {strings.Replace(string(good), `"version": 1`, `"version": 0`, 1), repository.ErrManifest},
+		"version 0":       {edited(`"version": 1`, `"version": 0`), repository.ErrManifest},
 		"not an object":   {"[]", repository.ErrManifest},
-		"trailing data":   {string(good) + "{}", repository.ErrManifest},
-		"cut":             {string(good[:len(good)/2]), repository.ErrManifest},
-		"wrong type":      {strings.Replace(string(good), `"position": 0`, `"position": "0"`, 1), repository.ErrManifest},
-		"later":           {`{"version": 2, "volumes": "all different"}`, repository.ErrManifestVersion},
-		"too large":       {string(good) + strings.Repeat(" ", repository.MaxManifestBytes), repository.ErrManifest},
-		"unknown field":   {strings.Replace(string(good), "{", `{"new": [1],`, 1), nil},
-		"trailing spaces": {string(good) + "\n \n", nil},
+		"trailing data":   {good + "{}", repository.ErrManifest},
+		"data before":     {seal("{}" + good), repository.ErrManifest},
+		"no JSON":         {edited("{", "["), repository.ErrManifest},
+		"cut":             {good[:len(good)/2], repository.ErrManifest},
+		"wrong type":      {edited(`"position": 0`, `"position": "0"`), repository.ErrManifest},
+		"later":           {later, repository.ErrManifestVersion},
+		"later, damaged":  {strings.Replace(later, "all", "ALL", 1), repository.ErrManifest},
+		"too large":       {good + strings.Repeat(" ", repository.MaxManifestBytes), repository.ErrManifest},
+		"unknown field":   {edited("{", `{"new": [1],`), nil},
+		"trailing spaces": {seal(good + "\n \n"), nil},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -138,9 +250,7 @@ func TestManifestValidate(t *testing.T) {
 			want(t, m.Validate(), repository.ErrManifest)
 			_, err := m.Encode()
 			want(t, err, repository.ErrManifest)
-			b, _ := json.Marshal(m)
-			_, err = repository.DecodeManifest(b)
-			if err == nil {
+			if _, err = repository.DecodeManifest([]byte(encoded(m))); err == nil {
 				t.Fatal("decoded")
 			}
 		})
@@ -154,6 +264,9 @@ func FuzzDecodeManifest(f *testing.F) {
 	}
 	f.Add([]byte(`{"version":2}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, err := repository.DecodeManifest(b); err != nil {
+			b = []byte(seal(string(b))) // or the checksum would keep all else from being looked at
+		}
 		m, err := repository.DecodeManifest(b)
 		if err != nil {
 			if !errors.Is(err, repository.ErrManifest) && !errors.Is(err, repository.ErrManifestVersion) {

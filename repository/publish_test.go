@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -103,6 +104,28 @@ func TestPartialManifest(t *testing.T) {
 	r := initRepo(t, dir, repository.Options{NoSync: true})
 	want(t, r.Publish(t.Context(), got))
 	published(t, r, m)
+}
+
+// TestDamagedManifest: one flipped blank, and no call goes by the manifest any more.
+func TestDamagedManifest(t *testing.T) {
+	r := quick(t)
+	m := publish(t, r, full())
+	b, err := m.Encode()
+	want(t, err)
+	put(t, r.FilePath(m.Path, repository.ManifestName), strings.Replace(string(b), "\n  ", "\n\t ", 1))
+	ctx := t.Context()
+	_, err = r.ReadManifest(ctx, m.Path)
+	want(t, err, repository.ErrManifest)
+	_, _, err = r.Published(ctx, m.Path, m.ID)
+	want(t, err, repository.ErrManifest)
+	want(t, r.RewriteManifest(ctx, m), repository.ErrManifest)
+	entries, err := r.List(ctx, vm)
+	want(t, err)
+	want(t, entries[0].Err, repository.ErrManifest)
+
+	want(t, os.Rename(filepath.Join(r.Root(), m.Path), r.PartialDir(m.Path, m.ID)))
+	_, err = r.PartialManifest(ctx, m.Path, m.ID)
+	want(t, err, repository.ErrManifest)
 }
 
 func TestWriteFile(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -84,7 +85,7 @@ func TestRemoveRefusesWhatIsNotTheBackups(t *testing.T) {
 			put(t, r.FilePath(fullPath, repository.ManifestName), "{")
 		}, repository.ErrManifest},
 		"later manifest": {func(t *testing.T, r *repository.Repository) {
-			put(t, r.FilePath(fullPath, repository.ManifestName), `{"version":2,"id":7}`)
+			put(t, r.FilePath(fullPath, repository.ManifestName), seal(`{"version": 2, "id": 7, "checksum": "`+strings.Repeat("0", 64)+`"}`))
 		}, repository.ErrManifestVersion},
 		"volume is a link": {func(t *testing.T, r *repository.Repository) {
 			link(t, "/etc/passwd", r.FilePath(fullPath, "root.v1.qcow2"))

@@ -235,22 +235,15 @@ func TestHostileManifests(t *testing.T) {
 		"negative size":     {`"virtual_size": 1048576`, `"virtual_size": -1`},
 		"is its own parent": {string(b.ParentID), string(b.ID)},
 	} {
-		replace(t, path, change[0], change[1])
+		edit(t, path, change[0], change[1])
 		l.refused(b)
-		fresh, err := kvmbackup.New(kvmbackup.Config{Store: memstore.New(), Repository: l.repo, Images: l.images})
-		l.ok(err)
-		done, err := fresh.Import(t.Context(), "")
-		l.ok(err)
-		for _, i := range done {
-			if i.Path == b.Path && (i.Added || i.Reason == "") {
-				t.Errorf("%s: imported %+v", name, i)
-			}
-		}
-		if _, err := fresh.Get(t.Context(), b.ID); !errors.Is(err, kvmbackup.ErrNotFound) {
-			t.Errorf("%s: there is a record: %v", name, err)
-		}
+		l.notImported(name, b)
 		l.ok(os.WriteFile(path, good, 0o600))
 	}
+	replace(t, path, `"frozen_ms": 0`, `"frozen_ms": 1`)
+	l.refused(b)
+	l.notImported("without its checksum", b)
+	l.ok(os.WriteFile(path, good, 0o600))
 	for name, put := range map[string]func(){
 		"huge":   func() { l.ok(os.Truncate(path, 64<<20)) },
 		"FIFO":   func() { l.ok(os.Remove(path)); run(t, "mkfifo", path) },
@@ -264,6 +257,23 @@ func TestHostileManifests(t *testing.T) {
 		t.Logf("%s refused", name)
 	}
 	l.verified(b, true)
+}
+
+// notImported wants an import into an empty store to pass the backup over and to say why.
+func (l *lab) notImported(name string, b kvmbackup.Backup) {
+	l.Helper()
+	fresh, err := kvmbackup.New(kvmbackup.Config{Store: memstore.New(), Repository: l.repo, Images: l.images})
+	l.ok(err)
+	done, err := fresh.Import(l.Context(), "")
+	l.ok(err)
+	for _, i := range done {
+		if i.Path == b.Path && (i.Added || i.Reason == "") {
+			l.Errorf("%s: imported %+v", name, i)
+		}
+	}
+	if _, err := fresh.Get(l.Context(), b.ID); !errors.Is(err, kvmbackup.ErrNotFound) {
+		l.Errorf("%s: there is a record: %v", name, err)
+	}
 }
 
 // TestHostileRecords: a store that names files elsewhere is refused by the engine as well.

@@ -113,6 +113,30 @@ func TestBrowse(t *testing.T) {
 	}
 }
 
+// TestBrowseFollowsNoLinks: a link that is rewritten after the chain was verified leads nowhere.
+func TestBrowseFollowsNoLinks(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	b := l.chain(3)[2]
+	raw := l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw}).Volumes[0]
+	other := filepath.Join(l.dir, "other.qcow2")
+	l.image(other, disk, "")
+	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 0 1M", other)
+	l.images.before = func(call, path string) error {
+		if call == "serve" {
+			run(t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", other, path)
+		}
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "nbd") //nolint:usetesting // a socket's path must be short
+	l.ok(err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	br, err := l.engine.Browse(t.Context(), b.ID, "v-vda", filepath.Join(dir, "s"))
+	l.ok(err)
+	run(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", raw.Path, "nbd+unix:///?socket="+br.Socket)
+	l.ok(br.Close(t.Context()))
+}
+
 // TestOpenAndBrowseRefuse what can't be opened, and leave neither files nor holds.
 func TestOpenAndBrowseRefuse(t *testing.T) {
 	t.Parallel()
