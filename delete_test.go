@@ -307,6 +307,9 @@ func TestForceDeletesWithoutParent(t *testing.T) {
 	orphans.record(w.get("C"))
 	_, err := orphans.engine.Delete(t.Context(), idOf("B"), false)
 	fails(t, err, kvmbackup.ErrInvalid)
+	if !strings.Contains(err.Error(), "by force") {
+		t.Errorf("%q doesn't name the way out", err)
+	}
 	_, err = orphans.engine.Delete(t.Context(), idOf("B"), true)
 	ok(t, err)
 	equal(t, "records", orphans.state(), "")

@@ -93,8 +93,9 @@ func (e *Engine) settleDeletes(ctx context.Context, o *op, h *heldLease) ([]Reco
 }
 
 // Accounting reports every removal that was not reported yet to f, oldest first, and forgets it once f has returned nil. Every
-// removal is reported, also those of processes that died; after a crash between f and the forgetting one may be
-// reported again with the same backup ID. It stops at f's first error and returns it.
+// removal is reported, also those of processes that died. One may be reported more than once, with the same backup ID: again after a
+// crash between f and the forgetting, and to both when two calls run at once, here or in two processes. So f must be idempotent by
+// that ID. It stops at f's first error and returns it.
 func (e *Engine) Accounting(ctx context.Context, f func(Removal) error) error {
 	left, err := e.cfg.Store.Removals(ctx, 0)
 	if err != nil {

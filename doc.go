@@ -48,7 +48,7 @@
 // [Engine.Delete] removes a backup that nothing stands on, and marks one that has children delete-pending; the removal of the
 // last child takes it along. [Engine.Retain] applies a [RetentionPolicy] through the same. [Engine.PlanDelete] and
 // [Engine.PlanRetain] say beforehand what goes now, what later, and how many bytes come back. [Engine.Accounting] reports every
-// removal once, for quotas.
+// removal, at least once, for quotas.
 //
 // # Restoring and verifying
 //

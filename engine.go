@@ -183,7 +183,7 @@ func chainOf(ctx context.Context, s Store, id BackupID) ([]Backup, error) {
 	for b.ParentID != "" {
 		p, err := s.Backup(ctx, b.ParentID)
 		if errors.Is(err, ErrNotFound) {
-			return nil, fmt.Errorf("%w chain: backup %s names the parent %s, which has no record: import it from the repository, or delete %s",
+			return nil, fmt.Errorf("%w chain: backup %s names the parent %s, which has no record: import it from the repository, or delete %s by force, with all that stands on it",
 				ErrInvalid, b.ID, b.ParentID, b.ID)
 		}
 		if err != nil {

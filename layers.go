@@ -182,7 +182,7 @@ func (e *Engine) headerErrors(ctx context.Context, layers []layer) []error {
 // checkErrors says of each layer what is wrong with its structure. Headers must have been looked at before.
 func (e *Engine) checkErrors(ctx context.Context, layers []layer) []error {
 	return eachLayer(ctx, layers, func(l layer) error {
-		res, err := e.cfg.Images.Check(ctx, l.file, qcow2.CheckOptions{})
+		res, err := e.cfg.Images.Check(ctx, l.file, qcow2.CheckOptions{Timeout: -1}) // terabytes on a slow NAS take what they take
 		if err != nil {
 			return damage(ctx, err)
 		}

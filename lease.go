@@ -46,7 +46,8 @@ func (e *Engine) withLease(ctx context.Context, vm VMID, f func(ctx context.Cont
 		c, cancel := e.cleanup(ctx)
 		defer cancel()
 		if err := e.cfg.Store.ReleaseLease(c, h.lease()); err != nil {
-			e.cfg.Logger.Warn("release lease", "vm", string(vm), "error", err) // it expires by itself
+			// It expires by itself. A lease is the VM's, for whatever backups.
+			e.cfg.Logger.Warn("release lease", "vm", string(vm), "backup", "", "step", "release lease", "error", err)
 		}
 	}()
 	return f(run, h)

@@ -1,8 +1,12 @@
 package kvmbackup_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -252,4 +256,38 @@ func TestCancel(t *testing.T) {
 		_, err = w.store.AcquireLease(t.Context(), testVM, "next", time.Minute)
 		ok(t, err) // the lease was given back although the context had ended
 	})
+}
+
+// clinging is a store that gives no lease back.
+type clinging struct{ kvmbackup.Store }
+
+func (clinging) ReleaseLease(context.Context, kvmbackup.Lease) error {
+	return errors.New("store is down")
+}
+
+// TestLogLines: every line says what it is about, also that of a lease that could not be given back.
+func TestLogLines(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A")
+	var log bytes.Buffer
+	e := w.newEngine(kvmbackup.Config{
+		Store:  clinging{w.store},
+		Logger: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	_, err := e.Delete(t.Context(), idOf("B"), false)
+	ok(t, err)
+	warned := false
+	for line := range strings.Lines(log.String()) {
+		var fields map[string]any
+		ok(t, json.Unmarshal([]byte(line), &fields))
+		warned = warned || fields["level"] == "WARN"
+		for _, name := range []string{"vm", "backup", "step"} {
+			if _, there := fields[name]; !there {
+				t.Errorf("no %q in %s", name, line)
+			}
+		}
+	}
+	if !warned {
+		t.Errorf("nothing tells of the lease:\n%s", log.String())
+	}
 }

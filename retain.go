@@ -96,9 +96,15 @@ func (p RetentionPolicy) rules() []retentionRule {
 	}
 }
 
-// PlanRetention applies a policy to the records of one VM. It is pure. Only completed backups are considered; records in other statuses
-// count as what others may stand on. A policy that keeps nothing is an ErrInvalid: delete backups by their IDs instead.
+// PlanRetention applies a policy to the records of one VM, of whichever repositories they are. It is pure. Only completed backups are
+// considered; records in other statuses count as what others may stand on. A policy that keeps nothing is an ErrInvalid: delete
+// backups by their IDs instead.
 func PlanRetention(policy RetentionPolicy, records []Backup) (RetentionPlan, error) {
+	return planRetention(policy, records, func(Backup) bool { return true })
+}
+
+// planRetention considers those of the records that are ours. What stands on one of them may be anybody's.
+func planRetention(policy RetentionPolicy, records []Backup, ours func(Backup) bool) (RetentionPlan, error) {
 	rules := policy.rules()
 	keeps := 0
 	for _, r := range rules {
@@ -122,7 +128,7 @@ func PlanRetention(policy RetentionPolicy, records []Backup) (RetentionPlan, err
 		if b.VM != p.VM {
 			return RetentionPlan{}, fmt.Errorf("%w retention: records of %q and %q; plan one VM at a time", ErrInvalid, p.VM, b.VM)
 		}
-		if b.Status == StatusCompleted {
+		if b.Status == StatusCompleted && ours(b) {
 			p.Backups = append(p.Backups, RetentionDecision{Backup: b})
 		}
 	}
@@ -134,8 +140,8 @@ func PlanRetention(policy RetentionPolicy, records []Backup) (RetentionPlan, err
 	for _, r := range rules {
 		p.apply(r, loc)
 	}
-	p.simulate(records)
-	p.outdate(records)
+	p.simulate(records, ours)
+	p.outdate(records, ours)
 	return p, nil
 }
 
@@ -172,7 +178,7 @@ func (p *RetentionPlan) apply(r retentionRule, loc *time.Location) {
 }
 
 // outdate finds the failures that nobody needs to know of any more.
-func (p *RetentionPlan) outdate(records []Backup) {
+func (p *RetentionPlan) outdate(records []Backup, ours func(Backup) bool) {
 	oldest := -1
 	for i, d := range p.Backups {
 		if d.Keep() {
@@ -180,7 +186,7 @@ func (p *RetentionPlan) outdate(records []Backup) {
 		}
 	}
 	for _, b := range records {
-		if oldest >= 0 && b.Status == StatusFailed && compareLatest(p.Backups[oldest].Backup, b) < 0 {
+		if oldest >= 0 && b.Status == StatusFailed && ours(b) && compareLatest(p.Backups[oldest].Backup, b) < 0 {
 			p.Failed = append(p.Failed, b.ID)
 		}
 	}
@@ -188,7 +194,7 @@ func (p *RetentionPlan) outdate(records []Backup) {
 
 // simulate finds out which deletions free space at once: those with nothing left that stands on them. Records that are
 // delete-pending already go along when their last descendant does.
-func (p *RetentionPlan) simulate(records []Backup) {
+func (p *RetentionPlan) simulate(records []Backup, ours func(Backup) bool) {
 	goes := map[BackupID]bool{}
 	for _, d := range p.Backups {
 		goes[d.Backup.ID] = !d.Keep()
@@ -200,7 +206,7 @@ func (p *RetentionPlan) simulate(records []Backup) {
 		}
 	}
 	for _, b := range newestFirst(records) { // a child is newer than its parent
-		if !goes[b.ID] && b.Status != StatusDeletePending {
+		if !goes[b.ID] && (b.Status != StatusDeletePending || !ours(b)) {
 			continue
 		}
 		if children[b.ID] == 0 && len(b.Holds) == 0 {
@@ -214,19 +220,20 @@ func (p *RetentionPlan) simulate(records []Backup) {
 	}
 }
 
-// PlanRetain shows what Retain would do now.
+// PlanRetain shows what Retain would do now. Only backups in the engine's repository count and are deleted. Those in others are left
+// alone, but one that stands on a backup here keeps that delete-pending.
 func (e *Engine) PlanRetain(ctx context.Context, vm VMID, policy RetentionPolicy) (RetentionPlan, error) {
 	records, err := e.cfg.Store.List(ctx, Query{VM: vm})
 	if err != nil {
 		return RetentionPlan{}, err
 	}
-	p, err := PlanRetention(policy, records)
+	p, err := planRetention(policy, records, func(b Backup) bool { return b.Repository == e.cfg.Repository.ID() })
 	p.VM = vm
 	return p, err
 }
 
-// Retain deletes what the policy doesn't keep, under the VM's lease, newest first, and returns what the plan was. It also removes what an earlier
-// deletion could not. It goes on after a deletion that fails; errors are joined, and what failed is left delete-pending.
+// Retain deletes what the policy doesn't keep, under the VM's lease, newest first, and returns what the plan was, for which see PlanRetain. It also
+// removes what an earlier deletion could not. It goes on after a deletion that fails; errors are joined, and what failed is left delete-pending.
 func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (RetentionPlan, error) {
 	o := e.newOp("retain", vm)
 	var p RetentionPlan

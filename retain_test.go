@@ -176,6 +176,39 @@ func TestRetainFailed(t *testing.T) {
 	w.settled()
 }
 
+// TestRetainOtherRepository: of a VM whose backups are in two repositories each engine retains its own, and what stands
+// on one of them keeps it, wherever it is.
+func TestRetainOtherRepository(t *testing.T) {
+	here := newWorld(t)
+	there := openWorld(t, newWorld(t).dir, here.store)
+	there.names = here.names
+	fail := func(w *world, name string) {
+		b := w.begin(name, "")
+		ok(t, w.locked(func(l kvmbackup.Lease) error { return w.store.Fail(t.Context(), l, b.ID, "cable pulled") }))
+	}
+	fail(here, "f")
+	fail(there, "g")
+	here.build("A B")
+	there.build("X Y")
+	here.build("C D")
+	z := there.draft("z", here.get("B"), 99)
+	z.Status, z.CompletedAt, z.Sequence = kvmbackup.StatusCompleted, z.StartedAt, 99
+	there.record(z)
+
+	policy := kvmbackup.RetentionPolicy{Last: 2}
+	plan, err := here.engine.PlanRetain(t.Context(), testVM, policy)
+	ok(t, err)
+	equal(t, "considered", namesOf(here, plan.Backups, func(d kvmbackup.RetentionDecision) kvmbackup.BackupID { return d.Backup.ID }), "D C B A")
+	done, err := here.engine.Retain(t.Context(), testVM, policy)
+	ok(t, err)
+	equal(t, "done", done.String(), plan.String())
+	equal(t, "records", here.state(), "g:failed B:delete-pending X Y C D z")
+
+	_, err = there.engine.Retain(t.Context(), testVM, kvmbackup.RetentionPolicy{Last: 1})
+	ok(t, err)
+	equal(t, "records, retained there", here.state(), "B:delete-pending C D z")
+}
+
 // TestRetainAsPlanned: over random trees, with pins, holds, earlier deletions and a removal that had failed, what the plan
 // says is what happens.
 func TestRetainAsPlanned(t *testing.T) {

@@ -70,7 +70,8 @@ type Store interface {
 	// are raised to the record's. ErrInvalid when another record of the VM has the Sequence, ErrStatus for other statuses.
 	Import(ctx context.Context, l Lease, b Backup) error
 
-	// Removals returns up to limit (0: all) removals that were not acknowledged, oldest first.
+	// Removals returns up to limit (0: all) removals that were not acknowledged, oldest first. It takes nothing away and reserves
+	// nothing: two calls at once may return the same one, so that whoever accounts for removals has to do so once per backup ID.
 	Removals(ctx context.Context, limit int) ([]Removal, error)
 	// AckRemoval forgets a removal that the host has accounted for; an unknown one is no error. It needs no lease.
 	AckRemoval(ctx context.Context, id BackupID) error

@@ -32,3 +32,25 @@ func TestRecoverOnAnotherHost(t *testing.T) {
 		s.must(s.restoreAll())
 	})
 }
+
+// TestRecoverForAHostThatIsGone: an engine that goes by the name of a host that is gone for good settles what that had left.
+func TestRecoverForAHostThatIsGone(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.cfg.Host = "host-a"
+		s.interrupted("Wait")
+		inItsPlace := s.cfg
+		inItsPlace.Executor, inItsPlace.Store = kvmbackuptest.NewHypervisor().Executor(), s.store
+		e, err := kvmbackup.New(inItsPlace)
+		s.must(err)
+		found, err := e.Recover(t.Context(), vm, kvmbackup.DomainRef{})
+		s.must(err)
+		if len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryUndone {
+			t.Errorf("recovered %v, want one undone", found)
+		}
+		running, err := s.store.List(t.Context(), kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+		if s.must(err); len(running) != 0 {
+			t.Errorf("running records: %v", running)
+		}
+		s.must(s.restoreAll())
+	})
+}

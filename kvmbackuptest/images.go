@@ -111,7 +111,7 @@ func writeRaw(path string, c Content, exclusive bool) (err error) {
 	if exclusive {
 		flags |= os.O_CREATE | os.O_EXCL
 	}
-	f, err := os.OpenFile(path, flags, 0o644)
+	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return exists(err)
 	}

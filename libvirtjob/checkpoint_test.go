@@ -120,6 +120,32 @@ func TestDropCheckpointOfLowerLayers(t *testing.T) {
 	}
 }
 
+// TestLeftJobBitmaps: the bitmap that libvirt leaves when it dies in a job goes. One of that name that is stored in the image is
+// somebody else's, and stays although it keeps libvirt from incremental backups.
+func TestLeftJobBitmaps(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb")})
+	b.backup("c1", "", full("vda"), full("vdb"))
+	add := func(device string, persistent bool) {
+		b.guest.QMP("block-dirty-bitmap-add", map[string]any{"node": b.node(device), "name": "backup-" + device, "persistent": persistent}, nil)
+	}
+	add("vda", false)
+	add("vdb", true)
+	b.backup("c2", "c1", incr("vda"))
+	b.wantBitmaps("vda", "c1", "c2")
+	b.wantBitmaps("vdb", "backup-vdb", "c1")
+
+	job, err := b.exec.PrepareJob(b.ctx, b.ref, b.spec("c3", "c1", incr("vdb")))
+	b.must(err)
+	defer func() { _ = job.Close() }()
+	b.wantErr(job.Begin(b.ctx), kvmbackup.ErrCheckpointExists)
+	b.drop("c3")
+	b.drop("c1")
+	b.wantBitmaps("vdb", "backup-vdb")
+	b.backup("c4", "", full("vdb"))
+	b.wantBitmaps("vdb", "backup-vdb", "c4")
+}
+
 func TestRegisterCheckpoint(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})

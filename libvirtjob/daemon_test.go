@@ -1,7 +1,10 @@
 package libvirtjob_test
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -68,6 +71,24 @@ func TestDaemonRestarts(t *testing.T) {
 	b.drop("c3")
 	b.wantCheckpoints("c2")
 	b.wantBitmaps("vda", "c2")
+}
+
+// TestDaemonEndsWithItsGuests: nothing is left of a test's own libvirtd, also when it was killed before its guests.
+func TestDaemonEndsWithItsGuests(t *testing.T) {
+	t.Parallel()
+	pid := 0
+	t.Run("guest", func(t *testing.T) {
+		host := realguest.Daemon(t)
+		pid = realguest.Start(t, realguest.Config{Host: host, Disks: disks("vda")}).PID()
+		host.KillDaemon(t)
+	})
+	if pid == 0 {
+		t.Fatal("no guest")
+	}
+	realguest.Eventually(t, "QEMU is gone", func() bool {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(text), ") Z ")
+	})
 }
 
 // allocated returns what a file occupies.

@@ -21,7 +21,8 @@ func forgotten(err error) bool {
 	return errors.As(err, &lv) && lv.Code == libvirt.ERR_INTERNAL_ERROR && strings.Contains(lv.Message, "backup job data missing")
 }
 
-// jobBitmap is the name that libvirt gives to the bitmap that it makes on a disk for the length of an incremental job.
+// jobBitmap is the name that libvirt gives to the bitmap that it makes on a disk for the length of an incremental job. It is
+// never persistent: a persistent one of that name is another program's.
 func jobBitmap(d disk) string { return "backup-" + d.device }
 
 // dropJobBitmaps removes such bitmaps where there is no job: they would be in the next job's way.
@@ -29,7 +30,7 @@ func (e *Executor) dropJobBitmaps(ctx context.Context, m *machine, g graph) erro
 	left := map[string]string{} // node: bitmap
 	for _, d := range m.disks {
 		for _, n := range g.chain(d) {
-			if _, ok := n.bitmap(jobBitmap(d)); ok {
+			if b, ok := n.bitmap(jobBitmap(d)); ok && !b.Persistent {
 				left[n.Name] = jobBitmap(d)
 			}
 		}

@@ -28,10 +28,9 @@ type CreateOptions struct {
 	ClusterSizeBytes int64
 }
 
-// Create makes a new image at path, with the mode that qemu-img gives (0644 less
-// the umask). The file is claimed first, exclusively, so that two calls can't both
-// succeed: ErrExist when it is there. A failed call leaves no file. Nothing is
-// synced to disk.
+// Create makes a new image at path, with mode 0600: it is to hold a guest's secrets.
+// The file is claimed first, exclusively, so that two calls can't both succeed:
+// ErrExist when it is there. A failed call leaves no file. Nothing is synced to disk.
 func (t *Tool) Create(ctx context.Context, path string, o CreateOptions) error {
 	name, err := absolute(path)
 	if err != nil {
@@ -89,11 +88,14 @@ func optionList(settings []string) []string {
 	return []string{"-o", strings.Join(settings, ",")}
 }
 
+// imageMode is that of libvirt's own targets. qemu-img's would let everybody read them.
+const imageMode fs.FileMode = 0o600
+
 // claimed creates the file exclusively, runs f to fill it, and removes it when f
 // fails; a process that hangs may still be using it, so then it stays.
 func (t *Tool) claimed(ctx context.Context, name string, f func() error) error {
 	err := t.detached(ctx, func() error {
-		file, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+		file, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, imageMode)
 		if err != nil {
 			return err
 		}

@@ -29,6 +29,31 @@ func TestCreateAndInfo(t *testing.T) {
 	}
 }
 
+// TestNewImagesArePrivate: an image holds what the guest's disk holds, so only its owner may read it.
+func TestNewImagesArePrivate(t *testing.T) {
+	t.Parallel()
+	tool, dir := newTool(t), t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	create(t, tool, path("new.qcow2"), qcow2.CreateOptions{})
+	create(t, tool, path("new.raw"), qcow2.CreateOptions{Format: qcow2.FormatRaw})
+	for name, o := range map[string]qcow2.ConvertOptions{
+		"copy.qcow2": {}, "copy.raw": {TargetFormat: qcow2.FormatRaw},
+	} {
+		if err := tool.Convert(t.Context(), path("new.qcow2"), path(name), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"new.qcow2", "new.raw", "copy.qcow2", "copy.raw"} {
+		info, err := os.Stat(path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mode := info.Mode().Perm(); mode != 0o600 {
+			t.Errorf("%s has mode %v", name, mode)
+		}
+	}
+}
+
 func TestCreateRefusesToOverwrite(t *testing.T) {
 	t.Parallel()
 	tool, path := newTool(t), filepath.Join(t.TempDir(), "precious")

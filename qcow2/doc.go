@@ -38,6 +38,9 @@
 // [FormatAuto]: a guest that writes a qcow2 header into its raw disk must not be
 // able to make the host open other files.
 //
+// New images, also those that [Tool.Convert] makes, have mode 0600 and belong to
+// the calling user. Existing ones keep what they have.
+//
 // # Ending early
 //
 // When a context ends, the process group of the tool is killed and the call

@@ -1,6 +1,7 @@
 package restoretest_test
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -322,6 +323,30 @@ func TestCheckBomb(t *testing.T) {
 	}
 	t.Logf("the check: %v", err)
 	l.refused(b, path) // its size is not the record's
+}
+
+// TestLongCheck: a check takes as long as the volume is large and the storage slow, and only the caller's context ends it.
+func TestLongCheck(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	b := l.chain(2)[1]
+	tool, err := qcow2.New(qcow2.Config{InspectTimeout: time.Millisecond}) // no process is that quick
+	l.ok(err)
+	l.images.Tool = tool
+	_, err = l.engine.Verify(t.Context(), b.ID, false)
+	l.ok(err)
+	_, err = l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: l.out()})
+	l.ok(err)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	given := errors.New("given up")
+	l.images.before = func(call, _ string) error {
+		if call == "check" {
+			cancel(given)
+		}
+		return nil
+	}
+	_, err = l.engine.Verify(ctx, b.ID, false)
+	l.fails(err, given)
 }
 
 // TestSlowCheckIsNoDamage: what runs into the time limit can't be restored, and is not called damaged.

@@ -189,10 +189,20 @@ func RemoveRoot(root string) {
 		if err != nil || pid <= 1 {
 			continue
 		}
-		// A guest that died by itself has left its number, which may be another process's by now.
-		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.Contains(string(line), root+"/") {
+		if isOf(root, pid) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
 	_ = os.RemoveAll(root)
+}
+
+// isOf says whether a process belongs to a root: a guest that died by itself has left its number, which may be another
+// process's by now. The embedded driver's guests have the root on their command lines, a daemon's among their mounts.
+func isOf(root string, pid int) bool {
+	for _, file := range []string{"cmdline", "mountinfo"} {
+		if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file)); err == nil && strings.Contains(string(text), root+"/") {
+			return true
+		}
+	}
+	return false
 }
