@@ -27,6 +27,32 @@ func TestDocsCompile(t *testing.T) {
 	})
 }
 
+// TestDocsCommands: what the documents' commands name is there: targets of the Makefile, scripts, packages. The options of
+// nasbackup are checked by its own tests.
+func TestDocsCommands(t *testing.T) {
+	makefile, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := regexp.MustCompile("(?s)```sh\n(.*?)```|`([^`\n]+)`")
+	targets := regexp.MustCompile(`\bmake ([a-z][a-z-]*)`)
+	paths := regexp.MustCompile(`(?m)(?:^|\s)((?:\./|\.ci/|scripts/)[\w/-]+)`)
+	walk(t, ".md", func(path, text string) {
+		for _, m := range code.FindAllStringSubmatch(text, -1) {
+			for _, found := range targets.FindAllStringSubmatch(m[1]+m[2], -1) {
+				if !strings.Contains(string(makefile), "\n"+found[1]+":") {
+					t.Errorf("%s: the Makefile has no target %s", path, found[1])
+				}
+			}
+			for _, found := range paths.FindAllStringSubmatch(m[1]+m[2], -1) {
+				if _, err := os.Stat(found[1]); err != nil {
+					t.Errorf("%s: %v", path, err)
+				}
+			}
+		}
+	})
+}
+
 // TestDocsLinks: every relative link in the documents leads somewhere.
 func TestDocsLinks(t *testing.T) {
 	links := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)

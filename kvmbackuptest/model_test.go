@@ -17,7 +17,7 @@ import (
 // TestModel plays random histories. A failing one is made as short as possible, printed as a scenario, and written to
 // testdata/scenarios, where TestScenarios plays it from then on.
 func TestModel(t *testing.T) {
-	checks := 1500
+	checks := 2000
 	if raceEnabled {
 		checks /= 10
 	}
@@ -29,7 +29,7 @@ func TestModel(t *testing.T) {
 	dir := memoryDir(t)
 	var failing scenario // the last one to fail is the shortest
 	t.Cleanup(func() { keep(t, failing) })
-	var total struct{ histories, backups, incrementals, faults int }
+	var total struct{ histories, backups, incrementals, retired, faults int }
 	rapid.Check(t, func(rt *rapid.T) {
 		sc := histories.Draw(rt, "scenario")
 		total.histories++
@@ -41,6 +41,7 @@ func TestModel(t *testing.T) {
 		if p != nil {
 			total.backups += p.done.backups
 			total.incrementals += p.done.incrementals
+			total.retired += p.done.retired
 			total.faults += p.done.faults
 		}
 		_ = os.RemoveAll(sub)
@@ -106,10 +107,11 @@ var weighted = []struct {
 	{2, "restart"}, {2, "crash"}, {2, "shutdown"}, {1, "destroy"}, {4, "start"}, {1, "pause"}, {1, "pause-error"}, {1, "resume"},
 	{1, "attach DEVICE"}, {1, "detach DEVICE"}, {1, "replace DEVICE"}, {1, "grow DEVICE SECTORS"},
 	{2, "snapshot DEVICE"}, {1, "snapshot-by-hand DEVICE"}, {2, "commit DEVICE"}, {1, "forget"},
-	{2, "delete NUMBER"}, {1, "delete! NUMBER"}, {2, "restore NUMBER"}, {2, "recover"}, {1, "check"},
+	{2, "delete NUMBER"}, {1, "delete! NUMBER"}, {4, "retain RULE KEEP"}, {2, "retain RULE KEEP RULE KEEP"}, {2, "pin NUMBER"}, {1, "unpin NUMBER"},
+	{2, "later HOURS"}, {2, "restore NUMBER"}, {2, "recover"}, {1, "check"},
 	{1, "busy"}, {1, "quiet"}, {1, "job-ends"}, {1, "agent AGENT"}, {1, "target TARGET CLUSTER"}, {1, "target good"},
 	{5, "ACCIDENT CALL backup"}, {1, "ACCIDENT CALL backup quiesce"}, {1, "ACCIDENT CALL delete NUMBER"},
-	{1, "ACCIDENT CALL restore NUMBER"}, {2, "ACCIDENT CALL recover"},
+	{2, "ACCIDENT CALL retain RULE KEEP"}, {1, "ACCIDENT CALL restore NUMBER"}, {2, "ACCIDENT CALL recover"},
 }
 
 var templates = func() (all []string) {
@@ -143,6 +145,12 @@ func word(t *rapid.T, w string) string {
 		return number(1, 300)
 	case "NUMBER":
 		return number(0, 5)
+	case "RULE":
+		return of("last", "hourly", "daily", "weekly", "monthly", "yearly")
+	case "KEEP":
+		return of("1", "1", "2")
+	case "HOURS":
+		return of("1", "20", "150", "700", "8000")
 	case "CALL":
 		return number(1, 45)
 	case "AGENT":

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
@@ -32,7 +33,7 @@ type play struct {
 	busy     bool // the guest writes while a job copies
 	agent    kvmbackuptest.Agent
 	noThaw   bool // something happened while the guest was frozen and the agent could not thaw it: recovery tries once
-	done     struct{ backups, incrementals, faults int }
+	done     struct{ backups, incrementals, retired, faults int }
 }
 
 // run plays a scenario on a fresh VM and then does what holds after every history: what was left is recovered, nothing is left
@@ -105,6 +106,12 @@ func (p *play) step(words []string) error {
 		return p.delete(int(num(1)), words[0] == "delete!")
 	case "restore":
 		return p.restoreInPlace(int(num(1)))
+	case "retain":
+		return p.retain(words[1:])
+	case "pin", "unpin":
+		return p.pin(int(num(1)), words[0] == "pin")
+	case "later": // backups fall into other periods
+		<-time.After(time.Duration(num(1)) * time.Hour)
 	case "recover":
 		return p.recover()
 	case "check":

@@ -46,7 +46,6 @@ func incremental() repository.Manifest {
 	m.ID, m.Path, m.Kind, m.Position, m.ParentID, m.ParentPath = incID, incPath, repository.KindIncremental, 1, fullID, fullPath
 	m.Checkpoint = "2026.11.23.08.04.50"
 	m.Volumes[0].Kind, m.Volumes[0].ParentFile = repository.KindIncremental, "../2026.11.23.07.04.50/root.v1.qcow2"
-	m.Volumes[0].Bitmap = "2026.11.23.07.04.50"
 	return m
 }
 

@@ -114,7 +114,6 @@ func (c *checker) volume(m Manifest, v Volume) {
 		c.err("device", validName("device", v.Device, MaxNameBytes))
 	}
 	c.text("source_format", v.SourceFormat)
-	c.text("bitmap", v.Bitmap)
 	c.that(v.VirtualSize >= 0 && v.StoredSize >= 0 && v.DirtyBytes >= 0, "volume %q: negative size", v.VolumeID)
 	c.that(v.Digest == nil || v.Digest.Algorithm != "" && len(v.Digest.Algorithm) <= 32 && isHex(v.Digest.Value),
 		"volume %q: digest", v.VolumeID)

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -184,6 +186,32 @@ func TestMan(t *testing.T) {
 	}
 	if r := f.must("completion", "bash"); !strings.Contains(r.stdout, "nasbackup") {
 		t.Error("no completion for bash")
+	}
+}
+
+// TestDocs: every command line of the README is one.
+func TestDocs(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := regexp.MustCompile("(?:^|[\\s`/])nasbackup ([a-z][^#|`>\n]*)").FindAllStringSubmatch(string(readme), -1)
+	for _, m := range lines {
+		root := newApp(io.Discard, io.Discard).rootCommand()
+		root.InitDefaultCompletionCmd()
+		cmd, args, err := root.Find(strings.Fields(m[1]))
+		if err == nil {
+			err = cmd.ParseFlags(args)
+		}
+		if err == nil {
+			err = cmd.ValidateArgs(cmd.Flags().Args())
+		}
+		if err != nil {
+			t.Errorf("%s: %v", m[0], err)
+		}
+	}
+	if len(lines) < 10 {
+		t.Errorf("found %d", len(lines))
 	}
 }
 

@@ -21,8 +21,8 @@ func (o *orchestrator) tidy(ctx context.Context, t task) {
 	}
 }
 
-// dropFailed removes the records of failed backups, which retention leaves alone. A backup that was completed after them has
-// made them history.
+// dropFailed removes the records of failed backups. Retention removes only those from before all that it keeps; here the backup
+// that was completed after them has made all of them history.
 func (o *orchestrator) dropFailed(ctx context.Context, records []kvmbackup.Backup) error {
 	var errs []error
 	for _, b := range records {

@@ -118,26 +118,28 @@ func TestExport(t *testing.T) {
 	l.restoresAll(e)
 }
 
-// TestByHand follows the words of docs/format.md with nothing but qemu-img.
+// TestByHand runs the commands of docs/format.md: nothing but qemu-img.
 func TestByHand(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	b := l.chain(4)[3]
 	copied := filepath.Join(l.dir, "usb disk")
 	run(t, "cp", "-a", l.nas, copied)
+	document, err := os.ReadFile("../../docs/format.md")
+	l.ok(err)
+	_, text, _ := strings.Cut(string(document), "```sh\n")
+	text, _, _ = strings.Cut(text, "```")
 	for _, v := range b.Volumes {
-		cd := filepath.Join(copied, b.Path)
-		info := run(t, "sh", "-c", `cd "$1" && qemu-img info --backing-chain "$2"`, "sh", cd, v.File)
-		if n := strings.Count(info, "file format: qcow2"); n < 4 || strings.Contains(info, "data file:") {
-			t.Errorf("info says:\n%s", info)
+		for format, o := range map[qcow2.Format]string{qcow2.FormatQcow2: "-O qcow2", qcow2.FormatRaw: "-O raw"} {
+			restored := filepath.Join(l.out(), "restored")
+			commands := strings.NewReplacer("ROOT/VM/STAMP", `"$1"`, "root.VOLUMEID.qcow2", `"$2"`,
+				"/var/lib/libvirt/images/restored.qcow2", `"$3"`, "-O qcow2", o).Replace(text)
+			said := run(t, "sh", "-ec", commands, "sh", filepath.Join(copied, b.Path), v.File, restored)
+			if n := strings.Count(said, "file format: qcow2"); n < 4 || strings.Contains(said, "data file:") {
+				t.Errorf("info says:\n%s", said)
+			}
+			l.holds(restored, format, l.held[b.ID][v.VolumeID])
 		}
-		run(t, "sh", "-c", `cd "$1" && qemu-img check "$2"`, "sh", cd, v.File)
-		restored := filepath.Join(l.out(), "restored.qcow2")
-		run(t, "sh", "-c", `cd "$1" && qemu-img convert -p -f qcow2 -O qcow2 "$2" "$3"`, "sh", cd, v.File, restored)
-		l.holds(restored, qcow2.FormatQcow2, l.held[b.ID][v.VolumeID])
-		raw := filepath.Join(l.out(), "restored.raw")
-		run(t, "sh", "-c", `cd "$1" && qemu-img convert -f qcow2 -O raw "$2" "$3"`, "sh", cd, v.File, raw)
-		l.holds(raw, qcow2.FormatRaw, l.held[b.ID][v.VolumeID])
 	}
 }
 
