@@ -463,12 +463,14 @@ func (f *faultAt) step(name string) error {
 
 func (f *faultAt) hit() bool { f.mu.Lock(); defer f.mu.Unlock(); return len(f.steps) > f.at }
 
-// deletions are what the fault loops break off.
-var deletions = []struct {
+// deletion is one that the fault loops break off.
+type deletion struct {
 	name, backups, first, last string // first is deleted beforehand
 	force                      bool
 	want                       string
-}{
+}
+
+var deletions = []deletion{
 	{name: "a leaf", backups: "A B<A", last: "B", want: "A"},
 	{name: "a backup with a child", backups: "A B<A C<B", last: "B", want: "A B:delete-pending C"},
 	{name: "the last child with its ancestors", backups: "A B<A C<B D", first: "A B", last: "C", want: "D"},
@@ -478,7 +480,24 @@ var deletions = []struct {
 // TestDeleteFaultLoop fails each call to the store, and each file step, in turn: before it is done, with its answer lost,
 // and with everything after it failing as well.
 func TestDeleteFaultLoop(t *testing.T) {
-	modes := map[string]func(w *world, f *faultAt) *kvmbackup.Engine{
+	onStoresUnlessRacing(t, func(t *testing.T, s testStore, fresh func(t tb) [2]kvmbackup.Store) {
+		for _, d := range deletions {
+			for mode, engine := range faultModes() {
+				if s.name == "memory" || strings.HasPrefix(mode, "store") { // the file steps are the same on all
+					t.Run(d.name+"/"+mode, func(t *testing.T) {
+						for i := 0; d.brokenOff(t, newWorldOn(t, fresh(t)[0]), engine, i); i++ {
+							continue
+						}
+					})
+				}
+			}
+		}
+	})
+}
+
+// faultModes are the ways in which an engine's steps fail.
+func faultModes() map[string]func(w *world, f *faultAt) *kvmbackup.Engine {
+	return map[string]func(w *world, f *faultAt) *kvmbackup.Engine{
 		"store call fails": func(w *world, f *faultAt) *kvmbackup.Engine {
 			return w.newEngine(kvmbackup.Config{Store: hooked{Store: w.store, before: f.step}})
 		},
@@ -497,45 +516,42 @@ func TestDeleteFaultLoop(t *testing.T) {
 			return w.newEngine(kvmbackup.Config{Repository: w.openRepo(repository.Options{BeforeStep: f.step})})
 		},
 	}
-	for _, d := range deletions {
-		for mode, engine := range modes {
-			t.Run(d.name+"/"+mode, func(t *testing.T) {
-				for i := 0; ; i++ {
-					w := newWorld(t)
-					w.build(d.backups)
-					for _, name := range strings.Fields(d.first) {
-						w.deleteAsPlanned(name, false)
-					}
-					f := &faultAt{at: i}
-					broken := engine(w, f)
-					_, err := broken.Delete(t.Context(), idOf(d.last), d.force)
-					w.whole()
-					if !f.hit() {
-						ok(t, err)
-						equal(t, "state", w.state(), d.want)
-						t.Logf("%d steps", i)
-						return
-					}
-					if err == nil { // it was a look for what else is left, which may fail
-						equal(t, "state after a success", w.state(), d.want)
-					} else {
-						fails(t, err, errInjected)
-					}
-					if i%2 == 0 {
-						w.deleteAgain(d.last, d.force)
-					} else {
-						_, err := w.engine.Recover(t.Context(), testVM, kvmbackup.DomainRef{})
-						ok(t, err)
-						w.settled()
-						w.deleteAgain(d.last, d.force)
-					}
-					equal(t, fmt.Sprintf("state after step %d, %s", i, f.steps[i]), w.state(), d.want)
-					w.settled()
-					w.accountedOnce()
-				}
-			})
-		}
+}
+
+// brokenOff has step i fail, and says whether there was one. Whatever came of it, what a user does next gets to the end.
+func (d deletion) brokenOff(t *testing.T, w *world, engine func(w *world, f *faultAt) *kvmbackup.Engine, i int) bool {
+	t.Helper()
+	w.build(d.backups)
+	for _, name := range strings.Fields(d.first) {
+		w.deleteAsPlanned(name, false)
 	}
+	f := &faultAt{at: i}
+	broken := engine(w, f)
+	_, err := broken.Delete(t.Context(), idOf(d.last), d.force)
+	w.whole()
+	if !f.hit() {
+		ok(t, err)
+		equal(t, "state", w.state(), d.want)
+		t.Logf("%d steps", i)
+		return false
+	}
+	if err == nil { // it was a look for what else is left, which may fail
+		equal(t, "state after a success", w.state(), d.want)
+	} else {
+		fails(t, err, errInjected)
+	}
+	if i%2 == 0 {
+		w.deleteAgain(d.last, d.force)
+	} else {
+		_, err := w.engine.Recover(t.Context(), testVM, kvmbackup.DomainRef{})
+		ok(t, err)
+		w.settled()
+		w.deleteAgain(d.last, d.force)
+	}
+	equal(t, fmt.Sprintf("state after step %d, %s", i, f.steps[i]), w.state(), d.want)
+	w.settled()
+	w.accountedOnce()
+	return true
 }
 
 // notLeases leaves the leases alone: a lease whose answer was lost blocks the VM until it expires, as it must.
@@ -624,66 +640,84 @@ func (ackless) AckRemoval(context.Context, kvmbackup.BackupID) error { return er
 
 // TestDeletesAtOnce deletes parents and children from two engines at the same time, as two processes do.
 func TestDeletesAtOnce(t *testing.T) {
-	rounds := 200
-	if testing.Short() {
-		rounds = 20
-	}
-	for i := range rounds {
-		synctest.Test(t, func(t *testing.T) { // its clock shortens the waits for the lease
-			w := newWorld(t)
-			w.build("A B<A C<B D<B E")
-			engines := []*kvmbackup.Engine{w.newEngine(kvmbackup.Config{Holder: "one"}), w.newEngine(kvmbackup.Config{Holder: "two"})}
-			var all sync.WaitGroup
-			for j, name := range []string{"A", "B", "C", "D"} {
-				all.Go(func() {
-					if _, err := engines[(i+j)%2].Delete(t.Context(), idOf(name), false); err != nil && !errors.Is(err, kvmbackup.ErrNotFound) {
-						t.Errorf("delete %s: %v", name, err)
-					}
-				})
+	onStores(t, func(t *testing.T, s testStore, fresh func(t tb) [2]kvmbackup.Store) {
+		rounds := 200
+		if testing.Short() || raceEnabled && s.name != "memory" {
+			rounds = 20
+		}
+		if !s.inMemory { // they wait for real
+			for i := range 10 {
+				deletesAtOnce(t, fresh(t), i)
 			}
-			all.Wait()
-			equal(t, "state", w.state(), "E")
-			w.settled()
-			w.accountedOnce()
+			return
+		}
+		for i := range rounds {
+			synctest.Test(t, func(t *testing.T) { // its clock shortens the waits for the lease
+				deletesAtOnce(t, fresh(t), i)
+			})
+		}
+	})
+}
+
+func deletesAtOnce(t *testing.T, stores [2]kvmbackup.Store, round int) {
+	t.Helper()
+	w := newWorldOn(t, stores[0])
+	w.build("A B<A C<B D<B E")
+	engines := []*kvmbackup.Engine{
+		w.newEngine(kvmbackup.Config{Holder: "one"}), w.newEngine(kvmbackup.Config{Store: stores[1], Holder: "two"}),
+	}
+	var all sync.WaitGroup
+	for j, name := range []string{"A", "B", "C", "D"} {
+		all.Go(func() {
+			if _, err := engines[(round+j)%2].Delete(t.Context(), idOf(name), false); err != nil && !errors.Is(err, kvmbackup.ErrNotFound) {
+				t.Errorf("delete %s: %v", name, err)
+			}
 		})
 	}
+	all.Wait()
+	equal(t, "state", w.state(), "E")
+	w.settled()
+	w.accountedOnce()
 }
 
 // TestDeleteTrees deletes random trees in random order, sometimes with force, through faults, and recovers at random. After
 // every step the live backups are whole; in the end nothing is left.
 func TestDeleteTrees(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		w := newWorld(t)
-		var names []string
-		for i := range rapid.IntRange(1, 7).Draw(t, "backups") {
-			parent := ""
-			if i > 0 {
-				parent = rapid.SampledFrom(append([]string{""}, names...)).Draw(t, "parent")
-			}
-			names = append(names, fmt.Sprintf("N%d", i))
-			w.add(names[i], parent)
-		}
-		for _, name := range rapid.Permutation(names).Draw(t, "order") {
-			if _, err := w.store.Backup(t.Context(), idOf(name)); errors.Is(err, kvmbackup.ErrNotFound) {
-				continue // it went along with another
-			}
-			force := rapid.IntRange(0, 4).Draw(t, "force") == 0
-			if rapid.Bool().Draw(t, "fault") {
-				f := &faultAt{at: rapid.IntRange(0, 30).Draw(t, "at"), dead: rapid.Bool().Draw(t, "dead")}
-				broken := w.newEngine(kvmbackup.Config{Repository: w.openRepo(repository.Options{BeforeStep: f.step})})
-				_, err := broken.Delete(t.Context(), idOf(name), force)
-				if !f.hit() {
-					ok(t, err)
-				}
-				w.whole()
-				w.deleteAgain(name, force)
-			} else {
-				w.deleteAsPlanned(name, force)
-			}
-			w.settled()
-		}
-		equal(t, "records in the end", w.state(), "")
-		equal(t, "files in the end", strings.Join(w.tree(), " "), "")
-		w.accountedOnce()
+	onStoresUnlessRacing(t, func(t *testing.T, _ testStore, fresh func(t tb) [2]kvmbackup.Store) {
+		rapid.Check(t, func(t *rapid.T) { deleteTree(t, newWorldOn(t, fresh(t)[0])) })
 	})
+}
+
+func deleteTree(t *rapid.T, w *world) {
+	var names []string
+	for i := range rapid.IntRange(1, 7).Draw(t, "backups") {
+		parent := ""
+		if i > 0 {
+			parent = rapid.SampledFrom(append([]string{""}, names...)).Draw(t, "parent")
+		}
+		names = append(names, fmt.Sprintf("N%d", i))
+		w.add(names[i], parent)
+	}
+	for _, name := range rapid.Permutation(names).Draw(t, "order") {
+		if _, err := w.store.Backup(t.Context(), idOf(name)); errors.Is(err, kvmbackup.ErrNotFound) {
+			continue // it went along with another
+		}
+		force := rapid.IntRange(0, 4).Draw(t, "force") == 0
+		if rapid.Bool().Draw(t, "fault") {
+			f := &faultAt{at: rapid.IntRange(0, 30).Draw(t, "at"), dead: rapid.Bool().Draw(t, "dead")}
+			broken := w.newEngine(kvmbackup.Config{Repository: w.openRepo(repository.Options{BeforeStep: f.step})})
+			_, err := broken.Delete(t.Context(), idOf(name), force)
+			if !f.hit() {
+				ok(t, err)
+			}
+			w.whole()
+			w.deleteAgain(name, force)
+		} else {
+			w.deleteAsPlanned(name, force)
+		}
+		w.settled()
+	}
+	equal(t, "records in the end", w.state(), "")
+	equal(t, "files in the end", strings.Join(w.tree(), " "), "")
+	w.accountedOnce()
 }

@@ -65,10 +65,16 @@ func tempDir(t tb) string {
 
 func newWorld(t tb) *world {
 	t.Helper()
+	return newWorldOn(t, memstore.New())
+}
+
+// newWorldOn is for a store that is empty.
+func newWorldOn(t tb, store kvmbackup.Store) *world {
+	t.Helper()
 	dir := tempDir(t)
 	_, err := repository.Init(t.Context(), dir, repository.Options{NoSync: true})
 	ok(t, err)
-	return openWorld(t, dir, memstore.New())
+	return openWorld(t, dir, store)
 }
 
 // openWorld is for a folder that is a repository already.

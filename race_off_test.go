@@ -1,0 +1,5 @@
+//go:build !race
+
+package kvmbackup_test
+
+const raceEnabled = false
