@@ -20,7 +20,8 @@ var histories = map[string]string{
 	"disks": `backup; detach sda; write vda 1; backup; attach sda; write sda 1; backup; backup; detach sda; replace sda; write sda 2; backup;
 		write sda 3; backup; restart; backup`,
 	"grown-and-mixed": `grow vda 104; backup; lose-bitmap vda; backup`,
-	"grown":           `backup; grow vda 100; write vda 8; backup; grow sda 256; write sda 7 3; backup; restart; grow vda 28; backup`,
+	"grown": `backup; grow vda 100; write vda 8; backup; grow sda 256; write sda 7 3; backup; restart; grow vda 28; backup;
+		crash; start; grow vda 28; backup; grow vda 28; backup`,
 	"snapshots": `backup; write vda 1; snapshot vda; write vda 2; backup; write vda 3; commit vda; write vda 4; backup; snapshot sda; write sda 1;
 		restart; write sda 2; backup; commit sda; backup`,
 	"snapshots-twice":     `backup; write vda 1; snapshot vda; write vda 2; snapshot vda; write vda 3; crash; start; backup; commit vda; backup; commit vda; backup`,

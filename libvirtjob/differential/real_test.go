@@ -119,7 +119,9 @@ func (r *realHost) detach(device string) string {
 	return source
 }
 
-func (r *realHost) grow(device string, size int64) { r.g.Resize(device, size) }
+func (r *realHost) grow(device string, size int64) error {
+	return r.g.Domain().BlockResize(device, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES)
+}
 
 func (r *realHost) snapshot(device string) {
 	r.made++

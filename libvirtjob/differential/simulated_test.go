@@ -72,9 +72,9 @@ func (s *simulatedHost) source(device string) string {
 	return path
 }
 
-func (s *simulatedHost) grow(device string, size int64) { must(s.h.Resize(s.vm, device, size)) }
-func (s *simulatedHost) snapshot(device string)         { must(s.h.Snapshot(s.vm, device)) }
-func (s *simulatedHost) commit(device string)           { must(s.h.Commit(s.vm, device)) }
+func (s *simulatedHost) grow(device string, size int64) error { return s.h.Resize(s.vm, device, size) }
+func (s *simulatedHost) snapshot(device string)               { must(s.h.Snapshot(s.vm, device)) }
+func (s *simulatedHost) commit(device string)                 { must(s.h.Commit(s.vm, device)) }
 
 func (s *simulatedHost) checkpoint(name string, devices ...string) {
 	must(s.h.CreateCheckpoint(s.vm, name, devices...))
