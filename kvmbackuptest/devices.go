@@ -132,7 +132,8 @@ func (h *Hypervisor) RenameImage(name, device, path string) error {
 	})
 }
 
-// Resize changes the size of a disk, running or off. What is behind the new end is lost. ErrBusy while the domain has a job.
+// Resize changes the size of a disk, running or off. What is behind the new end is lost. ErrBusy while the domain has a job,
+// ErrCheckpointInconsistent while the image has a broken bitmap: QEMU refuses it then.
 func (h *Hypervisor) Resize(name, device string, sizeBytes int64) error {
 	return h.on(name, device, func(d *domain, k *disk) error {
 		if err := d.idle(); err != nil {
@@ -143,6 +144,11 @@ func (h *Hypervisor) Resize(name, device string, sizeBytes int64) error {
 		}
 		if err := k.image.load(); err != nil {
 			return err
+		}
+		for _, b := range k.image.top().bitmaps {
+			if b.broken(k.image.live()) {
+				return fmt.Errorf("%w: bitmap %q of %s", kvmbackup.ErrCheckpointInconsistent, b.name, device)
+			}
 		}
 		k.image.resize(sizeBytes)
 		return nil

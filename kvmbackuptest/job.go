@@ -63,7 +63,7 @@ func (j *job) advance() {
 	case j.hung():
 	case j.aborted:
 		j.end(errAborted)
-	case late && t.State == TargetFull:
+	case late && t.State == TargetFull && len(j.queue) > 0:
 		j.end(errFull)
 	case late && t.State == TargetDead:
 		j.end(errDead)

@@ -13,7 +13,7 @@ type TargetState int
 // The states.
 const (
 	TargetGood TargetState = iota
-	TargetFull             // no space is left: the job fails
+	TargetFull             // no space is left: a job that has to copy something fails
 	TargetHung             // nothing is answered: the job stands still and can't be ended until that changes
 	TargetDead             // I/O errors: the job fails
 )

@@ -16,8 +16,11 @@ import (
 )
 
 const (
-	cluster  = 64 << 10
+	cluster  = 64 << 10 // also the bytes per second of a slow backup
 	diskSize = 8 * cluster
+	// bigSize is so much that a full of it, of which nothing but diskSize is ever written, takes QEMU about a second: libvirt can limit
+	// a job only when it has begun.
+	bigSize = 64 << 30
 )
 
 // host is a hypervisor with one guest, whose processor stands still. A method that can't do what it is for panics with a failure.
@@ -32,13 +35,19 @@ type host interface {
 	attach(device, source string) // source: where detach left it; empty: a new disk
 	detach(device string) (source string)
 	source(device string) string
-	grow(device string, size int64)
+	grow(device string, size int64) error
 	snapshot(device string)
 	commit(device string)
 	checkpoint(name string, devices ...string)
 	bitmap(device, name string, running bool)
 	dropBitmap(device, name string)
 	dropCheckpoint(name string, metadataOnly bool)
+	pause()
+	resume()
+	finishJob()       // waits for the end of a job that no process follows
+	mount(dir string) // makes it a file system that can be filled
+	fill(dir string)  // to the last byte
+	free(dir string)
 	end()
 }
 
@@ -109,8 +118,13 @@ func playBoth(t *testing.T, history []string) (compared int, diff string) {
 		return ""
 	}
 	diff = caught(func() {
-		p.sides = append(p.sides, newSide(ctx, t, "real", newReal(t, p.transient)))
-		p.sides = append(p.sides, newSide(ctx, t, "simulated", newSimulated(p.sides[0].vm(), p.transient)))
+		size := int64(diskSize)
+		if slices.Contains(history, "big") {
+			size = bigSize
+		}
+		small := slices.ContainsFunc(history, func(line string) bool { return strings.Contains(line, "full-target") })
+		p.sides = append(p.sides, newSide(ctx, t, "real", newReal(t, size, p.transient, small), size-diskSize))
+		p.sides = append(p.sides, newSide(ctx, t, "simulated", newSimulated(t.TempDir(), p.sides[0].vm(), size, p.transient), size-diskSize))
 		p.step("write vda 0 2")
 		p.step("write sda 1 1")
 		for n, line := range history {
@@ -175,8 +189,13 @@ func silent(f func(i int, s *side)) func(int, *side) string {
 func (p *play) verb(verb string, words []string, device string, num func(int) int64) func(int, *side) string {
 	v := p.plugged[device]
 	switch verb {
-	case "transient":
+	case "transient", "big":
 		return nil
+	case "restore":
+		if !p.mayRestore() {
+			return nil
+		}
+		return func(_ int, s *side) string { return s.operate(p, verb, words) }
 	case "backup", "delete", "forget", "require-full", "recover":
 		return func(_ int, s *side) string { return s.operate(p, verb, words) }
 	case "start":
@@ -198,6 +217,10 @@ func (p *play) verb(verb string, words []string, device string, num func(int) in
 	switch verb {
 	case "stop", "crash", "restart":
 		return p.stop(verb)
+	case "pause":
+		return silent(func(_ int, s *side) { s.host.pause() })
+	case "resume":
+		return silent(func(_ int, s *side) { s.host.resume() })
 	case "write", "scribble", "zero", "grow", "snapshot", "commit", "detach":
 		if v == nil {
 			return nil
@@ -205,6 +228,17 @@ func (p *play) verb(verb string, words []string, device string, num func(int) in
 		return p.change(verb, device, v, num)
 	}
 	panic(failure{"unknown step " + verb})
+}
+
+// mayRestore says whether a restore over the disks is what it looks like. libvirt keeps the chain of a persistent domain's disk in its
+// XML, and puts what was restored over the old layers.
+func (p *play) mayRestore() bool {
+	for _, v := range p.plugged {
+		if v.layers > 1 && !p.transient {
+			return false
+		}
+	}
+	return true
 }
 
 func (p *play) stop(verb string) func(int, *side) string {
@@ -243,9 +277,17 @@ func (p *play) change(verb, device string, v *volume, num func(int) int64) func(
 		copy(v.data[offset:], bytes.Repeat([]byte{pattern}, int(length)))
 		return silent(func(_ int, s *side) { s.host.write(device, pattern, offset, length) })
 	case "grow":
+		if v.layers > 1 { // libvirt can't join bitmaps of different sizes then, and backups fail
+			return nil
+		}
 		size += max(num(2), 1) * 512
-		v.data = append(slices.Clone(v.data), make([]byte, size-int64(len(v.data)))...)
-		return silent(func(_ int, s *side) { s.host.grow(device, size) })
+		return func(_ int, s *side) string {
+			if err := s.host.grow(device, size); err != nil { // QEMU refuses it where there is a broken bitmap
+				return "refused"
+			}
+			v.data = append(slices.Clone(v.data), make([]byte, size-int64(len(v.data)))...)
+			return "grown"
+		}
 	case "snapshot":
 		v.layers++
 		return silent(func(_ int, s *side) { s.host.snapshot(device) })

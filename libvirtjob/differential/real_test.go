@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ type realHost struct {
 	tool      *qcow2.Tool
 	exec      *libvirtjob.Executor
 	transient bool
+	small     bool // the repositories are file systems that can be filled
 	devices   []string
 	made      int
 }
@@ -38,13 +40,16 @@ type panicking struct{ testing.TB }
 func (p panicking) Fatalf(format string, args ...any) { panic(failure{fmt.Sprintf(format, args...)}) }
 func (p panicking) Fatal(args ...any)                 { panic(failure{fmt.Sprint(args...)}) }
 
-func newReal(t *testing.T, transient bool) *realHost {
+func newReal(t *testing.T, size int64, transient, small bool) *realHost {
 	t.Helper()
 	realguest.Need(t)
-	r := &realHost{tb: panicking{t}, transient: transient, devices: []string{"vda", "sda"}}
+	if small {
+		realguest.NeedRoot(t)
+	}
+	r := &realHost{tb: panicking{t}, transient: transient, small: small, devices: []string{"vda", "sda"}}
 	cfg := realguest.Config{Persistent: !transient}
 	for _, device := range r.devices {
-		cfg.Disks = append(cfg.Disks, realguest.Disk{Device: device, SizeBytes: diskSize})
+		cfg.Disks = append(cfg.Disks, realguest.Disk{Device: device, SizeBytes: size})
 	}
 	r.g = realguest.Start(r.tb, cfg)
 	var err error
@@ -61,6 +66,41 @@ func (r *realHost) images() kvmbackup.Images     { return r.tool }
 func (r *realHost) destroy()                     { r.g.Destroy() }
 func (r *realHost) source(device string) string  { return r.g.Image(device) }
 func (r *realHost) commit(device string)         { r.g.Commit(device) }
+func (r *realHost) pause()                       { r.g.Suspend() }
+func (r *realHost) resume()                      { r.g.Resume() }
+
+// finishJob waits for QEMU.
+func (r *realHost) finishJob() {
+	realguest.Eventually(r.tb, "the job has ended", func() bool {
+		st, err := r.exec.Inspect(r.tb.Context(), kvmbackup.DomainRef{Name: r.g.Name})
+		return errors.Is(err, kvmbackup.ErrNoDomain) || err == nil && st.Job == kvmbackup.JobNone
+	})
+}
+
+func (r *realHost) mount(dir string) {
+	if !r.small {
+		return
+	}
+	r.run("mount", "-t", "tmpfs", "-o", "size=64m,mode=777", "tmpfs", dir)
+	r.tb.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+}
+
+func (r *realHost) fill(dir string) {
+	var space syscall.Statfs_t
+	must(syscall.Statfs(dir, &space))
+	f, err := os.Create(hog(dir))
+	must(err)
+	must(syscall.Fallocate(int(f.Fd()), 0, 0, int64(space.Bavail)*space.Bsize))
+	must(f.Close())
+}
+
+func (r *realHost) free(dir string) {
+	if err := os.Remove(hog(dir)); !errors.Is(err, os.ErrNotExist) {
+		must(err)
+	}
+}
+
+func hog(dir string) string { return filepath.Join(dir, "hog") }
 
 // start waits for libvirt to forget a transient guest that went by itself.
 func (r *realHost) start() {
@@ -119,7 +159,9 @@ func (r *realHost) detach(device string) string {
 	return source
 }
 
-func (r *realHost) grow(device string, size int64) { r.g.Resize(device, size) }
+func (r *realHost) grow(device string, size int64) error {
+	return r.g.Domain().BlockResize(device, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES)
+}
 
 func (r *realHost) snapshot(device string) {
 	r.made++

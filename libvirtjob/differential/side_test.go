@@ -1,6 +1,7 @@
 package differential_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ type side struct {
 	names     map[string]string // what ours are called in comparisons: PREFIX#SEQUENCE
 	scratch   string
 	domain    string
+	tail      int64 // what the disks have behind what is written to
 }
 
 // consumer is one backup application.
@@ -35,15 +37,23 @@ type consumer struct {
 	store    *memstore.Store
 	repo     *repository.Repository
 	contents map[kvmbackup.BackupID]map[kvmbackup.VolumeID][]byte
-	decided  *kvmbackup.Decision // of the backup under way
-	cancel   func()              // called when it has decided
+	hooks    // of the backup under way
+}
+
+// hooks interfere with a backup.
+type hooks struct {
+	decided *kvmbackup.Decision
+	cancel  func()            // called when it has decided
+	halfway func()            // called when some is copied, and some isn't
+	step    func(name string) // called when a step begins
+	loses   string            // the call after which it is given up
 }
 
 var errEnough = errors.New("enough")
 
-func newSide(ctx context.Context, t *testing.T, name string, h host) *side {
+func newSide(ctx context.Context, t *testing.T, name string, h host, tail int64) *side {
 	t.Helper()
-	s := &side{name: name, host: h, ctx: ctx, exec: h.executor(), names: map[string]string{}, scratch: t.TempDir()}
+	s := &side{name: name, host: h, ctx: ctx, exec: h.executor(), names: map[string]string{}, scratch: t.TempDir(), tail: tail}
 	if n, ok := h.(interface{ vmName() string }); ok {
 		s.domain = n.vmName()
 	}
@@ -51,11 +61,13 @@ func newSide(ctx context.Context, t *testing.T, name string, h host) *side {
 		c := &consumer{prefix: prefix, store: memstore.New(), contents: map[kvmbackup.BackupID]map[kvmbackup.VolumeID][]byte{}}
 		dir := t.TempDir()
 		must(os.Chmod(dir, 0o777))
+		h.mount(dir)
 		var err error
 		c.repo, err = repository.Init(ctx, dir, repository.Options{NoSync: true})
 		must(err)
 		c.engine, err = kvmbackup.New(kvmbackup.Config{
-			Store: c.store, Repository: c.repo, Executor: s.exec, Images: h.images(), Prefix: prefix, ReserveBytes: -1, OnEvent: c.event,
+			Store: losingStore{c.store, c}, Repository: losingRepository{c.repo, c}, Executor: losingExecutor{s.exec, c},
+			Images: h.images(), Prefix: prefix, ReserveBytes: -1, OnEvent: c.event,
 		})
 		must(err)
 		s.consumers = append(s.consumers, c)
@@ -66,12 +78,16 @@ func newSide(ctx context.Context, t *testing.T, name string, h host) *side {
 func (s *side) vm() string { return s.domain }
 
 func (c *consumer) event(e kvmbackup.Event) {
-	if e.Type != kvmbackup.EventDecided {
-		return
-	}
-	c.decided = e.Decision
-	if c.cancel != nil {
-		c.cancel()
+	switch {
+	case e.Type == kvmbackup.EventStep && c.step != nil:
+		c.step(e.Step)
+	case e.Type == kvmbackup.EventProgress && c.halfway != nil && 0 < e.Progress.DoneBytes && e.Progress.DoneBytes < e.Progress.TotalBytes:
+		c.halfway()
+	case e.Type == kvmbackup.EventDecided:
+		c.decided = e.Decision
+		if c.cancel != nil {
+			c.cancel()
+		}
 	}
 }
 
@@ -90,7 +106,7 @@ func (s *side) ref(p *play) kvmbackup.DomainRef {
 	return kvmbackup.DomainRef{Name: s.domain, Disks: s.request(p).Disks}
 }
 
-// operate lets an engine do something. Nothing of others may be touched by it.
+// operate lets an engine do something. Nothing of others may be touched by it, except that a restore replaces whole images.
 func (s *side) operate(p *play, verb string, words []string) string {
 	c := s.consumers[0]
 	if slices.Contains(words, "other") {
@@ -108,8 +124,14 @@ func (s *side) operate(p *play, verb string, words []string) string {
 	case "require-full":
 		text = class(c.engine.RequireFull(s.ctx, kvmbackup.VMID(s.domain)))
 	case "recover":
-		_, err := c.engine.Recover(s.ctx, kvmbackup.VMID(s.domain), s.ref(p))
-		text = class(err)
+		settled, err := c.engine.Recover(s.ctx, kvmbackup.VMID(s.domain), s.ref(p))
+		for _, r := range settled {
+			text += string(r.Outcome) + ", "
+		}
+		text += class(err)
+	case "restore":
+		text = s.restore(p, c, words)
+		before = s.others(p, c)
 	}
 	if after := s.others(p, c); !slices.Equal(before, after) {
 		panic(failure{fmt.Sprintf("%s: what belongs to others was touched: %q became %q", s.name, before, after)})
@@ -120,30 +142,26 @@ func (s *side) operate(p *play, verb string, words []string) string {
 
 // backup takes a backup and describes it, or its failure.
 func (s *side) backup(p *play, c *consumer, words []string) string {
-	has := func(w string) bool { return slices.Contains(words, w) }
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
 	req := s.request(p)
-	req.Policy = kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"), OfflineIncremental: has("offline")}
-	c.decided, c.cancel = nil, nil
-	if has("cancel") {
-		c.cancel = func() { cancel(errEnough) }
-	}
-	if has("abort") {
-		req.OnJob = func(kvmbackup.JobControl) { cancel(errEnough) }
-	}
+	s.arrange(c, &req, words, func() { cancel(errEnough) })
 	b, err := c.engine.Backup(ctx, req)
+	c.hooks = hooks{decided: c.decided}
+	s.host.free(c.repo.Root())
 	s.learnNames()
 	var out strings.Builder
 	if d := c.decided; d != nil {
 		fmt.Fprintf(&out, "decided: %v, base %q, position %d\n", d.Kind, s.named(string(d.Base)), d.Position)
 	}
 	if err != nil {
+		s.left(p, c, slices.Contains(words, "slow"))
 		return out.String() + class(err)
 	}
 	c.contents[b.ID] = p.contents()
 	s.onlyActive(p, c)
-	fmt.Fprintf(&out, "backup: %v, checkpoint %q, position %d, parent %s", b.Kind, s.named(string(b.Checkpoint)), b.Position, s.sequence(c, b.ParentID))
+	fmt.Fprintf(&out, "backup: %v, %v-consistent, checkpoint %q, position %d, parent %s", b.Kind, b.Consistency, s.named(string(b.Checkpoint)), b.Position,
+		s.sequence(c, b.ParentID))
 	for _, r := range b.Reasons {
 		fmt.Fprintf(&out, "\nreason: %s %s", r.VolumeID, r.Code)
 	}
@@ -154,6 +172,96 @@ func (s *side) backup(p *play, c *consumer, words []string) string {
 		}
 	}
 	return out.String()
+}
+
+// arrange puts into a request and its consumer what the words after "backup" say.
+func (s *side) arrange(c *consumer, req *kvmbackup.BackupRequest, words []string, cancel func()) {
+	c.hooks = hooks{}
+	req.Policy.FullEvery = 4
+	for _, w := range words {
+		switch w {
+		case "off":
+			req.Policy.DisableIncremental = true
+		case "full":
+			req.Policy.ForceFull = true
+		case "offline":
+			req.Policy.OfflineIncremental = true
+		case "quiesce":
+			req.Quiesce = kvmbackup.QuiesceTry
+		case "slow":
+			req.BandwidthBytes = cluster
+		case "cancel":
+			c.cancel = cancel
+		case "abort":
+			req.OnJob = func(kvmbackup.JobControl) { cancel() }
+		case "halfway":
+			c.halfway = cancel
+		case "full-target":
+			c.step = func(step string) {
+				switch step {
+				case "begin job":
+					s.host.fill(c.repo.Root())
+				case "check targets":
+					s.host.free(c.repo.Root())
+				}
+			}
+		}
+		if call, ok := strings.CutPrefix(w, "lost="); ok {
+			c.loses = call
+		}
+	}
+}
+
+// left sees to what a backup has left that was given up: its job goes on to its end, unless it is slow.
+func (s *side) left(p *play, c *consumer, slow bool) {
+	all, err := c.store.List(s.ctx, kvmbackup.Query{VM: kvmbackup.VMID(s.domain)})
+	must(err)
+	for _, b := range all {
+		if c.contents[b.ID] == nil {
+			c.contents[b.ID] = p.contents()
+		}
+		if b.Status == kvmbackup.StatusRunning && !slow {
+			s.host.finishJob()
+		}
+	}
+}
+
+// restore restores what the guest still has of a backup's volumes over its disks.
+func (s *side) restore(p *play, c *consumer, words []string) string {
+	b, ok := s.pick(c, words)
+	if !ok {
+		return "nothing to restore"
+	}
+	now := s.request(p)
+	req := kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{Volumes: now.Volumes, Disks: now.Disks}}
+	for _, v := range now.Volumes {
+		if _, ok := b.Volume(v.ID); ok {
+			req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: v.ID})
+		}
+	}
+	if len(req.Volumes) == 0 {
+		return "nothing to restore"
+	}
+	r, err := c.engine.Restore(s.ctx, req)
+	if err != nil {
+		return "restore: " + class(err)
+	}
+	for _, restored := range r.Volumes {
+		v := p.plugged[now.Volumes[slices.IndexFunc(now.Volumes, func(v kvmbackup.Volume) bool { return v.ID == restored.VolumeID })].Device]
+		v.data, v.layers = bytes.Clone(c.contents[b.ID][v.id]), 1
+	}
+	return fmt.Sprintf("restore: %d volumes of %d", len(r.Volumes), b.Sequence)
+}
+
+// pick returns one of the backups that are offered.
+func (s *side) pick(c *consumer, words []string) (kvmbackup.Backup, bool) {
+	offered, err := c.engine.List(s.ctx, kvmbackup.VMID(s.domain), false)
+	must(err)
+	if len(offered) == 0 {
+		return kvmbackup.Backup{}, false
+	}
+	n, _ := strconv.Atoi(words[0])
+	return offered[n%len(offered)], true
 }
 
 func (s *side) sequence(c *consumer, id kvmbackup.BackupID) string {
@@ -167,13 +275,11 @@ func (s *side) sequence(c *consumer, id kvmbackup.BackupID) string {
 
 // delete deletes one of the backups that are offered.
 func (s *side) delete(c *consumer, words []string) string {
-	offered, err := c.engine.List(s.ctx, kvmbackup.VMID(s.domain), false)
-	must(err)
-	n, _ := strconv.Atoi(words[0])
-	if len(offered) == 0 {
+	b, ok := s.pick(c, words)
+	if !ok {
 		return "nothing to delete"
 	}
-	plan, err := c.engine.Delete(s.ctx, offered[n%len(offered)].ID, slices.Contains(words, "force"))
+	plan, err := c.engine.Delete(s.ctx, b.ID, slices.Contains(words, "force"))
 	return fmt.Sprintf("delete: %d go, %d wait, clears active %v: %s", len(plan.Remove), len(plan.Pending), plan.ClearsActive, class(err))
 }
 
@@ -372,12 +478,12 @@ func (s *side) compare(c *consumer, b kvmbackup.Backup, id kvmbackup.VolumeID, f
 	got, err := kvmbackuptest.ReadChain(file)
 	must(err)
 	held := c.contents[b.ID][id]
-	data := make([]byte, got.SizeBytes())
+	if size := got.SizeBytes() - s.tail; size != int64(len(held)) || got.AllocatedBytes() > size+cluster {
+		panic(failure{fmt.Sprintf("%s: backup %d, %s: %d bytes, %d with data, the disk had %d", s.name, b.Sequence, id, size, got.AllocatedBytes(), len(held))})
+	}
+	data := make([]byte, len(held))
 	_, err = got.ReadAt(data, 0)
 	must(err)
-	if len(data) != len(held) {
-		panic(failure{fmt.Sprintf("%s: backup %d, %s: %d bytes, the disk had %d", s.name, b.Sequence, id, len(data), len(held))})
-	}
 	for n := range held {
 		if held[n] != data[n] {
 			panic(failure{fmt.Sprintf("%s: backup %d, %s: %#x at offset %d, the disk had %#x", s.name, b.Sequence, id, data[n], n, held[n])})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -15,14 +16,15 @@ import (
 type simulatedHost struct {
 	h    *kvmbackuptest.Hypervisor
 	vm   string
+	dir  string // with files that stand for the images, for restores to replace
 	made int
 }
 
-func newSimulated(vm string, transient bool) *simulatedHost {
-	s := &simulatedHost{h: kvmbackuptest.NewHypervisor(), vm: vm}
+func newSimulated(dir, vm string, size int64, transient bool) *simulatedHost {
+	s := &simulatedHost{h: kvmbackuptest.NewHypervisor(), vm: vm, dir: dir}
 	d := kvmbackuptest.Domain{Name: vm, Transient: transient}
 	for _, device := range []string{"vda", "sda"} {
-		d.Disks = append(d.Disks, kvmbackuptest.Disk{Device: device, SizeBytes: diskSize})
+		d.Disks = append(d.Disks, kvmbackuptest.Disk{Device: device, Source: filepath.Join(dir, device+".qcow2"), SizeBytes: size})
 	}
 	must(s.h.Define(d))
 	s.start()
@@ -35,13 +37,32 @@ func (s *simulatedHost) images() kvmbackup.Images     { return kvmbackuptest.Ima
 func (s *simulatedHost) start()                       { must(errors.Join(s.h.Start(s.vm), s.h.Pause(s.vm))) }
 func (s *simulatedHost) destroy()                     { must(s.h.Destroy(s.vm)) }
 func (s *simulatedHost) crash()                       { must(s.h.Crash(s.vm)) }
+func (s *simulatedHost) pause()                       { must(s.h.Pause(s.vm)) }
+func (s *simulatedHost) resume()                      { must(s.h.Resume(s.vm)) }
+func (s *simulatedHost) mount(string)                 {}
 func (s *simulatedHost) end()                         {}
+
+func (s *simulatedHost) fill(string) {
+	must(s.h.SetTarget(s.vm, kvmbackuptest.Target{State: kvmbackuptest.TargetFull}))
+}
+
+func (s *simulatedHost) free(string) { must(s.h.SetTarget(s.vm, kvmbackuptest.Target{})) }
+
+func (s *simulatedHost) finishJob() {
+	if err := s.h.RunJob(s.vm); !errors.Is(err, kvmbackup.ErrNoJob) {
+		must(err)
+	}
+}
 
 // awake runs f while the guest runs: one that is paused doesn't write.
 func (s *simulatedHost) awake(f func() error) {
+	state, _, err := s.h.State(s.vm)
+	must(err)
 	must(s.h.Resume(s.vm))
 	must(f())
-	must(s.h.Pause(s.vm))
+	if state == kvmbackup.DomainPaused {
+		must(s.h.Pause(s.vm))
+	}
 }
 
 func (s *simulatedHost) write(device string, pattern byte, offset, length int64) {
@@ -55,7 +76,7 @@ func (s *simulatedHost) zero(device string, offset, length int64) {
 func (s *simulatedHost) attach(device, source string) {
 	if source == "" {
 		s.made++
-		source = fmt.Sprintf("/simulated/new-%d.qcow2", s.made)
+		source = filepath.Join(s.dir, fmt.Sprintf("new-%d.qcow2", s.made))
 	}
 	must(s.h.Attach(s.vm, kvmbackuptest.Disk{Device: device, Source: source, SizeBytes: diskSize}))
 }
@@ -72,9 +93,9 @@ func (s *simulatedHost) source(device string) string {
 	return path
 }
 
-func (s *simulatedHost) grow(device string, size int64) { must(s.h.Resize(s.vm, device, size)) }
-func (s *simulatedHost) snapshot(device string)         { must(s.h.Snapshot(s.vm, device)) }
-func (s *simulatedHost) commit(device string)           { must(s.h.Commit(s.vm, device)) }
+func (s *simulatedHost) grow(device string, size int64) error { return s.h.Resize(s.vm, device, size) }
+func (s *simulatedHost) snapshot(device string)               { must(s.h.Snapshot(s.vm, device)) }
+func (s *simulatedHost) commit(device string)                 { must(s.h.Commit(s.vm, device)) }
 
 func (s *simulatedHost) checkpoint(name string, devices ...string) {
 	must(s.h.CreateCheckpoint(s.vm, name, devices...))
