@@ -101,13 +101,20 @@ func (s *story) hold(image string) (release func()) {
 	cmd := exec.CommandContext(s.ctx, "qemu-io", "-f", "qcow2", image)
 	stdin, err := cmd.StdinPipe()
 	s.must(err)
+	stdout, err := cmd.StdoutPipe()
+	s.must(err)
 	s.must(cmd.Start())
-	eventually(s.T, "the image is locked", func() bool {
-		return exec.CommandContext(s.ctx, "qemu-img", "info", image).Run() != nil
-	})
-	return func() {
-		_, err := io.WriteString(stdin, "quit\n")
+	tell := func(command string) {
+		_, err := io.WriteString(stdin, command+"\n")
 		s.must(err)
+	}
+	tell("length") // it answers when it has the image open; a look from outside could keep it from that
+	if _, err := stdout.Read(make([]byte, 64)); err != nil {
+		s.Fatalf("qemu-io doesn't open the image: %v", err)
+	}
+	return func() {
+		tell("quit")
+		_, _ = io.Copy(io.Discard, stdout)
 		s.must(cmd.Wait())
 	}
 }
