@@ -136,10 +136,10 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom Dom
 		}
 		found = append(found, rec)
 		if rec.Outcome == RecoveryPending {
-			s.log.Warn("left what another host has to settle", "backup", string(b.ID), "detail", rec.Detail)
+			s.warn("left what another host has to settle", "detail", rec.Detail)
 			continue
 		}
-		s.log.Warn("settled what an earlier process left", "backup", string(b.ID), "outcome", string(rec.Outcome), "detail", rec.Detail)
+		s.warn("settled what an earlier process left", "outcome", string(rec.Outcome), "detail", rec.Detail)
 		s.emit(Event{Type: EventRecovered, Detail: string(rec.Outcome) + ": " + rec.Detail})
 	}
 	return found, nil

@@ -146,7 +146,7 @@ func (e *Engine) drop(ctx context.Context, o *op, dom DomainRef, names []Checkpo
 			errs = append(errs, fmt.Errorf("drop checkpoint %s: %w", name, err))
 			continue
 		}
-		o.log.Debug("dropped checkpoint", "checkpoint", string(name))
+		o.log.Debug("dropped checkpoint", "checkpoint", string(name), "step", o.at, "backup", string(o.backup))
 	}
 	return errors.Join(errs...)
 }
