@@ -138,6 +138,9 @@ type DiskStatus struct {
 	Serial      string
 	Format      string // qcow2, raw, ...
 	VirtualSize int64  // bytes
+	// StackedOn is the file that the definition of a stopped domain names below Source, as it does after an external snapshot:
+	// libvirt starts with it there, whatever Source then says of itself.
+	StackedOn string
 	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
 	AllocatedBytes int64
 	Skip           string // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is

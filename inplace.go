@@ -171,6 +171,10 @@ func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
 	if d.Format != "qcow2" && d.Format != "raw" {
 		return fmt.Errorf("%w: disk %s has format %q; restore it to a file and convert that", ErrUnsupported, d.Device, d.Format)
 	}
+	if d.StackedOn != "" {
+		return fmt.Errorf("%w: the definition puts disk %s over %s, which would show through what is restored; commit the snapshot (virsh blockcommit), or restore to files",
+			ErrUnsupported, d.Device, d.StackedOn)
+	}
 	t, err := lookAt(ctx, d.Source)
 	if err == nil && t.kind != targetDevice {
 		j.out.Path, err = leaveBehind(ctx, func() (string, error) { return behindLinks(d.Source) })

@@ -65,7 +65,7 @@ func (im *storedImage) untrackable() string {
 }
 
 // usable says whether a bitmap tells all that changed since it began: it records on the top layer, and there is neither a gap
-// nor a broken part below. Without a QEMU that joins them, parts on several layers can't be used.
+// nor a broken part below, nor one of another size. Without a QEMU that joins them, parts on several layers can't be used.
 func (im *storedImage) usable(name string) bool {
 	ended := false
 	for i, l := range im.layers {
@@ -75,7 +75,7 @@ func (im *storedImage) usable(name string) bool {
 			return false
 		case b == nil:
 			ended = true
-		case ended, i > 0 && !im.live(), b.broken(i == 0 && im.live()):
+		case ended, l.size != im.size(), i > 0 && !im.live(), b.broken(i == 0 && im.live()):
 			return false
 		}
 	}

@@ -18,7 +18,11 @@ func (e *executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (st kvm
 			m.domain.inspect(&st)
 		}
 		for _, k := range m.disks {
-			st.Disks = append(st.Disks, k.inspect(m.running()))
+			d := k.inspect(m.running())
+			if !m.running() && m.known && m.persistent && k.image != nil && len(k.image.layers) > 1 {
+				d.StackedOn = k.image.layers[1].path
+			}
+			st.Disks = append(st.Disks, d)
 		}
 		return nil
 	})

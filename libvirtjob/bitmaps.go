@@ -129,7 +129,8 @@ func bitmapStatuses(chain []node) []kvmbackup.BitmapStatus {
 	return out
 }
 
-// usable says whether the bitmap of that name tells everything that changed on the disk since it began.
+// usable says whether the bitmap of that name tells everything that changed on the disk since it began. Parts of different sizes, as
+// when a disk has grown after a snapshot, are of no use: QEMU can't merge them.
 func usable(chain []node, name string) bool {
 	ended := false
 	for i, n := range chain {
@@ -139,7 +140,7 @@ func usable(chain []node, name string) bool {
 			return false
 		case !ok:
 			ended = true
-		case ended, b.Inconsistent, !b.Recording:
+		case ended, b.Inconsistent, !b.Recording, n.Image.VirtualSize != chain[0].Image.VirtualSize:
 			return false
 		}
 	}

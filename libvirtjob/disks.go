@@ -19,6 +19,7 @@ type disk struct {
 	path                   string // of the file or block device; empty where there is none
 	empty                  bool   // no media
 	skip                   string
+	stackedOn              string // what the inactive XML names below it
 	layers                 []uint // libvirt's numbers of the image and of what is below it; live XML only
 	blockJob               string // kind of a copy or commit that runs on it
 }
@@ -59,6 +60,9 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 	out.skip = skipReason(d, out.empty)
 	if d.Source != nil {
 		out.layers = append(out.layers, d.Source.Index)
+	}
+	if d.BackingStore != nil {
+		out.stackedOn, _ = describeSource(d.BackingStore.Source)
 	}
 	for b := d.BackingStore; b != nil && b.Source != nil; b = b.BackingStore {
 		out.layers = append(out.layers, b.Index)

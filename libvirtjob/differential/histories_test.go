@@ -24,7 +24,12 @@ var histories = map[string]string{
 		crash; start; grow vda 28; backup; grow vda 28; backup`,
 	"snapshots": `backup; write vda 1; snapshot vda; write vda 2; backup; write vda 3; commit vda; write vda 4; backup; snapshot sda; write sda 1;
 		restart; write sda 2; backup; commit sda; backup`,
-	"snapshots-twice":     `backup; write vda 1; snapshot vda; write vda 2; snapshot vda; write vda 3; crash; start; backup; commit vda; backup; commit vda; backup`,
+	"snapshots-twice": `backup; write vda 1; snapshot vda; write vda 2; snapshot vda; write vda 3; crash; start; backup; commit vda; backup; commit vda; backup`,
+	"snapshots-grown": `backup; write vda 1; snapshot vda; write vda 2; grow vda 98; write vda 3; backup; write vda 4; backup; restart; write vda 1; backup;
+		crash; start; backup; write vda 5; backup`,
+	"snapshots-grown-transient": `transient; backup; snapshot vda; grow vda 98; restart; write vda 3; backup; write vda 4; backup; stop; backup offline;
+		start; backup`,
+	"snapshots-restored":  `backup; write vda 4; snapshot vda; write vda 1; stop; restore 0; start; backup; commit vda; stop; restore 0; start; backup`,
 	"snapshots-merged":    `snapshot vda; backup; write vda 1; restart; commit vda; crash; start; backup`,
 	"snapshots-transient": `transient; backup; snapshot vda; write vda 2; stop; backup offline; start; write vda 3; commit vda; restart; backup`,
 	"meddled": `backup; write vda 1; lose-metadata; write vda 2; backup; write sda 1; lose-checkpoint; write vda 3; backup; write vda 4; lose-bitmap sda;

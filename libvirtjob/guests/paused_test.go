@@ -120,7 +120,7 @@ func fullDisk(t *testing.T) (*guest, func(full bool)) {
 	if err := os.Mkdir(small, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=48m"); err != nil {
+	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=96m"); err != nil {
 		t.Skip("no mounts here: ", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(small, syscall.MNT_DETACH) })

@@ -322,6 +322,32 @@ func TestSnapshotThenRestart(t *testing.T) {
 	s.restoreAll()
 }
 
+// A disk that grows after a snapshot: QEMU can't merge the parts of its bitmap, which have two sizes. The disk is full once.
+func TestSnapshotThenGrow(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 1, 1)
+	s.guest.Snapshot("vda", "s1")
+	s.guest.Resize("vda", 24*mib)
+	s.write("vda", 0x22, 20, 1)
+	s.incremental("vol-vda: volume-bitmap-inconsistent")
+	s.write("vda", 0x23, 21, 1)
+	s.incremental()
+	s.restoreAll()
+
+	// The definition puts the disk over the old base, whatever is restored to its place.
+	s.guest.Destroy()
+	_, err := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: s.taken[0].ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}})
+	s.wantErr(err, kvmbackup.ErrUnsupported)
+	s.Log(err)
+	s.start()
+	s.write("vda", 0x24, 22, 1)
+	s.incremental()
+	s.restoreAll()
+}
+
 // A VM that is stopped with a snapshot: the bitmap goes on over two layers, which the storage daemon doesn't join, so
 // that the disk is full; the chain goes on.
 func TestSnapshotThenStopped(t *testing.T) {
