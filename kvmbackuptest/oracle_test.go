@@ -129,20 +129,42 @@ func (p *play) restoreInPlace(n int) error {
 	}
 	ctx, cancel := patience()
 	defer cancel()
+	stacked, err := p.stacked(ctx, req)
+	if err != nil {
+		return err
+	}
 	r, err := p.engine.Restore(ctx, req)
 	switch {
+	case stacked && errors.Is(err, kvmbackup.ErrUnsupported):
+		return nil
 	case state != kvmbackup.DomainStopped && errors.Is(err, kvmbackup.ErrDomainRunning):
 		return nil
 	case p.frozenAndPaused(err):
 		return nil
 	case state != kvmbackup.DomainStopped && err == nil:
 		return fmt.Errorf("a VM that is %v was restored over", state)
+	case stacked && err == nil:
+		return errors.New("a disk was restored over that libvirt puts over another file")
 	case p.target == kvmbackuptest.TargetHung && errors.Is(err, kvmbackup.ErrJobStuck):
 		return nil
 	case err != nil:
 		return err
 	}
 	return p.checkRestored(r)
+}
+
+// stacked says whether one of the disks would be started over a file that its definition names.
+func (p *play) stacked(ctx context.Context, req kvmbackup.RestoreRequest) (bool, error) {
+	st, err := p.h.Executor().Inspect(ctx, kvmbackup.DomainRef{Name: vm, Disks: p.disks})
+	for _, v := range req.Volumes {
+		at := slices.IndexFunc(p.volumes, func(has kvmbackup.Volume) bool { return has.ID == v.ID })
+		for _, d := range st.Disks {
+			if d.Device == p.volumes[at].Device && d.StackedOn != "" {
+				return true, nil
+			}
+		}
+	}
+	return false, err
 }
 
 func (p *play) checkRestored(r kvmbackup.Restored) error {
