@@ -250,7 +250,7 @@ func beKilled(t *testing.T, stopped bool) {
 	if file == "" {
 		return // only for TestKilledApplication
 	}
-	s := tell(t, config{Persistent: true, Stopped: stopped, Disks: []disk{{Device: "vda", SizeBytes: 256 * mib}}})
+	s := tell(t, config{Persistent: true, Stopped: stopped, Disks: []disk{{Device: "vda", SizeBytes: 640 * mib}}})
 	s.policy.OfflineIncremental = true
 	dir := filepath.Join(filepath.Dir(file), "repository")
 	s.must(os.MkdirAll(dir, 0o777))
@@ -258,7 +258,7 @@ func beKilled(t *testing.T, stopped bool) {
 	s.consumer = s.newConsumer("", dir, filepath.Join(dir, "..", "backups.db"), func(c *kvmbackup.Config) { c.LeaseTTL = 2 * time.Second })
 	s.write("vda", 0x11, 0, 1)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
-	s.write("vda", 0x21, 0, 192)
+	s.write("vda", 0x21, 0, 576)
 	s.handOver(file)
 	req := s.request()
 	req.BandwidthBytes = 256 << 10
