@@ -29,7 +29,7 @@ func (r *run) checkTarget(ctx context.Context, v *VolumeBackup) error {
 // tables then, and leaves data that nothing refers to. In a new image that is the only way to such clusters. The
 // repository hears of most such failures as well, but not on every file system.
 func wholeTables(ctx context.Context, images Images, file string) error {
-	res, err := images.Check(ctx, file, qcow2.CheckOptions{Timeout: -1})
+	res, err := images.Check(ctx, file, qcow2.CheckOptions{Timeout: checkLimit})
 	switch {
 	case err != nil:
 		return damage(ctx, err)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -153,6 +154,9 @@ func toolEnded(err error) bool {
 	return errors.As(err, &tool) && (tool.ExitCode >= 0 || errors.As(err, &died))
 }
 
+// checkLimit is for a repository that is dead. A check reads all tables of an image, 160 MiB for each TiB.
+const checkLimit = 30 * time.Minute
+
 // checksAtOnce bounds how many files are checked at a time: a chain's checks are mostly starts of processes and waits for storage.
 const checksAtOnce = 4
 
@@ -182,7 +186,7 @@ func (e *Engine) headerErrors(ctx context.Context, layers []layer) []error {
 // checkErrors says of each layer what is wrong with its structure. Headers must have been looked at before.
 func (e *Engine) checkErrors(ctx context.Context, layers []layer) []error {
 	return eachLayer(ctx, layers, func(l layer) error {
-		res, err := e.cfg.Images.Check(ctx, l.file, qcow2.CheckOptions{Timeout: -1}) // terabytes on a slow NAS take what they take
+		res, err := e.cfg.Images.Check(ctx, l.file, qcow2.CheckOptions{Timeout: checkLimit})
 		if err != nil {
 			return damage(ctx, err)
 		}

@@ -108,8 +108,15 @@ func (e *Engine) settleRestore(ctx context.Context, dom DomainRef) error {
 	if err != nil {
 		return ignoreNoDomain(err)
 	}
-	_, err = e.settleFiles(ctx, st)
+	_, err = e.settleFilesSoon(ctx, st)
 	return err
+}
+
+// settleFilesSoon doesn't wait longer than a clean-up may take for images on storage that is dead.
+func (e *Engine) settleFilesSoon(ctx context.Context, st DomainStatus) (changed bool, err error) {
+	limited, cancel := context.WithTimeoutCause(ctx, e.cfg.CleanupLimit, fmt.Errorf("%w: the VM's images can't be looked at for %v", ErrBusy, e.cfg.CleanupLimit))
+	defer cancel()
+	return e.settleFiles(limited, st)
 }
 
 // settleFiles says whether it has put images back.
