@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 )
@@ -121,12 +122,7 @@ func (s *session) flushFiles(dir string, m Manifest) error {
 		return err
 	}
 	for _, t := range m.Target().Files {
-		bad, err := s.syncFile(join(dir, t.Name))
-		if bad {
-			s.repo.setBad(dir, true)
-			return fmt.Errorf("%w: %q: %w", ErrFlush, t.Name, classify(err))
-		}
-		if err != nil {
+		if err := s.syncFile(dir, t.Name); err != nil {
 			return err
 		}
 	}
@@ -140,17 +136,7 @@ func (s *session) flushTargets(dir string) error {
 		return nil
 	}
 	for _, f := range open.files {
-		bad := false
-		err := s.step("sync", join(dir, filepath.Base(f.Name())), s.repo.opts.DataTimeout, func() error {
-			err := s.flush(f)
-			bad = err != nil
-			return err
-		})
-		if bad {
-			s.repo.setBad(dir, true)
-			return fmt.Errorf("%w: %q: %w", ErrFlush, f.Name(), classify(err))
-		}
-		if err != nil {
+		if err := s.syncOpen(dir, filepath.Base(f.Name()), func(flush func(*os.File) error) error { return flush(f) }); err != nil {
 			return err
 		}
 	}

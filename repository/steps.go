@@ -3,6 +3,7 @@ package repository
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"syscall"
@@ -47,19 +48,33 @@ func (s *session) syncDir(name string) error {
 }
 
 // syncFile makes a file's content durable, whoever has written it: on Linux an open file flushes all of its inode's pages,
-// also when opened for reading. bad is set if the flush itself failed.
-func (s *session) syncFile(name string) (bad bool, err error) {
-	err = s.step("sync", name, s.repo.opts.DataTimeout, func() (err error) {
-		f, err := s.openFile(name)
+// also when opened for reading.
+func (s *session) syncFile(dir, name string) error {
+	return s.syncOpen(dir, name, func(flush func(*os.File) error) (err error) {
+		f, err := s.openFile(join(dir, name))
 		if err != nil {
 			return err
 		}
 		defer closing(f, &err)
-		err = s.flush(f)
-		bad = err != nil
-		return err
+		return flush(f)
 	})
-	return bad, err
+}
+
+// syncOpen gives with what flushes the file that it has open. Where the flush itself fails, the folder is bad for good.
+func (s *session) syncOpen(dir, name string, with func(flush func(*os.File) error) error) error {
+	bad := false
+	err := s.step("sync", join(dir, name), s.repo.opts.DataTimeout, func() error {
+		return with(func(f *os.File) error {
+			err := s.flush(f)
+			bad = err != nil
+			return err
+		})
+	})
+	if bad {
+		s.repo.setBad(dir, true)
+		return fmt.Errorf("%w: %q: %w", ErrFlush, name, classify(err))
+	}
+	return err
 }
 
 func (s *session) flush(f *os.File) error {
