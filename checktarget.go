@@ -33,7 +33,7 @@ func wholeTables(ctx context.Context, images Images, file string) error {
 	switch {
 	case err != nil:
 		return damage(ctx, err)
-	case !res.Clean() || res.Leaks > 0:
+	case !res.Whole():
 		return fmt.Errorf("%w: QEMU has not written all tables of %s: %d clusters that nothing refers to, %d corruptions; did the repository fail?",
 			ErrJobFailed, file, res.Leaks, res.Corruptions+res.CheckErrors)
 	}

@@ -143,7 +143,7 @@ func byDevice(disks []disk, device string) (disk, bool) {
 func (e *Executor) images(ctx context.Context, disks []disk, def libvirtxml.Domain) []offline.Disk {
 	var out []offline.Disk
 	for i, d := range disks {
-		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip}
+		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, StackedOn: d.stackedOn}
 		if v := poolVolume(def, i); v != nil && d.skip == "" {
 			image.Path = e.volumePath(ctx, v)
 		}

@@ -33,11 +33,6 @@ func (e *Executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (kvmbac
 		status.Disks, err = liveDisks(ctx, m, status.Job)
 	} else {
 		status.Disks, err = e.offline.Inspect(ctx, m.images)
-		for i := range m.disks {
-			if i < len(status.Disks) {
-				status.Disks[i].StackedOn = m.disks[i].stackedOn
-			}
-		}
 	}
 	if err != nil {
 		return kvmbackup.DomainStatus{}, fmt.Errorf("inspect %q: %w", ref.Name, err)

@@ -42,6 +42,7 @@ type Disk struct {
 	Description string
 	Serial      string
 	Skip        string // why it is never backed up; the image of such a disk is not opened
+	StackedOn   string // the file that the domain's definition names below Path; empty: none
 }
 
 func (d Disk) describe() string {

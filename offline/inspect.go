@@ -18,7 +18,7 @@ import (
 func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskStatus, error) {
 	var out []kvmbackup.DiskStatus
 	for _, d := range disks {
-		status := kvmbackup.DiskStatus{Device: d.Device, Source: d.describe(), Serial: d.Serial, Format: d.Format, Skip: d.Skip}
+		status := kvmbackup.DiskStatus{Device: d.Device, Source: d.describe(), Serial: d.Serial, Format: d.Format, Skip: d.Skip, StackedOn: d.StackedOn}
 		switch {
 		case d.Skip != "":
 		case d.Path == "":

@@ -51,6 +51,10 @@ type CheckResult struct {
 // Clean says whether nothing is wrong. Leaks count as clean: they lose no data.
 func (r CheckResult) Clean() bool { return r.Corruptions == 0 && r.CheckErrors == 0 }
 
+// Whole says whether a new image has all its tables: it is clean, and has no leaks, which in a new image are data that a table
+// should refer to.
+func (r CheckResult) Whole() bool { return r.Clean() && r.Leaks == 0 }
+
 type checkJSON struct {
 	Corruptions       int64 `json:"corruptions"`
 	Leaks             int64 `json:"leaks"`

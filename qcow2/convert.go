@@ -140,7 +140,7 @@ func (t *Tool) flushed(ctx context.Context, name string, f func() error) error {
 // that nothing refers to.
 func (t *Tool) wholeTables(ctx context.Context, name string) error {
 	res, err := t.check(ctx, name, CheckOptions{Timeout: -1})
-	if err == nil && (!res.Clean() || res.Leaks > 0) {
+	if err == nil && !res.Whole() {
 		err = fmt.Errorf("%w: the tables were not all written: %d clusters that nothing refers to, %d corruptions", ErrIO, res.Leaks, res.Corruptions)
 	}
 	return err
