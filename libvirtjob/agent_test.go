@@ -41,7 +41,9 @@ func TestFreeze(t *testing.T) {
 	b.must(b.exec.Thaw(b.ctx, b.ref))
 
 	// Its own shutdown leaves a quiet disk; a destroyed guest's is not.
-	b.must(guest.Domain().ShutdownFlags(libvirt.DOMAIN_SHUTDOWN_GUEST_AGENT))
+	if err := guest.Domain().ShutdownFlags(libvirt.DOMAIN_SHUTDOWN_GUEST_AGENT); err != nil {
+		t.Log(err) // the guest may be off before its agent has answered, which is what counts
+	}
 	realguest.Eventually(t, "the guest is off", func() bool { return !guest.Running() })
 	b.must(b.exec.Thaw(b.ctx, b.ref))
 	if got := b.inspect(); got.State != kvmbackup.DomainStopped || !got.CleanShutdown {
