@@ -78,14 +78,29 @@ func (r *report) add(e event) {
 		if e.Test != "" {
 			r.passed++
 		}
+		r.afterwards(key)
 		delete(r.output, key)
 	case "skip":
 		if e.Test != "" { // a package without test files is no skip
 			r.skips = append(r.skips, key.String()+reason(r.output[key]))
 		}
+		r.afterwards(key)
 		delete(r.output, key)
 	case "fail":
 		r.fail(key)
+	}
+}
+
+// afterwards prints what came after the line that ended a test: what the test binary says when it panics or runs out
+// of time is credited to the test that ended last.
+func (r *report) afterwards(key testKey) {
+	ended := func(line string) bool {
+		return strings.HasPrefix(line, "--- PASS: "+key.Test+" ") || strings.HasPrefix(line, "--- SKIP: "+key.Test+" ")
+	}
+	if at := slices.IndexFunc(r.output[key], ended); at >= 0 {
+		for _, line := range r.output[key][at+1:] {
+			fmt.Fprint(r.out, line)
+		}
 	}
 }
 

@@ -44,6 +44,13 @@ func TestReport(t *testing.T) {
 		{"crash", `{"Action":"output","Package":"p","Test":"TestC","Output":"panic: oh\n"}
 {"Action":"fail","Package":"p"}
 `, false, false, []string{"panic: oh", "FAIL p TestC (never ended)"}, nil},
+		{"crash after a test has passed", `{"Action":"output","Package":"p","Test":"TestC","Output":"=== RUN   TestC\n"}
+{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:1: chatter\n"}
+{"Action":"output","Package":"p","Test":"TestA","Output":"--- PASS: TestA (1.00s)\n"}
+{"Action":"output","Package":"p","Test":"TestA","Output":"panic: test timed out after 4s\n"}
+{"Action":"pass","Package":"p","Test":"TestA"}
+{"Action":"fail","Package":"p"}
+`, false, false, []string{"panic: test timed out", "FAIL p TestC (never ended)"}, []string{"chatter"}},
 		{"failure outside the tests", `{"Action":"output","Package":"p","Output":"FAIL\tp\t0.01s\n"}
 {"Action":"fail","Package":"p"}
 `, false, false, []string{"FAIL\tp", "FAIL p (package)"}, nil},
