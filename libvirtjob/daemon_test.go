@@ -1,12 +1,14 @@
 package libvirtjob_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
@@ -19,25 +21,28 @@ func TestDaemonRestarts(t *testing.T) {
 	t.Parallel()
 	host := realguest.Daemon(t)
 	b := newBench(t, realguest.Config{Host: host, Disks: bigDisks("vda"), Persistent: true})
-	tool, err := qcow2.New(qcow2.Config{})
-	b.must(err)
-	b.exec, err = libvirtjob.Open(host.URI, libvirtjob.Config{Images: tool})
-	b.must(err)
-	t.Cleanup(func() { _ = b.exec.Close() })
+	b.exec = openExecutor(t, host)
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	b.backup("c1", "", full("vda"))
 	b.spread("vda", 0x12)
 	job, spec := b.slow("c2", "c1", incr("vda"))
 
 	host.KillDaemon(t)
-	_, err = job.Wait(b.ctx, nil)
+	_, err := job.Wait(b.ctx, nil)
 	t.Logf("wait without a daemon: %v", err)
 	if err == nil {
 		t.Fatal("a job without a daemon is no success")
 	}
 	b.must(job.Close())
-	if _, err := b.exec.Inspect(b.ctx, b.ref); err == nil {
-		t.Error("there is no daemon")
+	for range 3 { // a connection that can't be made again is neither given up twice nor used after that
+		if _, err := b.exec.Inspect(b.ctx, b.ref); err == nil {
+			t.Error("there is no daemon")
+		}
+		refs, err := b.exec.References()
+		b.must(err)
+		if refs == 0 {
+			t.Fatal("the executor has a connection that is gone")
+		}
 	}
 	host.StartDaemon(t)
 	if got := b.inspect(); got.Job != kvmbackup.JobBackup {
@@ -71,6 +76,45 @@ func TestDaemonRestarts(t *testing.T) {
 	b.drop("c3")
 	b.wantCheckpoints("c2")
 	b.wantBitmaps("vda", "c2")
+	b.must(b.exec.Close())
+}
+
+// openExecutor returns an executor with a connection of its own, which the test has to close.
+func openExecutor(t *testing.T, host *realguest.Host) *libvirtjob.Executor {
+	t.Helper()
+	tool, err := qcow2.New(qcow2.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec, err := libvirtjob.Open(host.URI, libvirtjob.Config{Images: tool})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exec
+}
+
+// TestDaemonHangs: a libvirtd that doesn't answer holds nobody up for ever, also not who has no deadline.
+func TestDaemonHangs(t *testing.T) {
+	t.Parallel()
+	host := realguest.Daemon(t)
+	b := newBench(t, realguest.Config{Host: host, Disks: disks("vda"), Persistent: true})
+	patient, hasty := openExecutor(t, host), openExecutor(t, host)
+	goOn := host.HangDaemon(t)
+	began := time.Now()
+	b.wantErr(hasty.Close(), kvmbackup.ErrBusy)
+	t.Logf("closed after %v", time.Since(began))
+	_, err := patient.Inspect(context.Background(), b.ref)
+	if err == nil {
+		t.Error("nobody answers")
+	}
+	t.Logf("after %v: %v", time.Since(began), err)
+	goOn()
+	if _, err := patient.Inspect(b.ctx, b.ref); err != nil {
+		t.Errorf("when it answers again: %v", err)
+	}
+	b.must(patient.Close())
+	_, err = hasty.Inspect(b.ctx, b.ref)
+	b.wantErr(err, kvmbackup.ErrInvalid)
 }
 
 // TestDaemonEndsWithItsGuests: nothing is left of a test's own libvirtd, also when it was killed before its guests.

@@ -13,8 +13,6 @@ type events struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	conn    *libvirt.Connect // nil: not registered
-	id      int
 	waiters map[chan struct{}]string // channel of one waiter: the domain's UUID
 }
 
@@ -22,9 +20,9 @@ func newEvents(log *slog.Logger) *events {
 	return &events{log: log, waiters: map[chan struct{}]string{}}
 }
 
-// register subscribes to the job events of all domains. Without an event loop libvirt refuses, and jobs are
-// followed by polling.
-func (ev *events) register(conn *libvirt.Connect) {
+// register subscribes to the job events of all domains, until cancel is called. Without an event loop libvirt
+// refuses, and jobs are followed by polling.
+func (ev *events) register(conn *libvirt.Connect) (cancel func()) {
 	id, err := conn.DomainEventJobCompletedRegister(nil, func(_ *libvirt.Connect, dom *libvirt.Domain, _ *libvirt.DomainEventJobCompleted) {
 		if uuid, err := dom.GetUUIDString(); err == nil {
 			ev.wake(uuid)
@@ -32,21 +30,9 @@ func (ev *events) register(conn *libvirt.Connect) {
 	})
 	if err != nil {
 		ev.log.Debug("no job events, polling only", "error", err)
-		return
+		return func() {}
 	}
-	ev.mu.Lock()
-	defer ev.mu.Unlock()
-	ev.conn, ev.id = conn, id
-}
-
-func (ev *events) deregister() {
-	ev.mu.Lock()
-	conn, id := ev.conn, ev.id
-	ev.conn = nil
-	ev.mu.Unlock()
-	if conn != nil {
-		_ = conn.DomainEventDeregister(id)
-	}
+	return sync.OnceFunc(func() { _ = conn.DomainEventDeregister(id) })
 }
 
 func (ev *events) wake(uuid string) {

@@ -34,15 +34,16 @@ type Executor struct {
 	offline *offline.Images
 	events  *events
 
+	uri string // set by Open: the executor owns its connection and may replace it
+
 	mu   sync.Mutex
-	conn *libvirt.Connect
-	uri  string // set by Open: the executor owns conn and may replace it
+	conn *connection // nil: closed
 }
 
 var _ kvmbackup.Executor = (*Executor)(nil)
 
-// New returns an Executor on a connection that stays the caller's: it has to outlive the Executor and is not closed
-// by Close. Whether an event loop runs is the caller's choice.
+// New returns an Executor on a connection that stays the caller's, who closes it as if there were no Executor; both have
+// to be closed for it to end. Whether an event loop runs is the caller's choice.
 func New(conn *libvirt.Connect, cfg Config) (*Executor, error) {
 	e, err := newExecutor(cfg)
 	if err != nil {
@@ -51,8 +52,10 @@ func New(conn *libvirt.Connect, cfg Config) (*Executor, error) {
 	if conn == nil {
 		return nil, fmt.Errorf("%w: no libvirt connection", kvmbackup.ErrInvalid)
 	}
-	e.conn = conn
-	e.events.register(conn)
+	if err := conn.Ref(); err != nil {
+		return nil, translate(err)
+	}
+	e.conn = &connection{Connect: conn, cancelEvents: e.events.register(conn)}
 	return e, nil
 }
 
@@ -67,7 +70,7 @@ func Open(uri string, cfg Config) (*Executor, error) {
 		return nil, fmt.Errorf("start libvirt's event loop: %w", err)
 	}
 	e.uri = uri
-	if err := e.connect(); err != nil {
+	if e.conn, err = e.connect(); err != nil {
 		return nil, err
 	}
 	return e, nil
@@ -95,56 +98,4 @@ func newExecutor(cfg Config) (*Executor, error) {
 		offline: offline.New(cfg.Images, offline.Config{Logger: cfg.Logger, ProgressInterval: cfg.ProgressInterval}),
 		events:  newEvents(cfg.Logger),
 	}, nil
-}
-
-// connect makes the connection of an Executor that Open returned. mu is held, or nobody else knows e yet.
-func (e *Executor) connect() error {
-	conn, err := libvirt.NewConnect(e.uri)
-	if err != nil {
-		return fmt.Errorf("connect to %s: %w", e.uri, translate(err))
-	}
-	e.conn = conn
-	e.events.register(conn)
-	return nil
-}
-
-// connection returns a connection that the caller has to Close, which only counts down.
-func (e *Executor) connection() (*libvirt.Connect, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.conn == nil {
-		return nil, fmt.Errorf("%w: the executor is closed", kvmbackup.ErrInvalid)
-	}
-	if e.uri != "" {
-		if alive, err := e.conn.IsAlive(); err != nil || !alive {
-			e.log.Warn("connecting to libvirt again", "uri", e.uri)
-			e.release()
-			if err := e.connect(); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if err := e.conn.Ref(); err != nil {
-		return nil, translate(err)
-	}
-	return e.conn, nil
-}
-
-// release gives up the connection. mu is held.
-func (e *Executor) release() {
-	e.events.deregister()
-	if e.uri != "" {
-		_, _ = e.conn.Close()
-	}
-}
-
-// Close ends the Executor. A job that runs goes on and can be adopted later. The connection is closed if Open made it.
-func (e *Executor) Close() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.conn != nil {
-		e.release()
-		e.conn = nil
-	}
-	return nil
 }

@@ -1,4 +1,12 @@
 package libvirtjob
 
 // PollOnly makes the executor do without events, as in a process without an event loop.
-func (e *Executor) PollOnly() { e.events.deregister() }
+func (e *Executor) PollOnly() { e.conn.cancelEvents() }
+
+// References counts who holds the executor's connection.
+func (e *Executor) References() (int, error) {
+	if err := e.conn.Ref(); err != nil {
+		return 0, err
+	}
+	return e.conn.Close()
+}

@@ -95,6 +95,18 @@ func (h *Host) StartDaemon(tb testing.TB) {
 	tb.Cleanup(func() { _, _ = conn.Close() })
 }
 
+// HangDaemon has the libvirtd answer nothing until it is killed, or goOn is called.
+func (h *Host) HangDaemon(tb testing.TB) (goOn func()) {
+	tb.Helper()
+	signal := func(s syscall.Signal) {
+		if err := h.daemon.Process.Signal(s); err != nil {
+			tb.Error(err)
+		}
+	}
+	signal(syscall.SIGSTOP)
+	return func() { signal(syscall.SIGCONT) }
+}
+
 // KillDaemon kills the libvirtd. Its guests live on.
 func (h *Host) KillDaemon(tb testing.TB) {
 	tb.Helper()
