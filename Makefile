@@ -14,7 +14,7 @@ FUZZTIME ?= 20s
 PURE = pure=$$(scripts/packages pure);
 
 # What the tests of these packages play a sample of under the race detector, they play in full without it.
-SAMPLED := . ./kvmbackuptest
+SAMPLED := ./kvmbackuptest .
 
 # Where every tool can be installed, a missing tool is a failure, not a skip.
 REQUIRE_TOOLS := $(or $(KVMBACKUP_REQUIRE_TOOLS),$(if $(filter true,$(CI)),1),$(if $(filter 0,$(shell id -u)),1))
@@ -35,9 +35,10 @@ demo: ## Full and incremental backup of a real VM, then a restore
 	scripts/install-deps demo
 	go run ./examples/quickstart
 
+# tac: those that take longest come first, and the others fill the gaps.
 .PHONY: test
 test: deps ## Run every test, those of the pure packages under the race detector
-	cgo=$$(scripts/packages cgo); $(TOOLS_ENV) go test -json -p $(P) -timeout $(TIMEOUT) $$cgo $(SAMPLED) | $(REPORT) $(NO_SKIPS)
+	cgo=$$(scripts/packages cgo | tac); $(TOOLS_ENV) go test -json -p $(P) -timeout $(TIMEOUT) $(SAMPLED) $$cgo | $(REPORT) $(NO_SKIPS)
 	$(PURE) $(TOOLS_ENV) go test -json -p $(P) -timeout $(TIMEOUT) -race $$pure | $(REPORT) $(NO_SKIPS)
 
 .PHONY: test-quick

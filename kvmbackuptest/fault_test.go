@@ -128,7 +128,7 @@ func TestFaults(t *testing.T) {
 				t.Parallel()
 				n, stride := 1, 1
 				if raceEnabled || testing.Short() { // a sample, another one of each case and mode
-					n, stride = 1+(i+int(m))%4, 4
+					n, stride = 1+(i+int(m))%8, 8
 				}
 				for ; t.Context().Err() == nil; n += stride {
 					hit, err := runFault(t, c, plan{n: n, mode: m})

@@ -19,7 +19,7 @@ import (
 func TestModel(t *testing.T) {
 	checks := 2000
 	if raceEnabled {
-		checks /= 10
+		checks /= 20
 	}
 	if testing.Short() {
 		checks /= 10
