@@ -27,6 +27,7 @@ const (
 // Beside each image is a model, a raw file with what the disk has to hold.
 type guest struct {
 	t         *testing.T
+	host      *host
 	conn      *connection
 	kvm       bool
 	name      string
@@ -34,12 +35,13 @@ type guest struct {
 	devices   []string
 	size      int64 // of each disk
 	transient bool
+	ran       bool // this process has started it
 }
 
 // openGuest makes the images on first use. The domain is defined and started by whoever needs it.
 func openGuest(t *testing.T, h *host, name, dir string, size int64, devices ...string) *guest {
 	t.Helper()
-	g := &guest{t: t, conn: h.Conn, kvm: h.Accelerated, name: name, dir: dir, size: size, devices: devices}
+	g := &guest{t: t, host: h, conn: h.Conn, kvm: h.Accelerated, name: name, dir: dir, size: size, devices: devices}
 	if _, err := os.Stat(dir); err == nil {
 		return g
 	}
@@ -117,6 +119,10 @@ func (g *guest) start() {
 	}
 	g.define()
 	if !g.running() {
+		if g.ran {
+			g.host.Drain(g.t)
+		}
+		g.ran = true
 		g.with("start", func(dom *libvirt.Domain) error { return dom.CreateWithFlags(libvirt.DOMAIN_START_PAUSED) })
 	}
 }

@@ -56,6 +56,7 @@ type Guest struct {
 	cfg    Config
 	disks  []*disk
 	models map[string]*Model
+	ran    bool // a persistent domain was started
 }
 
 // machine has PCI slots to spare, unlike a bare q35.
@@ -139,7 +140,7 @@ func (g *Guest) Create() {
 		flags = libvirt.DOMAIN_START_PAUSED
 	}
 	if g.cfg.Persistent {
-		g.must("start", g.Domain().CreateWithFlags(flags))
+		g.must("start", g.start(flags))
 		return
 	}
 	dom, err := g.Host.Conn.DomainCreateXML(g.xml(), flags)
@@ -147,10 +148,20 @@ func (g *Guest) Create() {
 	_ = dom.Free()
 }
 
+// start starts the persistent domain.
+func (g *Guest) start(flags libvirt.DomainCreateFlags) error {
+	g.tb.Helper()
+	if g.ran {
+		g.Host.Drain(g.tb)
+	}
+	g.ran = true
+	return g.Domain().CreateWithFlags(flags)
+}
+
 // TryCreate is Create for a test that expects it to fail.
 func (g *Guest) TryCreate() error {
 	if g.cfg.Persistent {
-		return g.Domain().CreateWithFlags(libvirt.DOMAIN_START_PAUSED)
+		return g.start(libvirt.DOMAIN_START_PAUSED)
 	}
 	dom, err := g.Host.Conn.DomainCreateXML(g.xml(), libvirt.DOMAIN_START_PAUSED)
 	if err == nil {

@@ -33,6 +33,7 @@ type Host struct {
 	// capabilities is the folder of libvirt's cache
 	capabilities string
 	daemon       *exec.Cmd
+	drain        drain
 }
 
 // rootEnv names the root that a helper process takes over from the process that started it.
