@@ -72,7 +72,7 @@ func loop(t *testing.T, dir string, size int64) string {
 func TestDeadMount(t *testing.T) {
 	mnt := loop(t, t.TempDir(), 16<<20)
 	m := publish(t, initRepo(t, mnt, repository.Options{}), full())
-	r, err := repository.Open(t.Context(), mnt, repository.Options{Timeout: 100 * time.Millisecond, DataTimeout: 100 * time.Millisecond})
+	r, err := repository.Open(t.Context(), mnt, repository.Options{Timeout: time.Second, DataTimeout: time.Second})
 	want(t, err)
 	command(t, "fsfreeze", "-f", mnt)
 	frozen := true
@@ -90,7 +90,7 @@ func TestDeadMount(t *testing.T) {
 	start := time.Now()
 	_, err = r.Probe(t.Context())
 	want(t, err, repository.ErrHung)
-	if time.Since(start) > 50*time.Millisecond {
+	if time.Since(start) >= time.Second {
 		t.Error("the second call waited too")
 	}
 	thaw()
