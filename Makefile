@@ -4,7 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-P        ?= 2
+# Packages at once. Three on two cores: their tests wait for QEMU more than they compute.
+P        ?= 3
 TIMEOUT  ?= 15m
 BENCH    ?= .
 FUZZTIME ?= 20s
