@@ -62,15 +62,14 @@ func (e *Executor) connection() (*libvirt.Connect, error) {
 	return e.conn.Connect, nil
 }
 
-// release gives up a connection. libvirt 9.0 may wait for a daemon's answer to that, also for one that just died.
+// release gives up a connection, which waits for the daemon's answer.
 func (c *connection) release() {
 	c.cancelEvents()
 	_, _ = c.Close()
 }
 
 // Close ends the Executor. A job that runs goes on and can be adopted later. The connection is closed if Open made it.
-// Where libvirt doesn't answer within 5 s the error is kvmbackup.ErrBusy; the Executor has ended all the same, and the
-// connection is given up when libvirt answers.
+// Where libvirt doesn't answer within 5 s the error is kvmbackup.ErrBusy; all ends when libvirt answers, without another call.
 func (e *Executor) Close() error {
 	closed := make(chan struct{})
 	go func() {
