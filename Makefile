@@ -4,8 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-# Packages at once. Three on two cores: their tests wait for QEMU more than they compute.
-P        ?= 3
+P        ?= 2
 TIMEOUT  ?= 15m
 BENCH    ?= .
 FUZZTIME ?= 20s

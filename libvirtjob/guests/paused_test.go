@@ -45,6 +45,11 @@ func TestPausedByError(t *testing.T) {
 			if s, reason := g.state(); s != libvirt.DOMAIN_RUNNING {
 				t.Fatalf("the guest is in state %v because %v", s, reason)
 			}
+			defer func() {
+				if s, reason := g.state(); t.Failed() {
+					t.Logf("the guest is in state %v because %v", s, reason)
+				}
+			}()
 			eventually(t, "the guest has written its file", func() bool { return g.run("cat /tmp/done 2>/dev/null; rm -f /tmp/done") != "" })
 			b.wantClean(&g)
 		})
