@@ -35,10 +35,13 @@ func (h *Host) Drain(tb testing.TB) {
 			tb.Fatalf("drain events: %v", err)
 		}
 	}
-	image := filepath.Join(h.Root, "drain.img")
-	if h.drain.name == "" {
+	started := h.drain.name != ""
+	if !started {
+		h.drain.name = fmt.Sprintf("drain-%s", uuid.NewString()) // an earlier process on this root may have left its own
+	}
+	image := filepath.Join(h.Root, h.drain.name+".img")
+	if !started {
 		must(os.WriteFile(image, make([]byte, 1<<16), 0o644))
-		h.drain.name = fmt.Sprintf("drain-%s", uuid.NewString())
 		dom, err := h.Conn.DomainCreateXML(fmt.Sprintf(`<domain type='qemu'><name>%s</name><memory unit='MiB'>16</memory>
 <os><type arch='x86_64' machine='%s'>hvm</type></os><devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
 <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='%s'/><target dev='vda' bus='virtio'/></disk>
