@@ -23,7 +23,7 @@ func TestTimeLimit(t *testing.T) {
 	dir := t.TempDir()
 	tool := newToolWith(t, qcow2.Config{
 		QemuImg:        script(t, "sleep 1000 & echo $! >"+dir+"/pid; wait"),
-		InspectTimeout: 300 * time.Millisecond,
+		InspectTimeout: 2 * time.Second, // the script has to get as far as its child
 	})
 	_, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{})
 	if !errors.Is(err, qcow2.ErrTimeout) || errors.Is(err, qcow2.ErrHung) {

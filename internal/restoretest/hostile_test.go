@@ -318,7 +318,7 @@ func TestCheckBomb(t *testing.T) {
 	l.ok(err)
 	begun := time.Now()
 	_, err = tool.Check(t.Context(), path, qcow2.CheckOptions{})
-	if took := time.Since(begun); took > 10*time.Second {
+	if took := time.Since(begun); took > time.Minute {
 		t.Errorf("the check took %v", took)
 	}
 	t.Logf("the check: %v", err)
@@ -332,7 +332,7 @@ func TestLongCheck(t *testing.T) {
 	b := l.chain(2)[1]
 	tool, err := qcow2.New(qcow2.Config{InspectTimeout: time.Millisecond}) // no process is that quick
 	l.ok(err)
-	l.images.Tool = tool
+	l.images.checker = tool
 	_, err = l.engine.Verify(t.Context(), b.ID, false)
 	l.ok(err)
 	_, err = l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: l.out()})
