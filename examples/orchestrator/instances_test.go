@@ -225,7 +225,7 @@ func TestPutOff(t *testing.T) {
 	lease, err := l.store.AcquireLease(t.Context(), "vm00", "somebody", time.Hour)
 	l.must(err)
 	l.exec(`INSERT INTO orchestrator_vms (vm, daily) VALUES ('vm00', '02:30'), ('nobody', '02:30')`)
-	i := l.start("a", hostOf(h), func(cfg *Config) { cfg.BusyWait, cfg.LeaseTTL = 50*time.Millisecond, time.Second })
+	i := l.start("a", hostOf(h), func(cfg *Config) { cfg.BusyWait = 50 * time.Millisecond })
 	l.until("the failures", func() bool {
 		return query[bool](l, `SELECT bool_and(last_error <> '') AND max(failures) > 2 FROM orchestrator_vms`)
 	})

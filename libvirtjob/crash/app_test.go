@@ -18,10 +18,6 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
-// leaseTTL is how long the next process waits for the lease of one that was killed. It has to outlast what a loaded
-// machine keeps a process from running.
-const leaseTTL = 2 * time.Second
-
 // app is a backup application over one guest: what a process opens when it starts.
 type app struct {
 	*testing.T
@@ -34,6 +30,7 @@ type app struct {
 	repo   *repository.Repository
 	images *qcow2.Tool
 	store  *sqlstore.Store
+	db     *sql.DB // the store's
 	engine *kvmbackup.Engine
 	cut    bool // QEMU has died with its bitmaps, and libvirt still lists their checkpoint
 	probed bool // a backup was taken, which has removed the probes that earlier processes left
@@ -74,7 +71,7 @@ func openApp(t *testing.T, g *guest, dir string, s setup) *app {
 	a.store = a.openStore()
 	a.cfg = kvmbackup.Config{
 		Store: gatedStore{a.store, a.gate}, Repository: gatedRepository{a.repo, a.gate}, Executor: a.exec,
-		Images: gatedImages{a.images, a.gate}, LeaseTTL: leaseTTL, ReserveBytes: -1,
+		Images: gatedImages{a.images, a.gate}, ReserveBytes: -1,
 	}
 	if s.config != nil {
 		s.config(&a.cfg)
@@ -106,10 +103,18 @@ func (a *app) openStore() *sqlstore.Store {
 	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)&_txlock=immediate")
 	a.must(err)
 	a.Cleanup(func() { _ = db.Close() })
+	a.db = db
 	store, err := sqlstore.New(a.ctx, db, sqlstore.Config{})
 	a.must(err)
 	a.must(store.Migrate(a.ctx))
 	return store
+}
+
+// expireLeases is what time does to the leases of processes that were killed, and of operations that couldn't release them.
+func (a *app) expireLeases() {
+	a.Helper()
+	_, err := a.db.ExecContext(a.ctx, "UPDATE kvmbackup_vms SET lease_expires_us = 1 WHERE lease_expires_us > 0")
+	a.must(err)
 }
 
 func (a *app) must(err error) {

@@ -101,6 +101,7 @@ func (c crashCase) fail(t *testing.T, g *guest, dir string, n int, at func(int, 
 		if n > 0 {
 			t.Logf("%s: %v", points[min(n, len(points))-1], err)
 		}
+		a.expireLeases()
 		c.settle(a, n%2 == 0)
 		if err == nil && n > 0 {
 			points = nil

@@ -48,7 +48,7 @@ func TestCrashAtEveryPoint(t *testing.T) {
 	}
 }
 
-// perGuest is how many kills one guest lives through. More guests keep a machine busy while leases expire.
+// perGuest is how many kills one guest lives through.
 func perGuest() int {
 	if thorough() {
 		return 40
@@ -207,6 +207,7 @@ func TestHelper(t *testing.T) {
 	if o.Died {
 		r.Failed = !t.Run("settle", func(t *testing.T) {
 			a := o.open(t, h, c, o.Run-1)
+			a.expireLeases()
 			a.restartForgotten()
 			c.settle(a, o.Recover)
 		})

@@ -131,7 +131,7 @@ func helperBench(t *testing.T, dir string) *bench {
 	return newBench(t, func(c *kvmbackup.Config) {
 		c.Store = fileStore(t, filepath.Join(dir, "backups.db"))
 		c.Repository = newRepository(t, filepath.Join(dir, "repository"))
-		c.LeaseTTL = 3 * time.Second // the killed process holds it
+		c.LeaseTTL = 6 * time.Second // the killed process holds it
 	})
 }
 

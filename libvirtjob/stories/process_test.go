@@ -255,7 +255,7 @@ func beKilled(t *testing.T, stopped bool) {
 	dir := filepath.Join(filepath.Dir(file), "repository")
 	s.must(os.MkdirAll(dir, 0o777))
 	s.consumers = nil
-	s.consumer = s.newConsumer("", dir, filepath.Join(dir, "..", "backups.db"), func(c *kvmbackup.Config) { c.LeaseTTL = 2 * time.Second })
+	s.consumer = s.newConsumer("", dir, filepath.Join(dir, "..", "backups.db"), func(c *kvmbackup.Config) { c.LeaseTTL = 6 * time.Second })
 	s.write("vda", 0x11, 0, 1)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 0, 576)
