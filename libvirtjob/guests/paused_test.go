@@ -50,7 +50,7 @@ func TestPausedByError(t *testing.T) {
 					t.Logf("the guest is in state %v because %v", s, reason)
 				}
 			}()
-			eventually(t, "the guest has written its file", func() bool { return g.run("cat /tmp/done 2>/dev/null; rm -f /tmp/done") != "" })
+			eventually(t, "the guest has written its file", func() bool { return g.run("if [ -s /tmp/done ]; then cat /tmp/done; rm /tmp/done; fi") != "" })
 			b.wantClean(&g)
 		})
 	}
