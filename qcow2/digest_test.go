@@ -548,7 +548,7 @@ func TestDigestStrangeServers(t *testing.T) {
 		"exec sleep 1000": qcow2.ErrTimeout,
 	} {
 		cfg := qcow2.Config{QemuNBD: script(t, body)}
-		if want == qcow2.ErrTimeout {
+		if errors.Is(want, qcow2.ErrTimeout) {
 			cfg.InspectTimeout = 300 * time.Millisecond
 		}
 		tool := newToolWith(t, cfg)
