@@ -41,7 +41,7 @@ func newLab(t *testing.T) *lab {
 	name := fmt.Sprintf("orchestrator%d", schemas.Add(1))
 	l := &lab{t: t, cfg: Config{
 		Database: testpg.DSN(t) + " search_path=" + name, Repository: newFolder(t), Workers: 4, HostLimit: 3, RepositoryLimit: 3,
-		LeaseTTL: 5 * time.Second, BusyWait: 5 * time.Second, Retry: 20 * time.Millisecond, Poll: 20 * time.Millisecond, Grace: deadline,
+		LeaseTTL: 3 * time.Second, BusyWait: 3 * time.Second, Retry: 20 * time.Millisecond, Poll: 20 * time.Millisecond, Grace: deadline,
 	}}
 	var err error
 	l.db, err = sql.Open("pgx", l.cfg.Database)
