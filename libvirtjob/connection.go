@@ -23,11 +23,58 @@ const (
 	keepAliveCount   = 5
 )
 
+// connectLimit bounds the making of a connection, which libvirt doesn't. The embedded driver asks every QEMU what it can do
+// there, which takes seconds.
+const connectLimit = 2 * time.Minute
+
 // closeLimit bounds Close, which is not told how long it may take.
 const closeLimit = 5 * time.Second
 
-// connect makes a connection of an Executor that Open returned.
-func (e *Executor) connect() (*connection, error) {
+// attempt is the making of a connection: one at a time, whoever waits for it. With a daemon that doesn't answer it goes on when
+// nobody waits any more, and what it makes is used, or closed, when the daemon does.
+type attempt struct {
+	done chan struct{}
+	err  error // when done
+}
+
+// connect begins an attempt, or joins the one under way. The caller holds e.mu.
+func (e *Executor) connect() *attempt {
+	if e.attempt != nil {
+		return e.attempt
+	}
+	a := &attempt{done: make(chan struct{})}
+	e.attempt = a
+	go func() {
+		made, err := e.dial()
+		e.mu.Lock()
+		e.attempt, a.err = nil, err
+		unused := made
+		if err == nil && !e.closed {
+			unused, e.conn = e.conn, made
+		}
+		e.mu.Unlock()
+		close(a.done)
+		if unused != nil {
+			unused.release()
+		}
+	}()
+	return a
+}
+
+// wait returns when the attempt has ended, or after the limit.
+func (e *Executor) wait(a *attempt) error {
+	limit := time.NewTimer(e.connectLimit)
+	defer limit.Stop()
+	select {
+	case <-a.done:
+		return a.err
+	case <-limit.C:
+		return fmt.Errorf("%w: connect to %s: libvirt hasn't answered for %v; does its daemon hang?", kvmbackup.ErrBusy, e.uri, e.connectLimit)
+	}
+}
+
+// dial makes a connection of an Executor that Open returned.
+func (e *Executor) dial() (*connection, error) {
 	conn, err := libvirt.NewConnect(e.uri)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", e.uri, translate(err))
@@ -40,26 +87,34 @@ func (e *Executor) connect() (*connection, error) {
 
 // connection returns a connection that the caller has to Close, which only counts down.
 func (e *Executor) connection() (*libvirt.Connect, error) {
+	if again := e.reconnect(); again != nil {
+		if err := e.wait(again); err != nil {
+			return nil, err
+		}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.conn == nil {
+	if e.closed {
 		return nil, fmt.Errorf("%w: the executor is closed", kvmbackup.ErrInvalid)
-	}
-	if e.uri != "" {
-		if alive, err := e.conn.IsAlive(); err != nil || !alive {
-			e.log.Warn("connecting to libvirt again", "uri", e.uri)
-			again, err := e.connect()
-			if err != nil {
-				return nil, err
-			}
-			go e.conn.release()
-			e.conn = again
-		}
 	}
 	if err := e.conn.Ref(); err != nil {
 		return nil, translate(err)
 	}
 	return e.conn.Connect, nil
+}
+
+// reconnect returns nil where the connection can be used as it is.
+func (e *Executor) reconnect() *attempt {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || e.uri == "" {
+		return nil
+	}
+	if alive, err := e.conn.IsAlive(); err == nil && alive {
+		return nil
+	}
+	e.log.Warn("connecting to libvirt again", "uri", e.uri)
+	return e.connect()
 }
 
 // release gives up a connection, which waits for the daemon's answer.
@@ -76,7 +131,7 @@ func (e *Executor) Close() error {
 		defer close(closed)
 		e.mu.Lock()
 		conn := e.conn
-		e.conn = nil
+		e.conn, e.closed = nil, true
 		e.mu.Unlock()
 		if conn != nil {
 			conn.release()

@@ -82,15 +82,20 @@ func TestDaemonRestarts(t *testing.T) {
 // openExecutor returns an executor with a connection of its own, which the test has to close.
 func openExecutor(t *testing.T, host *realguest.Host) *libvirtjob.Executor {
 	t.Helper()
-	tool, err := qcow2.New(qcow2.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	exec, err := libvirtjob.Open(host.URI, libvirtjob.Config{Images: tool})
+	exec, err := libvirtjob.Open(host.URI, config(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return exec
+}
+
+func config(t *testing.T) libvirtjob.Config {
+	t.Helper()
+	tool, err := qcow2.New(qcow2.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return libvirtjob.Config{Images: tool}
 }
 
 // TestDaemonHangs: a libvirtd that doesn't answer holds nobody up for ever, also not who has no deadline.
@@ -98,15 +103,28 @@ func TestDaemonHangs(t *testing.T) {
 	t.Parallel()
 	host := realguest.Daemon(t)
 	b := newBench(t, realguest.Config{Host: host, Disks: disks("vda"), Persistent: true})
-	patient, hasty := openExecutor(t, host), openExecutor(t, host)
+	hasty := openExecutor(t, host)
+	patient, err := libvirtjob.OpenWithin(10*time.Second, host.URI, config(t))
+	b.must(err)
 	goOn := host.HangDaemon(t)
 	began := time.Now()
 	b.wantErr(hasty.Close(), kvmbackup.ErrBusy)
 	t.Logf("closed after %v", time.Since(began))
-	_, err := patient.Inspect(context.Background(), b.ref)
+	_, err = patient.Inspect(context.Background(), b.ref)
 	if err == nil {
 		t.Error("nobody answers")
 	}
+	t.Logf("after %v: %v", time.Since(began), err)
+
+	// Its connection is broken now, and no other can be made.
+	opened, cfg := make(chan error), config(t)
+	go func() {
+		_, err := libvirtjob.OpenWithin(10*time.Second, host.URI, cfg)
+		opened <- err
+	}()
+	_, err = patient.Inspect(context.Background(), b.ref)
+	b.wantErr(err, kvmbackup.ErrBusy)
+	b.wantErr(<-opened, kvmbackup.ErrBusy)
 	t.Logf("after %v: %v", time.Since(began), err)
 	goOn()
 	if _, err := patient.Inspect(b.ctx, b.ref); err != nil {

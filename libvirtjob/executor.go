@@ -1,6 +1,7 @@
 package libvirtjob
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -34,10 +35,13 @@ type Executor struct {
 	offline *offline.Images
 	events  *events
 
-	uri string // set by Open: the executor owns its connection and may replace it
+	uri          string // set by Open: the executor owns its connection and may replace it
+	connectLimit time.Duration
 
-	mu   sync.Mutex
-	conn *connection // nil: closed
+	mu      sync.Mutex
+	conn    *connection
+	attempt *attempt // nil: none is under way
+	closed  bool
 }
 
 var _ kvmbackup.Executor = (*Executor)(nil)
@@ -60,8 +64,13 @@ func New(conn *libvirt.Connect, cfg Config) (*Executor, error) {
 }
 
 // Open starts the default event loop, if RunEventLoop hasn't yet, and connects to the URI. The connection is the
-// Executor's, which makes a new one when it was lost. The caller must Close it.
+// Executor's, which makes a new one when it was lost. The caller must Close it. Where libvirt doesn't answer within 2 minutes the
+// error is kvmbackup.ErrBusy.
 func Open(uri string, cfg Config) (*Executor, error) {
+	return open(uri, cfg, connectLimit)
+}
+
+func open(uri string, cfg Config, limit time.Duration) (*Executor, error) {
 	e, err := newExecutor(cfg)
 	if err != nil {
 		return nil, err
@@ -69,9 +78,12 @@ func Open(uri string, cfg Config) (*Executor, error) {
 	if err := RunEventLoop(); err != nil {
 		return nil, fmt.Errorf("start libvirt's event loop: %w", err)
 	}
-	e.uri = uri
-	if e.conn, err = e.connect(); err != nil {
-		return nil, err
+	e.uri, e.connectLimit = uri, limit
+	e.mu.Lock()
+	first := e.connect()
+	e.mu.Unlock()
+	if err := e.wait(first); err != nil {
+		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
 }

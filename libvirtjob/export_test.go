@@ -1,5 +1,12 @@
 package libvirtjob
 
+import "time"
+
+// OpenWithin is Open that waits for libvirt for less long, also when it connects again.
+func OpenWithin(limit time.Duration, uri string, cfg Config) (*Executor, error) {
+	return open(uri, cfg, limit)
+}
+
 // PollOnly makes the executor do without events, as in a process without an event loop.
 func (e *Executor) PollOnly() { e.conn.cancelEvents() }
 
