@@ -29,47 +29,49 @@ func (e *Engine) Import(ctx context.Context, vm VMID) ([]Imported, error) {
 	if err != nil {
 		return nil, o.fail(err)
 	}
-	byVM := map[VMID][]repository.Entry{} // by stamp, so parents come before their children
 	var vms []VMID
 	var done []Imported
 	for _, entry := range entries {
-		switch {
+		switch id := VMID(entry.VM); {
 		case entry.Kind != repository.FolderPublished:
-			continue
 		case entry.Err != nil:
 			done = append(done, Imported{Path: entry.Path, Reason: entry.Err.Error()})
-			continue
-		}
-		id := VMID(entry.VM)
-		if byVM[id] == nil {
+		case !slices.Contains(vms, id):
 			vms = append(vms, id)
 		}
-		byVM[id] = append(byVM[id], entry)
 	}
 	var errs []error
 	for _, id := range vms {
 		v := e.newOp("import", id)
 		err := e.withLease(ctx, id, func(ctx context.Context, h *heldLease) error {
-			// Looked at again under the lease: what was deleted meanwhile must not come back.
-			there, err := e.cfg.Repository.List(ctx, string(id))
-			if err != nil {
-				return err
-			}
-			for _, entry := range byVM[id] {
-				if !slices.ContainsFunc(there, func(t repository.Entry) bool { return t.Path == entry.Path && t.ID == entry.ID && t.Kind == entry.Kind }) {
-					continue
-				}
-				one, err := e.importOne(ctx, h, entry)
-				if err != nil {
-					return err
-				}
-				done = append(done, one)
-			}
-			return nil
+			of, err := e.importVM(ctx, h, id)
+			done = append(done, of...)
+			return err
 		})
 		errs = append(errs, v.fail(err))
 	}
 	return done, errors.Join(errs...)
+}
+
+// importVM looks again, under the lease: what was deleted meanwhile must not come back. Folders are listed by stamp, so parents come before
+// their children.
+func (e *Engine) importVM(ctx context.Context, h *heldLease, vm VMID) ([]Imported, error) {
+	entries, err := e.cfg.Repository.List(ctx, string(vm))
+	if err != nil {
+		return nil, err
+	}
+	var done []Imported
+	for _, entry := range entries {
+		if entry.Kind != repository.FolderPublished || entry.Err != nil {
+			continue
+		}
+		one, err := e.importOne(ctx, h, entry)
+		if err != nil {
+			return done, err
+		}
+		done = append(done, one)
+	}
+	return done, nil
 }
 
 // importOne adds one folder's record. Only errors of the store are errors.
