@@ -186,7 +186,7 @@ func (r *run) begin(ctx context.Context) (err error) {
 		b.Volumes = append(b.Volumes, VolumeBackup{
 			VolumeID: vd.VolumeID, Device: vd.Device, Kind: vd.Kind, File: files[vd.VolumeID], ParentFile: vd.ParentFile,
 			VirtualSize: v.volumes[i].Disk.VirtualSize, SourceFormat: v.volumes[i].Disk.Format, Tracked: vd.Tracked,
-			DirtyBytes: r.expected(vd),
+			DirtyBytes: r.expected(vd), Layers: v.volumes[i].Disk.Layers,
 		})
 		if vd.Reason.Code != ReasonBackupFull && vd.Reason.Code != ReasonVolumeIncremental {
 			b.Reasons = append(b.Reasons, vd.Reason)

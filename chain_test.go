@@ -44,7 +44,7 @@ func sample() kvmbackup.Backup {
 		Error: "none",
 		Volumes: []kvmbackup.VolumeBackup{
 			{VolumeID: "v1", Device: "vda", Kind: kvmbackup.KindIncremental, File: "root.v1.qcow2", ParentFile: "../2026.11.23.07.04.50/root.v1.qcow2",
-				VirtualSize: 1 << 30, StoredSize: 196608, DirtyBytes: 65536, SourceFormat: "qcow2", Tracked: true, Digest: "sha256:aa", FileDigest: "sha256:bb"},
+				VirtualSize: 1 << 30, StoredSize: 196608, DirtyBytes: 65536, SourceFormat: "qcow2", Layers: []string{"/images/v1.qcow2"}, Tracked: true, Digest: "sha256:aa", FileDigest: "sha256:bb"},
 			{VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 20, StoredSize: 4096,
 				DirtyBytes: 1 << 20, SourceFormat: "raw"},
 		},

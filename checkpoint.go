@@ -81,6 +81,16 @@ func StaleCheckpoints(prefix string, st DomainStatus, keep ...CheckpointName) []
 	return stale
 }
 
+// bitmapBegan is the lowest layer that has the bitmap, where the layers are known.
+func (d DiskStatus) bitmapBegan(name CheckpointName) string {
+	for _, b := range d.Bitmaps {
+		if b.Name == string(name) && len(b.Layers) > 0 {
+			return b.Layers[len(b.Layers)-1]
+		}
+	}
+	return ""
+}
+
 // bitmapState is what an inspected disk says about one bitmap.
 func (d DiskStatus) bitmapState(name CheckpointName) BitmapState {
 	if d.BitmapsUnknown != "" {

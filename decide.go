@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -37,6 +38,9 @@ type VolumeFacts struct {
 	VirtualSize int64       // bytes
 	Untrackable string      // why it can't have a bitmap; empty: it can
 	Bitmap      BitmapState // of the active checkpoint's bitmap on it
+	// BitmapBegan is the path of the lowest layer that has this bitmap; empty: not known. It has to be one of the layers that the volume
+	// had when the checkpoint was made.
+	BitmapBegan string
 }
 
 // BitmapState is the state of one bitmap on one volume.
@@ -221,10 +225,19 @@ func decideVolume(in DecideInput, v VolumeFacts) VolumeDecision {
 		return because(ReasonVolumeBitmapInconsistent, in.ActiveCheckpoint.String())
 	case v.Bitmap != BitmapUsable:
 		return because(ReasonVolumeBitmapUnknown, in.ActiveCheckpoint.String())
+	case v.BitmapBegan != "" && !parent.hasLayer(v.BitmapBegan):
+		return because(ReasonVolumeBitmapMoved, fmt.Sprintf("%s begins in %s", in.ActiveCheckpoint, v.BitmapBegan))
 	}
 	d.Kind = KindIncremental
 	d.ParentFile = "../" + path.Base(in.Newest.Path) + "/" + parent.File
 	return because(ReasonVolumeIncremental, "")
+}
+
+// hasLayer says whether the file was one of the volume's when the backup was taken. After an external snapshot each layer has a part of
+// a bitmap, and a part looks like a whole one when those below it are lost: committed into an image that can't have bitmaps, or copied
+// without them. Only where it began tells them apart. Merging goes down, so a layer below is as good.
+func (v VolumeBackup) hasLayer(file string) bool {
+	return slices.ContainsFunc(v.Layers, func(l string) bool { return path.Clean(l) == path.Clean(file) })
 }
 
 // Check proves that carrying the decision out keeps the chain true: it is what the engine asks of any decider's answer.

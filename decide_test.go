@@ -112,6 +112,10 @@ func TestDecideIncremental(t *testing.T) {
 		"volumes reordered":  func(in *kvmbackup.DecideInput) { in.Volumes[0], in.Volumes[1] = in.Volumes[1], in.Volumes[0] },
 		"device names moved": func(in *kvmbackup.DecideInput) { in.Volumes[0].Device, in.Volumes[1].Device = "vdb", "vda" },
 		"volume grown":       func(in *kvmbackup.DecideInput) { in.Volumes[0].VirtualSize *= 2 },
+		"layers merged down": func(in *kvmbackup.DecideInput) {
+			in.Newest.Volumes[0].Layers, in.Volumes[0].BitmapBegan = []string{"/images/top", "/images/middle", "/images/base"}, "/images/middle"
+		},
+		"layers not known": func(in *kvmbackup.DecideInput) { in.Newest.Volumes[0].Layers = []string{"/images/top"} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := parentInput()
@@ -143,6 +147,10 @@ func TestDecideVolumes(t *testing.T) {
 		{"bitmap missing", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapMissing }, kvmbackup.ReasonVolumeBitmapMissing, true},
 		{"bitmap inconsistent", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapInconsistent }, kvmbackup.ReasonVolumeBitmapInconsistent, true},
 		{"bitmap unknown", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapUnknown }, kvmbackup.ReasonVolumeBitmapUnknown, true},
+		{"bitmap moved", func(in *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) {
+			in.Newest.Volumes[1].Layers, v.BitmapBegan = []string{"/images/base"}, "/images/base.snap1"
+		}, kvmbackup.ReasonVolumeBitmapMoved, true},
+		{"bitmap of a record without layers", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.BitmapBegan = "/images/base" }, kvmbackup.ReasonVolumeBitmapMoved, true},
 		{"shrank", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.VirtualSize-- }, kvmbackup.ReasonVolumeShrank, true},
 		{"no parent file", func(in *kvmbackup.DecideInput, _ *kvmbackup.VolumeFacts) { in.Newest.Volumes[1].File = "" }, kvmbackup.ReasonVolumeNoParentFile, true},
 	}

@@ -56,7 +56,7 @@ func drawBackup(t *rapid.T) kvmbackup.Backup {
 		v := kvmbackup.VolumeBackup{
 			VolumeID: kvmbackup.VolumeID(fmt.Sprintf("v%d-%s", i, text.Draw(t, "id"))), Device: text.Draw(t, "device"), Kind: kvmbackup.KindFull,
 			File: fmt.Sprintf("%d.qcow2", i), VirtualSize: size.Draw(t, "virtual"), StoredSize: size.Draw(t, "stored"), DirtyBytes: size.Draw(t, "dirty"),
-			SourceFormat: text.Draw(t, "format"), Tracked: rapid.Bool().Draw(t, "tracked"), Digest: text.Draw(t, "digest"), FileDigest: text.Draw(t, "fdigest"),
+			SourceFormat: text.Draw(t, "format"), Layers: []string{"/" + text.Draw(t, "layer")}, Tracked: rapid.Bool().Draw(t, "tracked"), Digest: text.Draw(t, "digest"), FileDigest: text.Draw(t, "fdigest"),
 		}
 		if b.Kind == kvmbackup.KindIncremental && rapid.Bool().Draw(t, "incremental") {
 			v.Kind, v.ParentFile = kvmbackup.KindIncremental, "../"+text.Draw(t, "link")

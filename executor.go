@@ -143,9 +143,10 @@ type DiskStatus struct {
 	StackedOn string
 	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
 	AllocatedBytes int64
-	Skip           string // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is
-	Unreadable     string // why its image can't be read, e.g. a missing file of a stopped domain; empty: it can
-	Untrackable    string // why it can't have a bitmap: raw, qcow2 version 2, ...; empty: it can
+	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is
+	Unreadable     string   // why its image can't be read, e.g. a missing file of a stopped domain; empty: it can
+	Untrackable    string   // why it can't have a bitmap: raw, qcow2 version 2, ...; empty: it can
+	Layers         []string // paths of the image and of those below it, top first, as far as they are known
 	Bitmaps        []BitmapStatus
 	BitmapsUnknown string // why the bitmaps could not be listed; empty: they were
 }
@@ -155,6 +156,7 @@ type BitmapStatus struct {
 	Name         string
 	Inconsistent bool // QEMU was not shut down cleanly: its content is lost
 	Persistent   bool
+	Layers       []string // those of the disk's layers that have it or a part of it, top first
 }
 
 // CheckpointStatus is one checkpoint that libvirt lists.

@@ -30,6 +30,7 @@ const (
 	ReasonVolumeUntrackable        ReasonCode = "volume-untrackable"         // raw, qcow2 version 2 or otherwise without bitmaps
 	ReasonVolumeBitmapMissing      ReasonCode = "volume-bitmap-missing"      // the active checkpoint has no bitmap on it
 	ReasonVolumeBitmapInconsistent ReasonCode = "volume-bitmap-inconsistent" // QEMU marked the bitmap inconsistent, e.g. after a crash
+	ReasonVolumeBitmapMoved        ReasonCode = "volume-bitmap-moved"        // it begins in a file that was not the volume's then: the disk was moved, or a part is lost
 	ReasonVolumeBitmapUnknown      ReasonCode = "volume-bitmap-unknown"      // the bitmap's state could not be had: in doubt, full
 	ReasonVolumeShrank             ReasonCode = "volume-shrank"              // smaller than in the parent
 	ReasonVolumeNoParentFile       ReasonCode = "volume-without-parent-file" // the parent had no file for it

@@ -211,6 +211,11 @@ func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup)
 		return false, err
 	}
 	whole.Sequence, whole.Host = b.Sequence, b.Host
+	for i, v := range whole.Volumes { // a manifest doesn't have them
+		if recorded, ok := b.Volume(v.VolumeID); ok {
+			whole.Volumes[i].Layers = recorded.Layers
+		}
+	}
 	whole.Reasons = append(whole.Reasons, Reason{Code: ReasonRecovered})
 	if err := e.commit(ctx, o, h, &whole); err != nil {
 		return true, err

@@ -34,11 +34,25 @@ func (im *storedImage) bitmapStatuses() []kvmbackup.BitmapStatus {
 	for _, l := range im.layers {
 		for _, b := range l.bitmaps {
 			if !slices.ContainsFunc(out, func(o kvmbackup.BitmapStatus) bool { return o.Name == b.name }) {
-				out = append(out, kvmbackup.BitmapStatus{Name: b.name, Inconsistent: !im.usable(b.name), Persistent: !b.transient})
+				out = append(out, kvmbackup.BitmapStatus{
+					Name: b.name, Inconsistent: !im.usable(b.name), Persistent: !b.transient,
+					Layers: im.paths(func(l *layer) bool { return l.bitmaps.find(b.name) != nil }),
+				})
 			}
 		}
 	}
 	slices.SortFunc(out, func(a, b kvmbackup.BitmapStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// paths returns those of the layers that are asked for, top first.
+func (im *storedImage) paths(of func(*layer) bool) []string {
+	var out []string
+	for _, l := range im.layers {
+		if of(l) {
+			out = append(out, l.path)
+		}
+	}
 	return out
 }
 

@@ -66,7 +66,7 @@ func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
 	}
 	st.AllocatedBytes = min(st.AllocatedBytes, st.VirtualSize)
 	if st.Untrackable == "" {
-		st.Bitmaps = k.image.bitmapStatuses()
+		st.Layers, st.Bitmaps = k.image.paths(func(*layer) bool { return true }), k.image.bitmapStatuses()
 	}
 	return st
 }

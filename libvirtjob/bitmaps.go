@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"libvirt.org/go/libvirt"
 
@@ -13,6 +14,7 @@ import (
 // node is one block node of a live QEMU.
 type node struct {
 	Name  string `json:"node-name"`
+	File  string `json:"file"`
 	Image struct {
 		VirtualSize int64 `json:"virtual-size"`
 		ActualSize  int64 `json:"actual-size"`
@@ -97,12 +99,15 @@ func queryGraph(ctx context.Context, d *domain) (graph, error) {
 func (g graph) chain(d disk) []node {
 	var nodes []node
 	for _, index := range d.layers {
+		storage, stored := g[fmt.Sprintf("libvirt-%d-storage", index)]
 		n, ok := g[fmt.Sprintf("libvirt-%d-format", index)]
-		if !ok {
-			// A raw layer may have no node above its protocol's.
-			if n, ok = g[fmt.Sprintf("libvirt-%d-storage", index)]; !ok {
-				return nodes
-			}
+		switch {
+		case !ok && !stored:
+			return nodes
+		case !ok: // a raw layer may have no node above its protocol's
+			n = storage
+		case stored: // the node above may say json:{...} instead
+			n.File = storage.File
 		}
 		nodes = append(nodes, n)
 	}
@@ -122,9 +127,25 @@ func bitmapStatuses(chain []node) []kvmbackup.BitmapStatus {
 			}
 			seen[b.Name] = true
 			out = append(out, kvmbackup.BitmapStatus{
-				Name: b.Name, Persistent: b.Persistent, Inconsistent: !usable(chain, b.Name),
+				Name: b.Name, Persistent: b.Persistent, Inconsistent: !usable(chain, b.Name), Layers: having(chain, b.Name),
 			})
 		}
+	}
+	return out
+}
+
+// having returns the files of the nodes that have the bitmap.
+func having(chain []node, name string) []string {
+	return files(slices.DeleteFunc(slices.Clone(chain), func(n node) bool {
+		_, ok := n.bitmap(name)
+		return !ok
+	}))
+}
+
+func files(chain []node) []string {
+	var out []string
+	for _, n := range chain {
+		out = append(out, n.File)
 	}
 	return out
 }

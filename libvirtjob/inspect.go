@@ -203,7 +203,7 @@ func liveDisk(ctx context.Context, dom *domain, d disk, chain []node, status *kv
 	case chain[0].Image.Specific.Data.Compat == "0.10":
 		status.Untrackable = "qcow2 version 2"
 	default:
-		status.Bitmaps = bitmapStatuses(chain)
+		status.Layers, status.Bitmaps = files(chain), bitmapStatuses(chain)
 	}
 	return nil
 }

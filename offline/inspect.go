@@ -59,7 +59,7 @@ func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskSta
 	case top.Compat == "0.10":
 		status.Untrackable = "qcow2 version 2"
 	default:
-		status.Bitmaps = bitmapStatuses(chain)
+		status.Layers, status.Bitmaps = paths(chain), bitmapStatuses(chain)
 	}
 	return nil
 }

@@ -91,9 +91,27 @@ func bitmapStatuses(chain []layer) []kvmbackup.BitmapStatus {
 		for _, b := range l.info.Bitmaps {
 			if !seen[b.Name] {
 				seen[b.Name] = true
-				out = append(out, kvmbackup.BitmapStatus{Name: b.Name, Persistent: true, Inconsistent: !usable(chain, b.Name)})
+				out = append(out, kvmbackup.BitmapStatus{
+					Name: b.Name, Persistent: true, Inconsistent: !usable(chain, b.Name), Layers: paths(having(chain, b.Name)),
+				})
 			}
 		}
+	}
+	return out
+}
+
+// having returns the layers that have the bitmap.
+func having(chain []layer, name string) []layer {
+	return slices.DeleteFunc(slices.Clone(chain), func(l layer) bool {
+		_, ok := l.info.Bitmap(name)
+		return !ok
+	})
+}
+
+func paths(chain []layer) []string {
+	var out []string
+	for _, l := range chain {
+		out = append(out, l.path)
 	}
 	return out
 }

@@ -31,7 +31,8 @@ func full(vm kvmbackup.VMID, n int) kvmbackup.Backup {
 		Consistency: kvmbackup.ConsistencyCrash,
 		Reasons:     []kvmbackup.Reason{{Code: kvmbackup.ReasonNoActiveCheckpoint, Detail: "first \"backup\" ümläut"}},
 		Volumes: []kvmbackup.VolumeBackup{
-			{VolumeID: "vol-0", Device: "vda", Kind: kvmbackup.KindFull, File: "root.vol-0.qcow2", VirtualSize: 1 << 40, SourceFormat: "qcow2", Tracked: true},
+			{VolumeID: "vol-0", Device: "vda", Kind: kvmbackup.KindFull, File: "root.vol-0.qcow2", VirtualSize: 1 << 40, SourceFormat: "qcow2", Tracked: true,
+				Layers: []string{"/images/vm.snap1", "/images/vm, \"base\".qcow2"}},
 			{VolumeID: "vol-1", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.vol-1.qcow2", VirtualSize: 1 << 30, SourceFormat: "raw"},
 		},
 	}
