@@ -49,7 +49,8 @@ var (
 	ErrCheckpointExists = errors.New("checkpoint exists")
 	// ErrUnsupported is returned for a disk, domain or hypervisor that cannot do what was asked.
 	ErrUnsupported = errors.New("unsupported")
-	// ErrUnreadable is returned for a backup of a VM with a disk whose image is missing or can't be read.
+	// ErrUnreadable is returned for a backup of a VM with a disk whose image is missing or can't be read, or lies over other files than the
+	// definition of the stopped domain says.
 	ErrUnreadable = errors.New("disk image cannot be read")
 	// ErrNothingToBackUp is returned for a domain on which no disk can be backed up.
 	ErrNothingToBackUp = errors.New("nothing to back up")

@@ -19,9 +19,10 @@ type disk struct {
 	path                   string // of the file or block device; empty where there is none
 	empty                  bool   // no media
 	skip                   string
-	stackedOn              string // what the inactive XML names below it
-	layers                 []uint // libvirt's numbers of the image and of what is below it; live XML only
-	blockJob               string // kind of a copy or commit that runs on it
+	layers                 []uint   // libvirt's numbers of the image and of what is below it; live XML only
+	below                  []string // what the XML names below it, top first
+	ends                   bool     // and says that nothing is below those
+	blockJob               string   // kind of a copy or commit that runs on it
 }
 
 // domainXML reads the live XML of a running domain, or the inactive XML of a stopped one.
@@ -61,11 +62,11 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 	if d.Source != nil {
 		out.layers = append(out.layers, d.Source.Index)
 	}
-	if d.BackingStore != nil {
-		out.stackedOn, _ = describeSource(d.BackingStore.Source)
-	}
-	for b := d.BackingStore; b != nil && b.Source != nil; b = b.BackingStore {
-		out.layers = append(out.layers, b.Index)
+	for b := d.BackingStore; b != nil && !out.ends; b = b.BackingStore {
+		text, _ := describeSource(b.Source)
+		if out.ends = text == ""; !out.ends {
+			out.layers, out.below = append(out.layers, b.Index), append(out.below, text)
+		}
 	}
 	if d.Mirror != nil {
 		out.blockJob = d.Mirror.Job
@@ -143,7 +144,7 @@ func byDevice(disks []disk, device string) (disk, bool) {
 func (e *Executor) images(ctx context.Context, disks []disk, def libvirtxml.Domain) []offline.Disk {
 	var out []offline.Disk
 	for i, d := range disks {
-		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, StackedOn: d.stackedOn}
+		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, Below: d.below, Ends: d.ends}
 		if v := poolVolume(def, i); v != nil && d.skip == "" {
 			image.Path = e.volumePath(ctx, v)
 		}

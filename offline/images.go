@@ -41,8 +41,9 @@ type Disk struct {
 	// Description stands for the source in a DiskStatus. Defaults to Path.
 	Description string
 	Serial      string
-	Skip        string // why it is never backed up; the image of such a disk is not opened
-	StackedOn   string // the file that the domain's definition names below Path; empty: none
+	Skip        string   // why it is never backed up; the image of such a disk is not opened
+	Below       []string // the files that the domain's definition names below Path, top first: libvirt starts with these
+	Ends        bool     // the definition says that nothing is below those; otherwise the lowest says itself what is
 }
 
 func (d Disk) describe() string {

@@ -13,12 +13,15 @@ import (
 
 // Inspect describes the disks in their order. An image that another process has open for writing is an
 // ErrImageLocked: the domain is not stopped, or somebody works on it. Bitmaps of which a part is on a lower layer, or
-// which don't record, are reported as inconsistent. One image that is missing or damaged doesn't hide the others: its disk
-// is reported as unreadable.
+// which don't record, are reported as inconsistent. One image that is missing or damaged, or that lies over another file than the domain's
+// definition says, doesn't hide the others: its disk is reported as unreadable.
 func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskStatus, error) {
 	var out []kvmbackup.DiskStatus
 	for _, d := range disks {
-		status := kvmbackup.DiskStatus{Device: d.Device, Source: d.describe(), Serial: d.Serial, Format: d.Format, Skip: d.Skip, StackedOn: d.StackedOn}
+		status := kvmbackup.DiskStatus{Device: d.Device, Source: d.describe(), Serial: d.Serial, Format: d.Format, Skip: d.Skip}
+		if len(d.Below) > 0 {
+			status.StackedOn = d.Below[0]
+		}
 		switch {
 		case d.Skip != "":
 		case d.Path == "":
@@ -50,6 +53,9 @@ func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskSta
 	chain, err := im.layers(ctx, d)
 	if err != nil {
 		return err
+	}
+	if err := agree(d, chain); err != nil {
+		status.Unreadable = err.Error()
 	}
 	top := chain[0].info
 	status.VirtualSize, status.AllocatedBytes = top.VirtualSizeBytes, allocated(chain)

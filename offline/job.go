@@ -61,6 +61,9 @@ func (im *Images) sourceOf(ctx context.Context, disks []Disk, spec kvmbackup.Job
 	if err != nil {
 		return Disk{}, err
 	}
+	if err := agree(d, chain); err != nil {
+		return Disk{}, err
+	}
 	switch {
 	case slices.ContainsFunc(chain, func(l layer) bool { return l.info.Encrypted }):
 		return Disk{}, fmt.Errorf("%w: disk %s is encrypted and can only be read while the domain runs", kvmbackup.ErrUnsupported, d.Device)

@@ -64,6 +64,31 @@ func backingPath(path string, info qcow2.Info) (string, error) {
 	return filepath.Join(filepath.Dir(path), name), nil
 }
 
+// agree compares what the definition says is below the image with what the images say themselves. libvirt starts with the first, so
+// that the guest sees other data than a tool that follows the second.
+func agree(d Disk, chain []layer) error {
+	below := paths(chain[1:])
+	same := len(d.Below) <= len(below) && (!d.Ends || len(d.Below) == len(below)) &&
+		slices.EqualFunc(d.Below, below[:min(len(d.Below), len(below))], sameFile)
+	if same {
+		return nil
+	}
+	return fmt.Errorf("%w: the definition puts disk %s over %q, and its image says %q; it can be backed up only while the domain runs",
+		kvmbackup.ErrUnsupported, d.Device, d.Below, below)
+}
+
+func sameFile(a, b string) bool {
+	if filepath.Clean(a) == filepath.Clean(b) {
+		return true
+	}
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
+}
+
 // allocated sums up what the layers hold. A block device can't tell and counts as full.
 func allocated(chain []layer) int64 {
 	size := chain[0].info.VirtualSizeBytes

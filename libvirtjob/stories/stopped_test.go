@@ -2,6 +2,9 @@ package stories_test
 
 import (
 	"context"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -108,5 +111,48 @@ func TestOfflineIncrementals(t *testing.T) {
 			t.Errorf("the last backup is at position %d of chain %s, which began as %s", last.Position, last.ChainID, s.taken[0].ChainID)
 		}
 		s.restoreAll()
+	}
+}
+
+// libvirt starts a guest on what the definition says is below an image, whatever the image says. No tool does, so that a stopped guest
+// whose definition and image differ is refused: its backup would have other data than the guest sees.
+func TestStoppedOverOtherFiles(t *testing.T) {
+	t.Parallel()
+	for name, below := range map[string]string{
+		"another file":  "<backingStore type='file'><format type='qcow2'/><source file='DIR/other.qcow2'/></backingStore>",
+		"nothing":       "<backingStore/>",
+		"the same file": "<backingStore type='file'><format type='qcow2'/><source file='DIR/../DIRNAME/base.qcow2'/><backingStore/></backingStore>",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			run := func(name string, args ...string) {
+				if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
+					t.Fatalf("%s %q: %v: %s", name, args, err, out)
+				}
+			}
+			run("qemu-img", "create", "-q", "-f", "qcow2", dir+"/base.qcow2", "16M")
+			run("qemu-img", "create", "-q", "-f", "qcow2", dir+"/other.qcow2", "16M")
+			run("qemu-img", "create", "-q", "-f", "qcow2", "-b", dir+"/base.qcow2", "-F", "qcow2", dir+"/top.qcow2", "16M")
+			if name != "the same file" {
+				run("qemu-io", "-f", "qcow2", "-c", "write -P 0x55 8M 1M", dir+"/base.qcow2")
+			}
+			run("chmod", "-R", "a+rwX", dir)
+			below := strings.NewReplacer("DIRNAME", filepath.Base(dir), "DIR", dir).Replace(below)
+			s := tell(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib, Path: dir + "/top.qcow2", Type: "file",
+				SourceXML: "<source file='" + dir + "/top.qcow2'/>" + below}}})
+			s.write("vda", 0x11, 0, 4)
+			s.full(kvmbackup.ReasonNoActiveCheckpoint)
+			s.guest.Destroy()
+			if name == "the same file" {
+				s.full(kvmbackup.ReasonStopped)
+			} else {
+				s.Log(s.refuses(s.request(), kvmbackup.ErrUnreadable))
+			}
+			s.start()
+			s.write("vda", 0x21, 1, 1)
+			s.incremental()
+			s.restoreAll()
+		})
 	}
 }
