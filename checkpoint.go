@@ -70,15 +70,34 @@ func namesOn(st DomainStatus) []string {
 }
 
 // StaleCheckpoints returns what may be dropped from a domain: the checkpoints and bitmaps of the prefix but for those to
-// keep. They came from failed jobs, from backups whose successor is complete, or from crashes.
+// keep. They came from failed jobs, from backups whose successor is complete, or from crashes. Bitmaps that are only on layers
+// below the domain's images are not among them: such a layer may be a template, with the bitmaps of a VM that it once was.
 func StaleCheckpoints(prefix string, st DomainStatus, keep ...CheckpointName) []CheckpointName {
+	return staleOf(prefix, st, nil, keep...)
+}
+
+// staleOf also returns those on lower layers that are proved to be the VM's by its records.
+func staleOf(prefix string, st DomainStatus, records []Backup, keep ...CheckpointName) []CheckpointName {
 	var stale []CheckpointName
 	for _, n := range namesOn(st) {
-		if Owns(prefix, n) && !slices.Contains(keep, CheckpointName(n)) {
+		if Owns(prefix, n) && !slices.Contains(keep, CheckpointName(n)) && !inherited(st, records, n) {
 			stale = append(stale, CheckpointName(n))
 		}
 	}
 	return stale
+}
+
+// inherited says whether nothing ties a name to the VM: only layers below its images have it, and neither libvirt nor a record knows it.
+func inherited(st DomainStatus, records []Backup, name string) bool {
+	for _, d := range st.Disks {
+		for _, b := range d.Bitmaps {
+			if b.Name == name && (len(b.Layers) == 0 || len(d.Layers) == 0 || b.Layers[0] == d.Layers[0]) {
+				return false
+			}
+		}
+	}
+	return !slices.ContainsFunc(st.Checkpoints, func(c CheckpointStatus) bool { return c.Name == name }) &&
+		!slices.ContainsFunc(records, func(b Backup) bool { return string(b.Checkpoint) == name })
 }
 
 // bitmapBegan is the lowest layer that has the bitmap, where the layers are known.

@@ -64,6 +64,11 @@ func TestStaleCheckpoints(t *testing.T) {
 			{Device: "vdb", Bitmaps: []kvmbackup.BitmapStatus{{Name: alsoMine, Inconsistent: true}, {Name: "bitmap0"}, {Name: ""}}},
 		},
 	}
+	// What only a template below has is not the VM's; what goes on down from the VM's own image is.
+	own, template := "/images/vm.qcow2", "/images/template.qcow2"
+	st.Disks = append(st.Disks, kvmbackup.DiskStatus{Device: "vdc", Layers: []string{own, template}, Bitmaps: []kvmbackup.BitmapStatus{
+		{Name: "kvmbackup-2026.11.22.07.04.50", Layers: []string{template}}, {Name: mine, Layers: []string{own, template}},
+	}})
 	got := kvmbackup.StaleCheckpoints("kvmbackup", st, kept, "")
 	if !slices.Equal(got, []kvmbackup.CheckpointName{mine, alsoMine}) {
 		t.Errorf("stale: %q", got)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // undo takes back a failed backup and returns the cause, with whatever could not be undone joined to it. A process that lost
@@ -110,7 +111,7 @@ func (r *run) resumeGuest(ctx context.Context) {
 // left, after the commit the parent's checkpoint. What fails is left for the next operation.
 func (r *run) dropStale(ctx context.Context, active CheckpointName) {
 	r.step("drop stale checkpoints")
-	if err := r.e.drop(ctx, r.op, r.dom, StaleCheckpoints(r.e.cfg.Prefix, r.view.status, active)); err != nil {
+	if err := r.e.dropBut(ctx, r.op, r.dom, r.view.status, active); err != nil {
 		r.warn("drop stale checkpoints", "error", err)
 	}
 }
@@ -133,7 +134,20 @@ func (e *Engine) dropStale(ctx context.Context, o *op, dom DomainRef) error {
 	if err != nil {
 		return err
 	}
-	return e.drop(ctx, o, dom, StaleCheckpoints(e.cfg.Prefix, st, keep...))
+	return e.dropBut(ctx, o, dom, st, keep...)
+}
+
+// dropBut drops what was seen on the domain and is this consumer's, but for those to keep. The records are needed, and read, only where a
+// name is not on the domain's own images.
+func (e *Engine) dropBut(ctx context.Context, o *op, dom DomainRef, st DomainStatus, keep ...CheckpointName) error {
+	var records []Backup
+	if slices.ContainsFunc(namesOn(st), func(n string) bool { return Owns(e.cfg.Prefix, n) && inherited(st, nil, n) }) {
+		var err error
+		if records, err = e.cfg.Store.List(ctx, Query{VM: o.vm}); err != nil {
+			return err
+		}
+	}
+	return e.drop(ctx, o, dom, staleOf(e.cfg.Prefix, st, records, keep...))
 }
 
 // drop gives all of it as long as a clean-up may take: libvirt waits, without end, while a job hangs in its target.

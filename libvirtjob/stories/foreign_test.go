@@ -289,3 +289,45 @@ func TestDeleteNewest(t *testing.T) {
 	s.taken = s.taken[2:]
 	s.restoreAll()
 }
+
+// A template that was once a VM with backups: its bitmaps are not those of the VMs that stand on it now, running or stopped.
+func TestTemplateKeepsItsBitmaps(t *testing.T) {
+	t.Parallel()
+	old := tell(t, config{Disks: disks("vda"), Persistent: true})
+	old.write("vda", 0x11, 0, 8)
+	old.full(kvmbackup.ReasonNoActiveCheckpoint)
+	old.guest.Destroy()
+	old.restoreAll()
+	template := old.guest.Image("vda")
+	before := old.run("sha256sum", template)
+
+	clone := func() *story {
+		s := tell(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib, Backing: template, BackingFormat: "qcow2"}}})
+		s.run("cp", old.guest.Model("vda").Path(), s.guest.Model("vda").Path())
+		return s
+	}
+	one, other := clone(), clone()
+	for _, s := range []*story{one, other} {
+		if _, err := s.engine.Backup(s.ctx, s.request()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one.write("vda", 0x21, 2, 1)
+	b, err := one.engine.Backup(one.ctx, one.request())
+	one.must(err)
+	if b.Kind != kvmbackup.KindIncremental {
+		t.Errorf("the backup is %v because %v", b.Kind, b.Reasons)
+	}
+	one.restore(one.consumer, taken{b, map[kvmbackup.VolumeID]*model{"vol-vda": one.guest.Model("vda")}})
+	found, err := one.engine.Inspect(one.ctx, one.request())
+	one.must(err)
+	one.wantCodes("on a template", found, kvmbackup.FindingForeignCheckpoint)
+	other.guest.Destroy()
+	_, err = other.engine.Backup(other.ctx, other.request())
+	other.must(err)
+	other.must(other.engine.Forget(other.ctx, other.vm(), other.ref()))
+	one.must(one.engine.Forget(one.ctx, one.vm(), one.ref()))
+	if after := old.run("sha256sum", template); after != before {
+		t.Errorf("the template has changed; its bitmaps are now %v", old.guest.Bitmaps("vda"))
+	}
+}
