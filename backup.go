@@ -275,6 +275,9 @@ func (r *run) closeJob(failed error) error {
 func (r *run) jobSpec() JobSpec {
 	s := jobSpecOf(r.record, r.e.cfg.Repository)
 	s.Base, s.BandwidthBytes = r.decision.Base, r.req.BandwidthBytes
+	for i, c := range r.view.volumes {
+		s.Volumes[i].Source = c.Disk.Source
+	}
 	return s
 }
 

@@ -2,6 +2,8 @@ package kvmbackup
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 )
 
@@ -56,7 +58,7 @@ type Executor interface {
 // Job is one backup job on one domain. Its methods may be called concurrently.
 type Job interface {
 	// Begin starts copying and creates the checkpoint, on all volumes at one instant. It fails with ErrBusy
-	// when the domain has another job, at once. After an error there is neither job nor checkpoint.
+	// when the domain has another job, at once, and with ErrNoVolume when a device has another disk by now. After an error there is neither job nor checkpoint.
 	Begin(ctx context.Context) error
 	// Wait follows the job to its end and returns only when the hypervisor has closed every target. progress,
 	// if not nil, is called at least every two seconds, also when nothing moves. The result is success that was
@@ -188,11 +190,21 @@ type JobSpec struct {
 type JobVolume struct {
 	VolumeID    VolumeID
 	Device      string
+	Source      string // as Inspect gave it, for CheckSource; empty: not checked
 	Kind        Kind
 	File        string // plain name of the target in Dir
 	ParentFile  string // backing link of the target, relative; empty in a full
 	VirtualSize int64  // bytes
 	Tracked     bool   // the new checkpoint gets a bitmap on it
+}
+
+// CheckSource is an ErrNoVolume when a device has another disk than the one that Inspect found: it may have been unplugged and another one plugged
+// in before the job began. An Executor calls it with the device's image and what is below that, as a snapshot may have been taken since.
+func (v JobVolume) CheckSource(image string, below ...string) error {
+	if v.Source == "" || v.Source == image || slices.Contains(below, v.Source) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s was %s when the backup was decided and is %q now; back it up again", ErrNoVolume, v.Device, v.Source, image)
 }
 
 // JobProgress is a snapshot of a job. Totals may grow; they are 0 until they are known.

@@ -27,6 +27,11 @@ func (t *handle) Begin(ctx context.Context) error {
 			return err
 		}
 		for _, v := range j.volumes {
+			if err := m.sameDisk(v.spec); err != nil {
+				return err
+			}
+		}
+		for _, v := range j.volumes {
 			if err := j.beginVolume(m, v); err != nil {
 				return err
 			}
@@ -141,4 +146,17 @@ func (j *job) plan() {
 		}
 		j.total += v.bytes
 	}
+}
+
+// sameDisk makes sure that a device's disk was not exchanged since it was looked at.
+func (m *machine) sameDisk(v kvmbackup.JobVolume) error {
+	k, err := m.disk(v.Device)
+	if err != nil {
+		return err
+	}
+	if k.image == nil {
+		return v.CheckSource("")
+	}
+	paths := k.image.paths(func(*layer) bool { return true })
+	return v.CheckSource(k.image.path, paths...)
 }

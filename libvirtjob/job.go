@@ -174,8 +174,27 @@ func (j *job) claim(ctx context.Context) error {
 	if info != nil {
 		return &kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name), Holder: describeBackup(ctx, j.dom, info)}
 	}
-	_, err = stats(ctx, j.dom, libvirt.DOMAIN_JOB_STATS_COMPLETED)
-	return err
+	if _, err = stats(ctx, j.dom, libvirt.DOMAIN_JOB_STATS_COMPLETED); err != nil {
+		return err
+	}
+	return j.sameDisks(ctx)
+}
+
+// sameDisks makes sure that each device still has the disk for which the job was prepared, or a snapshot above it. libvirt takes
+// devices by their names, and one may have been unplugged and another plugged in meanwhile.
+func (j *job) sameDisks(ctx context.Context) error {
+	def, err := domainXML(ctx, j.dom, 0)
+	if err != nil {
+		return err
+	}
+	disks := disksOf(def)
+	for _, v := range j.spec.Volumes {
+		d, _ := byDevice(disks, v.Device)
+		if err := v.CheckSource(d.source, d.below...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // beginError translates what BackupBegin said.

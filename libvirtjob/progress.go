@@ -2,14 +2,20 @@ package libvirtjob
 
 import (
 	"context"
+	"time"
 
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
 )
 
+// measureLimit bounds the questions of one measure.
+const measureLimit = time.Second
+
 // measure asks for each volume's part, and shares the bandwidth out anew when there are fewer to share it.
 func (w *watch) measure(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, measureLimit) // the report must not wait for a QEMU that hangs
+	defer cancel()
 	var copying []string
 	for i, v := range w.job.spec.Volumes {
 		info, err := w.job.blockJob(ctx, v.Device)
@@ -27,15 +33,16 @@ func (w *watch) measure(ctx context.Context) {
 	if len(copying) == w.copying {
 		return
 	}
-	w.copying = len(copying)
 	w.job.mu.Lock()
 	limited := w.job.bandwidth > 0
 	w.job.mu.Unlock()
 	if limited {
 		if err := w.job.shareBandwidth(ctx, copying); err != nil {
 			w.job.exec.log.Warn("could not share out the bandwidth anew", "domain", w.job.dom.name, "error", err)
+			return // the next measure tries again
 		}
 	}
+	w.copying = len(copying)
 }
 
 // copyUnit is the unit in bytes in which QEMU copies and counts.

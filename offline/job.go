@@ -54,6 +54,9 @@ func (im *Images) sourceOf(ctx context.Context, disks []Disk, spec kvmbackup.Job
 		return Disk{}, fmt.Errorf("%w: %s", kvmbackup.ErrNoVolume, v.Device)
 	}
 	d := disks[i]
+	if err := v.CheckSource(d.describe(), d.Below...); err != nil {
+		return Disk{}, err
+	}
 	if d.Path == "" {
 		return Disk{}, fmt.Errorf("%w: disk %s (%s) can only be read while the domain runs", kvmbackup.ErrUnsupported, d.Device, d.describe())
 	}

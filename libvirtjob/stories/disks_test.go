@@ -1,6 +1,7 @@
 package stories_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -499,5 +500,48 @@ func TestConverted(t *testing.T) {
 	s.incremental("vol-vdb: volume-bitmap-missing")
 	s.write("vdb", 0x31, 3, 4)
 	s.incremental()
+	s.restoreAll()
+}
+
+// between changes the domain after the engine's look at it and before its job.
+type between struct {
+	kvmbackup.Executor
+	change func()
+}
+
+func (b between) PrepareJob(ctx context.Context, dom kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+	job, err := b.Executor.PrepareJob(ctx, dom, spec)
+	b.change()
+	return job, err
+}
+
+// A device that gets another disk, or a snapshot, after the decision and before the job.
+func TestDiskExchangedBeforeTheJob(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: append(disks("vda"), disk{Device: "sda", SizeBytes: 16 * mib}), Persistent: true})
+	s.write("vda", 0x11, 0, 4)
+	s.write("sda", 0x11, 0, 8)
+	other := s.blank("qcow2")
+	exchange := s.cfgWith(func(c *kvmbackup.Config) {
+		c.Executor = between{c.Executor, func() {
+			s.guest.DetachDisk("sda")
+			s.guest.AttachDisk(disk{Device: "sda", Path: other, SizeBytes: 16 * mib})
+		}}
+	})
+	_, err := exchange.Backup(s.ctx, s.request())
+	s.wantErr(err, kvmbackup.ErrNoVolume)
+	s.Log(err)
+	s.inOrder()
+
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("sda", 0x21, 1, 1)
+	snapshot := s.cfgWith(func(c *kvmbackup.Config) {
+		c.Executor = between{c.Executor, func() { s.guest.Snapshot("vda", "s1") }}
+	})
+	b, err := snapshot.Backup(s.ctx, s.request())
+	s.must(err)
+	s.consumer.taken = append(s.consumer.taken, taken{b, map[kvmbackup.VolumeID]*model{"vol-vda": s.guest.Model("vda").Snapshot(), "vol-sda": s.guest.Model("sda").Snapshot()}})
+	s.write("vda", 0x31, 2, 1)
+	s.backup()
 	s.restoreAll()
 }
