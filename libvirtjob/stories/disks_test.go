@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 )
@@ -544,4 +545,37 @@ func TestDiskExchangedBeforeTheJob(t *testing.T) {
 	s.write("vda", 0x31, 2, 1)
 	s.backup()
 	s.restoreAll()
+}
+
+// A disk comes from another VM that was backed up in the same second, so that its bitmap has the very name, and its serial is the same, as
+// on clones: it is another disk for all that.
+func TestDiskOfAnotherVM(t *testing.T) {
+	t.Parallel()
+	at := time.Now()
+	vm := func() *story {
+		s := tell(t, config{Persistent: true, Disks: append(disks("vda"), disk{Device: "sda", SizeBytes: 16 * mib, Serial: "DATA"})})
+		s.consumers = nil
+		s.consumer = s.newConsumer("", s.consumer.dir, s.consumer.db, func(c *kvmbackup.Config) { c.Now = func() time.Time { return at } })
+		s.volumes = nil // identities follow the serials
+		return s
+	}
+	from, to := vm(), vm()
+	from.write("sda", 0xaa, 0, 8)
+	to.write("sda", 0xbb, 0, 8)
+	if a, b := from.full(kvmbackup.ReasonNoActiveCheckpoint), to.full(kvmbackup.ReasonNoActiveCheckpoint); a.Checkpoint != b.Checkpoint {
+		t.Fatalf("checkpoints are %s and %s", a.Checkpoint, b.Checkpoint)
+	}
+	from.guest.Destroy()
+	from.restoreAll()
+	to.guest.Destroy()
+	vda, sda := to.guest.Model("vda").Path(), from.guest.Model("sda").Path()
+	to.rebuild(part{"", disk{Device: "vda", SizeBytes: 16 * mib, Path: to.guest.Image("vda")}},
+		part{"", disk{Device: "sda", SizeBytes: 16 * mib, Serial: "DATA", Path: from.guest.Image("sda")}})
+	to.run("cp", vda, to.guest.Model("vda").Path())
+	to.run("cp", sda, to.guest.Model("sda").Path())
+	to.start()
+	to.write("sda", 0x31, 2, 1)
+	at = at.Add(time.Hour)
+	to.incremental("DATA: volume-bitmap-moved")
+	to.restoreAll()
 }
