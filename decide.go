@@ -24,6 +24,7 @@ type DecideInput struct {
 	Newest           *Backup  // the newest completed or delete-pending backup; nil when there is none
 	Repository       string   // ID of the repository that the backup goes to
 	MissingFiles     []string // files of Newest and its ancestors that are not there
+	Damaged          []string // what the last verifications of Newest and its ancestors found
 	Volumes          []VolumeFacts
 
 	NewCheckpoint CheckpointName // the name the new checkpoint gets, if there is one
@@ -109,6 +110,7 @@ var fullRules = []rule{
 	{ReasonParentFileMissing, func(in DecideInput) (string, bool) {
 		return strings.Join(in.MissingFiles, ", "), len(in.MissingFiles) > 0
 	}},
+	{ReasonParentDamaged, func(in DecideInput) (string, bool) { return strings.Join(in.Damaged, "; "), len(in.Damaged) > 0 }},
 	{ReasonChainComplete, func(in DecideInput) (string, bool) {
 		return fmt.Sprintf("full every %d backups", in.Policy.fullEvery()), in.Newest.Position+1 >= in.Policy.fullEvery()
 	}},
@@ -253,7 +255,7 @@ func (d Decision) Check(in DecideInput) error {
 	safest := Decision{}
 	if d.Kind == KindIncremental {
 		if in.Newest == nil || in.ActiveCheckpoint == "" || in.Newest.Checkpoint != in.ActiveCheckpoint ||
-			in.Newest.Status != StatusCompleted || in.Newest.Repository != in.Repository || len(in.MissingFiles) > 0 {
+			in.Newest.Status != StatusCompleted || in.Newest.Repository != in.Repository || len(in.MissingFiles) > 0 || len(in.Damaged) > 0 {
 			return fmt.Errorf("%w decision for %q: there is nothing that an incremental could start from", ErrInvalid, in.VM)
 		}
 		safest = incremental(in)

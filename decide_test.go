@@ -64,6 +64,7 @@ func TestDecideRules(t *testing.T) {
 		{"parent without chain", func(in *kvmbackup.DecideInput) { in.Newest.ChainID = "" }, kvmbackup.ReasonParentNoChainData, false},
 		{"parent without volumes", func(in *kvmbackup.DecideInput) { in.Newest.Volumes = nil }, kvmbackup.ReasonParentNoChainData, false},
 		{"parent elsewhere", func(in *kvmbackup.DecideInput) { in.Newest.Repository = "other" }, kvmbackup.ReasonParentOtherRepository, false},
+		{"parent damaged", func(in *kvmbackup.DecideInput) { in.Damaged = []string{"backup x: root.v1.qcow2 is damaged"} }, kvmbackup.ReasonParentDamaged, false},
 		{"parent file missing", func(in *kvmbackup.DecideInput) { in.MissingFiles = []string{"vm1/x/root.v1.qcow2"} }, kvmbackup.ReasonParentFileMissing, false},
 		{"chain complete", func(in *kvmbackup.DecideInput) { in.Newest.Position, in.Policy.FullEvery = 2, 3 }, kvmbackup.ReasonChainComplete, false},
 		{"chain complete by default", func(in *kvmbackup.DecideInput) { in.Newest.Position = 9 }, kvmbackup.ReasonChainComplete, false},

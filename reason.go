@@ -16,6 +16,7 @@ const (
 	ReasonParentDeletePending   ReasonCode = "parent-delete-pending"   // the newest backup is delete-pending
 	ReasonParentNoChainData     ReasonCode = "parent-without-chain"    // the newest backup's record lacks chain data
 	ReasonParentOtherRepository ReasonCode = "parent-other-repository" // the newest backup lives in another repository
+	ReasonParentDamaged         ReasonCode = "parent-damaged"          // the last verification found a backup of the parent chain damaged
 	ReasonParentFileMissing     ReasonCode = "parent-file-missing"     // a file of the parent chain is missing
 	ReasonChainComplete         ReasonCode = "chain-complete"          // full-every is reached: a new chain begins
 	ReasonNoVolumeIncremental   ReasonCode = "no-volume-incremental"   // no volume can be incremental: a new chain begins

@@ -90,3 +90,20 @@ func TestMissingParentFile(t *testing.T) {
 		}
 	})
 }
+
+// A backup whose verification found damage is no parent any more: what stood on it could not be restored either.
+func TestDamagedParent(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		bs := s.four()
+		v, _ := bs[3].Volume("vol-vda")
+		s.must(os.Truncate(s.repo.FilePath(bs[3].Path, v.File), 1000))
+		if _, err := s.engine.Verify(t.Context(), bs[3].ID, false); !errors.Is(err, kvmbackup.ErrDamaged) {
+			t.Fatalf("verify: %v", err)
+		}
+		b, err := s.engine.Backup(t.Context(), s.request(everyday))
+		s.must(err)
+		if b.Kind != kvmbackup.KindFull || reasonOf(b, "") != kvmbackup.ReasonParentDamaged {
+			t.Errorf("%v: %v", b.Kind, b.Reasons)
+		}
+	})
+}
