@@ -86,16 +86,24 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 		}
 		return false, r.notQuiesced("the guest could not be frozen", err)
 	}
+	thawed := false
+	defer func() {
+		if !thawed { // a subscriber panicked
+			r.thaw(ctx)
+		}
+	}()
 	r.emit(Event{Type: EventFrozen, Detail: fmt.Sprintf("%d file systems", n)})
 	done := make(chan error, 1)
 	go func() { done <- r.beginWithin(ctx) }()
 	select {
 	case err = <-done:
+		thawed = true
 		r.thaw(ctx)
 		if err == nil {
 			r.record.Consistency = ConsistencyFilesystem
 		}
 	case <-limit.Done(): // also when ctx ended
+		thawed = true
 		r.thaw(ctx)
 		if err = <-done; err == nil {
 			err = r.notQuiesced(fmt.Sprintf("the job did not begin within %v of the freeze", r.e.cfg.FreezeLimit), nil)

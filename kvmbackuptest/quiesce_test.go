@@ -127,3 +127,29 @@ func TestCancelWhileFrozen(t *testing.T) {
 		})
 	}
 }
+
+// A host's own bug, in what it does on an event, doesn't leave the guest frozen.
+func TestSubscriberPanicsWhileFrozen(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		cfg := s.cfg
+		cfg.OnEvent = func(ev kvmbackup.Event) {
+			if ev.Type == kvmbackup.EventFrozen {
+				panic("bug")
+			}
+		}
+		engine, err := kvmbackup.New(cfg)
+		s.must(err)
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic is the host's")
+				}
+			}()
+			req := s.request(everyday)
+			req.Quiesce = kvmbackup.QuiesceTry
+			_, _ = engine.Backup(t.Context(), req)
+		}()
+		s.thawed()
+		s.backup(everyday)
+	})
+}
