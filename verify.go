@@ -43,7 +43,7 @@ type Problem struct {
 // VerifyReport is what a verification found.
 type VerifyReport struct {
 	Backup   BackupID  `json:"backup"`
-	Content  bool      `json:"content"` // digests were compared
+	Content  bool      `json:"content"` // digests were compared: false where there was none
 	Digests  int       `json:"digests"` // how many there were to compare
 	Files    int       `json:"files"`   // how many files were checked
 	Problems []Problem `json:"problems"`
@@ -79,8 +79,9 @@ func (e *Engine) Verify(ctx context.Context, id BackupID, content bool) (VerifyR
 		if err := v.verify(ctx, b); err != nil {
 			return err
 		}
+		v.report.Content = v.report.Digests > 0
 		o.step("record")
-		ver := Verification{At: e.now().Truncate(time.Microsecond), Content: content, OK: v.report.OK()}
+		ver := Verification{At: e.now().Truncate(time.Microsecond), Content: v.report.Content, OK: v.report.OK()}
 		if !ver.OK {
 			ver.Problem = v.report.Problems[0].Detail
 		}
