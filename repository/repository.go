@@ -2,6 +2,7 @@ package repository
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -87,6 +88,9 @@ func Open(ctx context.Context, dir string, o Options) (*Repository, error) {
 }
 
 func newRepository(dir string, o Options) (*Repository, error) {
+	if dir == "" {
+		return nil, errors.New("repository: no folder is given") // filepath.Abs would take the working directory
+	}
 	root, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, &Error{Op: "open", Path: dir, Err: err}

@@ -192,3 +192,14 @@ func run(t *testing.T, name string, args ...string) {
 		t.Fatal(name, args, err, string(out))
 	}
 }
+
+// An empty name, as of a variable that isn't set, must not make the working directory a repository.
+func TestNoFolder(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if _, err := repository.Init(t.Context(), "", repository.Options{}); err == nil {
+		t.Error("the working directory was taken")
+	}
+	if _, err := os.Stat(repository.MarkerName); err == nil {
+		t.Error("it has a marker")
+	}
+}

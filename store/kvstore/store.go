@@ -36,6 +36,9 @@ var _ kvmbackup.Store = (*Store)(nil)
 
 // New returns a store over the table. It reads and writes nothing yet. A Config that is wrong is an ErrInvalid.
 func New(kv KV, c Config) (*Store, error) {
+	if kv == nil {
+		return nil, fmt.Errorf("%w: no KV", kvmbackup.ErrInvalid)
+	}
 	if c.MaxValueBytes == 0 {
 		c.MaxValueBytes = 1000
 	}

@@ -31,6 +31,9 @@ var _ kvmbackup.Store = (*Store)(nil)
 // dialect, unless the Config has it, and for its schema: tables that a newer library has migrated are refused
 // with a *SchemaError; older or missing ones are left for Migrate. A Config that is wrong is an ErrInvalid.
 func New(ctx context.Context, db *sql.DB, c Config) (*Store, error) {
+	if db == nil {
+		return nil, fmt.Errorf("%w: no database", kvmbackup.ErrInvalid)
+	}
 	s := &Store{db: db, cfg: c}
 	if c.Dialect == DialectUnknown {
 		var err error
