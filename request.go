@@ -74,8 +74,11 @@ func (r BackupRequest) validate() error {
 	if err := repository.ValidName(string(r.VM)); err != nil {
 		return fmt.Errorf("%w VM: %w", ErrInvalid, err)
 	}
-	if r.Quiesce < QuiesceNo || r.Quiesce > QuiesceRequire || r.BandwidthBytes < 0 {
-		return fmt.Errorf("%w request for %q: quiesce mode %d, bandwidth %d", ErrInvalid, r.VM, r.Quiesce, r.BandwidthBytes)
+	if r.Quiesce < QuiesceNo || r.Quiesce > QuiesceRequire {
+		return fmt.Errorf("%w request for %q: quiesce mode %d", ErrInvalid, r.VM, r.Quiesce)
+	}
+	if r.BandwidthBytes < 0 {
+		return fmt.Errorf("%w request for %q: bandwidth %d", ErrInvalid, r.VM, r.BandwidthBytes)
 	}
 	ids, devices := map[VolumeID]bool{}, map[string]bool{}
 	for _, v := range r.Volumes {

@@ -4,12 +4,16 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
 )
+
+// maxMiB is as many as an int64 of bytes can count.
+const maxMiB = int64(math.MaxInt64 >> 20)
 
 // backupFlags are the options of backup.
 type backupFlags struct {
@@ -54,8 +58,8 @@ func (f *backupFlags) request(domain string) (kvmbackup.BackupRequest, error) {
 	if err != nil {
 		return req, err
 	}
-	if f.bandwidth < 0 || f.timeout < 0 {
-		return req, usage("--bandwidth and --timeout can't be negative")
+	if f.bandwidth < 0 || f.bandwidth > maxMiB || f.timeout < 0 {
+		return req, usage("--bandwidth is a number from 0 to %d, and --timeout can't be negative", maxMiB)
 	}
 	req.BandwidthBytes, req.Digests = f.bandwidth<<20, f.digests
 	switch {

@@ -82,6 +82,7 @@ func TestUsage(t *testing.T) {
 		{"backup", "web", "--full-every", "0"},
 		{"backup", "web", "--full-every", "many"},
 		{"backup", "web", "--bandwidth", "-1"},
+		{"backup", "web", "--bandwidth", "99999999999999"},
 		{"plan"},
 		{"show"},
 		{"show", "2"},

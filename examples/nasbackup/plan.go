@@ -90,6 +90,6 @@ func printPlan(w io.Writer, p kvmbackup.Plan) {
 		fmt.Fprintf(w, "not now: the domain is busy with %s\n", p.BusyWith)
 	}
 	for _, b := range p.Pending {
-		fmt.Fprintf(w, "first: settle %s, which a crash has left running\n", b.ID)
+		fmt.Fprintf(w, "first: wait for %s, which is recorded as running, or settle it if a crash has left it so\n", b.ID)
 	}
 }

@@ -24,6 +24,9 @@ followed to its end. Every backup begins with the same, so that this is needed o
 		RunE: a.command(func(ctx context.Context, args []string) error {
 			return a.with(ctx, needHypervisor, func(s *session) error {
 				found, err := s.settle(ctx, args)
+				if err != nil && len(found) == 0 {
+					return err // whether there is something to settle isn't known
+				}
 				return errors.Join(err, printAll(a, found, func(w io.Writer) { printRecovered(w, found) }))
 			})
 		}),

@@ -68,8 +68,8 @@ func (f restoreFlags) check() error {
 		return usage("say where to restore: --to DIR, --volume ID=PATH for each volume, or --in-place")
 	case f.format != "qcow2" && f.format != "raw":
 		return usage("--format is qcow2 or raw, not %q", f.format)
-	case f.bandwidth < 0:
-		return usage("--bandwidth can't be negative")
+	case f.bandwidth < 0, f.bandwidth > maxMiB:
+		return usage("--bandwidth is a number from 0 to %d", maxMiB)
 	}
 	return nil
 }
