@@ -171,7 +171,7 @@ func (r *run) begin(ctx context.Context) (err error) {
 	if d.ParentID != "" {
 		r.parent = v.input.Newest
 	}
-	r.backupID()
+	r.op.backup = NewBackupID()
 	files := fileNames(v.volumes)
 	b := Backup{
 		ID: r.op.backup, VM: r.vm, Domain: v.status.Name, Host: r.e.cfg.Host, Kind: d.Kind, Status: StatusRunning, ChainID: d.ChainID, Position: d.Position,
@@ -211,8 +211,6 @@ func (r *run) expected(v VolumeDecision) int64 {
 	}
 	return r.dirty[v.Device]
 }
-
-func (r *run) backupID() { r.op.backup = NewBackupID() }
 
 // copy makes the targets, begins the job, with the guest frozen if asked, and follows it to its proved end.
 func (r *run) copy(ctx context.Context) (err error) {

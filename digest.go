@@ -27,50 +27,67 @@ func (e *Engine) AddDigests(ctx context.Context, id BackupID) error {
 		return o.fail(err)
 	}
 	return o.fail(e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
-		o.step("read chain")
-		chain, err := e.Chain(ctx, id)
+		b, err := e.digestMissing(ctx, o)
 		if err != nil {
 			return err
-		}
-		if b = chain[len(chain)-1]; b.Status != StatusCompleted {
-			return fmt.Errorf("%w: backup %s is %v", ErrStatus, id, b.Status)
-		}
-		if err := e.verifyMembers(ctx, chain); err != nil {
-			return err
-		}
-		o.step("digest")
-		a := Annotation{Digests: map[VolumeID]Digests{}}
-		for i := range b.Volumes {
-			v := &b.Volumes[i]
-			if v.Digest != "" {
-				continue
-			}
-			layers, err := layersOf(chain, v.VolumeID, e.cfg.Repository)
-			if err == nil {
-				err = e.verifyLayers(ctx, layers)
-			}
-			if err == nil {
-				err = e.digest(ctx, v, layers)
-			}
-			if err != nil {
-				return err
-			}
-			a.Digests[v.VolumeID] = Digests{Content: v.Digest, File: v.FileDigest}
 		}
 		o.step("record")
-		m, err := e.cfg.Repository.ReadManifest(ctx, b.Path)
-		if err != nil {
-			return repositoryError(err)
-		}
-		m.Volumes = m.Volumes[:0]
-		for _, v := range b.Volumes {
-			m.Volumes = append(m.Volumes, manifestVolume(v))
-		}
-		if err := e.cfg.Repository.RewriteManifest(ctx, m); err != nil {
-			return err
-		}
-		return e.cfg.Store.Annotate(ctx, h.lease(), id, a)
+		return e.recordDigests(ctx, h, b)
 	}))
+}
+
+// digestMissing verifies the chain of the operation's backup and returns its record with the digests that it lacked.
+func (e *Engine) digestMissing(ctx context.Context, o *op) (Backup, error) {
+	o.step("read chain")
+	chain, err := e.Chain(ctx, o.backup)
+	if err != nil {
+		return Backup{}, err
+	}
+	b := chain[len(chain)-1]
+	if b.Status != StatusCompleted {
+		return b, fmt.Errorf("%w: backup %s is %v", ErrStatus, b.ID, b.Status)
+	}
+	if err := e.verifyMembers(ctx, chain); err != nil {
+		return b, err
+	}
+	o.step("digest")
+	b.Volumes = slices.Clone(b.Volumes)
+	for i := range b.Volumes {
+		v := &b.Volumes[i]
+		if v.Digest != "" {
+			continue
+		}
+		layers, err := layersOf(chain, v.VolumeID, e.cfg.Repository)
+		if err == nil {
+			err = e.verifyLayers(ctx, layers)
+		}
+		if err == nil {
+			err = e.digest(ctx, v, layers)
+		}
+		if err != nil {
+			return b, err
+		}
+	}
+	return b, nil
+}
+
+// recordDigests writes them into the manifest first: a crash in between leaves digests that the folder has and the record lacks, which
+// is no contradiction.
+func (e *Engine) recordDigests(ctx context.Context, h *heldLease, b Backup) error {
+	m, err := e.cfg.Repository.ReadManifest(ctx, b.Path)
+	if err != nil {
+		return repositoryError(err)
+	}
+	a := Annotation{Digests: map[VolumeID]Digests{}}
+	m.Volumes = m.Volumes[:0]
+	for _, v := range b.Volumes {
+		m.Volumes = append(m.Volumes, manifestVolume(v))
+		a.Digests[v.VolumeID] = Digests{Content: v.Digest, File: v.FileDigest}
+	}
+	if err := e.cfg.Repository.RewriteManifest(ctx, m); err != nil {
+		return err
+	}
+	return e.cfg.Store.Annotate(ctx, h.lease(), b.ID, a)
 }
 
 func (e *Engine) digest(ctx context.Context, v *VolumeBackup, layers []layer) error {

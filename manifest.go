@@ -117,7 +117,7 @@ func fileNamesOf(b Backup) []string {
 	return names
 }
 
-// linkOf is the backing link that a volume's file must have, and stampOf the last element of a backup's path.
+// linkOf is the backing link to a file of the parent.
 func linkOf(parent Backup, file string) string {
 	return fmt.Sprintf("../%s/%s", path.Base(parent.Path), file)
 }
