@@ -1,6 +1,7 @@
 package libvirtjob
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -81,6 +82,10 @@ func (e *Executor) dial() (*connection, error) {
 	}
 	if err := conn.SetKeepAlive(keepAliveSeconds, keepAliveCount); err != nil {
 		e.log.Debug("libvirt is not asked whether it is there", "error", err) // the embedded driver
+	}
+	if err := checkVersion(conn); err != nil {
+		_, closeErr := conn.Close()
+		return nil, errors.Join(fmt.Errorf("connect to %s: %w", e.uri, err), closeErr)
 	}
 	return &connection{Connect: conn, cancelEvents: e.events.register(conn)}, nil
 }

@@ -47,7 +47,7 @@ type Executor struct {
 var _ kvmbackup.Executor = (*Executor)(nil)
 
 // New returns an Executor on a connection that stays the caller's, who closes it as if there were no Executor; both have
-// to be closed for it to end. Whether an event loop runs is the caller's choice.
+// to be closed for it to end. Whether an event loop runs is the caller's choice. A libvirt before 7.2 is a kvmbackup.ErrUnsupported.
 func New(conn *libvirt.Connect, cfg Config) (*Executor, error) {
 	e, err := newExecutor(cfg)
 	if err != nil {
@@ -55,6 +55,9 @@ func New(conn *libvirt.Connect, cfg Config) (*Executor, error) {
 	}
 	if conn == nil {
 		return nil, fmt.Errorf("%w: no libvirt connection", kvmbackup.ErrInvalid)
+	}
+	if err := checkVersion(conn); err != nil {
+		return nil, err
 	}
 	if err := conn.Ref(); err != nil {
 		return nil, translate(err)
@@ -65,7 +68,7 @@ func New(conn *libvirt.Connect, cfg Config) (*Executor, error) {
 
 // Open starts the default event loop, if RunEventLoop hasn't yet, and connects to the URI. The connection is the
 // Executor's, which makes a new one when it was lost. The caller must Close it. Where libvirt doesn't answer within 2 minutes the
-// error is kvmbackup.ErrBusy.
+// error is kvmbackup.ErrBusy; one before 7.2 is a kvmbackup.ErrUnsupported.
 func Open(uri string, cfg Config) (*Executor, error) {
 	return open(uri, cfg, connectLimit)
 }
