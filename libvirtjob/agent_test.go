@@ -16,7 +16,7 @@ func TestFreeze(t *testing.T) {
 	guest := realguest.Boot(t, realguest.Config{Disks: disks("vda"), Persistent: true})
 	b := &bench{T: t, exec: newExecutor(t), guest: guest, ref: kvmbackup.DomainRef{Name: guest.Name}}
 	var cancel context.CancelFunc
-	b.ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+	b.ctx, cancel = context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 
 	b.must(b.exec.Thaw(b.ctx, b.ref)) // nothing is frozen

@@ -32,7 +32,7 @@ type bench struct {
 func newBench(t *testing.T, cfg realguest.Config) *bench {
 	t.Helper()
 	guest := realguest.Start(t, cfg)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	b := &bench{
 		T: t, ctx: ctx, guest: guest, ref: kvmbackup.DomainRef{Name: guest.Name, UUID: guest.UUID}, dir: t.TempDir(),

@@ -90,7 +90,7 @@ type play struct {
 // playBoth plays a history on both sides. It returns how many steps were compared and what was different, or wrong, first.
 func playBoth(t *testing.T, history []string) (compared int, diff string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	p := &play{
 		transient: slices.Contains(history, "transient"), running: true,

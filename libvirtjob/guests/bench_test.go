@@ -36,7 +36,7 @@ type bench struct {
 // newBench makes an engine; set may change its configuration, and the repository's folder is in the test's unless it does.
 func newBench(t *testing.T, set func(*kvmbackup.Config)) *bench {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	b := &bench{T: t, ctx: ctx}
 	var err error

@@ -61,7 +61,7 @@ var errEnough = errors.New("enough")
 // tell starts the guest of a story.
 func tell(t *testing.T, cfg config) *story {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	s := &story{T: t, ctx: ctx, cfg: cfg, disks: cfg.Disks, guest: startGuest(t, cfg)}
 	t.Cleanup(func() {
