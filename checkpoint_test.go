@@ -31,7 +31,11 @@ func TestOwns(t *testing.T) {
 		{"kvmbackup", "kvmbackup", false},
 		{"kvmbackup", "kvmbackup-weekly", false},
 		{"kvmbackup", "kvmbackup-" + stamp + ".1", false},
+		{"kvmbackup", "kvmbackup-" + stamp + "-0123abcd", true}, // a VM's tag
+		{"kvmbackup", "kvmbackup-" + stamp + ".001-0123abcd", true},
 		{"kvmbackup", "kvmbackup-" + stamp + "-copy", false},
+		{"kvmbackup", "kvmbackup-" + stamp + "-0123ABCD", false},
+		{"kvmbackup", "kvmbackup-" + stamp + "-0123abcd-0123abcd", false},
 		{"kvmbackup", "kvmbackup-2026.13.23.07.04.50", false},
 		{"kvmbackup", "Kvmbackup-" + stamp, false},
 		{"kvmbackup", "x-kvmbackup-" + stamp, false},
@@ -48,7 +52,7 @@ func TestOwnsOneConsumer(t *testing.T) {
 		a := prefix.Draw(t, "a")
 		b := rapid.OneOf(prefix, rapid.Just(a+"-"+prefix.Draw(t, "more")), rapid.Just(a[:1])).Draw(t, "b")
 		s := repository.NextStamp(time.Unix(rapid.Int64Range(0, 1<<35).Draw(t, "second"), 0), repository.Stamp{}, nil)
-		name := kvmbackup.NewCheckpointName(a, s).String()
+		name := kvmbackup.NewCheckpointName(a, s, kvmbackup.VMID(rapid.String().Draw(t, "vm"))).String()
 		if !kvmbackup.Owns(a, name) || a != b && kvmbackup.Owns(b, name) {
 			t.Fatalf("%q: owned by %q: %v, by %q: %v", name, a, kvmbackup.Owns(a, name), b, kvmbackup.Owns(b, name))
 		}
@@ -56,6 +60,8 @@ func TestOwnsOneConsumer(t *testing.T) {
 }
 
 func TestStaleCheckpoints(t *testing.T) {
+	mineBelow := kvmbackup.NewCheckpointName("kvmbackup", repository.NextStamp(epoch, repository.Stamp{}, nil), testVM).String()
+	othersBelow := kvmbackup.NewCheckpointName("kvmbackup", repository.NextStamp(epoch, repository.Stamp{}, nil), "template").String()
 	const mine, alsoMine, kept = "kvmbackup-2026.11.23.07.04.50", "kvmbackup-2026.11.23.08.04.50.001", "kvmbackup-2026.11.23.09.04.50"
 	st := kvmbackup.DomainStatus{
 		Checkpoints: []kvmbackup.CheckpointStatus{{Name: mine}, {Name: kept}, {Name: "admin"}, {Name: "kvmbackup-before-upgrade"}},
@@ -64,19 +70,20 @@ func TestStaleCheckpoints(t *testing.T) {
 			{Device: "vdb", Bitmaps: []kvmbackup.BitmapStatus{{Name: alsoMine, Inconsistent: true}, {Name: "bitmap0"}, {Name: ""}}},
 		},
 	}
-	// What only a template below has is not the VM's; what goes on down from the VM's own image is.
+	// What only a template below has is not the VM's; what goes on down from the VM's own image is, and what has the VM's tag.
 	own, template := "/images/vm.qcow2", "/images/template.qcow2"
 	st.Disks = append(st.Disks, kvmbackup.DiskStatus{Device: "vdc", Layers: []string{own, template}, Bitmaps: []kvmbackup.BitmapStatus{
 		{Name: "kvmbackup-2026.11.22.07.04.50", Layers: []string{template}}, {Name: mine, Layers: []string{own, template}},
+		{Name: mineBelow, Layers: []string{template}}, {Name: othersBelow, Layers: []string{template}},
 	}})
-	got := kvmbackup.StaleCheckpoints("kvmbackup", st, kept, "")
-	if !slices.Equal(got, []kvmbackup.CheckpointName{mine, alsoMine}) {
+	got := kvmbackup.StaleCheckpoints("kvmbackup", testVM, st, kept, "")
+	if !slices.Equal(got, []kvmbackup.CheckpointName{mine, kvmbackup.CheckpointName(mineBelow), alsoMine}) {
 		t.Errorf("stale: %q", got)
 	}
-	if got := kvmbackup.StaleCheckpoints("kvmbackup", st); len(got) != 3 {
+	if got := kvmbackup.StaleCheckpoints("kvmbackup", testVM, st); len(got) != 4 {
 		t.Errorf("nothing to keep: %q", got)
 	}
-	if got := kvmbackup.StaleCheckpoints("other", st); got != nil {
+	if got := kvmbackup.StaleCheckpoints("other", testVM, st); got != nil {
 		t.Errorf("another consumer's: %q", got)
 	}
 }
@@ -136,7 +143,7 @@ func TestPlannedNames(t *testing.T) {
 			if rapid.Bool().Draw(t, "left") { // a bitmap of ours that no record knows, from the near future
 				s := repository.NextStamp(now.Add(time.Second), repository.Stamp{}, nil)
 				exec.status.Disks[0].Bitmaps = append(exec.status.Disks[0].Bitmaps,
-					kvmbackup.BitmapStatus{Name: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, s).String(), Persistent: true})
+					kvmbackup.BitmapStatus{Name: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, s, testVM).String(), Persistent: true})
 			}
 		}
 	})

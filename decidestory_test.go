@@ -275,7 +275,7 @@ func (s *decideStory) input(force bool) kvmbackup.DecideInput {
 	stamp := repository.NextStamp(epoch.Add(time.Duration(len(s.backups))*time.Hour), last, nil)
 	in := kvmbackup.DecideInput{
 		VM: testVM, Policy: s.policy, State: s.state, ActiveCheckpoint: vm.ActiveCheckpoint, Repository: s.repository,
-		NewCheckpoint: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, stamp), NewChain: kvmbackup.NewChainID(),
+		NewCheckpoint: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, stamp, testVM), NewChain: kvmbackup.NewChainID(),
 	}
 	in.Policy.ForceFull = force
 	if newest, err := s.store.Newest(s.t.Context(), testVM); err == nil {

@@ -192,12 +192,12 @@ func (d *Diagnosis) addDomain(prefix string, st DomainStatus, records []Backup, 
 			keep = append(keep, b.Checkpoint)
 		}
 	}
-	for _, n := range staleOf(prefix, st, records, keep...) {
+	for _, n := range StaleCheckpoints(prefix, d.VM, st, keep...) {
 		d.add(Finding{Code: FindingStaleCheckpoint, Name: n, Detail: fmt.Sprintf("checkpoint or bitmap %s no longer counts", n),
 			Effect: "none; it costs memory and writes", Repair: "drop it"})
 	}
 	for _, n := range namesOn(st) {
-		if !Owns(prefix, n) || !slices.Contains(keep, CheckpointName(n)) && inherited(st, records, n) {
+		if !Owns(prefix, n) || !slices.Contains(keep, CheckpointName(n)) && inherited(d.VM, st, n) {
 			d.add(Finding{Code: FindingForeignCheckpoint, Name: CheckpointName(n), Detail: fmt.Sprintf("checkpoint or bitmap %s is another consumer's, or another VM's", n),
 				Effect: "none", foreign: true})
 		}

@@ -129,7 +129,7 @@ func (w *world) draft(name string, parent kvmbackup.Backup, n int) kvmbackup.Bac
 	stamp := repository.NextStamp(epoch.Add(time.Duration(n)*time.Second), repository.Stamp{}, nil)
 	b := kvmbackup.Backup{
 		ID: idOf(name), VM: testVM, Domain: string(testVM), Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
-		ChainID: chainOfName(name), Checkpoint: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, stamp),
+		ChainID: chainOfName(name), Checkpoint: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, stamp, testVM),
 		Repository: w.repo.ID(), Path: string(testVM) + "/" + stamp.String(), StartedAt: stamp.Time(),
 		Consistency: kvmbackup.ConsistencyCrash, Reasons: []kvmbackup.Reason{{Code: kvmbackup.ReasonForced}},
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // undo takes back a failed backup and returns the cause, with whatever could not be undone joined to it. A process that lost
@@ -137,17 +136,9 @@ func (e *Engine) dropStale(ctx context.Context, o *op, dom DomainRef) error {
 	return e.dropBut(ctx, o, dom, st, keep...)
 }
 
-// dropBut drops what was seen on the domain and is this consumer's, but for those to keep. The records are needed, and read, only where a
-// name is not on the domain's own images.
+// dropBut drops what was seen on the domain and is this consumer's, but for those to keep.
 func (e *Engine) dropBut(ctx context.Context, o *op, dom DomainRef, st DomainStatus, keep ...CheckpointName) error {
-	var records []Backup
-	if slices.ContainsFunc(namesOn(st), func(n string) bool { return Owns(e.cfg.Prefix, n) && inherited(st, nil, n) }) {
-		var err error
-		if records, err = e.cfg.Store.List(ctx, Query{VM: o.vm}); err != nil {
-			return err
-		}
-	}
-	return e.drop(ctx, o, dom, staleOf(e.cfg.Prefix, st, records, keep...))
+	return e.drop(ctx, o, dom, StaleCheckpoints(e.cfg.Prefix, o.vm, st, keep...))
 }
 
 // drop gives all of it as long as a clean-up may take: libvirt waits, without end, while a job hangs in its target.

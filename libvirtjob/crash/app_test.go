@@ -186,7 +186,7 @@ func (a *app) forget() {
 	a.Helper()
 	st, err := a.exec.Inspect(a.ctx, a.ref())
 	a.must(err)
-	for _, name := range kvmbackup.StaleCheckpoints(kvmbackup.DefaultPrefix, st) {
+	for _, name := range kvmbackup.StaleCheckpoints(kvmbackup.DefaultPrefix, a.vm(), st) {
 		a.must(a.exec.DropCheckpoint(a.ctx, a.ref(), name))
 	}
 }

@@ -159,7 +159,7 @@ func (b *bench) wantClean(g *guest) {
 	if st.Job != kvmbackup.JobNone {
 		b.Errorf("a job is left: %s", st.JobDetail)
 	}
-	if left := kvmbackup.StaleCheckpoints(kvmbackup.DefaultPrefix, st, rec.ActiveCheckpoint); len(left) > 0 {
+	if left := kvmbackup.StaleCheckpoints(kvmbackup.DefaultPrefix, kvmbackup.VMID(g.name), st, rec.ActiveCheckpoint); len(left) > 0 {
 		b.Errorf("checkpoints are left: %v", left)
 	}
 	entries, err := b.cfg.Repository.List(b.ctx, g.name)
