@@ -117,6 +117,8 @@ func TestErrors(t *testing.T) {
 		f.fail(exitNotFound, "no-backup", append(command, "nobody/latest")...)
 		f.fail(exitNotFound, "no-backup", append(command, "9999")...)
 	}
+	f.fail(exitNotFound, "no-backup", "retain", "nobody", "--keep-last", "1")
+	f.fail(exitNotFound, "no-backup", "retain", "nobody", "--keep-last", "1", "--dry-run")
 	f.must("delete", web1)
 	f.fail(exitFailed, "wrong-status", "verify", web1)
 	elsewhere := &fixture{t: t, args: []string{"--repo", t.TempDir(), "--store", filepath.Join(t.TempDir(), "x.db")}}

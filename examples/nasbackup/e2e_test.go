@@ -21,7 +21,10 @@ func TestEndToEnd(t *testing.T) {
 	if r := l.run("init"); r.code != exitDone {
 		t.Fatal("init")
 	}
-	l.fail(exitNotFound, "no-domain", "plan", "nobody")
+	for _, command := range []string{"plan", "backup", "doctor", "recover", "forget"} {
+		l.fail(exitNotFound, "no-domain", command, "nobody")
+	}
+	l.get(&diagnosis{}, "doctor", guestName) // without a backup yet
 	var plan plannedBackup
 	l.get(&plan, "plan", guestName)
 	if plan.Kind != kvmbackup.KindFull || plan.Reasons[0].Code != kvmbackup.ReasonNoActiveCheckpoint || len(plan.Volumes) != 2 {

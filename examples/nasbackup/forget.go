@@ -19,12 +19,16 @@ programs' checkpoints are not touched.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
+			vm := kvmbackup.VMID(args[0])
 			return a.with(ctx, needHypervisor, func(s *session) error {
-				if err := s.Forget(ctx, kvmbackup.VMID(args[0]), kvmbackup.DomainRef{}); err != nil {
+				if err := s.needKnown(ctx, vm); err != nil {
 					return err
 				}
-				return a.print(map[string]string{"vm": args[0]}, func(w io.Writer) {
-					fmt.Fprintf(w, "%s: checkpoints removed, the next backup is a full\n", args[0])
+				if err := s.Forget(ctx, vm, kvmbackup.DomainRef{}); err != nil {
+					return err
+				}
+				return a.print(map[string]kvmbackup.VMID{"vm": vm}, func(w io.Writer) {
+					fmt.Fprintf(w, "%s: checkpoints removed, the next backup is a full\n", vm)
 				})
 			})
 		}),
