@@ -125,6 +125,26 @@ func TestErrors(t *testing.T) {
 	elsewhere.fail(exitFailed, "no-repository", "list")
 }
 
+// TestBadStore: what is said of a store that can't be opened names it once, and no password.
+func TestBadStore(t *testing.T) {
+	f := newFixture(t)
+	for store, want := range map[string]struct {
+		exit int
+		text string
+	}{
+		"/nothing/there.db":                    {exitFailed, "/nothing/there.db"},
+		"postgres://op:secret@127.0.0.1:1/db":  {exitFailed, "127.0.0.1:1"},
+		"postgres://op:secret word@[broken/db": {exitFailed, "PostgreSQL"},
+		"mysql://op:secret@127.0.0.1/db":       {exitUsage, "mysql://"},
+	} {
+		f.args[3] = store
+		r := f.run("list")
+		if r.code != want.exit || !strings.Contains(r.stderr, want.text) || strings.Count(r.stderr, "unable to open") > 1 || strings.Contains(r.stderr, "secret") {
+			t.Errorf("%s: exit code %d\n%s", store, r.code, r.stderr)
+		}
+	}
+}
+
 // TestBusy: another process holds the VM.
 func TestBusy(t *testing.T) {
 	f := newFixture(t)
