@@ -46,7 +46,7 @@ or ~/.local/state/nasbackup. A lost store is rebuilt from the repository by "imp
 
 func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "nasbackup",
+		Use:           "nasbackup COMMAND",
 		Short:         "Incremental backups of libvirt domains in a NAS folder",
 		Long:          rootLong,
 		Version:       version(),

@@ -92,6 +92,8 @@ func TestUsage(t *testing.T) {
 		{"restore", web1, "--to", "x", "--in-place"},
 		{"restore", web1, "--to", "x", "--format", "vmdk"},
 		{"restore", web1, "--to", "x", "--volume", "=x"},
+		{"restore", web1, "--to", "x", "--volume", "vda", "--volume", "disk-web"},
+		{"restore", web1, "--in-place", "--format", "raw"},
 		{"retain", "web"},
 		{"retain", "web", "--keep-last", "-1"},
 		{"delete"},
@@ -102,7 +104,7 @@ func TestUsage(t *testing.T) {
 	unnamed := &fixture{t: t}
 	unnamed.fail(exitUsage, "usage", "list")
 	r := f.run("list", "--frobnicate")
-	if !strings.Contains(r.stderr, "frobnicate") || !strings.Contains(r.stderr, "--help") || r.stdout != "" {
+	if !strings.Contains(r.stderr, "frobnicate") || !strings.Contains(r.stderr, "\nUsage: nasbackup list [DOMAIN] ") || r.stdout != "" {
 		t.Errorf("without --json: %+v", r)
 	}
 }
