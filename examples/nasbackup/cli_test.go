@@ -125,6 +125,24 @@ func TestErrors(t *testing.T) {
 	f.fail(exitFailed, "wrong-status", "verify", web1)
 	elsewhere := &fixture{t: t, args: []string{"--repo", t.TempDir(), "--store", filepath.Join(t.TempDir(), "x.db")}}
 	elsewhere.fail(exitFailed, "no-repository", "list")
+	if r := elsewhere.run("list"); !strings.Contains(r.stderr, "nasbackup init") {
+		t.Errorf("no way out: %s", r.stderr)
+	}
+}
+
+// TestEmpty: where there is nothing yet, people are told so, and programs get nothing.
+func TestEmpty(t *testing.T) {
+	needTools(t, "qemu-img")
+	f := &fixture{t: t, args: []string{"--repo", t.TempDir(), "--store", filepath.Join(t.TempDir(), "records.db")}}
+	f.must("init")
+	for _, command := range [][]string{{"list"}, {"verify", "--all"}, {"import"}} {
+		if r := f.must(command...); r.stdout != "no backups\n" || r.stderr != "" {
+			t.Errorf("%q: %+v", command, r)
+		}
+		if r := f.must(append(command, "--json")...); r.stdout != "" || r.stderr != "" {
+			t.Errorf("%q --json: %+v", command, r)
+		}
+	}
 }
 
 // TestBadStore: what is said of a store that can't be opened names it once, and no password.
@@ -179,6 +197,9 @@ func TestVerifyAndRestore(t *testing.T) {
 	needTools(t, "qemu-img")
 	f := newFixture(t)
 	f.golden("verify.json", f.must("verify", web3, "--json"))
+	if r := f.must("verify", web3, "--content"); !strings.Contains(r.stdout, ": ok, 3 files; content not compared") {
+		t.Errorf("content that could not be compared: %s", r.stdout)
+	}
 	to := filepath.Join(t.TempDir(), "restored")
 	f.must("restore", web3, "--to", to, "--format", "raw")
 	if info, err := os.Stat(filepath.Join(to, "vda.disk-web.raw")); err != nil || info.Size() != 1<<20 {

@@ -110,10 +110,9 @@ func printRetention(w io.Writer, p kvmbackup.RetentionPlan, r retention) {
 		b := d.Backup
 		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), r.Backups[i].Action, strings.Join(d.KeptBy, ", "))
 	}
-	t.row("", "", "", "", size(p.FreeBytes), "now")
-	t.row("", "", "", "", size(p.LaterBytes), "later")
-	if n := len(p.Failed); n > 0 {
-		t.row("", "", "", "", "", fmt.Sprintf("%d failed", n))
-	}
 	t.print(w)
+	fmt.Fprintf(w, "frees %s now and %s later, when nothing stands on the pending ones any more\n", size(p.FreeBytes), size(p.LaterBytes))
+	if n := len(p.Failed); n > 0 {
+		fmt.Fprintf(w, "drops the records of %d failed backups\n", n)
+	}
 }

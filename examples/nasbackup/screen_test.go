@@ -33,6 +33,17 @@ func TestBar(t *testing.T) {
 	}
 }
 
+// TestTable: a cell with an error of several lines stays in its row.
+func TestTable(t *testing.T) {
+	table := table{}
+	table.row("status", "failed")
+	table.row("error", "first\nsecond")
+	var out bytes.Buffer
+	if table.print(&out); out.String() != "status  failed\nerror   first; second\n" {
+		t.Errorf("printed %q", out.String())
+	}
+}
+
 func TestSize(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1 << 10: "1.0 KiB", 1536 << 10: "1.5 MiB", 1<<63 - 1: "8.0 EiB"} {
 		if has := size(n); has != want {

@@ -46,7 +46,11 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 	if a.repo == "" {
 		return usage("no repository: name it with --repo or NASBACKUP_REPO")
 	}
-	if s.repo, err = repository.Open(ctx, a.repo, repository.Options{Logger: a.logger()}); err != nil {
+	s.repo, err = repository.Open(ctx, a.repo, repository.Options{Logger: a.logger()})
+	if errors.Is(err, repository.ErrNotRepository) {
+		return fmt.Errorf("%w, which is what \"nasbackup init\" does", err)
+	}
+	if err != nil {
 		return err
 	}
 	store, err := a.openStore(ctx, s)
