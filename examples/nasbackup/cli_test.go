@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup/internal/testpg"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -166,28 +167,39 @@ func TestBadStore(t *testing.T) {
 }
 
 // TestBusy: another process holds the VM.
-func TestBusy(t *testing.T) {
+func TestBusy(t *testing.T) { newFixture(t).busy() }
+
+// TestPostgreSQL keeps the records there.
+func TestPostgreSQL(t *testing.T) {
 	f := newFixture(t)
+	host, _, _ := strings.Cut(strings.TrimPrefix(testpg.DSN(t), "host="), " ")
+	f.args[3] = "postgres:///postgres?user=postgres&host=" + host
+	f.must("import")
+	f.golden("list.json", f.must("list", "web", "--json"))
+	f.busy()
+}
+
+func (f *fixture) busy() {
+	f.t.Helper()
 	a := newApp(&bytes.Buffer{}, &bytes.Buffer{})
 	a.repo, a.store = f.dir, f.args[3]
-	s := &session{}
-	repo, err := repository.Open(t.Context(), f.dir, repository.Options{})
-	if err != nil {
-		t.Fatal(err)
+	ctx, s := f.t.Context(), &session{}
+	var err error
+	if s.repo, err = repository.Open(ctx, f.dir, repository.Options{}); err != nil {
+		f.t.Fatal(err)
 	}
-	s.repo = repo
-	store, err := a.openStore(t.Context(), s)
+	store, err := a.openStore(ctx, s)
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.closers[0]() })
-	lease, err := store.AcquireLease(t.Context(), "web", "somebody else", 1<<40)
+	defer func() { _ = s.closers[0]() }()
+	lease, err := store.AcquireLease(ctx, "web", "somebody else", 1<<40)
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	f.fail(exitBusy, "busy", "delete", web3)
-	if err := store.ReleaseLease(t.Context(), lease); err != nil {
-		t.Fatal(err)
+	if err := store.ReleaseLease(ctx, lease); err != nil {
+		f.t.Fatal(err)
 	}
 	f.must("delete", web3)
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -144,41 +145,58 @@ func TestInPlace(t *testing.T) {
 	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
 }
 
-// TestCtrlC interrupts a backup twice: it leaves nothing behind, and the next one is as cheap as this one would have been.
+// TestCtrlC interrupts backups, one of them twice, and lets one run into its time limit: they leave nothing behind, and the
+// next one is as cheap as the first of them would have been.
 func TestCtrlC(t *testing.T) {
 	l := newLab(t)
 	l.run("init")
 	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
-	l.write(0, 0x21, 0, 32<<20)
+	l.spread(0x21)
+	l.interrupt(os.Interrupt, os.Interrupt)
+	l.nothingLeft(1)
+	l.interrupt(syscall.SIGTERM)
+	l.nothingLeft(2)
+	l.fail(exitFailed, "timeout", "backup", guestName, "--timeout", "1ms")
+	l.nothingLeft(2)
+	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
+	l.restores(second, held)
+	var found diagnosis
+	l.get(&found, "doctor", guestName)
+}
+
+// interrupt sends the signals to a backup whose job runs.
+func (l *lab) interrupt(signals ...os.Signal) {
+	l.t.Helper()
 	cmd := l.process("program", "backup", guestName, "--bandwidth", "1", "--verbose")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
 	if err := startPinned(cmd); err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
 	lines := bufio.NewScanner(stderr)
 	for lines.Scan() && !strings.Contains(lines.Text(), `step="follow job"`) {
 	}
-	for range 2 {
-		if err := cmd.Process.Signal(os.Interrupt); err != nil {
-			t.Error(err)
+	for _, s := range signals {
+		if err := cmd.Process.Signal(s); err != nil {
+			l.t.Error(err)
 		}
 	}
 	rest, _ := io.ReadAll(stderr)
 	_ = cmd.Wait() // the exit code is what counts
 	if cmd.ProcessState.ExitCode() != exitFailed {
-		t.Errorf("interrupted: %v\n%s", cmd.ProcessState, rest)
+		l.t.Errorf("%v: %v\n%s", signals, cmd.ProcessState, rest)
 	}
-	if all := l.list("--all"); len(all) != 2 || all[1].Status != kvmbackup.StatusFailed {
-		t.Errorf("after the interruption: %+v", all)
+}
+
+// nothingLeft looks after some backups have failed that came after the first.
+func (l *lab) nothingLeft(failed int) {
+	l.t.Helper()
+	if all := l.list("--all"); len(all) != 1+failed || all[failed].Status != kvmbackup.StatusFailed {
+		l.t.Errorf("after the interruption: %+v", all)
 	}
 	if left, _ := filepath.Glob(l.path("nas/vm1/*")); len(left) != 1 {
-		t.Errorf("left in the repository: %v", left)
+		l.t.Errorf("left in the repository: %v", left)
 	}
-	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
-	l.restores(second, held)
-	var found diagnosis
-	l.get(&found, "doctor", guestName)
 }
