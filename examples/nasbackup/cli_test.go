@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/testpg"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -62,6 +63,27 @@ func TestText(t *testing.T) {
 	f.golden("retain.txt", f.must("retain", "web", "--keep-last", "1", "--dry-run"))
 	f.golden("delete.txt", f.must("delete", web2))
 	f.golden("list-all.txt", f.must("list", "web", "--all"))
+}
+
+// TestPlan: what keeps a backup from being taken now is part of its plan.
+func TestPlan(t *testing.T) {
+	p := kvmbackup.Plan{VM: "web", Decision: kvmbackup.Decision{Kind: kvmbackup.KindFull}, EstimateBytes: 1 << 30, FreeBytes: 1<<30 + reserveBytes}
+	said := func() string {
+		var out bytes.Buffer
+		printPlan(&out, p)
+		return out.String()
+	}
+	if text := said(); strings.Contains(text, "not now") {
+		t.Errorf("nothing is in its way: %s", text)
+	}
+	p.FreeBytes--
+	if text := said(); !strings.Contains(text, "not now: there is no space") {
+		t.Errorf("one byte too few: %s", text)
+	}
+	p.BusyWith = "blockcommit"
+	if text := said(); !strings.Contains(text, "not now: the domain is busy with blockcommit") {
+		t.Errorf("and a job: %s", text)
+	}
 }
 
 func TestHelp(t *testing.T) {

@@ -21,6 +21,9 @@ const (
 	needHypervisor             // and both
 )
 
+// reserveBytes stay free in the repository.
+const reserveBytes = 64 << 20
+
 // session is what a command works with.
 type session struct {
 	*kvmbackup.Engine
@@ -48,7 +51,7 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 	}
 	s.repo, err = repository.Open(ctx, a.repo, repository.Options{Logger: a.logger()})
 	if errors.Is(err, repository.ErrNotRepository) {
-		return fmt.Errorf("%w, which is what \"nasbackup init\" does", err)
+		return fmt.Errorf("%w (\"nasbackup init\" makes a folder one)", err)
 	}
 	if err != nil {
 		return err
@@ -57,7 +60,7 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg := kvmbackup.Config{Store: store, Repository: s.repo, LeaseWait: a.wait, OnEvent: a.screen.event, Logger: a.logger()}
+	cfg := kvmbackup.Config{Store: store, Repository: s.repo, LeaseWait: a.wait, ReserveBytes: reserveBytes, OnEvent: a.screen.event, Logger: a.logger()}
 	if a.wait == 0 {
 		cfg.LeaseWait = -1 // not at all; the engine's 0 is for ever
 	}
