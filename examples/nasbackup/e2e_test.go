@@ -93,6 +93,24 @@ func (l *lab) deletions(first, second, third, fourth kvmbackup.Backup) {
 	}
 }
 
+// TestTwoRepositories takes backups of one domain to two of them, with records of their own: each has a chain of its own.
+func TestTwoRepositories(t *testing.T) {
+	l := newLab(t)
+	l.file("other/.keep", "")
+	l.open()
+	other := []string{"--repo", l.path("other"), "--store", l.path("other.db")}
+	l.run("init")
+	l.run(append([]string{"init"}, other...)...)
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
+	l.write(0, 0x11, 0, 1<<20)
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint, other...)
+	l.write(0, 0x21, 2<<20, 1<<20)
+	l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, other...)
+	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
+	l.get(&diagnosis{}, append([]string{"doctor", guestName}, other...)...)
+	l.restores(second, held)
+}
+
 // TestLostStore rebuilds the records from the repository, without a hypervisor.
 func TestLostStore(t *testing.T) {
 	l := newLab(t)

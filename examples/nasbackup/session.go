@@ -24,6 +24,10 @@ const (
 // reserveBytes stay free in the repository.
 const reserveBytes = 64 << 20
 
+// prefix begins the names of checkpoints. Each repository has its own: by default it also has its own records, which know
+// nothing of the backups of a domain to another one, whose checkpoints would be dropped as leftovers.
+func prefix(r *repository.Repository) string { return fmt.Sprintf("nasbackup-%.8s", r.ID()) }
+
 // session is what a command works with.
 type session struct {
 	*kvmbackup.Engine
@@ -60,7 +64,10 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg := kvmbackup.Config{Store: store, Repository: s.repo, LeaseWait: a.wait, ReserveBytes: reserveBytes, OnEvent: a.screen.event, Logger: a.logger()}
+	cfg := kvmbackup.Config{
+		Store: store, Repository: s.repo, Prefix: prefix(s.repo), LeaseWait: a.wait, ReserveBytes: reserveBytes,
+		OnEvent: a.screen.event, Logger: a.logger(),
+	}
 	if a.wait == 0 {
 		cfg.LeaseWait = -1 // not at all; the engine's 0 is for ever
 	}
