@@ -12,7 +12,6 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/testpg"
-	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -203,24 +202,13 @@ func TestPostgreSQL(t *testing.T) {
 
 func (f *fixture) busy() {
 	f.t.Helper()
-	a := newApp(&bytes.Buffer{}, &bytes.Buffer{})
-	a.repo, a.store = f.dir, f.args[3]
-	ctx, s := f.t.Context(), &session{}
-	var err error
-	if s.repo, err = repository.Open(ctx, f.dir, repository.Options{}); err != nil {
-		f.t.Fatal(err)
-	}
-	store, err := a.openStore(ctx, s)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer func() { _ = s.closers[0]() }()
-	lease, err := store.AcquireLease(ctx, "web", "somebody else", 1<<40)
+	store := openRecords(f.t, f.dir, f.args[3])
+	lease, err := store.AcquireLease(f.t.Context(), "web", "somebody else", 1<<40)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	f.fail(exitBusy, "busy", "delete", web3)
-	if err := store.ReleaseLease(ctx, lease); err != nil {
+	if err := store.ReleaseLease(f.t.Context(), lease); err != nil {
 		f.t.Fatal(err)
 	}
 	f.must("delete", web3)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -91,6 +92,62 @@ func (l *lab) deletions(first, second, third, fourth kvmbackup.Backup) {
 	if after.ActiveCheckpoint != "" || !after.Healthy {
 		l.t.Errorf("after the deletion of the newest: %+v", after)
 	}
+}
+
+// TestOptions goes through what the other tests leave out.
+func TestOptions(t *testing.T) {
+	l := newLab(t)
+	l.run("init")
+	first := l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonForced, "--full")
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonIncrementalDisabled, "--no-incremental")
+	l.guest("stop")
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonStopped)
+	l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, "--offline-incremental")
+
+	l.crashed(first, "2030.01.01.00.00.00")
+	var d diagnosis
+	if l.expect(exitFailed, &d, "doctor", guestName); d.Healthy || d.Findings[0].Code != kvmbackup.FindingRunningRecord {
+		t.Errorf("doctor finds %+v", d)
+	}
+	var r recovered
+	if l.get(&r, "recover", guestName); r.VM != guestName || r.Outcome != kvmbackup.RecoveryUndone {
+		t.Errorf("recover did %+v", r)
+	}
+	l.crashed(first, "2030.01.01.00.00.01")
+	if l.get(&d, "doctor", guestName, "--repair"); !d.Healthy || len(d.Findings) > 0 {
+		t.Errorf("doctor --repair leaves %+v", d)
+	}
+
+	var kept retention
+	l.get(&kept, "retain", guestName, "--keep-last", "1")
+	if all := l.list("--all"); len(kept.Backups) != 5 || len(all) != 4 || all[0].Status != kvmbackup.StatusDeletePending || all[1].Status != kvmbackup.StatusCompleted {
+		t.Errorf("retain did %+v and left %+v", kept, all)
+	}
+	var gone deletion
+	l.get(&gone, "delete", string(l.list("--all")[0].ID), "--force")
+	if len(gone.Removed) != 2 || len(l.list()) != 0 {
+		t.Errorf("delete --force did %+v", gone)
+	}
+}
+
+// crashed leaves the record of a backup that a process began before it died, and whose lease has run out.
+func (l *lab) crashed(like kvmbackup.Backup, stamp string) {
+	l.t.Helper()
+	store := openRecords(l.t, l.path("nas"), l.path("records.db"))
+	lease, err := store.AcquireLease(l.t.Context(), like.VM, "a process that died", 1<<40)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	like.ID, like.Status, like.CompletedAt = kvmbackup.NewBackupID(), kvmbackup.StatusRunning, time.Time{}
+	like.Path, like.Checkpoint = guestName+"/"+stamp, kvmbackup.CheckpointName("nasbackup-x-"+stamp)
+	if _, err := store.Begin(l.t.Context(), lease, like); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := store.ReleaseLease(l.t.Context(), lease); err != nil {
+		l.t.Fatal(err)
+	}
+	l.open()
 }
 
 // TestTwoRepositories takes backups of one domain to two of them, with records of their own: each has a chain of its own.
