@@ -50,6 +50,7 @@ var translations = []translation{
 
 	{libvirt.ERR_SYSTEM_ERROR, "No space left on device", kvmbackup.ErrNoSpace},
 	{libvirt.ERR_SYSTEM_ERROR, "Disk quota exceeded", kvmbackup.ErrNoSpace},
+	{libvirt.ERR_INTERNAL_ERROR, "cannot accept command verb 'set-speed'", kvmbackup.ErrNoJob}, // it has ended in QEMU, and libvirt doesn't know yet
 	{libvirt.ERR_INTERNAL_ERROR, "has a blockjob assigned", kvmbackup.ErrBusy},
 	{libvirt.ERR_INTERNAL_ERROR, "Bitmap already exists", kvmbackup.ErrCheckpointExists},
 	{libvirt.ERR_INTERNAL_ERROR, "not found in backing chain", kvmbackup.ErrCheckpointInconsistent},

@@ -52,6 +52,10 @@ func TestTranslate(t *testing.T) {
 		{1, "internal error: unable to execute QEMU command 'block_resize': Permission conflict on node 'libvirt-1-format'", nil},
 		{1, "internal error: disk 'vda' has a blockjob assigned", kvmbackup.ErrBusy},
 		{8, "invalid argument: disk vda does not have an active block job", kvmbackup.ErrNoJob},
+		{
+			1, "internal error: unable to execute QEMU command 'block-job-set-speed': Job 'backup-vda-libvirt-2-format' in state 'concluded' " +
+				"cannot accept command verb 'set-speed'", kvmbackup.ErrNoJob,
+		},
 		{8, "unsupported flags (0x2) in function qemuBackupBegin", kvmbackup.ErrUnsupported},
 		{42, "Domain not found: no domain with matching name 't3'", kvmbackup.ErrNoDomain},
 		{3, "this function is not supported by the connection driver: virDomainBackupBegin", kvmbackup.ErrUnsupported},

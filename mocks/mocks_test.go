@@ -2,6 +2,11 @@ package mocks_test
 
 import (
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/golang/mock/gomock"
@@ -20,7 +25,40 @@ var (
 	_ kvmbackup.Repository   = (*mocks.MockRepository)(nil)
 	_ kvmbackup.Images       = (*mocks.MockImages)(nil)
 	_ kvmbackup.ChainDecider = (*mocks.MockChainDecider)(nil)
+	_ kvmbackup.JobControl   = (*mocks.MockJobControl)(nil)
 )
+
+// Every interface of the root package has a mock.
+func TestComplete(t *testing.T) {
+	interfaces, mocked := declared(t, ".."), declared(t, ".")
+	require.Contains(t, interfaces, "Store")
+	for name, isInterface := range interfaces {
+		if isInterface {
+			assert.Contains(t, mocked, "Mock"+name)
+		}
+	}
+}
+
+// declared returns the exported types of a package, and whether each is an interface.
+func declared(t *testing.T, dir string) map[string]bool {
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	require.NoError(t, err)
+	types := map[string]bool{}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.TypeSpec); ok && spec.Name.IsExported() {
+				_, types[spec.Name.Name] = spec.Type.(*ast.InterfaceType)
+			}
+			return true
+		})
+	}
+	return types
+}
 
 // host is what a test needs of an embedding program: an engine over mocks.
 type host struct {

@@ -126,7 +126,7 @@ type ToolError struct {
 	Err error
 }
 
-// Error names the tool, its subcommand, what it means and what the tool said.
+// Error names the tool, its subcommand, what it means and what the tool said, of which Stderr has more.
 func (e *ToolError) Error() string {
 	name := e.Tool
 	if len(e.Args) > 0 && !strings.HasPrefix(e.Args[0], "-") {
@@ -135,7 +135,7 @@ func (e *ToolError) Error() string {
 	if e.Stderr == "" {
 		return name + ": " + e.Err.Error()
 	}
-	return name + ": " + e.Err.Error() + ": " + e.Stderr
+	return name + ": " + e.Err.Error() + ": " + brief(e.Stderr)
 }
 
 // Unwrap returns Err.

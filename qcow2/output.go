@@ -1,9 +1,29 @@
 package qcow2
 
-import "sync"
+import (
+	"fmt"
+	"strings"
+	"sync"
+)
 
 // maxStderr is how much of a tool's messages is kept.
 const maxStderr = 32 << 10
+
+// brief is what an error's text repeats of a tool's messages: it ends up in logs and records, and a check of a damaged
+// image prints a line for each cluster.
+func brief(messages string) string {
+	const maxLines, maxLine = 4, 512
+	lines := strings.Split(messages, "\n")
+	if over := len(lines) - maxLines; over > 0 {
+		lines = []string{lines[0], lines[1], fmt.Sprintf("(%d more lines)", over+1), lines[len(lines)-1]}
+	}
+	for i, line := range lines {
+		if len(line) > maxLine {
+			lines[i] = strings.ToValidUTF8(line[:maxLine], "") + "..."
+		}
+	}
+	return strings.Join(lines, "\n")
+}
 
 // tailBuffer keeps the end of what is written to it. It never fails, and is safe
 // for concurrent use, since a process that hangs is left writing to it.

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -65,6 +66,18 @@ func TestMessagesAreBounded(t *testing.T) {
 	var failed *qcow2.ToolError
 	if !errors.Is(err, qcow2.ErrNoSpace) || !errors.As(err, &failed) || len(failed.Stderr) > 32<<10 {
 		t.Errorf("got %.200v, want ErrNoSpace with bounded messages", err)
+	}
+	if text := err.Error(); len(text) > 4<<10 || !strings.HasSuffix(text, "\nNo space left on device") {
+		t.Errorf("the error's text has %d bytes: %.4096s", len(text), text)
+	}
+}
+
+func TestLongLinesAreShortened(t *testing.T) {
+	t.Parallel()
+	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, "echo first >&2; yes é | tr -d '\\n' | head -c 20000 >&2; exit 1")})
+	_, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{})
+	if text := err.Error(); len(text) > 2<<10 || !strings.Contains(text, "first\n") || !utf8.ValidString(text) {
+		t.Errorf("the error's text has %d bytes: %.4096s", len(text), text)
 	}
 }
 

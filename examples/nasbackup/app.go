@@ -46,7 +46,7 @@ or ~/.local/state/nasbackup. A lost store is rebuilt from the repository by "imp
 
 func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "nasbackup",
+		Use:           "nasbackup COMMAND",
 		Short:         "Incremental backups of libvirt domains in a NAS folder",
 		Long:          rootLong,
 		Version:       version(),
@@ -61,7 +61,7 @@ func (a *app) rootCommand() *cobra.Command {
 	f.StringVar(&a.connect, "connect", "", "libvirt `URI` of the hypervisor (default $NASBACKUP_CONNECT, or else qemu:///system)")
 	f.StringVar(&a.repo, "repo", "", "`DIR` with the backups (default $NASBACKUP_REPO)")
 	f.StringVar(&a.store, "store", "", "`FILE` or postgres://... with the records (default $NASBACKUP_STORE, or else as above)")
-	f.DurationVar(&a.wait, "wait", time.Minute, "how long to wait for a VM that is busy; a crashed process blocks its VM for 30 s")
+	f.DurationVar(&a.wait, "wait", time.Minute, "how long to wait for a VM that another nasbackup works on; one that crashed blocks it for 30 s")
 	f.BoolVar(&a.json, "json", false, "print JSON: one object, or one per line for lists; errors too, on stderr")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "log every step on stderr")
 	root.AddCommand(

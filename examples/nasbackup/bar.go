@@ -37,17 +37,18 @@ func (b *bar) remaining() time.Duration {
 	return 0
 }
 
-// String is the bar as a line of at most 80 columns.
-func (b *bar) String() string {
-	const width = 24
+// line is the bar on a screen of some columns. Where they are few, figures matter more.
+func (b *bar) line(columns int) string {
 	share := 0.0
 	if b.total > 0 {
 		share = min(float64(b.done)/float64(b.total), 1)
 	}
-	filled := int(share * width)
-	line := fmt.Sprintf("%-5s [%s%s] %3.0f%% of %s", b.name, strings.Repeat("#", filled), strings.Repeat(".", width-filled), share*100, size(b.total))
+	figures := fmt.Sprintf("%3.0f%% of %s", share*100, size(b.total))
 	if r := b.rate(); r > 0 {
-		line += fmt.Sprintf(", %s/s, %v left", size(int64(r)), b.remaining())
+		figures += fmt.Sprintf(", %s/s, %v left", size(int64(r)), b.remaining())
 	}
-	return line
+	const widest, others = 24, len("vda   [] ")
+	width := max(min(widest, columns-others-len(figures)), 0)
+	filled := int(share * float64(width))
+	return fmt.Sprintf("%-5s [%s%s] %s", b.name, strings.Repeat("#", filled), strings.Repeat(".", width-filled), figures)
 }

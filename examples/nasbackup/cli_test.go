@@ -10,7 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/testpg"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -63,6 +64,27 @@ func TestText(t *testing.T) {
 	f.golden("list-all.txt", f.must("list", "web", "--all"))
 }
 
+// TestPlan: what keeps a backup from being taken now is part of its plan.
+func TestPlan(t *testing.T) {
+	p := kvmbackup.Plan{VM: "web", Decision: kvmbackup.Decision{Kind: kvmbackup.KindFull}, EstimateBytes: 1 << 30, FreeBytes: 1<<30 + reserveBytes}
+	said := func() string {
+		var out bytes.Buffer
+		printPlan(&out, p)
+		return out.String()
+	}
+	if text := said(); strings.Contains(text, "not now") {
+		t.Errorf("nothing is in its way: %s", text)
+	}
+	p.FreeBytes--
+	if text := said(); !strings.Contains(text, "not now: there is no space") {
+		t.Errorf("one byte too few: %s", text)
+	}
+	p.BusyWith = "blockcommit"
+	if text := said(); !strings.Contains(text, "not now: the domain is busy with blockcommit") {
+		t.Errorf("and a job: %s", text)
+	}
+}
+
 func TestHelp(t *testing.T) {
 	f := &fixture{t: t}
 	f.golden("help.txt", f.must("help"))
@@ -92,6 +114,8 @@ func TestUsage(t *testing.T) {
 		{"restore", web1, "--to", "x", "--in-place"},
 		{"restore", web1, "--to", "x", "--format", "vmdk"},
 		{"restore", web1, "--to", "x", "--volume", "=x"},
+		{"restore", web1, "--to", "x", "--volume", "vda", "--volume", "disk-web"},
+		{"restore", web1, "--in-place", "--format", "raw"},
 		{"retain", "web"},
 		{"retain", "web", "--keep-last", "-1"},
 		{"delete"},
@@ -102,7 +126,7 @@ func TestUsage(t *testing.T) {
 	unnamed := &fixture{t: t}
 	unnamed.fail(exitUsage, "usage", "list")
 	r := f.run("list", "--frobnicate")
-	if !strings.Contains(r.stderr, "frobnicate") || !strings.Contains(r.stderr, "--help") || r.stdout != "" {
+	if !strings.Contains(r.stderr, "frobnicate") || !strings.Contains(r.stderr, "\nUsage: nasbackup list [DOMAIN] ") || r.stdout != "" {
 		t.Errorf("without --json: %+v", r)
 	}
 }
@@ -117,35 +141,75 @@ func TestErrors(t *testing.T) {
 		f.fail(exitNotFound, "no-backup", append(command, "nobody/latest")...)
 		f.fail(exitNotFound, "no-backup", append(command, "9999")...)
 	}
+	f.fail(exitNotFound, "no-backup", "retain", "nobody", "--keep-last", "1")
+	f.fail(exitNotFound, "no-backup", "retain", "nobody", "--keep-last", "1", "--dry-run")
 	f.must("delete", web1)
 	f.fail(exitFailed, "wrong-status", "verify", web1)
 	elsewhere := &fixture{t: t, args: []string{"--repo", t.TempDir(), "--store", filepath.Join(t.TempDir(), "x.db")}}
 	elsewhere.fail(exitFailed, "no-repository", "list")
+	if r := elsewhere.run("list"); !strings.Contains(r.stderr, "nasbackup init") {
+		t.Errorf("no way out: %s", r.stderr)
+	}
+}
+
+// TestEmpty: where there is nothing yet, people are told so, and programs get nothing.
+func TestEmpty(t *testing.T) {
+	needTools(t, "qemu-img")
+	f := &fixture{t: t, args: []string{"--repo", t.TempDir(), "--store", filepath.Join(t.TempDir(), "records.db")}}
+	f.must("init")
+	for _, command := range [][]string{{"list"}, {"verify", "--all"}, {"import"}} {
+		if r := f.must(command...); r.stdout != "no backups\n" || r.stderr != "" {
+			t.Errorf("%q: %+v", command, r)
+		}
+		if r := f.must(append(command, "--json")...); r.stdout != "" || r.stderr != "" {
+			t.Errorf("%q --json: %+v", command, r)
+		}
+	}
+}
+
+// TestBadStore: what is said of a store that can't be opened names it once, and no password.
+func TestBadStore(t *testing.T) {
+	f := newFixture(t)
+	for store, want := range map[string]struct {
+		exit int
+		text string
+	}{
+		"/nothing/there.db":                    {exitFailed, "/nothing/there.db"},
+		"postgres://op:secret@127.0.0.1:1/db":  {exitFailed, "127.0.0.1:1"},
+		"postgres://op:secret word@[broken/db": {exitFailed, "PostgreSQL"},
+		"mysql://op:secret@127.0.0.1/db":       {exitUsage, "mysql://"},
+	} {
+		f.args[3] = store
+		r := f.run("list")
+		if r.code != want.exit || !strings.Contains(r.stderr, want.text) || strings.Count(r.stderr, "unable to open") > 1 || strings.Contains(r.stderr, "secret") {
+			t.Errorf("%s: exit code %d\n%s", store, r.code, r.stderr)
+		}
+	}
 }
 
 // TestBusy: another process holds the VM.
-func TestBusy(t *testing.T) {
+func TestBusy(t *testing.T) { newFixture(t).busy() }
+
+// TestPostgreSQL keeps the records there.
+func TestPostgreSQL(t *testing.T) {
 	f := newFixture(t)
-	a := newApp(&bytes.Buffer{}, &bytes.Buffer{})
-	a.repo, a.store = f.dir, f.args[3]
-	s := &session{}
-	repo, err := repository.Open(t.Context(), f.dir, repository.Options{})
+	host, _, _ := strings.Cut(strings.TrimPrefix(testpg.DSN(t), "host="), " ")
+	f.args[3] = "postgres:///postgres?user=postgres&host=" + host
+	f.must("import")
+	f.golden("list.json", f.must("list", "web", "--json"))
+	f.busy()
+}
+
+func (f *fixture) busy() {
+	f.t.Helper()
+	store := openRecords(f.t, f.dir, f.args[3])
+	lease, err := store.AcquireLease(f.t.Context(), "web", "somebody else", 1<<40)
 	if err != nil {
-		t.Fatal(err)
-	}
-	s.repo = repo
-	store, err := a.openStore(t.Context(), s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.closers[0]() })
-	lease, err := store.AcquireLease(t.Context(), "web", "somebody else", 1<<40)
-	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	f.fail(exitBusy, "busy", "delete", web3)
-	if err := store.ReleaseLease(t.Context(), lease); err != nil {
-		t.Fatal(err)
+	if err := store.ReleaseLease(f.t.Context(), lease); err != nil {
+		f.t.Fatal(err)
 	}
 	f.must("delete", web3)
 }
@@ -155,6 +219,9 @@ func TestVerifyAndRestore(t *testing.T) {
 	needTools(t, "qemu-img")
 	f := newFixture(t)
 	f.golden("verify.json", f.must("verify", web3, "--json"))
+	if r := f.must("verify", web3, "--content"); !strings.Contains(r.stdout, ": ok, 3 files; content not compared") {
+		t.Errorf("content that could not be compared: %s", r.stdout)
+	}
 	to := filepath.Join(t.TempDir(), "restored")
 	f.must("restore", web3, "--to", to, "--format", "raw")
 	if info, err := os.Stat(filepath.Join(to, "vda.disk-web.raw")); err != nil || info.Size() != 1<<20 {

@@ -24,12 +24,16 @@ when they differ in what is ours. A backup that is under way shows up as a diffe
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
+			vm := kvmbackup.VMID(args[0])
 			return a.with(ctx, needHypervisor, func(s *session) error {
+				if err := s.needKnown(ctx, vm); err != nil {
+					return err
+				}
 				do := s.Inspect
 				if repair {
 					do = s.Repair
 				}
-				d, err := do(ctx, kvmbackup.BackupRequest{VM: kvmbackup.VMID(args[0])})
+				d, err := do(ctx, kvmbackup.BackupRequest{VM: vm})
 				if err != nil {
 					return err
 				}

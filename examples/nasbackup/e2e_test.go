@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -21,7 +23,10 @@ func TestEndToEnd(t *testing.T) {
 	if r := l.run("init"); r.code != exitDone {
 		t.Fatal("init")
 	}
-	l.fail(exitNotFound, "no-domain", "plan", "nobody")
+	for _, command := range []string{"plan", "backup", "doctor", "recover", "forget"} {
+		l.fail(exitNotFound, "no-domain", command, "nobody")
+	}
+	l.get(&diagnosis{}, "doctor", guestName) // without a backup yet
 	var plan plannedBackup
 	l.get(&plan, "plan", guestName)
 	if plan.Kind != kvmbackup.KindFull || plan.Reasons[0].Code != kvmbackup.ReasonNoActiveCheckpoint || len(plan.Volumes) != 2 {
@@ -89,6 +94,80 @@ func (l *lab) deletions(first, second, third, fourth kvmbackup.Backup) {
 	}
 }
 
+// TestOptions goes through what the other tests leave out.
+func TestOptions(t *testing.T) {
+	l := newLab(t)
+	l.run("init")
+	first := l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonForced, "--full")
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonIncrementalDisabled, "--no-incremental")
+	l.guest("stop")
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonStopped)
+	l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, "--offline-incremental")
+
+	l.crashed(first, "2030.01.01.00.00.00")
+	var d diagnosis
+	if l.expect(exitFailed, &d, "doctor", guestName); d.Healthy || d.Findings[0].Code != kvmbackup.FindingRunningRecord {
+		t.Errorf("doctor finds %+v", d)
+	}
+	var r recovered
+	if l.get(&r, "recover", guestName); r.VM != guestName || r.Outcome != kvmbackup.RecoveryUndone {
+		t.Errorf("recover did %+v", r)
+	}
+	l.crashed(first, "2030.01.01.00.00.01")
+	if l.get(&d, "doctor", guestName, "--repair"); !d.Healthy || len(d.Findings) > 0 {
+		t.Errorf("doctor --repair leaves %+v", d)
+	}
+
+	var kept retention
+	l.get(&kept, "retain", guestName, "--keep-last", "1")
+	if all := l.list("--all"); len(kept.Backups) != 5 || len(all) != 4 || all[0].Status != kvmbackup.StatusDeletePending || all[1].Status != kvmbackup.StatusCompleted {
+		t.Errorf("retain did %+v and left %+v", kept, all)
+	}
+	var gone deletion
+	l.get(&gone, "delete", string(l.list("--all")[0].ID), "--force")
+	if len(gone.Removed) != 2 || len(l.list()) != 0 {
+		t.Errorf("delete --force did %+v", gone)
+	}
+}
+
+// crashed leaves the record of a backup that a process began before it died, and whose lease has run out.
+func (l *lab) crashed(like kvmbackup.Backup, stamp string) {
+	l.t.Helper()
+	store := openRecords(l.t, l.path("nas"), l.path("records.db"))
+	lease, err := store.AcquireLease(l.t.Context(), like.VM, "a process that died", 1<<40)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	like.ID, like.Status, like.CompletedAt = kvmbackup.NewBackupID(), kvmbackup.StatusRunning, time.Time{}
+	like.Path, like.Checkpoint = guestName+"/"+stamp, kvmbackup.CheckpointName("nasbackup-x-"+stamp)
+	if _, err := store.Begin(l.t.Context(), lease, like); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := store.ReleaseLease(l.t.Context(), lease); err != nil {
+		l.t.Fatal(err)
+	}
+	l.open()
+}
+
+// TestTwoRepositories takes backups of one domain to two of them, with records of their own: each has a chain of its own.
+func TestTwoRepositories(t *testing.T) {
+	l := newLab(t)
+	l.file("other/.keep", "")
+	l.open()
+	other := []string{"--repo", l.path("other"), "--store", l.path("other.db")}
+	l.run("init")
+	l.run(append([]string{"init"}, other...)...)
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
+	l.write(0, 0x11, 0, 1<<20)
+	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint, other...)
+	l.write(0, 0x21, 2<<20, 1<<20)
+	l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, other...)
+	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
+	l.get(&diagnosis{}, append([]string{"doctor", guestName}, other...)...)
+	l.restores(second, held)
+}
+
 // TestLostStore rebuilds the records from the repository, without a hypervisor.
 func TestLostStore(t *testing.T) {
 	l := newLab(t)
@@ -141,41 +220,58 @@ func TestInPlace(t *testing.T) {
 	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
 }
 
-// TestCtrlC interrupts a backup twice: it leaves nothing behind, and the next one is as cheap as this one would have been.
+// TestCtrlC interrupts backups, one of them twice, and lets one run into its time limit: they leave nothing behind, and the
+// next one is as cheap as the first of them would have been.
 func TestCtrlC(t *testing.T) {
 	l := newLab(t)
 	l.run("init")
 	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
-	l.write(0, 0x21, 0, 32<<20)
+	l.spread(0x21)
+	l.interrupt(os.Interrupt, os.Interrupt)
+	l.nothingLeft(1)
+	l.interrupt(syscall.SIGTERM)
+	l.nothingLeft(2)
+	l.fail(exitFailed, "timeout", "backup", guestName, "--timeout", "1ms")
+	l.nothingLeft(2)
+	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
+	l.restores(second, held)
+	var found diagnosis
+	l.get(&found, "doctor", guestName)
+}
+
+// interrupt sends the signals to a backup whose job runs.
+func (l *lab) interrupt(signals ...os.Signal) {
+	l.t.Helper()
 	cmd := l.process("program", "backup", guestName, "--bandwidth", "1", "--verbose")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
 	if err := startPinned(cmd); err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
 	lines := bufio.NewScanner(stderr)
 	for lines.Scan() && !strings.Contains(lines.Text(), `step="follow job"`) {
 	}
-	for range 2 {
-		if err := cmd.Process.Signal(os.Interrupt); err != nil {
-			t.Error(err)
+	for _, s := range signals {
+		if err := cmd.Process.Signal(s); err != nil {
+			l.t.Error(err)
 		}
 	}
 	rest, _ := io.ReadAll(stderr)
 	_ = cmd.Wait() // the exit code is what counts
 	if cmd.ProcessState.ExitCode() != exitFailed {
-		t.Errorf("interrupted: %v\n%s", cmd.ProcessState, rest)
+		l.t.Errorf("%v: %v\n%s", signals, cmd.ProcessState, rest)
 	}
-	if all := l.list("--all"); len(all) != 2 || all[1].Status != kvmbackup.StatusFailed {
-		t.Errorf("after the interruption: %+v", all)
+}
+
+// nothingLeft looks after some backups have failed that came after the first.
+func (l *lab) nothingLeft(failed int) {
+	l.t.Helper()
+	if all := l.list("--all"); len(all) != 1+failed || all[failed].Status != kvmbackup.StatusFailed {
+		l.t.Errorf("after the interruption: %+v", all)
 	}
 	if left, _ := filepath.Glob(l.path("nas/vm1/*")); len(left) != 1 {
-		t.Errorf("left in the repository: %v", left)
+		l.t.Errorf("left in the repository: %v", left)
 	}
-	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
-	l.restores(second, held)
-	var found diagnosis
-	l.get(&found, "doctor", guestName)
 }

@@ -8,6 +8,8 @@ import (
 	"io"
 	"slices"
 
+	"github.com/spf13/cobra"
+
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -118,14 +120,14 @@ func classify(ctx context.Context, err error, began bool) failure {
 	return f
 }
 
-func (f failure) report(w io.Writer, asJSON bool) {
+func (f failure) report(w io.Writer, asJSON bool, cmd *cobra.Command) {
 	if asJSON {
 		_ = json.NewEncoder(w).Encode(map[string]failure{"error": f}) // a closed stderr leaves the exit code
 		return
 	}
 	fmt.Fprintln(w, "nasbackup:", f.Message)
 	if f.Exit == exitUsage {
-		fmt.Fprintln(w, `Run "nasbackup help" or "nasbackup COMMAND --help".`)
+		fmt.Fprintf(w, "Usage: %s\nRun \"%s --help\" for more.\n", cmd.UseLine(), cmd.CommandPath())
 	}
 }
 

@@ -36,6 +36,20 @@ func (s *session) find(ctx context.Context, name string) (kvmbackup.Backup, erro
 	return kvmbackup.Backup{}, usage("%q is the beginning of %d backups' IDs, %s and %s among them", name, len(found), found[0].ID, found[1].ID)
 }
 
+// needKnown refuses a domain of which the hypervisor, the records and the repository know nothing. It is for commands that
+// would find all well with it.
+func (s *session) needKnown(ctx context.Context, vm kvmbackup.VMID) error {
+	records, err := s.List(ctx, vm, true)
+	if err != nil || len(records) > 0 {
+		return err
+	}
+	d, err := s.Inspect(ctx, kvmbackup.BackupRequest{VM: vm})
+	if err == nil && d.Domain == nil && len(d.Findings) == 0 {
+		err = fmt.Errorf("%w: %q, and it has no backups", kvmbackup.ErrNoDomain, vm)
+	}
+	return err
+}
+
 func (s *session) latest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup, error) {
 	completed, err := s.List(ctx, vm, false)
 	if err == nil && len(completed) == 0 || vm == "" {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
 // fixture is a repository with the backups F I I of the domain web, and F of mail, and a store that was imported from it.
@@ -156,6 +158,24 @@ func (f *fixture) fail(exit int, code string, args ...string) {
 	if r.code != exit || report.Error.Code != code || report.Error.Message == "" {
 		f.t.Errorf("nasbackup %q: exit code %d and %+v, want %d and %q", args, r.code, report.Error, exit, code)
 	}
+}
+
+// openRecords opens a store as the program does.
+func openRecords(t *testing.T, dir, store string) *sqlstore.Store {
+	t.Helper()
+	a := newApp(io.Discard, io.Discard)
+	a.store = store
+	repo, err := repository.Open(t.Context(), dir, repository.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &session{repo: repo}
+	records, err := a.openStore(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.closers[0]() })
+	return records
 }
 
 // needTools skips where a program is missing.

@@ -14,17 +14,21 @@ func (a *app) forgetCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "forget DOMAIN",
 		Short: "Remove our checkpoints and bitmaps from a domain",
-		Long: `Remove every checkpoint and bitmap of ours from a domain, for when it is no longer to be backed up. Its backups stay. Other
-programs' checkpoints are not touched.`,
+		Long: `Remove every checkpoint and bitmap that backups to this repository have put on a domain, for when it is no longer to be
+backed up there. Its backups stay. The checkpoints of other repositories and programs are not touched.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
+			vm := kvmbackup.VMID(args[0])
 			return a.with(ctx, needHypervisor, func(s *session) error {
-				if err := s.Forget(ctx, kvmbackup.VMID(args[0]), kvmbackup.DomainRef{}); err != nil {
+				if err := s.needKnown(ctx, vm); err != nil {
 					return err
 				}
-				return a.print(map[string]string{"vm": args[0]}, func(w io.Writer) {
-					fmt.Fprintf(w, "%s: checkpoints removed, the next backup is a full\n", args[0])
+				if err := s.Forget(ctx, vm, kvmbackup.DomainRef{}); err != nil {
+					return err
+				}
+				return a.print(map[string]kvmbackup.VMID{"vm": vm}, func(w io.Writer) {
+					fmt.Fprintf(w, "%s: checkpoints removed, the next backup is a full\n", vm)
 				})
 			})
 		}),

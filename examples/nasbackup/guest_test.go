@@ -13,6 +13,7 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"github.com/kvmbackup/kvmbackup/internal/testpg"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 )
 
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	default:
-		os.Exit(m.Run())
+		os.Exit(testpg.Main(m))
 	}
 }
 
@@ -58,8 +59,8 @@ func needsNobody() bool {
 	return os.Geteuid() == 0
 }
 
-// handleGuest does one thing with the guest of a folder: start, stop or write DISK PATTERN OFFSET LENGTH. The guest lives
-// on after this process.
+// handleGuest does one thing with the guest of a folder: start, stop, write DISK PATTERN OFFSET LENGTH, or spread DISK
+// PATTERN OFFSET LENGTH END, which writes at every other LENGTH from OFFSET to END. The guest lives on after this process.
 func handleGuest(dir, action string, args []string) error {
 	if err := libvirtjob.RunEventLoop(); err != nil {
 		return err
@@ -87,7 +88,27 @@ func handleGuest(dir, action string, args []string) error {
 		}
 		return nil
 	}
+	if action == "spread" {
+		return spreadGuest(dom, args)
+	}
 	return writeGuest(dom, args)
+}
+
+func spreadGuest(dom *libvirt.Domain, args []string) error {
+	var numbers [3]int // offset, length, end
+	for i := range numbers {
+		n, err := strconv.Atoi(args[2+i])
+		if err != nil {
+			return err
+		}
+		numbers[i] = n
+	}
+	for at := numbers[0]; at < numbers[2]; at += 2 * numbers[1] {
+		if err := writeGuest(dom, []string{args[0], args[1], strconv.Itoa(at), args[3]}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 const guestName = "vm1"

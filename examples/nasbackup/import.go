@@ -44,6 +44,9 @@ type imported struct {
 }
 
 func printImported(w io.Writer, found []imported) {
+	if len(found) == 0 {
+		fmt.Fprintln(w, "no backups")
+	}
 	for _, f := range found {
 		what := "was there"
 		switch {

@@ -26,12 +26,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	defer context.AfterFunc(ctx, a.screen.cancelling)()
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	a.screen.end()
 	if err == nil {
 		return exitDone
 	}
 	f := classify(ctx, err, a.began)
-	f.report(stderr, a.json || wantsJSON(args))
+	f.report(stderr, a.json || wantsJSON(args), cmd)
 	return f.Exit
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"os"
 	"runtime/debug"
 
@@ -18,7 +20,11 @@ func (a *app) manCommand(root *cobra.Command) *cobra.Command {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err
 			}
-			return doc.GenManTree(root, &doc.GenManHeader{Title: "NASBACKUP", Section: "1", Source: "nasbackup " + version()}, args[0])
+			err := doc.GenManTree(root, &doc.GenManHeader{Title: "NASBACKUP", Section: "1", Source: "nasbackup " + version()}, args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(map[string]string{"dir": args[0]}, func(w io.Writer) { fmt.Fprintln(w, "man pages are in", args[0]) })
 		}),
 	}
 }

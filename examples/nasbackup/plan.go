@@ -46,6 +46,7 @@ type plannedBackup struct {
 	Path          string                   `json:"path"`
 	EstimateBytes int64                    `json:"estimate_bytes"`
 	FreeBytes     int64                    `json:"free_bytes"`
+	ReserveBytes  int64                    `json:"reserve_bytes"` // backup refuses when the estimate would leave less
 	Reasons       []kvmbackup.Reason       `json:"reasons"`
 	Volumes       []plannedVolume          `json:"volumes"`
 	Pending       []kvmbackup.BackupID     `json:"pending,omitempty"`   // to be settled first
@@ -65,7 +66,7 @@ func planJSON(p kvmbackup.Plan) plannedBackup {
 	d := p.Decision
 	out := plannedBackup{
 		VM: p.VM, Kind: d.Kind, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID, Checkpoint: d.Checkpoint,
-		Path: p.Path, EstimateBytes: p.EstimateBytes, FreeBytes: p.FreeBytes, Reasons: d.Reasons, BusyWith: p.BusyWith,
+		Path: p.Path, EstimateBytes: p.EstimateBytes, FreeBytes: p.FreeBytes, ReserveBytes: reserveBytes, Reasons: d.Reasons, BusyWith: p.BusyWith,
 	}
 	for _, v := range d.Volumes {
 		out.Volumes = append(out.Volumes, plannedVolume(v))
@@ -86,6 +87,9 @@ func printPlan(w io.Writer, p kvmbackup.Plan) {
 		t.row(" ", v.Device, string(v.VolumeID), v.Kind.String(), string(v.Reason.Code))
 	}
 	t.print(w)
+	if p.FreeBytes < p.EstimateBytes+reserveBytes {
+		fmt.Fprintf(w, "not now: there is no space for it, with the %s that are to stay free\n", size(reserveBytes))
+	}
 	if p.BusyWith != "" {
 		fmt.Fprintf(w, "not now: the domain is busy with %s\n", p.BusyWith)
 	}

@@ -46,6 +46,9 @@ func (s *session) settle(ctx context.Context, args []string) ([]recovered, error
 		byVM, err = s.RecoverAll(ctx)
 	} else {
 		vm := kvmbackup.VMID(args[0])
+		if err := s.needKnown(ctx, vm); err != nil {
+			return nil, err
+		}
 		byVM[vm], err = s.Recover(ctx, vm, kvmbackup.DomainRef{Name: args[0]})
 	}
 	var all []recovered

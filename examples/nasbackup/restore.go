@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -49,6 +50,7 @@ domain must be off, and its next backup is a full.`,
 	f.StringArrayVar(&flags.volumes, "volume", nil, "`ID[=PATH]` or DEVICE[=PATH]: only this volume, to that new file or block device; may be repeated")
 	f.BoolVar(&flags.inPlace, "in-place", false, "overwrite the VM's own disks; PATH is then the device to overwrite")
 	f.Int64Var(&flags.bandwidth, "bandwidth", 0, "limit each volume's copy to `MIB_PER_S` (default no limit)")
+	cmd.MarkFlagsMutuallyExclusive("in-place", "format")
 	return cmd
 }
 
@@ -84,12 +86,16 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 		if err != nil {
 			return err
 		}
+		req, err := flags.request(b, a.screen.restoring)
+		if err != nil {
+			return err
+		}
 		if flags.to != "" {
 			if err := os.MkdirAll(flags.to, 0o755); err != nil {
 				return err
 			}
 		}
-		done, err := s.Restore(ctx, flags.request(b, a.screen.restoring))
+		done, err := s.Restore(ctx, req)
 		if err != nil {
 			return err
 		}
@@ -97,7 +103,7 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 	})
 }
 
-func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int64)) kvmbackup.RestoreRequest {
+func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int64)) (kvmbackup.RestoreRequest, error) {
 	req := kvmbackup.RestoreRequest{
 		Backup: b.ID, Dir: f.to, Format: qcow2.Format(f.format), BandwidthBytes: f.bandwidth << 20, OnProgress: progress,
 	}
@@ -106,9 +112,13 @@ func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int6
 	}
 	for _, v := range f.volumes {
 		name, path, _ := strings.Cut(v, "=")
-		req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: volumeID(b, name), Path: path})
+		id := volumeID(b, name)
+		if slices.ContainsFunc(req.Volumes, func(other kvmbackup.RestoreVolume) bool { return other.ID == id }) {
+			return req, usage("--volume names %s twice", id)
+		}
+		req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: id, Path: path})
 	}
-	return req
+	return req, nil
 }
 
 // volumeID accepts a device in place of an ID. What is neither is left to the engine to refuse.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -55,6 +56,9 @@ func (a *app) retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.Re
 		n = needRecords
 	}
 	return a.with(ctx, n, func(s *session) error {
+		if records, err := s.List(ctx, vm, true); err != nil || len(records) == 0 {
+			return cmp.Or(err, fmt.Errorf("%w: %q has none", kvmbackup.ErrNotFound, vm))
+		}
 		do := s.Retain
 		if dryRun {
 			do = s.PlanRetain
@@ -106,10 +110,9 @@ func printRetention(w io.Writer, p kvmbackup.RetentionPlan, r retention) {
 		b := d.Backup
 		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), r.Backups[i].Action, strings.Join(d.KeptBy, ", "))
 	}
-	t.row("", "", "", "", size(p.FreeBytes), "now")
-	t.row("", "", "", "", size(p.LaterBytes), "later")
-	if n := len(p.Failed); n > 0 {
-		t.row("", "", "", "", "", fmt.Sprintf("%d failed", n))
-	}
 	t.print(w)
+	fmt.Fprintf(w, "frees %s now and %s later, when nothing stands on the pending ones any more\n", size(p.FreeBytes), size(p.LaterBytes))
+	if n := len(p.Failed); n > 0 {
+		fmt.Fprintf(w, "drops the records of %d failed backups\n", n)
+	}
 }

@@ -14,7 +14,7 @@ import (
 // it, so that they don't end up inside the bars. It is safe for concurrent use.
 type screen struct {
 	w     io.Writer
-	width int // columns; 0: no terminal
+	width func() int // in columns, which may change; 0: no terminal
 
 	mu    sync.Mutex
 	step  string
@@ -23,7 +23,7 @@ type screen struct {
 	muted bool // for --json
 }
 
-func newScreen(w io.Writer) *screen { return &screen{w: w, width: columns(w)} }
+func newScreen(w io.Writer) *screen { return &screen{w: w, width: func() int { return columns(w) }} }
 
 func (s *screen) mute() {
 	s.mu.Lock()
@@ -107,14 +107,15 @@ func (s *screen) erase() {
 }
 
 func (s *screen) draw() {
-	if s.width == 0 || s.muted || s.step == "" && len(s.bars) == 0 {
+	width := s.width() - 1 // some terminals wrap a line that fills the last column
+	if width < 0 || s.muted || s.step == "" && len(s.bars) == 0 {
 		return
 	}
 	s.erase()
 	var text bytes.Buffer
-	fmt.Fprintf(&text, "%.*s\n", s.width-1, s.step)
+	fmt.Fprintf(&text, "%.*s\n", width, s.step)
 	for _, b := range s.bars {
-		fmt.Fprintf(&text, "%.*s\n", s.width-1, b)
+		fmt.Fprintf(&text, "%.*s\n", width, b.line(width))
 	}
 	s.lines = 1 + len(s.bars)
 	_, _ = s.w.Write(text.Bytes()) // a terminal that is gone doesn't stop a backup

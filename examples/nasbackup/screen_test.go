@@ -14,16 +14,33 @@ func TestBar(t *testing.T) {
 	start := time.Date(2026, 11, 23, 7, 0, 0, 0, time.UTC)
 	b := &bar{name: "vda"}
 	b.set(start, 0, 0)
-	if has := b.String(); has != "vda   [........................]   0% of 0 B" {
+	if has := b.line(80); has != "vda   [........................]   0% of 0 B" {
 		t.Errorf("unknown: %q", has)
 	}
 	b.set(start.Add(10*time.Second), 1<<30, 4<<30)
-	if has := b.String(); has != "vda   [######..................]  25% of 4.0 GiB, 102.4 MiB/s, 30s left" {
+	if has := b.line(80); has != "vda   [######..................]  25% of 4.0 GiB, 102.4 MiB/s, 30s left" {
 		t.Errorf("a quarter: %q", has)
 	}
+	if has := b.line(51); has != "vda   [#...]  25% of 4.0 GiB, 102.4 MiB/s, 30s left" {
+		t.Errorf("a quarter, on a narrow screen: %q", has)
+	}
+	if has := b.line(10); has != "vda   []  25% of 4.0 GiB, 102.4 MiB/s, 30s left" {
+		t.Errorf("a quarter, on hardly a screen: %q", has)
+	}
 	b.set(start.Add(40*time.Second), 4<<30, 4<<30)
-	if has := b.String(); has != "vda   [########################] 100% of 4.0 GiB, 102.4 MiB/s, 0s left" {
+	if has := b.line(80); has != "vda   [########################] 100% of 4.0 GiB, 102.4 MiB/s, 0s left" {
 		t.Errorf("done: %q", has)
+	}
+}
+
+// TestTable: a cell with an error of several lines stays in its row.
+func TestTable(t *testing.T) {
+	table := table{}
+	table.row("status", "failed")
+	table.row("error", "first\nsecond")
+	var out bytes.Buffer
+	if table.print(&out); out.String() != "status  failed\nerror   first; second\n" {
+		t.Errorf("printed %q", out.String())
 	}
 }
 
@@ -42,7 +59,7 @@ func TestScreen(t *testing.T) {
 	}}}
 	for _, width := range []int{0, 40} {
 		var out bytes.Buffer
-		s := &screen{w: &out, width: width}
+		s := &screen{w: &out, width: func() int { return width }}
 		s.event(kvmbackup.Event{Type: kvmbackup.EventStep, Op: "backup", VM: "web", Step: strings.Repeat("long ", 20)})
 		s.event(progress)
 		fmt.Fprintln(s, "a warning")

@@ -21,6 +21,13 @@ const (
 	needHypervisor             // and both
 )
 
+// reserveBytes stay free in the repository.
+const reserveBytes = 64 << 20
+
+// prefix begins the names of checkpoints. Each repository has its own: by default it also has its own records, which know
+// nothing of the backups of a domain to another one, whose checkpoints would be dropped as leftovers.
+func prefix(r *repository.Repository) string { return fmt.Sprintf("nasbackup-%.8s", r.ID()) }
+
 // session is what a command works with.
 type session struct {
 	*kvmbackup.Engine
@@ -46,14 +53,21 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 	if a.repo == "" {
 		return usage("no repository: name it with --repo or NASBACKUP_REPO")
 	}
-	if s.repo, err = repository.Open(ctx, a.repo, repository.Options{Logger: a.logger()}); err != nil {
+	s.repo, err = repository.Open(ctx, a.repo, repository.Options{Logger: a.logger()})
+	if errors.Is(err, repository.ErrNotRepository) {
+		return fmt.Errorf("%w (\"nasbackup init\" makes a folder one)", err)
+	}
+	if err != nil {
 		return err
 	}
 	store, err := a.openStore(ctx, s)
 	if err != nil {
 		return err
 	}
-	cfg := kvmbackup.Config{Store: store, Repository: s.repo, LeaseWait: a.wait, OnEvent: a.screen.event, Logger: a.logger()}
+	cfg := kvmbackup.Config{
+		Store: store, Repository: s.repo, Prefix: prefix(s.repo), LeaseWait: a.wait, ReserveBytes: reserveBytes,
+		OnEvent: a.screen.event, Logger: a.logger(),
+	}
 	if a.wait == 0 {
 		cfg.LeaseWait = -1 // not at all; the engine's 0 is for ever
 	}

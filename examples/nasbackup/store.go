@@ -18,25 +18,31 @@ import (
 
 // openStore opens the records and brings the tables up to date.
 func (a *app) openStore(ctx context.Context, s *session) (*sqlstore.Store, error) {
-	driver, dsn := "pgx", a.store
-	if !strings.HasPrefix(dsn, "postgres://") && !strings.HasPrefix(dsn, "postgresql://") {
+	driver, dsn, name := "pgx", a.store, "in PostgreSQL" // a URL may have a password; pgx says which server it is
+	switch scheme, _, isURL := strings.Cut(a.store, "://"); {
+	case !isURL:
 		file, err := storeFile(a.store, s.repo.ID())
 		if err != nil {
 			return nil, err
 		}
-		driver, dsn = "sqlite", sqliteDSN(file)
+		driver, dsn, name = "sqlite", sqliteDSN(file), file
+	case scheme != "postgres" && scheme != "postgresql":
+		return nil, usage("the store is a FILE or postgres://..., not %s://...", scheme)
 	}
 	db, err := sql.Open(driver, dsn)
 	if err != nil {
-		return nil, fmt.Errorf("open the store: %w", err)
+		return nil, fmt.Errorf("open the store %s: %w", name, err)
 	}
 	s.closers = append(s.closers, db.Close)
-	store, err := sqlstore.New(ctx, db, sqlstore.Config{})
-	if err != nil {
-		return nil, fmt.Errorf("open the store: %w", err)
+	if err := db.PingContext(ctx); err != nil {
+		return nil, fmt.Errorf("open the store %s: %w", name, err)
 	}
-	if err := store.Migrate(ctx); err != nil {
-		return nil, fmt.Errorf("prepare the store's tables: %w", err)
+	store, err := sqlstore.New(ctx, db, sqlstore.Config{})
+	if err == nil {
+		err = store.Migrate(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("prepare the store %s: %w", name, err)
 	}
 	return store, nil
 }

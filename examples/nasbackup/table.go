@@ -17,7 +17,12 @@ type table struct {
 	colour func(cell string) string // how to print a cell on a terminal
 }
 
-func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
+func (t *table) row(cells ...string) {
+	for i, cell := range cells {
+		cells[i] = strings.ReplaceAll(cell, "\n", "; ") // of joined errors
+	}
+	t.rows = append(t.rows, cells)
+}
 
 func (t *table) print(w io.Writer) {
 	widths := map[int]int{}

@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// columns is the width of the terminal that w is, or 0 when it is none.
+// columns is the width of the terminal that w is, or 0 when it is none or takes text alone.
 func columns(w io.Writer) int {
 	f, ok := w.(*os.File)
-	if !ok {
+	if !ok || os.Getenv("TERM") == "dumb" {
 		return 0
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)

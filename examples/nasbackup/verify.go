@@ -46,6 +46,9 @@ func (a *app) verifyAll(ctx context.Context, s *session, content bool) error {
 	if err != nil {
 		return err
 	}
+	if len(backups) == 0 && !a.json {
+		fmt.Fprintln(a.out, "no backups")
+	}
 	var errs []error
 	for _, b := range backups {
 		err := a.verify(ctx, s, b, content)
@@ -65,17 +68,20 @@ func (a *app) verify(ctx context.Context, s *session, b kvmbackup.Backup, conten
 	if err != nil && !errors.Is(err, kvmbackup.ErrDamaged) {
 		return err
 	}
-	return errors.Join(err, a.print(report, func(w io.Writer) { printReport(w, b, report) }))
+	return errors.Join(err, a.print(report, func(w io.Writer) { printReport(w, b, report, content) }))
 }
 
-func printReport(w io.Writer, b kvmbackup.Backup, r kvmbackup.VerifyReport) {
+func printReport(w io.Writer, b kvmbackup.Backup, r kvmbackup.VerifyReport, content bool) {
 	verdict := "ok"
 	if !r.OK() {
 		verdict = "damaged"
 	}
 	fmt.Fprintf(w, "%s %s: %s, %d files", b.ID, b.Path, verdict, r.Files)
-	if r.Content {
+	switch {
+	case r.Content:
 		fmt.Fprintf(w, ", %d digests", r.Digests)
+	case content:
+		fmt.Fprint(w, "; content not compared, it was taken without --digests")
 	}
 	fmt.Fprintln(w)
 	for _, p := range r.Problems {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -37,8 +38,8 @@ func parseConfig(args []string, getenv func(string) string) (Config, error) {
 	var c Config
 	f := flag.NewFlagSet("orchestrator", flag.ContinueOnError)
 	f.StringVar(&c.Connect, "connect", "qemu:///system", "libvirt `URI` of the hypervisor")
-	f.StringVar(&c.Database, "database", getenv("ORCHESTRATOR_DATABASE"), "postgres://... (default $ORCHESTRATOR_DATABASE)")
-	f.StringVar(&c.Repository, "repo", getenv("ORCHESTRATOR_REPO"), "`DIR` with the backups (default $ORCHESTRATOR_REPO)")
+	f.StringVar(&c.Database, "database", "", "postgres://... (default $ORCHESTRATOR_DATABASE)")
+	f.StringVar(&c.Repository, "repo", "", "`DIR` with the backups (default $ORCHESTRATOR_REPO)")
 	f.BoolVar(&c.Init, "init", false, "make DIR a repository if it is none; check that the share is mounted")
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:9817", "`ADDRESS` for /metrics and /healthz; empty for none")
 	f.StringVar(&c.Instance, "instance", newInstance(), "`NAME` of this run, different for every run")
@@ -56,6 +57,8 @@ func parseConfig(args []string, getenv func(string) string) (Config, error) {
 	if f.NArg() > 0 {
 		return c, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
+	c.Database = cmp.Or(c.Database, getenv("ORCHESTRATOR_DATABASE")) // not as the flag's default: --help would print its password
+	c.Repository = cmp.Or(c.Repository, getenv("ORCHESTRATOR_REPO"))
 	return c, c.Validate()
 }
 

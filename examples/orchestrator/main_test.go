@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -27,6 +29,24 @@ func TestStart(t *testing.T) {
 	stop()
 	l.must(<-ended)
 	t.Log(query[string](l, `SELECT last_error FROM orchestrator_vms`))
+}
+
+// TestHelp: asking for help is no failure, and the help doesn't print what the environment has.
+func TestHelp(t *testing.T) {
+	t.Setenv("ORCHESTRATOR_DATABASE", "postgres://backup:secret@db/backups")
+	file, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	stderr := os.Stderr
+	os.Stderr = file
+	err = start(t.Context(), []string{"--help"})
+	os.Stderr = stderr
+	text, errRead := os.ReadFile(file.Name())
+	if err != nil || errRead != nil || !strings.Contains(string(text), "-lease-ttl") || strings.Contains(string(text), "secret") {
+		t.Errorf("%v, %v; printed %s", err, errRead, text)
+	}
 }
 
 func TestStartRefuses(t *testing.T) {
