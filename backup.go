@@ -352,10 +352,8 @@ func (e *Engine) commit(ctx context.Context, o *op, h *heldLease, b *Backup) err
 // describe checks the written files, saves the definition and makes the manifest.
 func (r *run) describe(ctx context.Context) (repository.Manifest, error) {
 	r.step("check targets")
-	for i := range r.record.Volumes {
-		if err := r.checkTarget(ctx, &r.record.Volumes[i]); err != nil {
-			return repository.Manifest{}, err
-		}
+	if err := r.checkTargets(ctx); err != nil {
+		return repository.Manifest{}, err
 	}
 	if err := r.addDigests(ctx); err != nil {
 		return repository.Manifest{}, err

@@ -9,20 +9,30 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// checkTarget proves that a job left the file it was to write, whole, with the right size and backing link, and takes its stored
-// size into the record.
-func (r *run) checkTarget(ctx context.Context, v *VolumeBackup) error {
+// checkTargets proves that a job left the files it was to write, whole, with the right sizes and backing links, and takes their
+// stored sizes into the record.
+func (r *run) checkTargets(ctx context.Context) error {
+	var files []string
+	for i := range r.record.Volumes {
+		file, err := r.checkHeader(ctx, &r.record.Volumes[i])
+		if err != nil {
+			return err
+		}
+		files = append(files, file)
+	}
+	return firstError(each(ctx, files, func(file string) error { return wholeTables(ctx, r.e.cfg.Images, file) }))
+}
+
+// checkHeader is the part that needs no process. It returns the file's path.
+func (r *run) checkHeader(ctx context.Context, v *VolumeBackup) (string, error) {
 	partial := repository.PartialPath(r.record.Path, string(r.record.ID))
 	info, err := r.e.cfg.Repository.Stat(ctx, partial, v.File)
 	if err != nil {
-		return err
+		return "", err
 	}
 	v.StoredSize = info.AllocatedBytes
 	file := filepath.Join(r.e.cfg.Repository.PartialDir(r.record.Path, string(r.record.ID)), v.File)
-	if err := verifyLayer(ctx, r.e.cfg.Images, file, *v); err != nil {
-		return err
-	}
-	return wholeTables(ctx, r.e.cfg.Images, file)
+	return file, verifyLayer(ctx, r.e.cfg.Images, file, *v)
 }
 
 // wholeTables finds what QEMU 7.2 loses without an error when the flush fails with which it closes an image: it doesn't write the

@@ -164,10 +164,17 @@ const checksAtOnce = 4
 // returns the first error in the layers' order.
 func (e *Engine) verifyLayers(ctx context.Context, layers []layer) error {
 	for _, look := range []func(context.Context, []layer) []error{e.headerErrors, e.checkErrors} {
-		for _, err := range look(ctx, layers) {
-			if err != nil {
-				return err
-			}
+		if err := firstError(look(ctx, layers)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func firstError(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -175,7 +182,7 @@ func (e *Engine) verifyLayers(ctx context.Context, layers []layer) error {
 
 // headerErrors says of each layer what is wrong with its file and its header.
 func (e *Engine) headerErrors(ctx context.Context, layers []layer) []error {
-	return eachLayer(ctx, layers, func(l layer) error {
+	return each(ctx, layers, func(l layer) error {
 		if _, err := e.cfg.Repository.Stat(ctx, l.backup.Path, l.volume.File); err != nil {
 			return repositoryError(err)
 		}
@@ -185,7 +192,7 @@ func (e *Engine) headerErrors(ctx context.Context, layers []layer) []error {
 
 // checkErrors says of each layer what is wrong with its structure. Headers must have been looked at before.
 func (e *Engine) checkErrors(ctx context.Context, layers []layer) []error {
-	return eachLayer(ctx, layers, func(l layer) error {
+	return each(ctx, layers, func(l layer) error {
 		res, err := e.cfg.Images.Check(ctx, l.file, qcow2.CheckOptions{Timeout: checkLimit})
 		if err != nil {
 			return damage(ctx, err)
@@ -197,8 +204,8 @@ func (e *Engine) checkErrors(ctx context.Context, layers []layer) []error {
 	})
 }
 
-// eachLayer looks at several layers at once; when ctx ends no more are begun.
-func eachLayer(ctx context.Context, layers []layer, look func(layer) error) []error {
+// each looks at several layers or files at once; when ctx ends no more are begun.
+func each[T any](ctx context.Context, layers []T, look func(T) error) []error {
 	errs := make([]error, len(layers))
 	limit := NewLimiter(checksAtOnce)
 	var wg sync.WaitGroup

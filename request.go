@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -137,7 +138,7 @@ func (r BackupRequest) named(st DomainStatus) ([]chosen, error) {
 	for _, v := range r.Volumes {
 		i := slices.IndexFunc(st.Disks, func(d DiskStatus) bool { return d.Device == v.Device })
 		if i < 0 {
-			return nil, fmt.Errorf("%w: domain %q has no device %q for volume %q", ErrNoVolume, st.Name, v.Device, v.ID)
+			return nil, fmt.Errorf("%w: domain %q has no device %q for volume %q; it has %s", ErrNoVolume, st.Name, v.Device, v.ID, devicesOn(st))
 		}
 		if d := st.Disks[i]; d.Skip != "" {
 			return nil, fmt.Errorf("%w: device %q of domain %q can't be backed up: %s; leave it out of the request", ErrUnsupported, v.Device, st.Name, d.Skip)
@@ -145,6 +146,18 @@ func (r BackupRequest) named(st DomainStatus) ([]chosen, error) {
 		vols = append(vols, chosen{v, st.Disks[i]})
 	}
 	return vols, nil
+}
+
+// devicesOn names the domain's disks, for those who named another.
+func devicesOn(st DomainStatus) string {
+	var names []string
+	for _, d := range st.Disks {
+		names = append(names, d.Device)
+	}
+	if len(names) == 0 {
+		return "no disks at all"
+	}
+	return strings.Join(names, ", ")
 }
 
 // volumeSpace makes the derived volume IDs their own kind of UUID.

@@ -247,3 +247,34 @@ func TestTargetWithoutItsTables(t *testing.T) {
 		s.want("FI")
 	})
 }
+
+// companion is an Images whose checks wait until two are under way, or the context ends.
+type companion struct {
+	kvmbackup.Images
+	arrived chan struct{}
+}
+
+func (c companion) Check(ctx context.Context, path string, o qcow2.CheckOptions) (qcow2.CheckResult, error) {
+	select {
+	case c.arrived <- struct{}{}:
+	case <-c.arrived:
+	case <-ctx.Done():
+		return qcow2.CheckResult{}, context.Cause(ctx)
+	}
+	return c.Images.Check(ctx, path, o)
+}
+
+// The targets of one backup are checked at the same time.
+func TestTargetsCheckedTogether(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		cfg := s.cfg
+		cfg.Images = companion{cfg.Images, make(chan struct{})}
+		engine, err := kvmbackup.New(cfg)
+		s.must(err)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := engine.Backup(ctx, s.request(everyday)); err != nil {
+			t.Error(err)
+		}
+	})
+}

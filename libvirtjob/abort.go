@@ -36,7 +36,8 @@ func (j *job) abort(ctx context.Context) error {
 		// Once is enough; asking again does no harm and helps if the first was lost in a reconnect.
 		if time.Since(asked) > 5*time.Second {
 			err := do(ctx, j.dom, (*libvirt.Domain).AbortJob)
-			if err != nil && !errors.Is(err, kvmbackup.ErrNoJob) && !errors.Is(err, kvmbackup.ErrDomainStopped) {
+			// No job, no QEMU or no domain any more: the next look tells.
+			if err != nil && !isCode(err, libvirt.ERR_OPERATION_INVALID) && !isCode(err, libvirt.ERR_NO_DOMAIN) {
 				return err
 			}
 			asked = time.Now()

@@ -93,6 +93,9 @@ func (e *Executor) agent(ctx context.Context, ref kvmbackup.DomainRef, command s
 	answer, err := call(ctx, d, func(dom *libvirt.Domain) (string, error) {
 		return dom.QemuAgentCommand(`{"execute":"`+command+`"}`, agentTimeout(ctx), 0)
 	})
+	if isCode(err, libvirt.ERR_OPERATION_INVALID) && !errors.Is(err, kvmbackup.ErrDomainStopped) {
+		err = fmt.Errorf("%w: %w", kvmbackup.ErrDomainStopped, err) // the driver's own check, which a paused domain fails too
+	}
 	if err != nil {
 		return 0, err
 	}

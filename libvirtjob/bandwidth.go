@@ -67,7 +67,10 @@ func (j *job) shareBandwidth(ctx context.Context, devices []string) error {
 		err := do(ctx, j.dom, func(dom *libvirt.Domain) error {
 			return dom.BlockJobSetSpeed(device, uint64(part), libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
 		})
-		if err != nil && !errors.Is(err, kvmbackup.ErrNoJob) && !errors.Is(err, kvmbackup.ErrDomainStopped) {
+		if err == nil {
+			continue
+		}
+		if info, again := j.blockJob(ctx, device); again != nil || info != nil {
 			errs = append(errs, fmt.Errorf("limit bandwidth of %s: %w", device, err))
 		}
 	}

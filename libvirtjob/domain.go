@@ -35,13 +35,21 @@ func (e *Executor) lookUp(ctx context.Context, ref kvmbackup.DomainRef) (*domain
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look up domain %q: %w", ref.Name, translate(err))
+		return nil, fmt.Errorf("look up domain %q: %w%s", ref.Name, translate(err), wayToFind(err))
 	}
 	if ref.UUID != "" && !strings.EqualFold(ref.UUID, found.uuid) {
 		found.close()
 		return nil, fmt.Errorf("%w: domain %q has UUID %s, not %s", kvmbackup.ErrNoDomain, ref.Name, found.uuid, ref.UUID)
 	}
 	return found, nil
+}
+
+// wayToFind is the way out for a domain that libvirt doesn't know.
+func wayToFind(err error) string {
+	if !isCode(err, libvirt.ERR_NO_DOMAIN) {
+		return ""
+	}
+	return "; is it on another host or connection? One that is off and not defined has to be described by its disks"
 }
 
 func findDomain(conn *libvirt.Connect, name string) (*domain, error) {

@@ -11,7 +11,9 @@ import (
 )
 
 // translation maps one kind of libvirt error to a sentinel. libvirt has far fewer numbers than causes, so some need
-// a part of the message too; the texts are of libvirt 9.0 and QEMU 7.2 and are not translated by locales.
+// a part of the message too; the texts are of libvirt 9.0 and QEMU 7.2. A daemon gives libvirt's own texts in the language of its
+// host, QEMU's in English: where something depends on the sentinel it must come from a number or from a text of QEMU's,
+// or the caller has to find it out in another way.
 type translation struct {
 	code     libvirt.ErrorNumber
 	contains string // empty: any message
@@ -44,7 +46,7 @@ var translations = []translation{
 	{libvirt.ERR_XML_INVALID_SCHEMA, "", kvmbackup.ErrInvalid},
 	{libvirt.ERR_XML_ERROR, "", kvmbackup.ErrInvalid},
 
-	{libvirt.ERR_ARGUMENT_UNSUPPORTED, "guest agent", kvmbackup.ErrNoAgent},
+	{libvirt.ERR_ARGUMENT_UNSUPPORTED, "", kvmbackup.ErrNoAgent}, // of the calls made here only an agent's command has it
 	{libvirt.ERR_AGENT_UNRESPONSIVE, "", kvmbackup.ErrNoAgent},
 	{libvirt.ERR_AGENT_COMMAND_TIMEOUT, "", kvmbackup.ErrNoAgent},
 
@@ -66,6 +68,9 @@ func translate(err error) error {
 	var lv libvirt.Error
 	if !errors.As(err, &lv) {
 		return err
+	}
+	if lv.Code == libvirt.ERR_OPERATION_INVALID && lv.Domain == libvirt.FROM_DOMAIN { // all drivers' common check, in any language
+		return fmt.Errorf("%w: %w", kvmbackup.ErrDomainStopped, err)
 	}
 	for _, t := range translations {
 		if t.code == lv.Code && strings.Contains(lv.Message, t.contains) {

@@ -118,7 +118,7 @@ func (j *job) begin(ctx context.Context) error {
 		return err
 	}
 	if err := j.start(ctx, done); err != nil {
-		return j.beginError(err)
+		return j.beginError(ctx, err)
 	}
 	j.applyBandwidth(ctx)
 	return nil
@@ -198,8 +198,10 @@ func (j *job) sameDisks(ctx context.Context) error {
 }
 
 // beginError translates what BackupBegin said.
-func (j *job) beginError(err error) error {
+func (j *job) beginError(ctx context.Context, err error) error {
 	switch translated := translate(err); {
+	case isCode(err, libvirt.ERR_OPERATION_UNSUPPORTED) && !errors.Is(translated, kvmbackup.ErrDomainStopped) && j.stopped(ctx):
+		return fmt.Errorf("%w: %w", kvmbackup.ErrDomainStopped, err)
 	case errors.Is(translated, kvmbackup.ErrBusy):
 		return errors.Join(&kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name), Holder: "another job of the domain or a disk"}, translated)
 	case refused(err):

@@ -246,9 +246,14 @@ func jobError(info *libvirt.DomainJobInfo) error {
 
 // stopped returns an error if the job has ended because its domain has.
 func (w *watch) stopped(ctx context.Context) error {
-	active, err := call(ctx, w.job.dom, (*libvirt.Domain).IsActive)
-	if errors.Is(err, kvmbackup.ErrNoDomain) || err == nil && !active {
+	if w.job.stopped(ctx) {
 		return kvmbackup.ErrDomainStopped
 	}
 	return nil
+}
+
+// stopped says whether the job's domain has no QEMU any more.
+func (j *job) stopped(ctx context.Context) bool {
+	active, err := call(ctx, j.dom, (*libvirt.Domain).IsActive)
+	return errors.Is(err, kvmbackup.ErrNoDomain) || err == nil && !active
 }

@@ -70,22 +70,44 @@ var (
 	ErrMisplaced = errors.New("manifest names another path")
 )
 
-// Error is what the methods of Repository return: the operation, the path below the repository's root ("" for the root)
-// and the reason, which matches one of the sentinels where one fits, and the error of the system beside it.
+// Error is what the methods of Repository return: the repository's folder, the operation, the path below the folder ("" for the
+// folder itself) and the reason, which matches one of the sentinels where one fits, and the error of the system beside it.
 type Error struct {
+	Root string
 	Op   string
 	Path string
 	Err  error
 }
 
+// ways out of what only whoever runs the storage can mend.
+var ways = []struct {
+	class error
+	way   string
+}{
+	{ErrReadOnly, "mount it for writing, and let this user write to it"},
+	{ErrNoSpace, "delete backups or enlarge it"},
+}
+
 func (e *Error) Error() string {
-	if e.Path == "" {
-		return fmt.Sprintf("repository: %s: %v", e.Op, e.Err)
+	s := fmt.Sprintf("repository %q: %s", e.Root, e.Op)
+	if e.Path != "" {
+		s += fmt.Sprintf(" %q", e.Path)
 	}
-	return fmt.Sprintf("repository: %s %q: %v", e.Op, e.Path, e.Err)
+	s += ": " + e.Err.Error()
+	for _, w := range ways {
+		if errors.Is(e.Err, w.class) {
+			s += "; " + w.way
+		}
+	}
+	return s
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// failed makes the error of an operation.
+func (r *Repository) failed(op, path string, err error) error {
+	return &Error{Root: r.root, Op: op, Path: path, Err: err}
+}
 
 // ForeignFilesError names the files that kept a folder from being removed. It matches ErrForeignFiles.
 type ForeignFilesError struct {

@@ -32,7 +32,7 @@ func (r *Repository) FilePath(path, file string) string {
 func (r *Repository) Stat(ctx context.Context, path, file string) (FileInfo, error) {
 	f, err := parseFolder(path)
 	if err = errors.Join(err, validFile(file)); err != nil {
-		return FileInfo{}, &Error{"stat", path, err}
+		return FileInfo{}, r.failed("stat", path, err)
 	}
 	return do(ctx, r, "stat", join(path, file), func(s *session) (FileInfo, error) {
 		if err := s.folder(f.rel()); err != nil {
@@ -58,7 +58,7 @@ func (s *session) stat(rel, name string) (fi FileInfo, err error) {
 func (r *Repository) ReadSideFile(ctx context.Context, path, name string, maxBytes int64) ([]byte, error) {
 	f, err := parseFolder(path)
 	if err = errors.Join(err, validFile(name)); err != nil {
-		return nil, &Error{"read file", path, err}
+		return nil, r.failed("read file", path, err)
 	}
 	return do(ctx, r, "read file", join(path, name), func(s *session) ([]byte, error) {
 		if err := s.folder(f.rel()); err != nil {
@@ -73,7 +73,7 @@ func (r *Repository) ReadSideFile(ctx context.Context, path, name string, maxByt
 func (r *Repository) ReadManifest(ctx context.Context, path string) (Manifest, error) {
 	f, err := parseFolder(path)
 	if err != nil {
-		return Manifest{}, &Error{"read manifest", path, err}
+		return Manifest{}, r.failed("read manifest", path, err)
 	}
 	return do(ctx, r, "read manifest", path, func(s *session) (Manifest, error) { return s.manifest(f) })
 }
@@ -82,7 +82,7 @@ func (r *Repository) ReadManifest(ctx context.Context, path string) (Manifest, e
 func (r *Repository) Files(ctx context.Context, path string) ([]FileInfo, error) {
 	f, err := parseFolder(path)
 	if err != nil {
-		return nil, &Error{"list files", path, err}
+		return nil, r.failed("list files", path, err)
 	}
 	return do(ctx, r, "list files", path, func(s *session) ([]FileInfo, error) {
 		if err := s.folder(f.rel()); err != nil {

@@ -41,7 +41,7 @@ func do[T any](ctx context.Context, r *Repository, op, path string, fn func(*ses
 		if errors.Is(err, errLeft) {
 			err = context.Cause(ctx)
 		}
-		err = &Error{Op: op, Path: path, Err: classify(err)}
+		err = r.failed(op, path, classify(err))
 	}
 	return v, err
 }

@@ -73,7 +73,7 @@ func (r *Repository) Settle(ctx context.Context) error {
 		select {
 		case <-over:
 		case <-ctx.Done():
-			return &Error{"settle", "", fmt.Errorf("%w: %w", err, context.Cause(ctx))}
+			return r.failed("settle", "", fmt.Errorf("%w: %w", err, context.Cause(ctx)))
 		}
 	}
 }

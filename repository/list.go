@@ -28,7 +28,7 @@ type Entry struct {
 func (r *Repository) List(ctx context.Context, vm string) ([]Entry, error) {
 	if vm != "" {
 		if err := validVM(vm); err != nil {
-			return nil, &Error{"list", vm, err}
+			return nil, r.failed("list", vm, err)
 		}
 	}
 	return do(ctx, r, "list", vm, func(s *session) ([]Entry, error) {
@@ -120,7 +120,7 @@ func (s *session) fatal(err error) error {
 // needs to know. It reads no manifests.
 func (r *Repository) Stamps(ctx context.Context, vm string) ([]Stamp, error) {
 	if err := validVM(vm); err != nil {
-		return nil, &Error{"list stamps", vm, err}
+		return nil, r.failed("list stamps", vm, err)
 	}
 	return do(ctx, r, "list stamps", vm, func(s *session) ([]Stamp, error) {
 		there, err := s.exists(vm)

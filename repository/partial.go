@@ -23,7 +23,7 @@ const (
 func (r *Repository) CreatePartial(ctx context.Context, path, id string) (dir string, err error) {
 	f, err := parseTarget(path, id)
 	if err != nil {
-		return "", &Error{"create partial", path, err}
+		return "", r.failed("create partial", path, err)
 	}
 	return do(ctx, r, "create partial", path, func(s *session) (string, error) {
 		if err := s.makeVM(f.vm); err != nil {
@@ -86,7 +86,7 @@ func (r *Repository) PartialDir(path, id string) string {
 func (r *Repository) WriteFile(ctx context.Context, path, id, name string, data []byte) (FileEntry, error) {
 	f, err := parseTarget(path, id)
 	if err = errors.Join(err, validSide(name)); err != nil {
-		return FileEntry{}, &Error{"write file", path, err}
+		return FileEntry{}, r.failed("write file", path, err)
 	}
 	data = bytes.Clone(data) // the caller may leave
 	sum := sha256.Sum256(data)
@@ -117,7 +117,7 @@ func validSide(name string) error {
 func (r *Repository) PartialManifest(ctx context.Context, path, id string) (Manifest, error) {
 	f, err := parseTarget(path, id)
 	if err != nil {
-		return Manifest{}, &Error{"read partial manifest", path, err}
+		return Manifest{}, r.failed("read partial manifest", path, err)
 	}
 	return do(ctx, r, "read partial manifest", path, func(s *session) (Manifest, error) {
 		return s.ownManifest(f.partial(id), id)
@@ -136,7 +136,7 @@ func (r *Repository) RemovePartial(ctx context.Context, path, id string, files [
 		t.Files = append(t.Files, TargetFile{Name: name})
 	}
 	if err = errors.Join(err, t.validate()); err != nil {
-		return &Error{"remove partial", path, err}
+		return r.failed("remove partial", path, err)
 	}
 	_, err = do(ctx, r, "remove partial", path, func(s *session) (struct{}, error) {
 		return struct{}{}, s.removePartial(f.partial(id), t)

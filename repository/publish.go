@@ -21,11 +21,11 @@ import (
 func (r *Repository) Publish(ctx context.Context, m Manifest) error {
 	b, err := m.Encode()
 	if err != nil {
-		return &Error{"publish", m.Path, err}
+		return r.failed("publish", m.Path, err)
 	}
 	f, err := parseTarget(m.Path, m.ID)
 	if err != nil {
-		return &Error{"publish", m.Path, err}
+		return r.failed("publish", m.Path, err)
 	}
 	m.Volumes, m.Files = slices.Clone(m.Volumes), slices.Clone(m.Files) // the caller may leave
 	_, err = do(ctx, r, "publish", m.Path, func(s *session) (struct{}, error) { return struct{}{}, s.publish(f, m, b) })
@@ -163,7 +163,7 @@ func (r *Repository) setBad(dir string, bad bool) {
 func (r *Repository) Published(ctx context.Context, path, id string) (Manifest, bool, error) {
 	f, err := parseTarget(path, id)
 	if err != nil {
-		return Manifest{}, false, &Error{"published", path, err}
+		return Manifest{}, false, r.failed("published", path, err)
 	}
 	m, err := do(ctx, r, "published", path, func(s *session) (Manifest, error) {
 		m, err := s.ownManifest(f, id)
@@ -184,11 +184,11 @@ func (r *Repository) Published(ctx context.Context, path, id string) (Manifest, 
 func (r *Repository) RewriteManifest(ctx context.Context, m Manifest) error {
 	b, err := m.Encode()
 	if err != nil {
-		return &Error{"rewrite manifest", m.Path, err}
+		return r.failed("rewrite manifest", m.Path, err)
 	}
 	f, err := parseTarget(m.Path, m.ID)
 	if err != nil {
-		return &Error{"rewrite manifest", m.Path, err}
+		return r.failed("rewrite manifest", m.Path, err)
 	}
 	names := m.Target().names()
 	_, err = do(ctx, r, "rewrite manifest", m.Path, func(s *session) (struct{}, error) {

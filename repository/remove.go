@@ -69,7 +69,7 @@ type Removed struct {
 func (r *Repository) Remove(ctx context.Context, t Target) (Removed, error) {
 	f, err := parseTarget(t.Path, t.ID)
 	if err = errors.Join(err, t.validate()); err != nil {
-		return Removed{}, &Error{"remove", t.Path, err}
+		return Removed{}, r.failed("remove", t.Path, err)
 	}
 	t.Files = slices.Clone(t.Files) // the caller may leave
 	removed, err := do(ctx, r, "remove", t.Path, func(s *session) (Removed, error) { return s.removeBackup(f, t) })

@@ -93,13 +93,13 @@ func newRepository(dir string, o Options) (*Repository, error) {
 	}
 	root, err := filepath.Abs(dir)
 	if err != nil {
-		return nil, &Error{Op: "open", Path: dir, Err: err}
+		return nil, &Error{Root: dir, Op: "open", Err: err}
 	}
 	return &Repository{root: root, opts: o.withDefaults(), bad: map[string]bool{}, targets: map[string]*targets{}}, nil
 }
 
 func (r *Repository) open(ctx context.Context, op string, fn func(*session) (marker, error)) (*Repository, error) {
-	m, err := do(ctx, r, op, r.root, fn)
+	m, err := do(ctx, r, op, "", fn)
 	if err != nil {
 		return nil, err
 	}

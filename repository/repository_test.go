@@ -6,8 +6,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -68,7 +70,9 @@ func TestOpenRefuses(t *testing.T) {
 		})
 	}
 	dir := t.TempDir()
-	for _, dir := range []string{dir, filepath.Join(dir, "none")} {
+	file := filepath.Join(t.TempDir(), "file")
+	put(t, file, "")
+	for _, dir := range []string{dir, filepath.Join(dir, "none"), file} {
 		_, err := repository.Open(t.Context(), dir, repository.Options{})
 		want(t, err, repository.ErrNotRepository)
 		if !strings.Contains(err.Error(), "mounted") {
@@ -80,6 +84,34 @@ func TestOpenRefuses(t *testing.T) {
 	link(t, "/etc/hostname", filepath.Join(dir, repository.MarkerName))
 	_, err = repository.Open(t.Context(), dir, repository.Options{})
 	want(t, err, repository.ErrUnsafe)
+}
+
+// TestErrorsNameTheFolder: a host may have several repositories, and the storage's own messages don't say which.
+func TestErrorsNameTheFolder(t *testing.T) {
+	for step, c := range map[string]struct {
+		cause error
+		want  []string
+	}{
+		"create": {syscall.EROFS, []string{"mount it for writing"}},
+		"write":  {syscall.ENOSPC, []string{"delete backups or enlarge it"}},
+		"remove": {syscall.EIO, nil},
+	} {
+		failing := false
+		r := initRepo(t, t.TempDir(), repository.Options{NoSync: true, BeforeStep: func(s string) error {
+			if failing && strings.HasPrefix(s, step+" ") {
+				return c.cause
+			}
+			return nil
+		}})
+		failing = true
+		_, err := r.Probe(t.Context())
+		want(t, err, c.cause)
+		for _, text := range append(c.want, strconv.Quote(r.Root())) {
+			if !strings.Contains(err.Error(), text) {
+				t.Errorf("%q isn't in %q", text, err)
+			}
+		}
+	}
 }
 
 // Another share that is mounted at the same place later on must not be taken for the one that was opened.

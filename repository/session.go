@@ -31,7 +31,13 @@ type session struct {
 
 // open opens the root. A root that is missing says nothing about the backups.
 func (s *session) open() error {
-	err := s.read("open", "", func() (err error) { s.root, err = os.OpenRoot(s.repo.root); return err })
+	err := s.read("open", "", func() (err error) {
+		if info, err := os.Stat(s.repo.root); err == nil && !info.IsDir() {
+			return syscall.ENOTDIR // for which OpenRoot has a text of its own
+		}
+		s.root, err = os.OpenRoot(s.repo.root)
+		return err
+	})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		err = fmt.Errorf("%w: no such folder: is the share mounted?", ErrNotRepository)
 		if s.repo.id != "" {

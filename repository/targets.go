@@ -38,7 +38,7 @@ func (r *Repository) OpenTargets(ctx context.Context, path, id string, files []s
 		}
 	}
 	if err != nil {
-		return nil, &Error{"open targets", path, err}
+		return nil, r.failed("open targets", path, err)
 	}
 	dir := f.partial(id).rel()
 	t, err := do(ctx, r, "open targets", path, func(s *session) (*targets, error) { return s.openTargets(dir, files) })

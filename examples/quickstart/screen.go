@@ -10,7 +10,7 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// screen prints the tour: bars that move on a terminal, plain lines elsewhere.
+// screen prints the tour: bars that move on a terminal; elsewhere they are there when they are full.
 type screen struct {
 	out   io.Writer
 	moves bool // out is a terminal
@@ -62,16 +62,22 @@ func (s *screen) restoring(done, total int64) {
 	}
 }
 
-// copied ends a backup's bar.
+// restored ends a restore's bar.
+func (s *screen) restored(volumes []kvmbackup.RestoredVolume) {
+	var n int64
+	for _, v := range volumes {
+		n += v.VirtualSize
+	}
+	s.bar(n, n, "\n")
+}
+
+// copied says what a backup has copied.
 func (s *screen) copied(b *kvmbackup.Backup) {
 	var n int64
 	for _, v := range b.Volumes {
 		n += v.DirtyBytes
 	}
-	if s.moves {
-		s.bar(n, n, "\r")
-		fmt.Fprintln(s.out)
-	}
+	s.bar(n, n, "\n")
 	s.say("copied %s into %s in %.1f s", size(n), b.Path, b.CompletedAt.Sub(b.StartedAt).Seconds())
 }
 

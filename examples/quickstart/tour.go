@@ -30,7 +30,7 @@ func (t *tour) steps() []step {
 		{"the guest writes 3 MiB, then the second backup", func(ctx context.Context) error {
 			return t.after(ctx, writes{{vda, 0x11, 8 << 20, 1 << 20}, {vdb, 0x12, 0, 2 << 20}})
 		}},
-		{"libvirt forgets the guest and its checkpoints: destroyed and created again; then the third backup", func(ctx context.Context) error {
+		{"libvirt forgets the guest and its checkpoints: destroyed, and created again as a transient one; then the third backup", func(ctx context.Context) error {
 			if err := t.host.copyDisks(ctx, "second"); err != nil { // what step 6 has to give back
 				return err
 			}
@@ -93,6 +93,7 @@ func (t *tour) restore(ctx context.Context, b kvmbackup.Backup, copied string) e
 	if err != nil {
 		return err
 	}
+	t.restored(done.Volumes)
 	for _, v := range done.Volumes {
 		if err := t.images.Compare(ctx, v.Path, t.host.copyOf(copied, v.Device), qcow2.CompareOptions{}); err != nil {
 			return err

@@ -20,12 +20,19 @@ mkdir -p /run/libvirt /etc/libvirt
 mount --bind "$1/etc" /etc/libvirt
 mount --bind "$1/run" /run/libvirt
 mount --bind "$1/var" /var
+if [ -d "$1/locale" ]; then mount --bind "$1/locale" /usr/share/locale; fi
 exec libvirtd --pid-file "$1/run/libvirtd.pid" --config "$1/etc/libvirtd.conf"
 `
 
 // Daemon starts a libvirtd that nobody else uses, for what the embedded driver can't show: lost connections and
 // restarts. Guests start on it with Config.Host. It needs root, and ends with the test.
 func Daemon(tb testing.TB) *Host {
+	tb.Helper()
+	return daemon(tb, func(*Host) error { return nil })
+}
+
+// daemon makes the folders, lets prepare add to them, and starts the libvirtd.
+func daemon(tb testing.TB, prepare func(*Host) error) *Host {
 	tb.Helper()
 	NeedRoot(tb)
 	Need(tb) // the tools, and the event loop
@@ -60,6 +67,9 @@ func Daemon(tb testing.TB) *Host {
 	}
 	h.capabilities = filepath.Join(root, "var", "cache", "libvirt", "qemu", "capabilities")
 	h.seedCapabilities()
+	if err := prepare(h); err != nil {
+		tb.Fatal(err)
+	}
 	h.StartDaemon(tb)
 	return h
 }
@@ -74,7 +84,7 @@ func (h *Host) StartDaemon(tb testing.TB) {
 	}
 	defer func() { _ = log.Close() }()
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), "LIBVIRT_LOG_OUTPUTS=3:stderr")
+	cmd.Env = append(os.Environ(), "LIBVIRT_LOG_OUTPUTS=3:stderr", "LC_ALL=C.UTF-8", "LANGUAGE="+language)
 	if err := cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}

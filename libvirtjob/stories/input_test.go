@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -22,24 +23,27 @@ func TestBadRequests(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*kvmbackup.BackupRequest)
 		want   error
+		says   string // the object or the way out
 	}{
-		"unknown domain":      {func(r *kvmbackup.BackupRequest) { r.Domain = "nobody" }, kvmbackup.ErrNoDomain},
-		"another UUID":        {func(r *kvmbackup.BackupRequest) { r.DomainUUID = string(kvmbackup.NewBackupID()) }, kvmbackup.ErrNoDomain},
-		"unknown device":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].Device = "vdz" }, kvmbackup.ErrNoVolume},
-		"device twice":        {func(r *kvmbackup.BackupRequest) { r.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid},
-		"identity twice":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = r.Volumes[0].ID }, kvmbackup.ErrInvalid},
-		"identity with slash": {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = "../../etc/passwd" }, kvmbackup.ErrInvalid},
-		"empty identity":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = "" }, kvmbackup.ErrInvalid},
-		"VM with slash":       {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "a/b", s.guest.Name }, kvmbackup.ErrInvalid},
-		"VM above":            {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "..", s.guest.Name }, kvmbackup.ErrInvalid},
-		"no VM":               {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "", s.guest.Name }, kvmbackup.ErrInvalid},
-		"negative bandwidth":  {func(r *kvmbackup.BackupRequest) { r.BandwidthBytes = -1 }, kvmbackup.ErrInvalid},
+		"unknown domain":      {func(r *kvmbackup.BackupRequest) { r.Domain = "nobody" }, kvmbackup.ErrNoDomain, `has to be described`},
+		"another UUID":        {func(r *kvmbackup.BackupRequest) { r.DomainUUID = string(kvmbackup.NewBackupID()) }, kvmbackup.ErrNoDomain, `has UUID`},
+		"unknown device":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].Device = "vdz" }, kvmbackup.ErrNoVolume, `it has vda, vdb`},
+		"device twice":        {func(r *kvmbackup.BackupRequest) { r.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid, `device "vda"`},
+		"identity twice":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = r.Volumes[0].ID }, kvmbackup.ErrInvalid, `volume "vol-vda"`},
+		"identity with slash": {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = "../../etc/passwd" }, kvmbackup.ErrInvalid, `"../../etc/passwd"`},
+		"empty identity":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = "" }, kvmbackup.ErrInvalid, `device "vdb"`},
+		"VM with slash":       {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "a/b", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
+		"VM above":            {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "..", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
+		"no VM":               {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "", s.guest.Name }, kvmbackup.ErrInvalid, `is empty`},
+		"negative bandwidth":  {func(r *kvmbackup.BackupRequest) { r.BandwidthBytes = -1 }, kvmbackup.ErrInvalid, `bandwidth -1`},
 	} {
 		t.Run(name, func(*testing.T) {
 			req := s.request()
 			req.Volumes = slices.Clone(req.Volumes)
 			c.change(&req)
-			s.refuses(req, c.want)
+			if err := s.refuses(req, c.want); err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%q isn't in %q", c.says, err)
+			}
 		})
 	}
 	s.incremental()
