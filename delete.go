@@ -34,6 +34,7 @@ type DeletePlan struct {
 	FreeBytes, LaterBytes int64
 	// ClearsActive: the VM's active checkpoint goes, so that its next backup is full.
 	ClearsActive bool
+	active       Backup // whose checkpoint that is
 }
 
 // String returns the plan as lines for people.
@@ -78,7 +79,9 @@ func (d *Deleter) Plan(ctx context.Context, id BackupID, force bool) (DeletePlan
 		return DeletePlan{}, err
 	}
 	for _, r := range append(append([]Backup{}, p.Remove...), p.Pending...) {
-		p.ClearsActive = p.ClearsActive || r.Status == StatusCompleted && r.Tracked() && r.Checkpoint == vm.ActiveCheckpoint
+		if r.Status == StatusCompleted && r.Tracked() && r.Checkpoint == vm.ActiveCheckpoint {
+			p.ClearsActive, p.active = true, r
+		}
 	}
 	p.FreeBytes, p.LaterBytes = storedBytes(p.Remove), storedBytes(p.Pending)
 	return p, nil

@@ -34,7 +34,7 @@ func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePla
 		var err error
 		done, err = e.deleterFor(o).Delete(ctx, h.lease(), id, force)
 		if done.ClearsActive {
-			e.dropCleared(ctx, o, b.Domain)
+			e.dropCleared(ctx, o, done.active)
 		}
 		if err != nil {
 			return err
@@ -71,15 +71,31 @@ func (e *Engine) deleterFor(o *op) *Deleter {
 	return &d
 }
 
-// dropCleared removes the checkpoint that is no longer active, if the domain can be reached now.
-func (e *Engine) dropCleared(ctx context.Context, o *op, domain string) {
+// dropCleared removes the deleted backup's checkpoint, which is no longer active, if the domain can be reached now, or else the images
+// that its record names.
+func (e *Engine) dropCleared(ctx context.Context, o *op, b Backup) {
 	if e.cfg.Executor == nil {
 		return
 	}
 	o.step("drop checkpoint")
-	if err := e.dropStale(ctx, o, DomainRef{Name: domain}); err != nil && !errors.Is(err, ErrNoDomain) {
+	err := errors.Join(
+		ignoreNoDomain(e.drop(ctx, o, DomainRef{Name: b.Domain, Disks: b.images()}, []CheckpointName{b.Checkpoint})),
+		ignoreNoDomain(e.dropStale(ctx, o, DomainRef{Name: b.Domain})),
+	)
+	if err != nil {
 		o.warn("drop the cleared checkpoint", "error", err)
 	}
+}
+
+// images describes the tracked disks as they were when the backup was taken.
+func (b Backup) images() []DiskRef {
+	var disks []DiskRef
+	for _, v := range b.Volumes {
+		if v.Tracked && len(v.Layers) > 0 {
+			disks = append(disks, DiskRef{Device: v.Device, Source: v.Layers[0], Format: v.SourceFormat})
+		}
+	}
+	return disks
 }
 
 // settleDeletes finishes deletions that were begun.

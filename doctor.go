@@ -22,6 +22,9 @@ const (
 	FindingBitmapMissing     FindingCode = "bitmap-missing"      // the active checkpoint has no bitmap on a volume it tracked
 	FindingBitmapBroken      FindingCode = "bitmap-inconsistent" // QEMU marked it inconsistent
 	FindingBitmapUnknown     FindingCode = "bitmap-unknown"      // the bitmaps could not be listed
+	FindingBitmapMoved       FindingCode = "bitmap-moved"        // it begins in a file that the volume had not at its last backup
+	FindingShrank            FindingCode = "volume-shrank"       // a volume is smaller than at its last backup
+	FindingUnreadable        FindingCode = "unreadable-disk"     // a disk's image is missing or can't be read
 	FindingMissingFile       FindingCode = "missing-file"        // a recorded backup lacks a file
 	FindingUnrecorded        FindingCode = "unrecorded-folder"   // a published folder without a record
 	FindingLeftPartial       FindingCode = "left-partial"        // a partial folder of a record that is not running
@@ -202,6 +205,12 @@ func (d *Diagnosis) addDomain(prefix string, st DomainStatus, records []Backup, 
 				Effect: "none", foreign: true})
 		}
 	}
+	for _, k := range st.Disks {
+		if k.Unreadable != "" {
+			d.add(Finding{Code: FindingUnreadable, Device: k.Device, Path: k.Source, Detail: fmt.Sprintf("%s can't be read: %s", k.Device, k.Unreadable),
+				Effect: "no backup with this disk is taken; recover the VM if a restore was interrupted, or restore over it"})
+		}
+	}
 	if newest := newestOf(records); newest != nil && d.Record.ActiveCheckpoint != "" && newest.Checkpoint == d.Record.ActiveCheckpoint {
 		d.addActive(st, *newest, req)
 	}
@@ -215,28 +224,41 @@ func (d *Diagnosis) addActive(st DomainStatus, newest Backup, req BackupRequest)
 		d.add(Finding{Code: FindingActiveUnlisted, Name: active, Detail: fmt.Sprintf("libvirt doesn't list the active checkpoint %s", active),
 			Effect: "none: the next backup registers it again where its bitmaps are there"})
 	}
-	vols, _, err := req.choose(st)
+	vols, _, err := req.pick(st)
 	if err != nil {
 		return // the next backup reports it
 	}
 	for _, v := range vols {
 		part, ok := newest.Volume(v.ID)
-		if !ok || !part.Tracked {
+		if !ok || !part.Tracked || v.Disk.Unreadable != "" {
 			continue
 		}
-		f := Finding{Name: active, Device: v.Device, Effect: fmt.Sprintf("volume %s is backed up in full", v.ID)}
-		switch v.Disk.bitmapState(active) {
-		case BitmapMissing:
-			f.Code, f.Detail = FindingBitmapMissing, fmt.Sprintf("%s has no bitmap %s", v.Device, active)
-		case BitmapInconsistent:
-			f.Code, f.Detail = FindingBitmapBroken, fmt.Sprintf("bitmap %s on %s is inconsistent, as after a crash of QEMU", active, v.Device)
-		case BitmapUnknown:
-			f.Code, f.Detail = FindingBitmapUnknown, fmt.Sprintf("the bitmaps of %s can't be listed: %s", v.Device, v.Disk.BitmapsUnknown)
-		default:
-			continue
+		if f := findBitmap(active, v, part); f.Code != "" {
+			f.Name, f.Device, f.Effect = active, v.Device, fmt.Sprintf("volume %s is backed up in full", v.ID)
+			if f.Code == FindingBitmapUnknown && st.Job == JobOther {
+				f.Effect = "no backup is taken while that lasts"
+			}
+			d.add(f)
 		}
-		d.add(f)
 	}
+}
+
+// findBitmap says why the volume can't be incremental, as far as its bitmap and its size go.
+func findBitmap(active CheckpointName, v chosen, part VolumeBackup) Finding {
+	began := v.Disk.bitmapBegan(active)
+	switch state := v.Disk.bitmapState(active); {
+	case state == BitmapMissing:
+		return Finding{Code: FindingBitmapMissing, Detail: fmt.Sprintf("%s has no bitmap %s", v.Device, active)}
+	case state == BitmapInconsistent:
+		return Finding{Code: FindingBitmapBroken, Detail: fmt.Sprintf("bitmap %s on %s is inconsistent, as after a crash of QEMU", active, v.Device)}
+	case state == BitmapUnknown:
+		return Finding{Code: FindingBitmapUnknown, Detail: fmt.Sprintf("the bitmaps of %s can't be listed: %s", v.Device, v.Disk.BitmapsUnknown)}
+	case began != "" && !part.hasLayer(began):
+		return Finding{Code: FindingBitmapMoved, Detail: fmt.Sprintf("bitmap %s on %s begins in %s, which was not there at the last backup", active, v.Device, began)}
+	case v.Disk.VirtualSize < part.VirtualSize:
+		return Finding{Code: FindingShrank, Detail: fmt.Sprintf("%s has %d bytes, and had %d at the last backup", v.Device, v.Disk.VirtualSize, part.VirtualSize)}
+	}
+	return Finding{}
 }
 
 func (d *Diagnosis) addFolders(entries []repository.Entry, records []Backup) {

@@ -3,11 +3,13 @@ package kvmbackup
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // Forget removes every checkpoint and bitmap of this consumer from a domain, running or stopped, and empties the VM's active checkpoint: for
 // when the incremental feature is switched off for good. Backups stay. It settles first what a crash left, takes the
-// VM's lease and is idempotent. Other consumers' checkpoints are not touched.
+// VM's lease and is idempotent. Other consumers' checkpoints are not touched. While the bitmaps can't be listed, as when the VM
+// migrates, it is ErrBusy and changes nothing; a disk whose image is gone doesn't hold it up.
 func (e *Engine) Forget(ctx context.Context, vm VMID, dom DomainRef) error {
 	o := e.newOp("forget", vm)
 	if dom.Name == "" {
@@ -21,6 +23,10 @@ func (e *Engine) Forget(ctx context.Context, vm VMID, dom DomainRef) error {
 		if _, err := e.settleRunning(ctx, o, h, dom); err != nil {
 			return err
 		}
+		o.step("inspect domain")
+		if err := e.bitmapsKnown(ctx, dom); err != nil {
+			return err
+		}
 		o.step("clear active checkpoint")
 		if err := e.cfg.Store.SetActive(ctx, h.lease(), ""); err != nil {
 			return err
@@ -31,6 +37,20 @@ func (e *Engine) Forget(ctx context.Context, vm VMID, dom DomainRef) error {
 		}
 		return nil
 	}))
+}
+
+// bitmapsKnown is an ErrBusy while some may be there that can't be seen.
+func (e *Engine) bitmapsKnown(ctx context.Context, dom DomainRef) error {
+	st, err := e.inspect(ctx, dom)
+	if err != nil {
+		return ignoreNoDomain(err)
+	}
+	for _, d := range st.Disks {
+		if d.BitmapsUnknown != "" && d.Unreadable == "" {
+			return fmt.Errorf("%w: the bitmaps of %s can't be listed: %s; try again later", ErrBusy, d.Device, d.BitmapsUnknown)
+		}
+	}
+	return nil
 }
 
 // RequireFull makes the VM's next backup full. Call it after anything that changed a disk behind QEMU's back: a rollback of the storage, a

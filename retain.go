@@ -243,14 +243,16 @@ func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (R
 			return err
 		}
 		o.step("delete")
-		cleared := false
+		var cleared []Backup
 		var errs []error
 		for _, id := range p.unwanted() {
 			done, err := e.deleterFor(o).Delete(ctx, h.lease(), id, false)
 			if errors.Is(err, ErrNotFound) {
 				err = nil // it went along with a descendant
 			}
-			cleared = cleared || done.ClearsActive
+			if done.ClearsActive {
+				cleared = append(cleared, done.active)
+			}
 			if errs = append(errs, err); ctx.Err() != nil {
 				break
 			}
@@ -259,8 +261,8 @@ func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (R
 			_, err = e.settleDeletes(ctx, o, h)
 			errs = append(errs, err)
 		}
-		if cleared {
-			e.dropCleared(ctx, o, p.Backups[0].Backup.Domain)
+		for _, b := range cleared {
+			e.dropCleared(ctx, o, b)
 		}
 		return errors.Join(errs...)
 	})

@@ -3,6 +3,7 @@ package kvmbackuptest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -59,8 +60,8 @@ func (h *Hypervisor) find(ref kvmbackup.DomainRef) (*machine, error) {
 		m.target = d.target
 	}
 	for _, r := range ref.Disks {
-		im, ok := h.store.images[r.Source]
-		if !ok {
+		im := h.store.imageAt(r.Source)
+		if im == nil {
 			return nil, fmt.Errorf("%w: no image %s", kvmbackup.ErrNoVolume, r.Source)
 		}
 		k := &disk{device: r.Device, image: im}
@@ -70,6 +71,21 @@ func (h *Hypervisor) find(ref kvmbackup.DomainRef) (*machine, error) {
 		m.disks = append(m.disks, k)
 	}
 	return m, nil
+}
+
+// imageAt returns the image at a path, which may be one below another image; nil: there is none.
+func (s *storage) imageAt(path string) *storedImage {
+	if im, ok := s.images[path]; ok {
+		return im
+	}
+	for _, im := range s.images {
+		if i := slices.IndexFunc(im.layers, func(l *layer) bool { return l.path == path }); i > 0 {
+			below := *im
+			below.path, below.layers = path, im.layers[i:]
+			return &below
+		}
+	}
+	return nil
 }
 
 // do is one call on a domain, under the lock.

@@ -30,7 +30,7 @@ func (e *Executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (kvmbac
 		}
 	}
 	if m.active {
-		status.Disks, err = liveDisks(ctx, m, status.Job)
+		status.Disks, err = liveDisks(ctx, m, status.Job, status.JobDetail)
 	} else {
 		status.Disks, err = e.offline.Inspect(ctx, m.images)
 	}
@@ -51,7 +51,11 @@ func (e *Executor) inspectDomain(ctx context.Context, m *machine, status *kvmbac
 		return err
 	}
 	if m.active {
-		if status.Job, status.JobDetail, err = jobState(ctx, m); err != nil {
+		status.Job, status.JobDetail, err = jobState(ctx, m)
+		if err == nil && status.Job == kvmbackup.JobNone && status.State == kvmbackup.DomainPaused {
+			status.Job, status.JobDetail, err = e.pausedJob(ctx, m)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -149,9 +153,9 @@ func describeBackup(ctx context.Context, d *domain, info *libvirt.DomainJobInfo)
 }
 
 // liveDisks describes the disks of a running domain. QEMU is not asked during a job that might keep its monitor.
-func liveDisks(ctx context.Context, m *machine, job kvmbackup.JobState) ([]kvmbackup.DiskStatus, error) {
+func liveDisks(ctx context.Context, m *machine, job kvmbackup.JobState, detail string) ([]kvmbackup.DiskStatus, error) {
 	var g graph
-	unknown := "the domain has another job"
+	unknown := "the domain has another job: " + detail
 	if job != kvmbackup.JobOther || hasBlockJob(m.disks) {
 		var err error
 		if g, err = queryGraph(ctx, m.domain); err != nil {

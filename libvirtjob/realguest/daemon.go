@@ -3,6 +3,7 @@
 package realguest
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,12 +11,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"libvirt.org/go/libvirt"
 )
 
-// daemonScript gives a libvirtd its own folders in place of the system's, in a mount namespace of its own.
+// daemonScript gives a libvirtd its own folders in place of the system's and a host name, in namespaces of its own.
 const daemonScript = `set -e
 mount --make-rprivate /
+hostname "${1##*/}"
 mkdir -p /run/libvirt /etc/libvirt
 mount --bind "$1/etc" /etc/libvirt
 mount --bind "$1/run" /run/libvirt
@@ -24,8 +27,8 @@ if [ -d "$1/locale" ]; then mount --bind "$1/locale" /usr/share/locale; fi
 exec libvirtd --pid-file "$1/run/libvirtd.pid" --config "$1/etc/libvirtd.conf"
 `
 
-// Daemon starts a libvirtd that nobody else uses, for what the embedded driver can't show: lost connections and
-// restarts. Guests start on it with Config.Host. It needs root, and ends with the test.
+// Daemon starts a libvirtd that nobody else uses, for what the embedded driver can't show: lost connections, restarts, and
+// migration, as each is a host of its own to libvirt. Guests start on it with Config.Host. It needs root, and ends with the test.
 func Daemon(tb testing.TB) *Host {
 	tb.Helper()
 	return daemon(tb, func(*Host) error { return nil })
@@ -61,7 +64,7 @@ func daemon(tb testing.TB, prepare func(*Host) error) *Host {
 	if err := h.configure(); err != nil {
 		tb.Fatal(err)
 	}
-	conf := "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nunix_sock_group = \"root\"\n"
+	conf := fmt.Sprintf("auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nunix_sock_group = \"root\"\nhost_uuid = %q\n", uuid.NewString())
 	if err := os.WriteFile(filepath.Join(root, "etc", "libvirtd.conf"), []byte(conf), 0o644); err != nil {
 		tb.Fatal(err)
 	}
@@ -77,7 +80,7 @@ func daemon(tb testing.TB, prepare func(*Host) error) *Host {
 // StartDaemon starts the libvirtd again after KillDaemon, and connects to it.
 func (h *Host) StartDaemon(tb testing.TB) {
 	tb.Helper()
-	cmd := exec.Command("unshare", "--mount", "sh", "-c", daemonScript, "sh", h.Root) //nolint:noctx // it outlives the test's context: guests are cleaned up through it
+	cmd := exec.Command("unshare", "--mount", "--uts", "sh", "-c", daemonScript, "sh", h.Root) //nolint:noctx // it outlives the test's context: guests are cleaned up through it
 	log, err := os.OpenFile(filepath.Join(h.Root, "libvirt.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		tb.Fatal(err)
@@ -128,4 +131,13 @@ func (h *Host) KillDaemon(tb testing.TB) {
 		alive, err := h.Conn.IsAlive()
 		return err != nil || !alive
 	})
+}
+
+// Own gives the daemon's host a folder of its own where others have the one of that path.
+func (h *Host) Own(tb testing.TB, path, own string) {
+	tb.Helper()
+	out, err := exec.CommandContext(tb.Context(), "nsenter", "--mount", "--target", fmt.Sprint(h.daemon.Process.Pid), "mount", "--bind", own, path).CombinedOutput()
+	if err != nil {
+		tb.Fatalf("mount: %v: %s", err, out)
+	}
 }

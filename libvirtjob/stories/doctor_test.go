@@ -177,6 +177,35 @@ func TestDoctorOnStoppedDomain(t *testing.T) {
 	s.restoreAll()
 }
 
+// Disks that are not what they were at the last backup.
+func TestDoctorOnDisks(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.guest.Resize("vdb", 8*mib)
+	s.guest.Destroy()
+	moved := t.TempDir() + "/moved.qcow2"
+	s.run("mv", s.guest.Image("vda"), moved)
+	s.rebuild(part{"vol-vda", disk{Device: "vda", Path: moved}}, part{"vol-vdb", disk{Device: "vdb"}})
+	s.start()
+	s.write("vda", 0x21, 1, 1)
+	s.repair(kvmbackup.FindingBitmapMoved, kvmbackup.FindingShrank)
+	s.finds(kvmbackup.FindingBitmapMoved, kvmbackup.FindingShrank)
+	s.wantReasons(s.full(kvmbackup.ReasonNoVolumeIncremental), "vol-vda: volume-bitmap-moved", "vol-vdb: volume-shrank")
+	s.finds()
+	s.guest.Destroy()
+	s.must(os.Rename(moved, moved+".away"))
+	d, err := s.engine.Inspect(s.ctx, s.request())
+	s.must(err)
+	s.wantCodes("without an image", d, kvmbackup.FindingUnreadable)
+	s.must(s.engine.Forget(s.ctx, s.vm(), s.ref())) // what is left of it
+	s.must(os.Rename(moved+".away", moved))
+	s.finds(kvmbackup.FindingStaleCheckpoint)
+	s.repair()
+	s.inOrder()
+	s.restoreAll()
+}
+
 // Folders and files that don't fit the records.
 func TestDoctorOnFolders(t *testing.T) {
 	t.Parallel()

@@ -290,6 +290,30 @@ func TestDeleteNewest(t *testing.T) {
 	s.restoreAll()
 }
 
+// The newest backup is deleted when a crash has left its bitmap on a lower layer alone, and a transient guest isn't known any more.
+func TestDeleteNewestUnderASnapshot(t *testing.T) {
+	t.Parallel()
+	for _, persistent := range []bool{true, false} {
+		s := tell(t, config{Disks: disks("vda"), Persistent: persistent})
+		s.full(kvmbackup.ReasonNoActiveCheckpoint)
+		s.guest.Destroy()
+		s.start()
+		s.guest.Snapshot("vda", "s1")
+		s.guest.Kill9()
+		_, err := s.engine.Delete(s.ctx, s.taken[0].ID, false)
+		s.must(err)
+		s.taken = nil
+		if got := s.owned(s.consumer); len(got) > 0 {
+			t.Errorf("%q are left", got)
+		}
+		s.start()
+		s.write("vda", 0x21, 1, 1)
+		s.full(kvmbackup.ReasonNoActiveCheckpoint)
+		s.incremental()
+		s.restoreAll()
+	}
+}
+
 // A template that was once a VM with backups: its bitmaps are not those of the VMs that stand on it now, running or stopped.
 func TestTemplateKeepsItsBitmaps(t *testing.T) {
 	t.Parallel()

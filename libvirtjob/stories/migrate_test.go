@@ -1,0 +1,208 @@
+package stories_test
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+)
+
+// migrate moves the guest to another host while it runs, and goes on with that host's engine on the same store and repository.
+func (s *story) migrate(to *realguest.Host, flags ...libvirt.DomainMigrateFlags) {
+	s.Helper()
+	s.guest.Migrate(to, flags...)
+	here := s.consumer
+	s.consumers = nil
+	s.consumer = s.newConsumer("", here.dir, here.db, func(c *kvmbackup.Config) { c.Host = to.Root })
+	s.taken = here.taken
+}
+
+// writer is a boot sector that writes itself over the disk, from the 33rd KiB on a sector in every 4 KiB, through the BIOS.
+var writer = []byte{
+	0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0, 0xbc, 0x00, 0x7c, // ax, ds, ss = 0; sp = 0x7c00
+	0xbe, 0x1f, 0x7c, 0xb8, 0x00, 0x43, 0xb2, 0x80, 0xcd, 0x13, // si = packet; ah = 0x43, extended write; dl = 0x80; int 0x13
+	0x83, 0x06, 0x27, 0x7c, 0x08, 0x83, 0x16, 0x29, 0x7c, 0x00, 0xeb, 0xea, // add 8 to the packet's sector; again
+	0x10, 0x00, 0x01, 0x00, 0x00, 0x7c, 0x00, 0x00, 0x42, 0, 0, 0, 0, 0, 0, 0, // packet: one sector from 0x7c00
+}
+
+// The bitmaps go with the images: libvirt knows no checkpoint on the other host, and the next backup is incremental all the same. On its
+// way back a persistent guest comes to a host that lists a checkpoint whose bitmaps are gone.
+func TestMigration(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	one, other := realguest.Daemon(t), realguest.Daemon(t)
+	for _, persistent := range []bool{true, false} {
+		s := tell(t, config{Host: one, Disks: disks("vda", "vdb"), Persistent: persistent})
+		s.guest.Resume()
+		s.write("vda", 0x11, 0, 4)
+		s.full(kvmbackup.ReasonNoActiveCheckpoint)
+		s.write("vda", 0x21, 2, 4)
+		s.migrate(other)
+		if got := s.listed(); len(got) != 0 {
+			t.Errorf("libvirt lists %v", got)
+		}
+		s.write("vdb", 0x31, 0, 4)
+		s.incremental()
+		if persistent {
+			s.migrate(one)
+			s.write("vda", 0x41, 6, 2)
+			s.incremental()
+			s.migrate(other)
+			s.migrate(one)
+			s.write("vdb", 0x51, 3, 2)
+			s.incremental()
+		}
+		s.restoreAll()
+	}
+}
+
+// What a guest writes while it migrates is in the next incremental.
+func TestMigrationOfAWritingGuest(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	s := tell(t, config{Host: realguest.Daemon(t), Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 1024 * mib, Options: "cluster_size=4k"}}})
+	for i, b := range writer {
+		s.guest.Write("vda", b, int64(i), 1)
+	}
+	s.guest.Write("vda", 0x55, 510, 1)
+	s.guest.Write("vda", 0xaa, 511, 1)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	written := func() int64 {
+		info, err := s.guest.Domain().GetBlockInfo("vda", 0)
+		s.must(err)
+		return int64(info.Allocation)
+	}
+	before := written()
+	s.guest.Resume()
+	eventually(t, "the guest writes", func() bool { return written() > before+mib/4 })
+	s.migrate(realguest.Daemon(t))
+	s.guest.Suspend()
+	b := s.incremental()
+	t.Logf("%d bytes were written", b.Volumes[0].DirtyBytes)
+	s.guest.Destroy() // so that all is in the image
+	s.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", s.guest.Image("vda"), s.taken[1].content["vol-vda"].Path())
+	s.restoreAll()
+}
+
+// Hosts that share no storage: libvirt copies the disks with their bitmaps.
+func TestMigrationWithStorage(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	other := realguest.Daemon(t)
+	s := tell(t, config{Host: realguest.Daemon(t), Disks: disks("vda", "vdb")})
+	s.guest.Resume()
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 2, 4)
+	storage := t.TempDir()
+	other.Own(t, s.guest.Dir, storage)
+	for _, d := range s.disks {
+		s.run("qemu-img", "create", "-q", "-f", "qcow2", filepath.Join(storage, filepath.Base(s.guest.Image(d.Device))), "16M")
+	}
+	s.migrate(other, libvirt.MIGRATE_NON_SHARED_DISK)
+	s.write("vdb", 0x31, 2, 4)
+	s.incremental()
+	s.restoreAll()
+}
+
+// A paused guest that was migrated has not taken its images over: its QEMU knows their tables as they were when the migration began.
+func TestMigrationOfAPausedGuest(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	one, other := realguest.Daemon(t), realguest.Daemon(t)
+	s := tell(t, config{Host: one, Disks: disks("vda", "vdb"), Persistent: true})
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 2, 4)
+	s.migrate(other)
+	s.refuses(s.request(), kvmbackup.ErrBusy)
+	s.wantErr(s.engine.Forget(s.ctx, s.vm(), s.ref()), kvmbackup.ErrBusy)
+	s.guest.Resume()
+	s.guest.Suspend()
+	s.incremental()
+
+	// It goes on from its saved memory, and paused: on images of which it is sure.
+	s.must(s.guest.Domain().ManagedSave(0))
+	s.start()
+	s.write("vdb", 0x31, 2, 4)
+	s.incremental()
+	s.restoreAll()
+}
+
+// While a guest migrates no backup is taken, and a migration that is given up changes nothing.
+func TestMigrationGivenUp(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	one, other := realguest.Daemon(t), realguest.Daemon(t)
+	s := tell(t, config{Host: one, Disks: disks("vda"), Persistent: true, MemoryMiB: 2048}) // some 5 s
+	s.write("vda", 0x11, 0, 4)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	s.write("vda", 0x21, 2, 4)
+	done := make(chan error)
+	go func() { done <- s.guest.TryMigrate(other, libvirt.MIGRATE_LIVE, 1) }()
+	eventually(t, "the guest migrates", func() bool {
+		info, err := s.guest.Domain().GetJobStats(0)
+		return err == nil && info.Operation == libvirt.DOMAIN_JOB_OPERATION_MIGRATION_OUT
+	})
+	_, err := s.engine.Backup(s.ctx, s.request())
+	s.wantErr(err, kvmbackup.ErrBusy)
+	s.wantErr(s.engine.Forget(s.ctx, s.vm(), s.ref()), kvmbackup.ErrBusy)
+	s.must(s.guest.Domain().AbortJob())
+	if err := <-done; err == nil {
+		t.Fatal("the guest is on the other host")
+	}
+	s.incremental()
+	s.restoreAll()
+}
+
+// left is an executor whose process ends while its job runs.
+type left struct{ kvmbackup.Executor }
+
+type leftJob struct{ kvmbackup.Job }
+
+func (l left) PrepareJob(ctx context.Context, dom kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+	job, err := l.Executor.PrepareJob(ctx, dom, spec)
+	return leftJob{job}, err
+}
+
+func (leftJob) Wait(context.Context, func(kvmbackup.JobProgress)) (kvmbackup.JobResult, error) {
+	return kvmbackup.JobResult{}, kvmbackup.ErrLeaseLost // who has lost it undoes nothing
+}
+
+// A persistent guest stays defined, and stopped, where it came from. What was interrupted where it runs is not taken back from there.
+func TestMigrationLeavesADefinition(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	one, other := realguest.Daemon(t), realguest.Daemon(t)
+	s := tell(t, config{Host: one, Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 640 * mib}}})
+	s.guest.Resume()
+	s.write("vda", 0x11, 0, 1)
+	s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	there := s.engine
+	s.migrate(other)
+	s.write("vda", 0x21, 0, 576)
+	req := s.request()
+	req.BandwidthBytes = 256 << 10
+	_, err := s.cfgWith(func(c *kvmbackup.Config) { c.Executor = left{c.Executor} }).Backup(s.ctx, req)
+	s.wantErr(err, kvmbackup.ErrLeaseLost)
+
+	found, err := there.Recover(s.ctx, s.vm(), kvmbackup.DomainRef{})
+	t.Logf("where it was: %v, %v", found, err)
+	s.wantErr(err, kvmbackup.ErrImageLocked)
+	_, err = there.Backup(s.ctx, s.request())
+	s.wantErr(err, kvmbackup.ErrImageLocked)
+
+	s.unthrottle("vda")
+	found, err = s.engine.Recover(s.ctx, s.vm(), kvmbackup.DomainRef{})
+	s.must(err)
+	if len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryFollowed {
+		t.Errorf("where it is: %v", found)
+	}
+	s.write("vda", 0x31, 2, 4)
+	s.incremental()
+	s.restoreAll()
+}
