@@ -53,6 +53,31 @@ func TestDocsCommands(t *testing.T) {
 	})
 }
 
+// TestDocsErrors: operations.md says of every error of the engine and of the repository what it means and what to do.
+func TestDocsErrors(t *testing.T) {
+	operations, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, messages, _ := strings.Cut(string(operations), "## Messages")
+	sentinels := regexp.MustCompile(`(?m)^\t(Err\w+) += `)
+	for _, file := range []string{"errors.go", "repository/errors.go"} {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := sentinels.FindAllStringSubmatch(string(source), -1)
+		if len(found) == 0 {
+			t.Errorf("%s: no errors", file)
+		}
+		for _, m := range found {
+			if !strings.Contains(messages, "`"+m[1]+"`") {
+				t.Errorf("docs/operations.md doesn't explain %s of %s", m[1], file)
+			}
+		}
+	}
+}
+
 // TestDocsLinks: every relative link in the documents leads somewhere.
 func TestDocsLinks(t *testing.T) {
 	links := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)

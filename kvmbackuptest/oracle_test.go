@@ -1,10 +1,12 @@
 package kvmbackuptest_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -48,6 +50,9 @@ func (p *play) backup(words []string) error {
 		return err
 	}
 	p.done.backups++
+	for _, w := range append([]string{""}, words...) {
+		p.taken[strings.TrimSpace("backup "+w)]++
+	}
 	if b.Kind == kvmbackup.KindIncremental {
 		p.done.incrementals++
 	}
@@ -89,10 +94,13 @@ func (p *play) delete(n int, force bool) error {
 	if !ok {
 		return nil
 	}
-	before := p.foreign()
+	before, records := p.foreign(), p.records()
 	ctx, cancel := patience()
 	defer cancel()
 	_, err := p.engine.Delete(ctx, b.ID, force)
+	if lost := p.checkOthersKept(records, b, force); lost != nil {
+		return lost
+	}
 	if after := p.foreign(); !slices.Equal(before, after) {
 		return fmt.Errorf("what belongs to others was touched: %v became %v", before, after)
 	}
@@ -104,6 +112,23 @@ func (p *play) delete(n int, force bool) error {
 	}
 	if b, err = p.store.Backup(context.Background(), b.ID); err == nil && b.Status == kvmbackup.StatusCompleted {
 		return fmt.Errorf("backup %s is still offered", b.Path)
+	}
+	p.taken[map[bool]string{false: "delete", true: "delete!"}[force]]++
+	return nil
+}
+
+// checkOthersKept: a deletion takes no restore point but its own and, with force, those that stand on it.
+func (p *play) checkOthersKept(before []kvmbackup.Backup, deleted kvmbackup.Backup, force bool) error {
+	after, goes := map[kvmbackup.BackupID]kvmbackup.Status{}, map[kvmbackup.BackupID]bool{deleted.ID: true}
+	for _, b := range p.records() {
+		after[b.ID] = b.Status
+	}
+	slices.SortFunc(before, func(a, b kvmbackup.Backup) int { return cmp.Compare(a.Sequence, b.Sequence) }) // parents before children
+	for _, b := range before {
+		goes[b.ID] = goes[b.ID] || force && goes[b.ParentID]
+		if b.Status == kvmbackup.StatusCompleted && !goes[b.ID] && after[b.ID] != kvmbackup.StatusCompleted {
+			return fmt.Errorf("deleting %s has taken %s along", deleted.Path, b.Path)
+		}
 	}
 	return nil
 }
@@ -150,6 +175,7 @@ func (p *play) restoreInPlace(n int) error {
 	case err != nil:
 		return err
 	}
+	p.taken["restore"]++
 	return p.checkRestored(r)
 }
 
@@ -192,6 +218,7 @@ func (p *play) recover() error {
 	if p.target == kvmbackuptest.TargetHung && err != nil && !errors.Is(err, errEndless) || p.frozenAndPaused(err) {
 		return nil
 	}
+	p.took("recover", err)
 	return err
 }
 

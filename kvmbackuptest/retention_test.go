@@ -110,6 +110,7 @@ func (p *play) retain(words []string) error {
 	if wrong := p.checkRetained(stays(rules, before), planned, before, err == nil); wrong != nil {
 		return wrong
 	}
+	p.took("retain", err)
 	return err
 }
 

@@ -34,6 +34,7 @@ type play struct {
 	agent    kvmbackuptest.Agent
 	noThaw   bool // something happened while the guest was frozen and the agent could not thaw it: recovery tries once
 	done     struct{ backups, incrementals, retired, faults int }
+	taken    map[string]int // how often each verb was carried out, not passed over
 }
 
 // run plays a scenario on a fresh VM and then does what holds after every history: what was left is recovered, nothing is left
@@ -55,7 +56,7 @@ func (sc scenario) play(dir string) (*play, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &play{lab: l, detached: map[string]kvmbackup.Volume{}}
+	p := &play{lab: l, detached: map[string]kvmbackup.Volume{}, taken: map[string]int{}}
 	p.ref = kvmbackup.DomainRef{Name: vm, Disks: l.disks}
 	if err := p.setUp(); err != nil {
 		return p, err
@@ -94,12 +95,12 @@ func (p *play) step(words []string) error {
 	num := func(n int) int64 { v, _ := strconv.ParseInt(arg(n), 10, 64); return v }
 	switch words[0] {
 	case "write":
-		_ = p.write(arg(1), num(2), max(num(3), 1))
+		p.took("write", p.write(arg(1), num(2), max(num(3), 1)))
 	case "scribble": // less than a cluster
 		p.seed++
-		_ = p.h.Write(vm, arg(1), num(2)*cluster+1024, kvmbackuptest.Pattern(p.seed, 3000))
+		p.took("scribble", p.h.Write(vm, arg(1), num(2)*cluster+1024, kvmbackuptest.Pattern(p.seed, 3000)))
 	case "discard":
-		_ = p.h.Discard(vm, arg(1), num(2)*cluster, max(num(3), 1)*cluster)
+		p.took("discard", p.h.Discard(vm, arg(1), num(2)*cluster, max(num(3), 1)*cluster))
 	case "backup":
 		return p.backup(words[1:])
 	case "delete", "delete!":
@@ -141,12 +142,12 @@ func (p *play) operate(verb, device string, n int64) error {
 		"hung": kvmbackuptest.TargetHung, "dead": kvmbackuptest.TargetDead}
 	switch f, g := simple[verb], disk[verb]; {
 	case f != nil:
-		_ = f(vm)
+		p.took(verb, f(vm))
 	case g != nil:
-		_ = g(vm, device)
+		p.took(verb, g(vm, device))
 	case verb == "grow":
 		if c, err := p.h.Content(vm, device); err == nil {
-			_ = p.h.Resize(vm, device, c.SizeBytes()+n*512)
+			p.took(verb, p.h.Resize(vm, device, c.SizeBytes()+n*512))
 		}
 	case verb == "agent":
 		p.agent = agents[device]
@@ -157,11 +158,19 @@ func (p *play) operate(verb, device string, n int64) error {
 	case verb == "busy", verb == "quiet":
 		p.busy = verb == "busy"
 	case verb == "forget":
+		p.took(verb, nil)
 		p.forget()
 	default:
 		return fmt.Errorf("unknown verb %q", verb)
 	}
 	return nil
+}
+
+// took counts a step that was possible.
+func (p *play) took(verb string, err error) {
+	if err == nil {
+		p.taken[verb]++
+	}
 }
 
 // forget makes libvirt lose its records of our checkpoints.
@@ -255,6 +264,7 @@ func (p *play) accident(words []string) error {
 	err = p.step(words[2:])
 	if p.gate.disarm() != "" {
 		p.done.faults++
+		p.taken[words[0]]++
 		if errors.Is(err, errInjected) || errors.Is(err, errKilled) {
 			err = nil
 		}
