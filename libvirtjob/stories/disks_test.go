@@ -547,8 +547,8 @@ func TestDiskExchangedBeforeTheJob(t *testing.T) {
 	s.restoreAll()
 }
 
-// A disk comes from another VM that was backed up in the same second, so that its bitmap has the very name, and its serial is the same, as
-// on clones: it is another disk for all that.
+// A disk comes from another VM that was backed up in the same second, and its serial is the same, as on clones: it is another disk for all
+// that, and its bitmap has another name.
 func TestDiskOfAnotherVM(t *testing.T) {
 	t.Parallel()
 	at := time.Now()
@@ -562,8 +562,8 @@ func TestDiskOfAnotherVM(t *testing.T) {
 	from, to := vm(), vm()
 	from.write("sda", 0xaa, 0, 8)
 	to.write("sda", 0xbb, 0, 8)
-	if a, b := from.full(kvmbackup.ReasonNoActiveCheckpoint), to.full(kvmbackup.ReasonNoActiveCheckpoint); a.Checkpoint != b.Checkpoint {
-		t.Fatalf("checkpoints are %s and %s", a.Checkpoint, b.Checkpoint)
+	if a, b := from.full(kvmbackup.ReasonNoActiveCheckpoint), to.full(kvmbackup.ReasonNoActiveCheckpoint); a.Checkpoint == b.Checkpoint {
+		t.Fatalf("both checkpoints are %s", a.Checkpoint)
 	}
 	from.guest.Destroy()
 	from.restoreAll()
@@ -576,6 +576,6 @@ func TestDiskOfAnotherVM(t *testing.T) {
 	to.start()
 	to.write("sda", 0x31, 2, 1)
 	at = at.Add(time.Hour)
-	to.incremental("DATA: volume-bitmap-moved")
+	to.incremental("DATA: volume-bitmap-missing")
 	to.restoreAll()
 }
