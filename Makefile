@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 P        ?= 2
-TIMEOUT  ?= 15m
+TIMEOUT  ?= 30m
 BENCH    ?= .
 FUZZTIME ?= 20s
 
