@@ -103,6 +103,13 @@ type part struct {
 	disk
 }
 
+// hurry lifts the limit of vda's job once Recover follows it: before that the job would end while Recover looks.
+func (s *story) hurry(e kvmbackup.Event) {
+	if e.Op == "recover" && e.Step == "follow job" && e.Type == kvmbackup.EventStep {
+		s.unthrottle("vda")
+	}
+}
+
 // rebuild changes the stopped guest's disks to just these, in this order. It stays stopped.
 func (s *story) rebuild(parts ...part) {
 	s.Helper()

@@ -196,8 +196,8 @@ func TestMigrationLeavesADefinition(t *testing.T) {
 	_, err = there.Backup(s.ctx, s.request())
 	s.wantErr(err, kvmbackup.ErrImageLocked)
 
-	s.unthrottle("vda")
-	found, err = s.engine.Recover(s.ctx, s.vm(), kvmbackup.DomainRef{})
+	here := s.cfgWith(func(c *kvmbackup.Config) { c.OnEvent = s.hurry })
+	found, err = here.Recover(s.ctx, s.vm(), kvmbackup.DomainRef{})
 	s.must(err)
 	if len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryFollowed {
 		t.Errorf("where it is: %v", found)

@@ -281,13 +281,7 @@ func followUp(t *testing.T, want kvmbackup.RecoveryOutcome) {
 		return // only for TestKilledApplication
 	}
 	var s *story
-	s = takeOver(t, h, func(c *kvmbackup.Config) {
-		c.OnEvent = func(e kvmbackup.Event) {
-			if e.Op == "recover" && e.Step == "follow job" && e.Type == kvmbackup.EventStep {
-				s.unthrottle("vda")
-			}
-		}
-	})
+	s = takeOver(t, h, func(c *kvmbackup.Config) { c.OnEvent = func(e kvmbackup.Event) { s.hurry(e) } })
 	running, err := s.consumer.cfg.Store.List(s.ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
 	if s.must(err); len(running) != 1 {
 		t.Fatalf("running are %+v", running)
