@@ -1,30 +1,119 @@
 package kvmbackup_test
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/scanner"
+	"go/token"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// TestDocsCompile: every Go block in the documents is an excerpt of Go code that is compiled with the tests.
+// TestDocsCompile: every Go block in the documents and in the packages' comments is of Go code that is compiled: its statements,
+// or its declarations, are all in one file. What checks errors between them there may be left out, as may comments.
 func TestDocsCompile(t *testing.T) {
-	var code []string
-	walk(t, ".go", func(_, text string) { code = append(code, squeeze(text)) })
-	blocks := regexp.MustCompile("(?s)```go\n(.*?)```")
-	walk(t, ".md", func(path, text string) {
-		for _, m := range blocks.FindAllStringSubmatch(text, -1) {
-			found := false
-			for _, c := range code {
-				found = found || strings.Contains(c, squeeze(m[1]))
-			}
-			if !found {
-				t.Errorf("%s: this block is in no Go file:\n%s", path, m[1])
+	code := map[string]string{}
+	var docs []string
+	walk(t, ".go", func(path, text string) {
+		code[path] = tokens(text)
+		for _, block := range commentBlocks(text) {
+			if strings.Contains(block, ":= ") || strings.Contains(block, " = ") || strings.Contains(block, "func ") {
+				docs = append(docs, path+"\x00"+block)
 			}
 		}
 	})
+	walk(t, ".md", func(path, text string) {
+		for _, m := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(text, -1) {
+			docs = append(docs, path+"\x00"+m[1])
+		}
+	})
+	for _, d := range docs {
+		path, block, _ := strings.Cut(d, "\x00")
+		parts, err := goParts(block)
+		if err != nil {
+			t.Errorf("%s: %v in\n%s", path, err, block)
+		}
+		if missing := missingFrom(code, parts); missing != "" {
+			t.Errorf("%s: no Go file has all of this block, as this:\n%s\nof\n%s", path, missing, block)
+		}
+	}
+}
+
+// commentBlocks returns the indented blocks of a file's comments.
+func commentBlocks(text string) []string {
+	var blocks []string
+	for _, m := range regexp.MustCompile(`(?m)(?:^//(?:\t.*)?\n)*^//\t.*\n`).FindAllString(text, -1) {
+		blocks = append(blocks, regexp.MustCompile(`(?m)^//\t?`).ReplaceAllString(m, ""))
+	}
+	return blocks
+}
+
+// goParts parses a block as a function's statements, or as declarations, and returns the tokens of each.
+func goParts(block string) ([]string, error) {
+	block = regexp.MustCompile(`(?m)^\s*\.\.\..*$`).ReplaceAllString(block, "")
+	set := token.NewFileSet()
+	const head = "package p\n"
+	var nodes []ast.Node
+	source := head + block
+	if f, err := parser.ParseFile(set, "", source, 0); err == nil {
+		for _, d := range f.Decls {
+			nodes = append(nodes, d)
+		}
+	} else {
+		source = head + "func f() {\n" + block + "\n}"
+		f, err := parser.ParseFile(set, "", source, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range f.Decls[0].(*ast.FuncDecl).Body.List {
+			nodes = append(nodes, s)
+		}
+	}
+	var parts []string
+	for _, n := range nodes {
+		parts = append(parts, tokens(source[set.Position(n.Pos()).Offset:set.Position(n.End()).Offset]))
+	}
+	return parts, nil
+}
+
+// missingFrom returns the first part that the best of the files doesn't have, or "" if one has all.
+func missingFrom(code map[string]string, parts []string) (missing string) {
+	best := -1
+	for _, c := range code {
+		n := slices.IndexFunc(parts, func(p string) bool { return !strings.Contains(c, p) })
+		if n < 0 {
+			return ""
+		}
+		if n > best {
+			best, missing = n, parts[n]
+		}
+	}
+	return missing
+}
+
+// tokens makes spaces, line ends and comments count for nothing.
+func tokens(source string) string {
+	var s scanner.Scanner
+	set := token.NewFileSet()
+	s.Init(set.AddFile("", -1, len(source)), []byte(source), nil, 0)
+	var all strings.Builder
+	for {
+		_, tok, lit := s.Scan()
+		switch {
+		case tok == token.EOF:
+			return all.String()
+		case tok == token.SEMICOLON && lit == "\n":
+		case lit != "":
+			all.WriteString(lit + " ")
+		default:
+			all.WriteString(tok.String() + " ")
+		}
+	}
 }
 
 // TestDocsCommands: what the documents' commands name is there: targets of the Makefile, scripts, packages. The options of
@@ -89,9 +178,6 @@ func TestDocsLinks(t *testing.T) {
 		}
 	})
 }
-
-// squeeze makes indentation and line ends count for nothing.
-func squeeze(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 func walk(t *testing.T, ext string, f func(path, text string)) {
 	t.Helper()

@@ -6,12 +6,39 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
+
+// TestFirst is the package comment's.
+func TestFirst(t *testing.T) {
+	ctx := t.Context()
+	h := kvmbackuptest.NewHypervisor()
+	require.NoError(t, h.Define(kvmbackuptest.Domain{Name: "vm1", Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}}}))
+	require.NoError(t, h.Start("vm1"))
+	require.NoError(t, h.Write("vm1", "vda", 0, []byte("hello")))
+
+	repo, err := repository.Init(ctx, t.TempDir(), repository.Options{NoSync: true})
+	require.NoError(t, err)
+	engine, err := kvmbackup.New(kvmbackup.Config{
+		Store: memstore.New(), Repository: repo, Executor: h.Executor(), Images: kvmbackuptest.Images{},
+	})
+	require.NoError(t, err)
+	b, err := engine.Backup(ctx, kvmbackup.BackupRequest{VM: "vm1"})
+	require.NoError(t, err)
+
+	backedUp, err := kvmbackuptest.ReadChain(repo.FilePath(b.Path, b.Volumes[0].File))
+	require.NoError(t, err)
+	now, err := h.Content("vm1", "vda")
+	require.NoError(t, err)
+	require.True(t, backedUp.Equal(now))
+}
 
 // A VM is backed up three times; the second time only what has changed, and the third time in full, because QEMU crashed and lost
 // its bitmap. Then the second backup is compared with what the disk held at its time.

@@ -5,8 +5,8 @@
 //
 // An embedding program needs one call:
 //
-//	exec, err := libvirtjob.Open("qemu:///system", libvirtjob.Config{Images: tool})
-//	defer exec.Close()
+//	exec, err := libvirtjob.Open("qemu:///system", libvirtjob.Config{Images: images})
+//	defer func() { err = errors.Join(err, exec.Close()) }()
 //
 // Open runs libvirt's default event loop, once per process, and connects again when the connection was lost, as it
 // is when libvirtd restarts. A program that has a connection and perhaps an event loop already uses New; without any

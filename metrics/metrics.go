@@ -3,7 +3,7 @@
 //
 //	m := metrics.New()
 //	registry.MustRegister(m)
-//	engine, err := kvmbackup.New(kvmbackup.Config{OnEvent: m.Observe, ...})
+//	config.OnEvent = m.Observe // the kvmbackup.Config that the engine is made with
 //
 // Metrics know what they have observed. After a start of the host program, give them every VM's newest backup with Seed, or the age
 // of a VM's last success is unknown until its next one. Metrics have one label, vm, and failures one more, cause; see [Metrics].

@@ -104,3 +104,22 @@ func TestCause(t *testing.T) {
 		}
 	}
 }
+
+// Two lines connect the metrics: one to Prometheus, one to the engine that will be made with the configuration.
+func Example() {
+	registry := prometheus.NewRegistry()
+	var config kvmbackup.Config
+
+	m := metrics.New()
+	registry.MustRegister(m)
+	config.OnEvent = m.Observe
+
+	config.OnEvent(kvmbackup.Event{Type: kvmbackup.EventDeleted, VM: "web1", Bytes: 4096})
+	families, err := registry.Gather()
+	for _, f := range families {
+		fmt.Println(f.GetName(), f.GetMetric()[0].GetCounter().GetValue(), err)
+	}
+	// Output:
+	// kvmbackup_deleted_bytes_total 4096 <nil>
+	// kvmbackup_deleted_total 1 <nil>
+}

@@ -22,9 +22,9 @@
 // [New] finds the tools and returns a [Tool], which is safe for concurrent use:
 //
 //	tool, err := qcow2.New(qcow2.Config{})
-//	err = tool.Create(ctx, "/backup/i1.qcow2", qcow2.CreateOptions{
+//	err = tool.Create(ctx, filepath.Join(dir, "i1.qcow2"), qcow2.CreateOptions{
 //		SizeBytes:   10 << 30,
-//		BackingFile: "full.qcow2",
+//		BackingFile: "full.qcow2", // as it will be stored; it is not opened
 //	})
 //
 // Arguments are passed as a slice, never through a shell, with LC_ALL=C. File

@@ -26,12 +26,14 @@
 //
 // # Writing a backup
 //
-//	stamps, err := r.Stamps(ctx, vm)                        // what is taken
-//	path := vm + "/" + repository.NextStamp(now, newest, taken).String()
-//	dir, err := r.CreatePartial(ctx, path, id)              // absolute: for qemu-img and libvirt
-//	...                                                     // the volumes' files are written into dir
-//	entry, err := r.WriteFile(ctx, path, id, repository.DomainXMLName, xml)
-//	err = r.Publish(ctx, manifest)                          // or RemovePartial
+//	taken, err := r.Stamps(ctx, "web1")
+//	stamp := repository.NextStamp(now, newest, func(s repository.Stamp) bool { return slices.Contains(taken, s) })
+//	m.Path = "web1/" + stamp.String()
+//	partial, err := r.CreatePartial(ctx, m.Path, m.ID)      // absolute: for qemu-img and libvirt
+//	...                                                     // the volumes' files are written into it
+//	xml, err := r.WriteFile(ctx, m.Path, m.ID, repository.DomainXMLName, []byte("<domain/>"))
+//	m.Files = append(m.Files, xml)
+//	err = r.Publish(ctx, m)                                 // or RemovePartial
 //
 // Partial and published folders are at the same depth, so that a backing link "../STAMP/FILE" holds in both.
 //

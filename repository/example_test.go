@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -25,19 +26,25 @@ func Example() {
 	check(err)
 
 	now := time.Date(2026, 11, 23, 7, 4, 50, 0, time.UTC)
+	newest := repository.Stamp{} // none yet
+	taken, err := r.Stamps(ctx, "web1")
+	check(err)
+	stamp := repository.NextStamp(now, newest, func(s repository.Stamp) bool { return slices.Contains(taken, s) })
 	m := repository.Manifest{
 		ID: "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7a01", VM: "web1", Kind: repository.KindFull,
-		ChainID: "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7aff", Path: "web1/" + repository.NextStamp(now, repository.Stamp{}, nil).String(),
+		ChainID:   "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7aff",
 		StartedAt: now, CompletedAt: now, Consistency: repository.ConsistencyCrash,
 		Volumes: []repository.Volume{{VolumeID: "7f2d", Kind: repository.KindFull, File: "root.7f2d.qcow2"}},
 	}
+	m.Path = "web1/" + stamp.String()
 	partial, err := r.CreatePartial(ctx, m.Path, m.ID)
 	check(err)
 	check(os.WriteFile(filepath.Join(partial, "root.7f2d.qcow2"), []byte("QEMU writes here"), 0o600))
 	xml, err := r.WriteFile(ctx, m.Path, m.ID, repository.DomainXMLName, []byte("<domain/>"))
 	check(err)
 	m.Files = append(m.Files, xml)
-	check(r.Publish(ctx, m))
+	err = r.Publish(ctx, m)
+	check(err)
 
 	entries, err := r.List(ctx, "")
 	check(err)

@@ -3,7 +3,7 @@
 //
 //	func TestMain(m *testing.M) { os.Exit(testpg.Main(m)) }
 //
-//	func TestStore(t *testing.T) { db, err := sql.Open("pgx", testpg.DSN(t)) ... }
+// DSN gives a test the server's address.
 package testpg
 
 import (

@@ -9,8 +9,8 @@
 //	func TestFull(t *testing.T) {
 //		guest := realguest.Start(t, realguest.Config{Disks: []realguest.Disk{{Device: "vda"}}})
 //		guest.Write("vda", 0x11, 0, 1<<20)
-//		...
-//		guest.Model("vda").Compare(t, "/backup/vda.qcow2")
+//		guest.Destroy()
+//		guest.Model("vda").Compare(t, guest.Image("vda")) // or the image that a backup made
 //	}
 //
 // Without libvirt or QEMU tests are skipped; with KVMBACKUP_REQUIRE_TOOLS=1 in the environment they fail.

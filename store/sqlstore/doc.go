@@ -4,10 +4,7 @@
 // The host opens the database with the driver that it uses anyway and hands over the *sql.DB; this package
 // imports no driver:
 //
-//	db, err := sql.Open("pgx", "postgres://...")
-//	...
-//	st, err := sqlstore.New(ctx, db, sqlstore.Config{TablePrefix: "kvmbackup_"})
-//	...
+//	st, err := sqlstore.New(ctx, db, sqlstore.Config{TablePrefix: "nas_"})
 //	err = st.Migrate(ctx)
 //
 // The tables come from versioned migrations. The store applies them with [Store.Migrate], or the host's own

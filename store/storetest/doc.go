@@ -4,8 +4,15 @@
 //
 //	func TestStore(t *testing.T) {
 //		storetest.Run(t, func(t testing.TB) storetest.Harness {
-//			return storetest.Harness{Store: newMyStore(t)}
-//		})
+//			dir := t.TempDir()
+//			st, err := Open(dir)
+//			if err != nil {
+//				t.Fatal(err)
+//			}
+//			// The suite uses a second instance for its races, as another process would.
+//			open := func() (kvmbackup.Store, error) { return Open(dir) }
+//			return storetest.Harness{Store: st, Open: open}
+//		}, storetest.Parallel())
 //	}
 //
 // A single rule is run with go test -run 'TestStore/remove/children'. [Rules] lists them.
