@@ -46,7 +46,8 @@
 // # Deleting and retention
 //
 // [Engine.Delete] removes a backup that nothing stands on, and marks one that has children delete-pending; the removal of the
-// last child takes it along. [Engine.Retain] applies a [RetentionPolicy] through the same. [Engine.PlanDelete] and
+// last child takes it along. [Engine.Retain] applies a [RetentionPolicy] through the same; a backup whose verification failed takes no
+// whole one's place there. [Engine.PlanDelete] and
 // [Engine.PlanRetain] say beforehand what goes now, what later, and how many bytes come back. [Engine.Accounting] reports every
 // removal, at least once, for quotas.
 //

@@ -61,23 +61,33 @@ func (e *Engine) acquire(ctx context.Context, vm VMID) (Lease, time.Time, error)
 		defer cancel()
 		wait = w
 	}
-	pause := firstPause
+	ask, pause := ctx, firstPause
+	var busy error
 	for {
 		begun := time.Now()
-		l, err := e.cfg.Store.AcquireLease(ctx, vm, e.cfg.Holder, e.cfg.LeaseTTL)
-		if err == nil {
+		l, err := e.cfg.Store.AcquireLease(ask, vm, e.cfg.Holder, e.cfg.LeaseTTL)
+		switch {
+		case err == nil:
 			return l, begun.Add(e.cfg.LeaseTTL), nil
-		}
-		if !errors.Is(err, ErrBusy) || e.cfg.LeaseWait < 0 {
+		case busy != nil && wait.Err() != nil && !errors.Is(err, ErrBusy):
+			return Lease{}, time.Time{}, gaveUp(busy, wait) // the wait ended while the store was asked
+		case !errors.Is(err, ErrBusy) || e.cfg.LeaseWait < 0:
 			return Lease{}, time.Time{}, err
 		}
+		// From now on it is the VM that is waited for, also inside the store.
+		busy, ask = err, wait
 		select {
 		case <-time.After(pause):
 			pause = min(pause*2, longestPause)
 		case <-wait.Done():
-			return Lease{}, time.Time{}, fmt.Errorf("%w (gave up waiting: %w)", err, context.Cause(wait))
+			return Lease{}, time.Time{}, gaveUp(busy, wait)
 		}
 	}
+}
+
+// gaveUp says who held the VM when it was last asked for, and what ended the wait.
+func gaveUp(busy error, wait context.Context) error {
+	return fmt.Errorf("%w (gave up waiting: %w)", busy, context.Cause(wait))
 }
 
 // keepLease renews at a third of the time to live. A store that doesn't answer is asked again until the lease would have

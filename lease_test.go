@@ -194,6 +194,73 @@ func TestLeaseWait(t *testing.T) {
 	}
 }
 
+// dozing is a store whose first answer to whoever wants a lease comes at once and whose others only when their context ends.
+type dozing struct {
+	kvmbackup.Store
+	asked *int
+}
+
+func (d dozing) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration) (kvmbackup.Lease, error) {
+	if *d.asked++; *d.asked == 1 {
+		return d.Store.AcquireLease(ctx, vm, holder, ttl)
+	}
+	<-ctx.Done()
+	return kvmbackup.Lease{}, context.Cause(ctx)
+}
+
+// TestLeaseWaitEndsInTheStore: who holds the VM is said also when the wait ends while the store is being asked again.
+func TestLeaseWaitEndsInTheStore(t *testing.T) {
+	for _, r := range []struct {
+		name      string
+		wait, ctx time.Duration
+	}{{"the context", 0, 7 * time.Second}, {"LeaseWait", 7 * time.Second, time.Hour}} {
+		t.Run(r.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.build("A")
+				_, err := w.store.AcquireLease(t.Context(), testVM, "host7/4711", time.Hour)
+				ok(t, err)
+				ctx, cancel := context.WithTimeout(t.Context(), r.ctx)
+				defer cancel()
+				begun, asked := time.Now(), 0
+				_, err = w.newEngine(kvmbackup.Config{Store: dozing{w.store, &asked}, LeaseWait: r.wait}).Delete(ctx, idOf("A"), false)
+				equal(t, "waited", time.Since(begun), 7*time.Second)
+				fails(t, err, kvmbackup.ErrBusy, context.DeadlineExceeded)
+				var busy *kvmbackup.BusyError
+				if !errors.As(err, &busy) || busy.Holder != "host7/4711" || busy.VM != testVM {
+					t.Errorf("the error doesn't name the holder: %v", err)
+				}
+				equal(t, "state", w.state(), "A")
+			})
+		})
+	}
+}
+
+// TestLeaseStoreFails: a store that fails while somebody waits is the error, and not that the VM was busy before.
+func TestLeaseStoreFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.build("A")
+		_, err := w.store.AcquireLease(t.Context(), testVM, "host7/4711", time.Hour)
+		ok(t, err)
+		asked := 0
+		st := hooked{Store: w.store, before: func(call string) error {
+			if call != "acquire" {
+				return nil
+			}
+			if asked++; asked == 1 {
+				return nil
+			}
+			return errInjected
+		}}
+		_, err = w.newEngine(kvmbackup.Config{Store: st}).Delete(t.Context(), idOf("A"), false)
+		fails(t, err, errInjected)
+		if errors.Is(err, kvmbackup.ErrBusy) {
+			t.Errorf("called busy: %v", err)
+		}
+	})
+}
+
 // TestStoreAwayForAWhile: an outage shorter than the lease is survived; the operation never notices.
 func TestStoreAwayForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -12,8 +12,13 @@ import (
 )
 
 // RetentionPolicy says which completed backups of a VM to keep. A rule keeps the newest backup of each of the last N hours, days, ...
-// that have one; a backup that any rule keeps stays. Pinned backups always stay and don't count. Failed backups go when all that
-// are kept are newer.
+// that have one; a backup that any rule keeps stays. Pinned backups always stay and don't count.
+//
+// A damaged backup, one whose last verification failed or that stands on such a one and was not seen to restore since, must not take the
+// place of one that restores. So it doesn't count either, and stays until an operator has looked at it: until it is verified again and
+// whole, or deleted by its ID.
+//
+// Failed backups go when all that are kept are newer.
 type RetentionPolicy struct {
 	Last, Hourly, Daily, Weekly, Monthly, Yearly int
 	// Location is where days and weeks begin. Defaults to UTC.
@@ -29,6 +34,7 @@ const (
 	KeepMonthly = "monthly"
 	KeepYearly  = "yearly"
 	KeepPinned  = "pinned"
+	KeepDamaged = "damaged" // it doesn't restore, and waits for an operator; see RetentionDecision.Damage
 )
 
 // RetentionPlan says what a policy keeps and deletes, and what that frees.
@@ -47,6 +53,8 @@ type RetentionPlan struct {
 type RetentionDecision struct {
 	Backup Backup
 	KeptBy []string // the rules that keep it; empty: it is deleted
+	// Damage says, for KeepDamaged, what the verification found, and in which backup below if not in this one.
+	Damage string
 }
 
 // Keep says whether a rule keeps the backup.
@@ -60,6 +68,9 @@ func (p RetentionPlan) String() string {
 		switch {
 		case d.Keep():
 			verdict = "keep (" + strings.Join(d.KeptBy, ", ") + ")"
+			if d.Damage != "" {
+				verdict += ", which counts for no rule: " + d.Damage + "; verify it again, or delete it by its ID"
+			}
 		case slices.Contains(p.Pending, d.Backup.ID):
 			verdict = "delete later: a kept backup needs it"
 		}
@@ -132,17 +143,57 @@ func planRetention(policy RetentionPolicy, records []Backup, ours func(Backup) b
 			p.Backups = append(p.Backups, RetentionDecision{Backup: b})
 		}
 	}
-	for i := range p.Backups {
-		if p.Backups[i].Backup.Pinned {
-			p.Backups[i].KeptBy = []string{KeepPinned}
-		}
-	}
+	p.setAside(records)
 	for _, r := range rules {
 		p.apply(r, loc)
 	}
 	p.simulate(records, ours)
 	p.outdate(records, ours)
 	return p, nil
+}
+
+// setAside keeps what counts for no rule.
+func (p *RetentionPlan) setAside(records []Backup) {
+	byID := map[BackupID]Backup{}
+	for _, b := range records {
+		byID[b.ID] = b
+	}
+	for i := range p.Backups {
+		d := &p.Backups[i]
+		if d.Backup.Pinned {
+			d.KeptBy = append(d.KeptBy, KeepPinned)
+		}
+		if d.Damage = damageOf(d.Backup, byID); d.Damage != "" {
+			d.KeptBy = append(d.KeptBy, KeepDamaged)
+		}
+	}
+}
+
+// damageOf says why the backup is known not to restore: a failed verification of it, or of one on which it stands, that no later one from
+// above has disproved; empty when there is none.
+func damageOf(b Backup, byID map[BackupID]Backup) string {
+	var passed []Verification
+	at, there := b, true
+	for n := 0; there && n < len(byID); n++ { // no more than that, should the records go in a circle
+		v := at.Verification
+		switch {
+		case v == nil:
+		case v.OK:
+			passed = append(passed, *v)
+		case slices.ContainsFunc(passed, v.disprovedBy):
+		case at.ID == b.ID:
+			return cmp.Or(v.Problem, "its last verification failed")
+		default:
+			return fmt.Sprintf("it stands on backup %s: %s", at.ID, cmp.Or(v.Problem, "its last verification failed"))
+		}
+		at, there = byID[at.ParentID]
+	}
+	return ""
+}
+
+// disprovedBy says whether a later verification of something that stands on the same files has seen as much of them.
+func (v Verification) disprovedBy(passed Verification) bool {
+	return passed.At.After(v.At) && (passed.Content || !v.Content)
 }
 
 func newestFirst(records []Backup) []Backup {
@@ -169,7 +220,7 @@ func (p *RetentionPlan) apply(r retentionRule, loc *time.Location) {
 	for i := range p.Backups {
 		d := &p.Backups[i]
 		period := r.period(d.Backup.StartedAt.In(loc), d.Backup.Sequence)
-		if d.Backup.Pinned || seen[period] || len(seen) >= r.count {
+		if d.Backup.Pinned || d.Damage != "" || seen[period] || len(seen) >= r.count {
 			continue
 		}
 		seen[period] = true

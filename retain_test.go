@@ -85,7 +85,6 @@ func TestRetentionRules(t *testing.T) {
 	}
 }
 
-// TestRetentionDaylight: the hour that comes twice when summer time ends has two backups, and days stay days.
 // TestRetentionImported: an old backup that was imported beside newer ones has the highest sequence, and is old all the same.
 func TestRetentionImported(t *testing.T) {
 	all := records(t, "2026-11-02 10:00", "2026-11-03 10:00", "2026-11-01 10:00")
@@ -99,6 +98,109 @@ func TestRetentionImported(t *testing.T) {
 	}
 }
 
+// TestRetentionDamaged: a backup that is known not to restore takes no whole one's place under any rule, and stays until somebody
+// has looked at it.
+func TestRetentionDamaged(t *testing.T) {
+	verified := func(day int, content, whole bool) *kvmbackup.Verification {
+		return &kvmbackup.Verification{At: epoch.AddDate(0, 0, day), Content: content, OK: whole, Problem: "its bytes differ"}
+	}
+	type verdicts []*kvmbackup.Verification
+	var none *kvmbackup.Verification
+	whole, failed, wholeNext, failedNext := verified(1, true, true), verified(1, true, false), verified(2, true, true), verified(2, true, false)
+	for _, r := range []struct {
+		name     string
+		policy   kvmbackup.RetentionPolicy
+		verified verdicts // of the backups of 1, 2, 3 and 4 November
+		chain    bool     // each stands on the one before it
+		want     string
+	}{
+		{"never verified", kvmbackup.RetentionPolicy{Last: 2}, verdicts{none, none, none, none}, false, "04 last, 03 last"},
+		{"verified and whole", kvmbackup.RetentionPolicy{Last: 2}, verdicts{whole, whole, whole, whole}, false, "04 last, 03 last"},
+		{"the newest", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 last"},
+		{"one in between", kvmbackup.RetentionPolicy{Last: 2}, verdicts{none, none, failed, none}, false, "04 last, 03 damaged, 02 last"},
+		{"one that no rule would keep", kvmbackup.RetentionPolicy{Last: 1}, verdicts{failed, none, none, none}, false, "04 last, 01 damaged"},
+		{"all", kvmbackup.RetentionPolicy{Last: 1}, verdicts{failed, failed, failed, failed}, false, "04 damaged, 03 damaged, 02 damaged, 01 damaged"},
+		{"hourly", kvmbackup.RetentionPolicy{Hourly: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 hourly"},
+		{"daily", kvmbackup.RetentionPolicy{Daily: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 daily"},
+		{"weekly", kvmbackup.RetentionPolicy{Weekly: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 weekly"},
+		{"monthly", kvmbackup.RetentionPolicy{Monthly: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 monthly"},
+		{"yearly", kvmbackup.RetentionPolicy{Yearly: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 yearly"},
+		{"what stands on a damaged one doesn't restore either", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failed, none}, true, "04 damaged, 03 damaged, 02 last"},
+		{"it was seen to before", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failedNext, whole}, true, "04 damaged, 03 damaged, 02 last"},
+		{"seen to since, files alone", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failed, verified(2, false, true)}, true, "04 damaged, 03 damaged, 02 last"},
+		{"seen to since, content too", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failed, wholeNext}, true, "04 last, 03 damaged"},
+		{"what stands on one that was seen to since", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, failed, wholeNext, none}, true, "04 last, 02 damaged"},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			all := records(t, "2026-11-01 10:00", "2026-11-02 10:00", "2026-11-03 10:00", "2026-11-04 10:00")
+			for i, v := range r.verified {
+				all[i].Verification = v
+				if r.chain && i > 0 {
+					all[i].ParentID = all[i-1].ID
+				}
+			}
+			p, err := kvmbackup.PlanRetention(r.policy, all)
+			ok(t, err)
+			got := strings.NewReplacer("2026-11-", "", " 10:00", "").Replace(kept(p))
+			equal(t, "kept", got, r.want)
+		})
+	}
+}
+
+// TestRetentionDamagedText: the plan says what is wrong with a damaged backup, where, and what to do.
+func TestRetentionDamagedText(t *testing.T) {
+	all := records(t, "2026-11-01 10:00", "2026-11-02 10:00", "2026-11-03 10:00!")
+	all[1].Verification = &kvmbackup.Verification{At: epoch, Problem: "its bytes differ"}
+	all[2].ParentID = all[1].ID
+	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 1}, all)
+	ok(t, err)
+	equal(t, "kept", kept(p), "2026-11-03 10:00 pinned+damaged, 2026-11-02 10:00 damaged, 2026-11-01 10:00 last")
+	equal(t, "what is wrong", p.Backups[1].Damage, "its bytes differ")
+	equal(t, "what is wrong below", p.Backups[0].Damage, "it stands on backup "+string(all[1].ID)+": its bytes differ")
+	equal(t, "of a whole one", p.Backups[2].Damage, "")
+	for _, say := range []string{"pinned, damaged", "its bytes differ", "verify it again, or delete it by its ID"} {
+		if !strings.Contains(p.String(), say) {
+			t.Errorf("the plan doesn't say %q:\n%s", say, p)
+		}
+	}
+}
+
+// TestRetentionCircle: records that are each other's parents are planned, not followed for ever.
+func TestRetentionCircle(t *testing.T) {
+	all := records(t, "2026-11-01 10:00", "2026-11-02 10:00")
+	all[0].ParentID, all[1].ParentID = all[1].ID, all[0].ID
+	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 1}, all)
+	ok(t, err)
+	equal(t, "kept", kept(p), "2026-11-02 10:00 last")
+}
+
+// TestRetainDamaged: the whole backup outlives a newer one that is damaged, which stays until it is deleted, or verified again and whole.
+func TestRetainDamaged(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B C D<C")
+	judge := func(name string, whole bool) {
+		v := kvmbackup.Verification{At: epoch, Content: true, OK: whole, Problem: "its bytes differ"}
+		ok(t, w.locked(func(l kvmbackup.Lease) error {
+			return w.store.Annotate(t.Context(), l, idOf(name), kvmbackup.Annotation{Verification: &v})
+		}))
+	}
+	judge("C", false)
+	policy := kvmbackup.RetentionPolicy{Last: 1}
+	_, err := w.engine.Retain(t.Context(), testVM, policy)
+	ok(t, err)
+	equal(t, "state", w.state(), "B C D")
+	judge("C", true) // its disk was mended
+	plan, err := w.engine.PlanRetain(t.Context(), testVM, policy)
+	ok(t, err)
+	equal(t, "whole again", namesOf(w, plan.Pending, func(id kvmbackup.BackupID) kvmbackup.BackupID { return id }), "C")
+	judge("C", false)
+	_, err = w.engine.Delete(t.Context(), idOf("C"), true)
+	ok(t, err)
+	equal(t, "looked at", w.state(), "B")
+	w.settled()
+}
+
+// TestRetentionDaylight: the hour that comes twice when summer time ends has two backups, and days stay days.
 func TestRetentionDaylight(t *testing.T) {
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -100,7 +101,10 @@ func (s *Store) load(_ context.Context, vm kvmbackup.VMID) (*rules.State, error)
 	if errors.Is(err, os.ErrNotExist) {
 		return state, nil
 	}
-	return state, errors.Join(err, json.Unmarshal(data, state))
+	if err := errors.Join(err, json.Unmarshal(data, state)); err != nil {
+		return state, fmt.Errorf("read the records of VM %q: %w", vm, err)
+	}
+	return state, nil
 }
 
 // save replaces the file whole: a reader, or the next process after a crash, finds the old one or the new one.
@@ -128,13 +132,16 @@ func (s *Store) save(state *rules.State) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// all loads every VM.
+// all loads every VM. It reads the folder rather than matching a pattern, which the folder's own name would be part of.
 func (s *Store) all(ctx context.Context) ([]*rules.State, error) {
-	files, err := filepath.Glob(filepath.Join(s.dir, "vm-*.json"))
+	files, err := os.ReadDir(s.dir)
 	var out []*rules.State
 	for _, file := range files {
-		name := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(file), "vm-"), ".json")
-		vm, errName := url.PathUnescape(name)
+		name, isVM := strings.CutPrefix(file.Name(), "vm-")
+		if !isVM {
+			continue
+		}
+		vm, errName := url.PathUnescape(strings.TrimSuffix(name, ".json"))
 		state, errLoad := s.load(ctx, kvmbackup.VMID(vm))
 		out, err = append(out, state), errors.Join(err, errName, errLoad)
 	}

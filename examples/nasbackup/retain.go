@@ -21,7 +21,8 @@ func (a *app) retainCommand() *cobra.Command {
 		Use:   "retain DOMAIN --keep-last N ...",
 		Short: "Delete the backups that no rule keeps",
 		Long: `Delete a domain's completed backups that no rule keeps. A rule keeps the newest backup of each of the last N hours,
-days, ... that have one; days begin in the local time zone. What a kept backup stands on becomes delete-pending.`,
+days, ... that have one; days begin in the local time zone. What a kept backup stands on becomes delete-pending.
+A backup whose last verification failed takes no whole one's place, and stays until it is verified again or deleted.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
@@ -86,6 +87,7 @@ type retainedBackup struct {
 	ID     kvmbackup.BackupID `json:"id"`
 	Action string             `json:"action"` // keep, remove, or pending
 	KeptBy []string           `json:"kept_by,omitempty"`
+	Damage string             `json:"damage,omitempty"` // what its verification found, when kept_by has "damaged"
 }
 
 func retentionJSON(vm kvmbackup.VMID, p kvmbackup.RetentionPlan, dryRun bool) retention {
@@ -98,7 +100,7 @@ func retentionJSON(vm kvmbackup.VMID, p kvmbackup.RetentionPlan, dryRun bool) re
 		case slices.Contains(p.Pending, d.Backup.ID):
 			action = "pending"
 		}
-		out.Backups = append(out.Backups, retainedBackup{d.Backup.ID, action, d.KeptBy})
+		out.Backups = append(out.Backups, retainedBackup{d.Backup.ID, action, d.KeptBy, d.Damage})
 	}
 	return out
 }
@@ -111,6 +113,11 @@ func printRetention(w io.Writer, p kvmbackup.RetentionPlan, r retention) {
 		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), r.Backups[i].Action, strings.Join(d.KeptBy, ", "))
 	}
 	t.print(w)
+	for _, d := range p.Backups {
+		if d.Damage != "" {
+			fmt.Fprintf(w, "%s is damaged and counts for no rule: %s; verify it again, or delete it\n", d.Backup.ID, d.Damage)
+		}
+	}
 	fmt.Fprintf(w, "frees %s now and %s later, when nothing stands on the pending ones any more\n", size(p.FreeBytes), size(p.LaterBytes))
 	if n := len(p.Failed); n > 0 {
 		fmt.Fprintf(w, "drops the records of %d failed backups\n", n)
