@@ -34,8 +34,8 @@ type Repository interface {
 	// PartialManifest returns the manifest in the partial folder, if one was written: then every file is whole and flushed,
 	// and Publish again finishes what a crash had interrupted. repository.ErrNotFound if not.
 	PartialManifest(ctx context.Context, path, id string) (repository.Manifest, error)
-	// Settle waits for what an ended context had left behind, so that cleaning up can begin.
-	Settle(ctx context.Context) error
+	// Settle waits for what an ended context had left behind of that VM, or of any with an empty name, so that cleaning up can begin.
+	Settle(ctx context.Context, vm string) error
 	// RemovePartial removes the partial folder with the files named in it.
 	RemovePartial(ctx context.Context, path, id string, files []string) error
 	// Remove removes a published folder, whatever is left of it.

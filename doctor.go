@@ -276,6 +276,10 @@ func (d *Diagnosis) addFolders(entries []repository.Entry, records []Backup) {
 			f.Code, f.foreign, f.Detail = FindingForeignPartial, true, fmt.Sprintf("%s/%s belongs to a backup that this store doesn't know", e.VM, e.Name)
 		case e.Kind == repository.FolderDeleting && known:
 			f.Code, f.Detail, f.Repair = FindingLeftDeleting, fmt.Sprintf("the removal of %s/%s was begun", e.VM, e.Name), "finish it"
+		case e.Kind == repository.FolderPublished && e.Err != nil && !hasFolder(records, e.Path):
+			f.Code, f.Detail = FindingUnrecorded, fmt.Sprintf("%s has no record of a whole backup, and its manifest can't be used: %v; mend it, then Import adds it", e.Path, e.Err)
+		case e.Kind == repository.FolderPublished && known && b.Status == StatusFailed:
+			f.Code, f.Detail, f.Effect = FindingUnrecorded, fmt.Sprintf("%s is whole, and recorded as failed; Import adds it", e.Path), "none"
 		case e.Kind == repository.FolderPublished && !known:
 			f.Code, f.Detail, f.Effect = FindingUnrecorded, fmt.Sprintf("%s has no record; Import adds it", e.Path), "none"
 		case e.Kind == repository.FolderForeign, e.Kind == repository.FolderDeleting:
@@ -285,6 +289,11 @@ func (d *Diagnosis) addFolders(entries []repository.Entry, records []Backup) {
 		}
 		d.add(f)
 	}
+}
+
+// hasFolder says whether a record needs the folder.
+func hasFolder(records []Backup, path string) bool {
+	return slices.ContainsFunc(records, func(b Backup) bool { return b.Path == path && b.Status != StatusFailed })
 }
 
 // addFiles looks for the files of every backup that should have them.

@@ -45,7 +45,7 @@ type Config struct {
 	// StallWarn and StallAbort are how long a job may stand still, or take to begin, before it is reported, and aborted.
 	// Default to 1 and 10 minutes; negative: never.
 	StallWarn, StallAbort time.Duration
-	// FreezeLimit bounds how long a guest's file systems stay frozen. Defaults to 10 s.
+	// FreezeLimit bounds how long a guest's file systems stay frozen, also while OnEvent blocks. Defaults to 10 s.
 	FreezeLimit time.Duration
 	// CleanupLimit bounds what is done after a failure or a cancel, and how long the hypervisor may take to answer a question.
 	// Defaults to 30 s.

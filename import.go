@@ -18,7 +18,7 @@ type Imported struct {
 }
 
 // Import rebuilds records from the manifests in the repository: of one VM, or of all with an empty name. Records that are there stay as they are,
-// so it can be called on a full, partial or newer store. What was delete-pending in a store that was lost is completed again: it is
+// so it can be called on a full, partial or newer store; but a failed one is replaced whose folder was kept because of its manifest, once that is mended. What was delete-pending in a store that was lost is completed again: it is
 // whole, and can be deleted again. A backup whose parent is neither recorded nor importable is passed over, as
 // it can't be restored. The active checkpoint stays as it is: after the loss of a store it is empty and the next
 // backup is full.
@@ -83,7 +83,8 @@ func (e *Engine) importOne(ctx context.Context, h *heldLease, entry repository.E
 		return out, nil
 	}
 	out.Backup = b.ID
-	if _, err := e.cfg.Store.Backup(ctx, b.ID); err == nil || !errors.Is(err, ErrNotFound) {
+	old, err := e.cfg.Store.Backup(ctx, b.ID)
+	if err == nil && old.Status != StatusFailed || err != nil && !errors.Is(err, ErrNotFound) {
 		return out, err
 	}
 	if b.ParentID != "" {

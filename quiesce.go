@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -86,40 +87,53 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 		}
 		return false, r.notQuiesced("the guest could not be frozen", err)
 	}
-	thawed := false
-	defer func() {
-		if !thawed { // a subscriber panicked
-			r.thaw(ctx)
-		}
-	}()
-	r.emit(Event{Type: EventFrozen, Detail: fmt.Sprintf("%d file systems", n)})
-	done := make(chan error, 1)
-	go func() { done <- r.beginWithin(ctx) }()
-	select {
-	case err = <-done:
-		thawed = true
-		r.thaw(ctx)
-		if err == nil {
-			r.record.Consistency = ConsistencyFilesystem
-		}
-	case <-limit.Done(): // also when ctx ended
-		thawed = true
-		r.thaw(ctx)
-		if err = <-done; err == nil {
-			err = r.notQuiesced(fmt.Sprintf("the job did not begin within %v of the freeze", r.e.cfg.FreezeLimit), nil)
-		}
+	inTime, err := r.whileFrozen(ctx, limit, fmt.Sprintf("%d file systems", n))
+	switch {
+	case err != nil:
+	case inTime:
+		r.record.Consistency = ConsistencyFilesystem
+	default:
+		err = r.notQuiesced(fmt.Sprintf("the job did not begin within %v of the freeze", r.e.cfg.FreezeLimit), nil)
 	}
 	return true, err
 }
 
+// whileFrozen tells of the freeze, begins the job and thaws: at the limit's end at the latest, be it that a subscriber blocks or that
+// beginning takes long. inTime says that the job has begun before.
+func (r *run) whileFrozen(ctx, limit context.Context, detail string) (inTime bool, err error) {
+	var thawed thawing
+	thaw := sync.OnceFunc(func() { thawed = r.e.thawFrozen(ctx, r.dom, r.frozenAt) })
+	stop := context.AfterFunc(limit, thaw) // also when ctx ends
+	defer func() {
+		inTime = stop()
+		thaw()
+		r.wasThawed(thawed)
+	}()
+	r.emit(Event{Type: EventFrozen, Detail: detail})
+	return false, r.beginWithin(ctx)
+}
+
+// thawing is how a freeze has ended.
+type thawing struct {
+	after time.Duration
+	err   error // the guest may still be frozen
+}
+
+func (e *Engine) thawFrozen(ctx context.Context, dom DomainRef, since time.Time) thawing {
+	err := e.thaw(ctx, dom, true)
+	return thawing{time.Since(since), err}
+}
+
 // thaw thaws the guest, or leaves that to thawAtLast.
-func (r *run) thaw(ctx context.Context) {
-	if r.unthawed = r.e.thaw(ctx, r.dom, true); r.unthawed != nil {
-		r.warn("the guest could not be thawed and may hang; trying again when the job is over", "error", r.unthawed)
+func (r *run) thaw(ctx context.Context) { r.wasThawed(r.e.thawFrozen(ctx, r.dom, r.frozenAt)) }
+
+func (r *run) wasThawed(t thawing) {
+	if r.unthawed = t.err; t.err != nil {
+		r.warn("the guest could not be thawed and may hang; trying again when the job is over", "error", t.err)
 		return
 	}
-	r.record.FrozenFor = time.Since(r.frozenAt)
-	r.emit(Event{Type: EventThawed, Elapsed: r.record.FrozenFor})
+	r.record.FrozenFor = t.after
+	r.emit(Event{Type: EventThawed, Elapsed: t.after})
 }
 
 // thawAtLast tries again when the job is over: an agent that was slow may have frozen the guest only now, and one that an I/O

@@ -23,6 +23,7 @@ const (
 	RecoveryCommitted RecoveryOutcome = "committed" // the folder was whole: the record is completed now
 	RecoveryFollowed  RecoveryOutcome = "followed"  // the job still ran: followed to its end and committed
 	RecoveryUndone    RecoveryOutcome = "undone"    // taken back, the record is failed
+	RecoveryKept      RecoveryOutcome = "kept"      // the record is failed, its published folder stays: its manifest can't be used
 	RecoveryDeleted   RecoveryOutcome = "deleted"   // a deletion was finished
 	RecoveryPending   RecoveryOutcome = "pending"   // could not be settled now; Detail says why
 )
@@ -154,8 +155,9 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom Dom
 
 // settleOne finishes or undoes one running record.
 func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, dom DomainRef) (Recovery, error) {
-	if done, err := e.rollForward(ctx, o, h, b); done || err != nil {
-		return Recovery{b.ID, RecoveryCommitted, "its folder was whole"}, err
+	done, damage := e.rollForward(ctx, o, h, b)
+	if done || damage != nil && !errors.Is(damage, ErrDamaged) {
+		return Recovery{b.ID, RecoveryCommitted, "its folder was whole"}, damage
 	}
 	if e.cfg.Executor == nil {
 		return Recovery{}, fmt.Errorf("%w: backup %s is recorded as running, and without an Executor its job can't be looked for", ErrBusy, b.ID)
@@ -163,7 +165,7 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 	r := &run{op: o, lease: h, dom: dom, record: b}
 	err := r.adopt(ctx)
 	switch {
-	case err == nil && !e.cfg.AbortLeftJobs:
+	case err == nil && !e.cfg.AbortLeftJobs && damage == nil:
 		return r.followAdopted(ctx)
 	case errors.Is(err, ErrNoDomain) && b.Host != "" && b.Host != e.cfg.Host:
 		// The domain and its job may be on that host. Only what finds the domain, or finds it gone there, may settle this.
@@ -172,7 +174,10 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 	default:
 		return Recovery{}, err
 	}
-	cause := errors.New("interrupted: the operation that took it ended before the backup was whole")
+	outcome, cause := RecoveryUndone, errors.New("interrupted: the operation that took it ended before the backup was whole")
+	if damage != nil {
+		outcome, cause = RecoveryKept, fmt.Errorf("its folder %s was published and is kept as it is: mend its manifest and import it, or remove the folder: %w", b.Path, damage)
+	}
 	if r.unthawed != nil {
 		cause = fmt.Errorf("%w; the guest may be frozen and could not be thawed: %w", cause, r.unthawed)
 	}
@@ -184,15 +189,16 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 		return Recovery{}, err
 	}
 	r.resumeGuest(ctx)
-	return Recovery{b.ID, RecoveryUndone, cause.Error()}, nil
+	return Recovery{b.ID, outcome, cause.Error()}, nil
 }
 
 // rollForward commits a backup whose folder was published, or whose manifest, the last file to be written, is in the partial one. One
-// that lacks a file all the same, or whose data could not be flushed, is not whole: it is undone.
+// that lacks a file all the same, or whose data could not be flushed, is not whole: it is undone. ErrDamaged for a published
+// folder whose manifest doesn't tell what is in it.
 func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup) (bool, error) {
 	m, ok, err := e.cfg.Repository.Published(ctx, b.Path, string(b.ID))
 	if err != nil {
-		return false, err
+		return false, repositoryError(err)
 	}
 	if !ok {
 		m, err = e.cfg.Repository.PartialManifest(ctx, b.Path, string(b.ID))
@@ -208,7 +214,7 @@ func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup)
 	}
 	whole, err := BackupFromManifest(m, b.Repository)
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("%w: manifest of %s: %w", ErrDamaged, b.Path, err)
 	}
 	whole.Sequence, whole.Host = b.Sequence, b.Host
 	for i, v := range whole.Volumes { // a manifest doesn't have them

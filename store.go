@@ -66,7 +66,8 @@ type Store interface {
 	// Annotate changes what may change on a finished record; see Annotation.
 	Annotate(ctx context.Context, l Lease, id BackupID, a Annotation) error
 	// Import adds a completed or delete-pending record as it is, Sequence included, for rebuilding a store
-	// from a repository. A record with the same ID is left as it is, which is no error. The VM's counters
+	// from a repository. A failed record with the same ID is replaced: its folder has turned out to be whole. Any other
+	// with the same ID is left as it is, which is no error. The VM's counters
 	// are raised to the record's. ErrInvalid when another record of the VM has the Sequence, ErrStatus for other statuses.
 	Import(ctx context.Context, l Lease, b Backup) error
 

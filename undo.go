@@ -19,7 +19,7 @@ func (r *run) undo(ctx context.Context, cause error) error {
 	defer func() { r.at = failedAt }()
 	c, cancel := r.e.cleanup(ctx)
 	defer cancel()
-	if err := r.e.cfg.Repository.Settle(c); err != nil {
+	if err := r.e.cfg.Repository.Settle(c, string(r.vm)); err != nil {
 		r.warn("the repository doesn't answer", "error", err) // what follows says what could not be undone
 	}
 	published, err := r.wasPublished(c)

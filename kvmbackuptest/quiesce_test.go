@@ -153,3 +153,36 @@ func TestSubscriberPanicsWhileFrozen(t *testing.T) {
 		s.backup(everyday)
 	})
 }
+
+// A subscriber that doesn't return keeps the backup waiting, as its own fault, and not the guest: that is thawed at the limit.
+func TestSubscriberBlocksWhileFrozen(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		cfg := s.cfg
+		cfg.FreezeLimit = 10 * time.Second
+		cfg.OnEvent = func(ev kvmbackup.Event) {
+			if ev.Type != kvmbackup.EventFrozen {
+				return
+			}
+			<-time.After(11 * time.Second)
+			s.thawed()
+			<-time.After(time.Hour)
+		}
+		engine, err := kvmbackup.New(cfg)
+		s.must(err)
+		req := s.request(everyday)
+		req.Quiesce = kvmbackup.QuiesceTry
+		b, err := engine.Backup(t.Context(), req)
+		s.must(err)
+		s.thawed()
+		if b.Consistency != kvmbackup.ConsistencyCrash || !hasReason(b, kvmbackup.ReasonQuiesceFailed) || b.FrozenFor > 11*time.Second {
+			t.Errorf("%v, frozen for %v: %v", b.Consistency, b.FrozenFor, b.Reasons)
+		}
+		s.must(s.verify(b))
+		req.Quiesce = kvmbackup.QuiesceRequire
+		if _, err := engine.Backup(t.Context(), req); !errors.Is(err, kvmbackup.ErrNotConsistent) {
+			t.Errorf("required: %v", err)
+		}
+		s.thawed()
+		s.must(s.checkClean())
+	})
+}

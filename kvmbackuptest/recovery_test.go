@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,6 +15,7 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 func TestDeleteDoesNotWaitForAHungTarget(t *testing.T) {
@@ -276,5 +278,107 @@ func TestTargetsCheckedTogether(t *testing.T) {
 		if _, err := engine.Backup(ctx, s.request(everyday)); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// damagedFolder leaves a published folder whose record is running and whose manifest is damaged, and returns the backup, the manifest's path
+// and its right content.
+func (s *teller) damagedFolder(content string) (kvmbackup.Backup, string, []byte) {
+	s.t.Helper()
+	s.must(killedAt("Complete")(s.lab))
+	s.must(s.open(plan{}))
+	running, err := s.store.List(s.t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+	s.must(err)
+	name := s.repo.FilePath(running[0].Path, repository.ManifestName)
+	good, err := os.ReadFile(name)
+	s.must(err)
+	s.must(os.WriteFile(name, []byte(content), 0o600))
+	return running[0], name, good
+}
+
+// A folder that was published and whose manifest was damaged before its record was completed doesn't keep the VM from being backed up: the
+// record fails, the folder stays, and comes back by Import when its manifest is mended.
+func TestRecoveryOfADamagedFolder(t *testing.T) {
+	for name, content := range map[string]string{"empty": "", "cut": `{"format_version": 1, "id": "`, "of something else": `{"format_version": 99}`} {
+		for _, first := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/first=%v", name, first), func(t *testing.T) {
+				story(t, false, func(t *testing.T, s *teller) {
+					kinds := "F"
+					if !first {
+						s.backup(everyday)
+						s.must(s.write("vda", 1, 2))
+						kinds = "FI"
+					}
+					b, manifest, good := s.damagedFolder(content)
+					before := filesOf(s, b)
+					if got := s.outcome(); got != kvmbackup.RecoveryKept {
+						t.Errorf("outcome is %s", got)
+					}
+					failed, err := s.store.Backup(t.Context(), b.ID)
+					s.must(err)
+					if failed.Status != kvmbackup.StatusFailed || !strings.Contains(failed.Error, b.Path) || !strings.Contains(failed.Error, "import") {
+						t.Errorf("record is %v: %s", failed.Status, failed.Error)
+					}
+					s.must(s.write("vdb", 3, 1))
+					next, err := s.engine.Backup(t.Context(), s.request(everyday))
+					s.must(err)
+					s.must(s.verify(next))
+					s.want(kinds)
+					if after := filesOf(s, b); !slices.Equal(after, before) {
+						t.Errorf("files are %v, were %v", after, before)
+					}
+					s.finds(kvmbackup.FindingUnrecorded, "mend")
+					if found, err := s.engine.Import(t.Context(), vm); err != nil || slices.ContainsFunc(found, func(i kvmbackup.Imported) bool { return i.Added }) {
+						t.Errorf("import of what is damaged: %+v, %v", found, err)
+					}
+					s.must(os.WriteFile(manifest, good, 0o600))
+					s.finds(kvmbackup.FindingUnrecorded, "Import")
+					s.imported(b)
+					s.must(s.checkClean())
+					s.want(kinds + kinds[len(kinds)-1:])
+					if now, err := s.store.Newest(t.Context(), vm); err != nil || now.ID != next.ID {
+						t.Errorf("newest is %s, %v", now.ID, err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// finds wants the diagnosis to have that finding alone, with that word in its text.
+func (s *teller) finds(code kvmbackup.FindingCode, word string) {
+	s.t.Helper()
+	d, err := s.engine.Inspect(s.t.Context(), s.request(everyday))
+	s.must(err)
+	if len(d.Findings) != 1 || d.Findings[0].Code != code || !strings.Contains(d.Findings[0].Detail, word) {
+		s.t.Errorf("findings: %+v", d.Findings)
+	}
+}
+
+func (s *teller) imported(b kvmbackup.Backup) {
+	s.t.Helper()
+	found, err := s.engine.Import(s.t.Context(), vm)
+	s.must(err)
+	for _, i := range found {
+		if i.Added != (i.Backup == b.ID) {
+			s.t.Errorf("import: %+v", i)
+		}
+	}
+	if s.status(b) != completed {
+		s.t.Errorf("the imported backup is %v", s.status(b))
+	}
+}
+
+// The record alone goes when the failed backup is deleted: its folder is not for a deletion that can't tell what is in it.
+func TestDeleteOfADamagedFoldersRecord(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		b, manifest, good := s.damagedFolder("")
+		s.outcome()
+		if _, err := s.engine.Delete(t.Context(), b.ID, false); err != nil {
+			t.Error(err)
+		}
+		s.must(os.WriteFile(manifest, good, 0o600))
+		s.imported(b)
+		s.want("F")
 	})
 }

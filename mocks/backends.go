@@ -272,17 +272,17 @@ func (mr *MockRepositoryMockRecorder) RewriteManifest(ctx, m interface{}) *gomoc
 }
 
 // Settle mocks base method.
-func (m *MockRepository) Settle(ctx context.Context) error {
+func (m *MockRepository) Settle(ctx context.Context, vm string) error {
 	m.ctrl.T.Helper()
-	ret := m.ctrl.Call(m, "Settle", ctx)
+	ret := m.ctrl.Call(m, "Settle", ctx, vm)
 	ret0, _ := ret[0].(error)
 	return ret0
 }
 
 // Settle indicates an expected call of Settle.
-func (mr *MockRepositoryMockRecorder) Settle(ctx interface{}) *gomock.Call {
+func (mr *MockRepositoryMockRecorder) Settle(ctx, vm interface{}) *gomock.Call {
 	mr.mock.ctrl.T.Helper()
-	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Settle", reflect.TypeOf((*MockRepository)(nil).Settle), ctx)
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Settle", reflect.TypeOf((*MockRepository)(nil).Settle), ctx, vm)
 }
 
 // Stat mocks base method.

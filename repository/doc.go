@@ -48,7 +48,8 @@
 // touches the storage runs in a goroutine of its own. When the context ends (after a second's grace to come back by itself)
 // or a step exceeds Options.Timeout, the call returns ErrHung and the goroutine is left behind. What may happen still, when
 // the storage comes back: the one step that was under way is carried out - a file or folder made, renamed, removed or
-// flushed, or a temporary file written; nothing after it is. Until then every call for the folder fails at once with ErrHung;
+// flushed, or a temporary file written; nothing after it is. Until then every call for the folder fails at once with ErrHung, but
+// for those of other VMs while a step that only its caller has left, such as a long flush, is within its limit;
 // Settle waits for that time. The state is then as after a crash at that step, and the same calls finish the work.
 //
 // # Trust

@@ -22,7 +22,8 @@ var (
 	// or, as ErrHung, not at all. Nothing is known about the backups then: absence has not been seen.
 	ErrUnavailable = errors.New("repository unavailable")
 	// ErrHung is returned when an operation got no answer in time and was left behind, and by every further call for the
-	// same folder until it comes back. It is also an ErrUnavailable.
+	// same folder until it comes back; by those for the same VM alone if only its caller's context had ended. It is also an
+	// ErrUnavailable.
 	ErrHung = fmt.Errorf("%w: no answer", ErrUnavailable)
 	// ErrReadOnly is returned when the storage refuses to be written: read-only, or without permission.
 	ErrReadOnly = errors.New("repository not writable")

@@ -3,6 +3,7 @@ package repository
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -13,17 +14,36 @@ const grace = time.Second
 // task is one running operation. Its goroutine asks before each step whether the caller is still there.
 type task struct {
 	op    string
+	vm    string // empty: the repository's
 	since time.Time
 	left  atomic.Bool
 	clock *time.Timer // fires when the step under way exceeds its limit
 	limit atomic.Int64
+	due   atomic.Int64 // when that is, in nanoseconds since 1970
+}
+
+func newTask(op, path string, limit time.Duration) *task {
+	vm, _, _ := strings.Cut(path, "/")
+	t := &task{op: op, vm: vm, since: time.Now(), clock: time.NewTimer(limit)}
+	t.note(limit)
+	return t
 }
 
 // arm gives the next step its time.
 func (t *task) arm(limit time.Duration) {
-	t.limit.Store(int64(limit))
+	t.note(limit)
 	t.clock.Reset(limit)
 }
+
+func (t *task) note(limit time.Duration) {
+	t.limit.Store(int64(limit))
+	t.due.Store(time.Now().Add(limit).UnixNano())
+}
+
+// overdue says whether the step under way has exceeded its limit.
+func (t *task) overdue() bool { return time.Now().UnixNano() >= t.due.Load() }
+
+func (t *task) noAnswer() error { return noAnswer(time.Duration(t.limit.Load())) }
 
 // check says whether the operation may go on.
 func (t *task) check() error {
@@ -36,7 +56,7 @@ func (t *task) check() error {
 // do runs fn on the open root in a goroutine of its own and waits for it, for ctx and for the clock of the step under way.
 // fn must return what it found, never write to variables of its caller, who may have left.
 func do[T any](ctx context.Context, r *Repository, op, path string, fn func(*session) (T, error)) (T, error) {
-	v, err := guarded(ctx, r, op, fn)
+	v, err := guarded(ctx, r, newTask(op, path, r.opts.Timeout), fn)
 	if err != nil {
 		if errors.Is(err, errLeft) {
 			err = context.Cause(ctx)
@@ -46,16 +66,14 @@ func do[T any](ctx context.Context, r *Repository, op, path string, fn func(*ses
 	return v, err
 }
 
-func guarded[T any](ctx context.Context, r *Repository, op string, fn func(*session) (T, error)) (v T, err error) {
+func guarded[T any](ctx context.Context, r *Repository, t *task, fn func(*session) (T, error)) (v T, err error) {
+	defer t.clock.Stop()
 	if ctx.Err() != nil {
 		return v, context.Cause(ctx)
 	}
-	if err := hung.blocked(r.root); err != nil {
+	if err := hung.blocked(r.root, t.vm); err != nil {
 		return v, err
 	}
-	t := &task{op: op, since: time.Now(), clock: time.NewTimer(r.opts.Timeout)}
-	t.limit.Store(int64(r.opts.Timeout))
-	defer t.clock.Stop()
 	type result struct {
 		v   T
 		err error
@@ -68,8 +86,8 @@ func guarded[T any](ctx context.Context, r *Repository, op string, fn func(*sess
 	}()
 	if cause := t.wait(ctx, back); cause != nil {
 		hung.add(r.root, t, cause, back)
-		r.opts.Logger.Warn("operation left behind: the repository does not answer", "root", r.root, "op", op, "cause", cause)
-		return v, &hungError{op, t.since, cause}
+		r.opts.Logger.Warn("operation left behind: the repository does not answer", "root", r.root, "op", t.op, "cause", cause)
+		return v, &hungError{t.op, t.since, cause}
 	}
 	select {
 	case res := <-out:
@@ -86,7 +104,7 @@ func (t *task) wait(ctx context.Context, back <-chan struct{}) error {
 		return nil
 	case <-t.clock.C:
 		t.left.Store(true)
-		return noAnswer(time.Duration(t.limit.Load()))
+		return t.noAnswer()
 	case <-ctx.Done():
 		t.left.Store(true)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -61,7 +62,7 @@ func (s story) hangAt(t *testing.T, i int) bool {
 	before := tree(t, r)
 	failsAtOnce(t, r, m)
 	close(h.release)
-	want(t, r.Settle(t.Context()))
+	want(t, r.Settle(t.Context(), ""))
 	if n := h.n.Load(); n != int64(i)+1 {
 		t.Fatalf("step %d was begun after waking up from step %d", n, i)
 	}
@@ -160,7 +161,7 @@ func hangRead(t *testing.T, read func(context.Context, *repository.Repository) e
 	}
 	want(t, err, repository.ErrHung, context.Cause(ctx))
 	close(h.release)
-	want(t, r.Settle(t.Context()))
+	want(t, r.Settle(t.Context(), ""))
 	h.n.Store(0)
 	want(t, read(t.Context(), r), errInjected)
 	fail = nil
@@ -201,16 +202,16 @@ func TestSettleEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, h := t.TempDir(), stuckAt(0)
 		r := initRepo(t, dir, repository.Options{})
-		want(t, r.Settle(t.Context()))
+		want(t, r.Settle(t.Context(), ""))
 		hung, err := repository.Open(t.Context(), dir, repository.Options{BeforeStep: h.step, Timeout: time.Second})
 		want(t, err)
 		_, err = hung.Probe(t.Context())
 		want(t, err, repository.ErrHung)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		want(t, r.Settle(ctx), repository.ErrHung, context.DeadlineExceeded)
+		want(t, r.Settle(ctx, ""), repository.ErrHung, context.DeadlineExceeded)
 		close(h.release)
-		want(t, r.Settle(t.Context()))
+		want(t, r.Settle(t.Context(), ""))
 	})
 }
 
@@ -228,5 +229,57 @@ func TestTimeoutIsPerStep(t *testing.T) {
 		if e, err := r.List(t.Context(), ""); len(e) != 1 || err != nil {
 			t.Fatal(e, err)
 		}
+	})
+}
+
+// flushing blocks the flush of one VM's files until released.
+func flushing(of string, release <-chan struct{}) func(string) error {
+	return func(step string) error {
+		if strings.HasPrefix(step, "sync "+of+"/") {
+			<-release
+		}
+		return nil
+	}
+}
+
+// A long flush that its caller leaves is no hang of the share: other VMs go on, and the VM itself when the flush is over. Once it has
+// exceeded its limit nobody goes on.
+func TestCancelDuringAFlushIsTheCallersAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, release := t.TempDir(), make(chan struct{})
+		sound := initRepo(t, dir, repository.Options{NoSync: true})
+		m, other := prepare(t, sound, full()), full()
+		other.ID, other.VM, other.Path = incID, "other", "other/2026.11.23.07.04.50"
+		other = prepare(t, sound, other)
+		r, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: flushing(vm, release)})
+		want(t, err)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		left := make(chan error)
+		go func() { left <- r.Publish(ctx, m) }()
+		synctest.Wait()
+		cause := errors.New("the user's cancel")
+		cancel(cause)
+		want(t, <-left, repository.ErrHung, cause)
+
+		want(t, r.Settle(t.Context(), other.VM))
+		want(t, r.Publish(t.Context(), other))
+		_, err = r.Probe(t.Context())
+		want(t, err)
+		_, err = r.PartialManifest(t.Context(), m.Path, m.ID)
+		want(t, err, repository.ErrHung)
+		if errors.Is(err, cause) {
+			t.Error("another operation's cancel came out:", err)
+		}
+
+		<-time.After(30 * time.Minute)
+		_, err = r.Probe(t.Context())
+		want(t, err, repository.ErrHung, context.DeadlineExceeded)
+		if errors.Is(err, cause) {
+			t.Error("another operation's cancel came out:", err)
+		}
+		close(release)
+		want(t, r.Settle(t.Context(), vm))
+		want(t, r.Publish(t.Context(), m))
+		consistent(t, r)
 	})
 }

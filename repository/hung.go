@@ -21,18 +21,27 @@ type absence struct {
 	over  chan struct{}
 }
 
-// blocked returns a hungError if an operation for dir was left behind and has not come back.
-func (r *register) blocked(dir string) error {
-	_, err := r.first(dir)
+// blocked returns a hungError if an operation for dir was left behind, has not come back, and stands in the way of the VM's: it is that
+// VM's own, or its step exceeds its limit, so that the storage is to be taken for dead. One that is just long, such as a flush, and
+// whose caller did not want to wait for it, is that caller's alone.
+func (r *register) blocked(dir, vm string) error {
+	_, err := r.first(dir, func(t *task) bool { return t.overdue() || vm != "" && t.vm == vm })
 	return err
 }
 
-// first returns one of the absences for dir: the channel that is closed when it is over, and the hungError.
-func (r *register) first(dir string) (over <-chan struct{}, err error) {
+// first returns one of the absences for dir that count: the channel that is closed when it is over, and the hungError. Why its own
+// caller has left is not the error of any other.
+func (r *register) first(dir string, counts func(*task) bool) (over <-chan struct{}, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for t, a := range r.tasks[dir] {
-		return a.over, &hungError{t.op, t.since, a.cause}
+		switch {
+		case !counts(t):
+		case t.overdue():
+			return a.over, &hungError{t.op, t.since, t.noAnswer()}
+		default:
+			return a.over, &hungError{t.op, t.since, fmt.Errorf("its caller has left it (%v); try again when it is over", a.cause)} //nolint:errorlint // not ours
+		}
 	}
 	return nil, nil
 }
@@ -61,12 +70,12 @@ func (r *register) remove(dir string, t *task) {
 	}
 }
 
-// Settle waits until no operation on this folder is left behind, and returns at once if none is: to clean up after a call
-// that was cancelled while the storage was busy, say flushing, and for which the clean-up would get ErrHung. If ctx ends
-// first the error is an ErrHung.
-func (r *Repository) Settle(ctx context.Context) error {
+// Settle waits until no operation of that VM, or of any with an empty name, is left behind on this folder, and returns at once if none
+// is: to clean up after a call that was cancelled while the storage was busy, say flushing, and for which the clean-up
+// would get ErrHung. If ctx ends first the error is an ErrHung.
+func (r *Repository) Settle(ctx context.Context, vm string) error {
 	for {
-		over, err := hung.first(r.root)
+		over, err := hung.first(r.root, func(t *task) bool { return vm == "" || t.overdue() || t.vm == vm })
 		if err == nil {
 			return nil
 		}

@@ -90,7 +90,7 @@ func TestDeadMount(t *testing.T) {
 	_, err = r.Probe(t.Context())
 	want(t, err, repository.ErrHung)
 	thaw()
-	want(t, r.Settle(t.Context()))
+	want(t, r.Settle(t.Context(), ""))
 	consistent(t, r)
 	r = initRepo(t, mnt, repository.Options{})
 	_, err = r.Remove(t.Context(), m.Target())

@@ -53,8 +53,8 @@ func (r gatedRepository) PartialManifest(ctx context.Context, path, id string) (
 	return through(r.g, "Repository.PartialManifest", func() (repository.Manifest, error) { return r.in.PartialManifest(ctx, path, id) })
 }
 
-func (r gatedRepository) Settle(ctx context.Context) error {
-	return do(r.g, "Repository.Settle", func() error { return r.in.Settle(ctx) })
+func (r gatedRepository) Settle(ctx context.Context, vm string) error {
+	return do(r.g, "Repository.Settle", func() error { return r.in.Settle(ctx, vm) })
 }
 
 func (r gatedRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {

@@ -17,15 +17,18 @@ func importRecord(ctx context.Context, tx Tx, l kvmbackup.Lease, b kvmbackup.Bac
 	if err := checkImport(l, b); err != nil {
 		return err
 	}
-	if _, err := owned(ctx, tx, l, b.ID); !errors.Is(err, kvmbackup.ErrNotFound) {
+	old, err := owned(ctx, tx, l, b.ID)
+	there := err == nil
+	switch {
+	case there && old.Status != kvmbackup.StatusFailed:
+		return nil
+	case !there && !errors.Is(err, kvmbackup.ErrNotFound):
 		return err
 	}
-	taken, err := tx.HasSequence(ctx, b.Sequence)
-	if err != nil {
-		return err
-	}
-	if taken {
-		return fmt.Errorf("%w: another backup of %q has sequence %d", kvmbackup.ErrInvalid, b.VM, b.Sequence)
+	if !there || old.Sequence != b.Sequence { // a failed record's own is free for what replaces it
+		if err := checkSequence(ctx, tx, b); err != nil {
+			return err
+		}
 	}
 	if err := tx.Put(ctx, normal(b)); err != nil {
 		return err
@@ -33,6 +36,14 @@ func importRecord(ctx context.Context, tx Tx, l kvmbackup.Lease, b kvmbackup.Bac
 	vm.LastSequence = max(vm.LastSequence, b.Sequence)
 	vm.LastStamp = max(vm.LastStamp, path.Base(b.Path))
 	return tx.SetVM(ctx, vm)
+}
+
+func checkSequence(ctx context.Context, tx Tx, b kvmbackup.Backup) error {
+	taken, err := tx.HasSequence(ctx, b.Sequence)
+	if err == nil && taken {
+		err = fmt.Errorf("%w: another backup of %q has sequence %d", kvmbackup.ErrInvalid, b.VM, b.Sequence)
+	}
+	return err
 }
 
 func checkImport(l kvmbackup.Lease, b kvmbackup.Backup) error {

@@ -635,6 +635,14 @@ var importBreakers = map[string]func(*hooks){
 			return h.good.Import(ctx, l, b)
 		}
 	},
+	"import/failed": func(h *hooks) {
+		h.imports = func(ctx ctxT, l lease, b rec) error {
+			if h.record(b.ID).ID != "" {
+				return nil
+			}
+			return h.good.Import(ctx, l, b)
+		}
+	},
 	"import/counters": func(h *hooks) {
 		h.vm = func(ctx ctxT, vm vmT) (kvmbackup.VMRecord, error) { return kvmbackup.VMRecord{VM: vm}, nil }
 	},

@@ -28,7 +28,7 @@ var importRules = []Rule{
 		}
 		r.unchanged(before, "the import of an unfinished record")
 	}},
-	{"import/there", "A record with the same ID is left as it is, which is no error: an import can be repeated.", func(r *run) {
+	{"import/there", "A record with the same ID that hasn't failed is left as it is, which is no error: an import can be repeated.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.completed(l, full(vmA, 1))
 		before := r.snapshot()
@@ -36,6 +36,19 @@ var importRules = []Rule{
 		r.ok(r.Import(r.ctx, l, b), "import what is there")
 		if now := r.snapshot(); now != before {
 			r.fatalf("importing what is there changed something:\n was %s\n now %s", before, now)
+		}
+	}},
+	{"import/failed", "A failed record with the same ID is replaced, also under its own Sequence: its folder has turned out to be whole.", func(r *run) {
+		l := r.lease(vmA)
+		b := r.running(l, full(vmA, 1))
+		r.ok(r.Fail(r.ctx, l, b.ID, "its manifest can't be read"), "fail a record")
+		r.completed(l, full(vmA, 2))
+		whole := finished(b)
+		r.ok(r.Import(r.ctx, l, whole), "import what is recorded as failed")
+		r.same("the imported record", r.backup(b.ID), whole)
+		r.ok(r.Import(r.ctx, l, whole), "import it again")
+		if n := len(r.list(kvmbackup.Query{VM: vmA})); n != 2 {
+			r.fatalf("there are %d records, want 2", n)
 		}
 	}},
 	{"import/counters", "The VM's counters are raised to the record's, so that the next backup comes after it.", func(r *run) {
