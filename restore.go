@@ -77,9 +77,12 @@ type RestoredVolume struct {
 type copyJob struct {
 	layers []layer
 	out    RestoredVolume
+	owner  owner
 	exists bool   // a block device
 	place  string // of the target, the same however its path is written
 }
+
+func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
 
 // Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests of the whole
 // chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
@@ -180,7 +183,8 @@ func (e *Engine) prepareRestore(ctx context.Context, o *op, req RestoreRequest) 
 			return b, nil, err
 		}
 		all = append(all, layers...)
-		jobs = append(jobs, copyJob{layers: layers, out: RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize}})
+		out := RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize}
+		jobs = append(jobs, copyJob{layers: layers, out: out, owner: e.owner(b.VM)})
 	}
 	return b, jobs, e.verifyLayers(ctx, all)
 }
@@ -279,7 +283,7 @@ func (e *Engine) copyAll(ctx context.Context, req RestoreRequest, jobs []copyJob
 		if j.exists {
 			continue
 		}
-		if err := publishFile(aside(j.out.Path), j.out.Path); err != nil {
+		if err := publishFile(j.aside(), j.out.Path); err != nil {
 			for _, done := range jobs[:i] {
 				if !done.exists {
 					err = errors.Join(err, removeFile(done.out.Path))
@@ -328,7 +332,7 @@ func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJ
 func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, progress func(float64)) error {
 	dst := j.out.Path
 	if !j.exists {
-		dst = aside(dst)
+		dst = j.aside()
 		if err := removeFile(dst); err != nil { // left by a restore that was killed
 			return err
 		}
