@@ -87,7 +87,7 @@ func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
 // Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests of the whole
 // chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
 // targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall). New files are written
-// aside, flushed and renamed; after a failure or a cancel none is left, but block devices may be half written.
+// aside, flushed and renamed when the chain's headers still are as they were verified; after a failure or a cancel none is left, but block devices may be half written.
 //
 // Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
 // ErrDomainRunning in place, ErrImageLocked for a mounted device, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
@@ -295,7 +295,8 @@ func (e *Engine) copyAll(ctx context.Context, req RestoreRequest, jobs []copyJob
 	return nil
 }
 
-// copyAside copies every volume to its aside file, or to its block device. After an error no aside file is left.
+// copyAside copies every volume to its aside file, or to its block device, and then makes sure that it was the verified files that were
+// copied. After an error no aside file is left.
 func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -324,6 +325,9 @@ func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJ
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return errors.Join(context.Cause(ctx), removeAsides(jobs))
+	}
+	if err := e.stillTheSame(ctx, jobs); err != nil {
+		return errors.Join(err, removeAsides(jobs))
 	}
 	return nil
 }
