@@ -71,6 +71,9 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.aimInPlace(ctx, over, req, jobs); err != nil {
 		return Restored{}, err
 	}
+	if err := e.makeRoom(ctx, req, jobs); err != nil {
+		return Restored{}, err
+	}
 	o.step("clear active checkpoint")
 	if err := e.cfg.Store.SetActive(ctx, h.lease(), ""); err != nil {
 		return Restored{}, err

@@ -27,6 +27,9 @@ type RestoreRequest struct {
 	Parallel int
 	// BandwidthBytes limits each volume's copy to so many bytes per second. 0: no limit.
 	BandwidthBytes int64
+	// IgnoreSpace begins also where the file system of the targets seems to have too little room for them. What then runs out in the
+	// middle of the copy is an ErrNoSpace, and nothing is left of it.
+	IgnoreSpace bool
 	// OnProgress is told the bytes done of the total, over all volumes. It must not block.
 	OnProgress func(doneBytes, totalBytes int64)
 }
@@ -86,7 +89,8 @@ func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
 
 // Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests of the whole
 // chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
-// targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall). New files are written
+// targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall), and the file systems of new files must
+// have room for all of them (ErrNoSpace, as a *SpaceError). New files are written
 // aside, flushed and renamed when the chain's headers still are as they were verified; after a failure or a cancel none is left, but block devices may be half written.
 //
 // Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
@@ -143,6 +147,9 @@ func (e *Engine) restoreToFiles(ctx context.Context, o *op, req RestoreRequest) 
 		}
 	}
 	if err := distinctTargets(jobs); err != nil {
+		return Restored{}, err
+	}
+	if err := e.makeRoom(ctx, req, jobs); err != nil {
 		return Restored{}, err
 	}
 	o.step("copy")
@@ -337,9 +344,6 @@ func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, pro
 	dst := j.out.Path
 	if !j.exists {
 		dst = j.aside()
-		if err := removeFile(dst); err != nil { // left by a restore that was killed
-			return err
-		}
 	}
 	return e.cfg.Images.Convert(ctx, j.layers[0].file, dst, qcow2.ConvertOptions{
 		TargetFormat: j.out.Format, Backing: backing(j.layers), TargetExists: j.exists,
