@@ -32,7 +32,8 @@ func (r *run) checkHeader(ctx context.Context, v *VolumeBackup) (string, error) 
 	}
 	v.StoredSize = info.AllocatedBytes
 	file := filepath.Join(r.e.cfg.Repository.PartialDir(r.record.Path, string(r.record.ID)), v.File)
-	return file, verifyLayer(ctx, r.e.cfg.Images, file, *v)
+	_, err = verifyLayer(ctx, r.e.cfg.Images, file, *v)
+	return file, err
 }
 
 // wholeTables finds what QEMU 7.2 loses without an error when the flush fails with which it closes an image: it doesn't write the
@@ -51,13 +52,13 @@ func wholeTables(ctx context.Context, images Images, file string) error {
 }
 
 // verifyLayer checks one file's header against its record, before anything else reads the file.
-func verifyLayer(ctx context.Context, images Images, file string, v VolumeBackup) error {
+func verifyLayer(ctx context.Context, images Images, file string, v VolumeBackup) (qcow2.Header, error) {
 	h, err := images.Header(ctx, file)
 	if err != nil {
-		return damage(ctx, err)
+		return h, damage(ctx, err)
 	}
 	if err := h.Validate(qcow2.Expect{BackingFile: v.ParentFile, VirtualSizeBytes: v.VirtualSize}); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)
+		return h, fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)
 	}
-	return nil
+	return h, nil
 }

@@ -74,7 +74,7 @@ var (
 
 // The repository and its files.
 var (
-	// ErrNoSpace is returned when the repository has, or had in mid-job, too little free space.
+	// ErrNoSpace is returned when the repository, or the target of a restore, has, or had in mid-job, too little free space.
 	ErrNoSpace = errors.New("not enough space")
 	// ErrTargetAccess is returned when QEMU may not write the target; the text has path, owner and mode.
 	ErrTargetAccess = errors.New("target is not writable for QEMU")
@@ -135,9 +135,14 @@ func (e *BusyError) Is(target error) bool { return target == ErrBusy }
 type SpaceError struct {
 	NeedBytes, ReserveBytes, FreeBytes int64
 	Where                              string
+	Restore                            bool // a restore needs them; it keeps no reserve
 }
 
 func (e *SpaceError) Error() string {
+	if e.Restore {
+		return fmt.Sprintf("%s has %d bytes free, the restore needs an estimated %d: free some, choose another target, or ignore the estimate (IgnoreSpace)",
+			e.Where, e.FreeBytes, e.NeedBytes)
+	}
 	return fmt.Sprintf("%s has %d bytes free, the backup needs an estimated %d plus a reserve of %d: delete backups or enlarge it",
 		e.Where, e.FreeBytes, e.NeedBytes, e.ReserveBytes)
 }

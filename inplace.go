@@ -71,6 +71,9 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.aimInPlace(ctx, over, req, jobs); err != nil {
 		return Restored{}, err
 	}
+	if err := e.makeRoom(ctx, req, jobs); err != nil {
+		return Restored{}, err
+	}
 	o.step("clear active checkpoint")
 	if err := e.cfg.Store.SetActive(ctx, h.lease(), ""); err != nil {
 		return Restored{}, err
@@ -83,10 +86,11 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 		return Restored{}, err
 	}
 	o.step("swap")
-	if err := swapAll(filesOf(jobs), func() error { return e.stillOff(ctx, over) }); err != nil {
+	w := e.owner(over.VM)
+	if err := w.swapAll(filesOf(jobs), func() error { return e.stillOff(ctx, over) }); err != nil {
 		return Restored{}, errors.Join(err, removeAsides(jobs))
 	}
-	if _, err := settleSwap(filesOf(jobs)); err != nil {
+	if _, err := w.settleSwap(filesOf(jobs)); err != nil {
 		o.warn("remove the replaced images", "error", err) // the next operation tries again
 	}
 	r := Restored{Backup: b}
@@ -118,7 +122,7 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 	if err != nil {
 		return err
 	}
-	if _, err := e.settleFiles(ctx, st); err != nil {
+	if _, err := e.settleFiles(ctx, over.VM, st); err != nil {
 		return err
 	}
 	if st, err = e.inspect(ctx, over.ref()); err != nil {
@@ -127,6 +131,7 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 	disks := over.targets(st)
 	for i := range jobs {
 		j := &jobs[i]
+		j.owner = e.owner(over.VM)
 		device := j.choice(req).Path
 		at := slices.IndexFunc(disks, func(c chosen) bool {
 			return device == "" && c.ID == j.out.VolumeID || device != "" && c.Device == device

@@ -18,7 +18,8 @@ import (
 type layer struct {
 	backup Backup
 	volume VolumeBackup
-	file   string // absolute
+	file   string        // absolute
+	header *qcow2.Header // as it was last looked at
 }
 
 // layersOf follows one volume by its identity from the last backup of a chain down to its full. The links of the records must
@@ -35,7 +36,7 @@ func layersOf(chain []Backup, id VolumeID, repo Repository) ([]layer, error) {
 		if file == "" {
 			return nil, fmt.Errorf("%w: backup %s has an unusable path %q or file %q", ErrDamaged, b.ID, b.Path, v.File)
 		}
-		layers = append(layers, layer{b, v, file})
+		layers = append(layers, layer{b, v, file, new(qcow2.Header)})
 		if v.Kind == KindFull {
 			return layers, nil
 		}
@@ -182,12 +183,34 @@ func firstError(errs []error) error {
 
 // headerErrors says of each layer what is wrong with its file and its header.
 func (e *Engine) headerErrors(ctx context.Context, layers []layer) []error {
-	return each(ctx, layers, func(l layer) error {
+	return each(ctx, layers, func(l layer) (err error) {
 		if _, err := e.cfg.Repository.Stat(ctx, l.backup.Path, l.volume.File); err != nil {
 			return repositoryError(err)
 		}
-		return verifyLayer(ctx, e.cfg.Images, l.file, l.volume)
+		*l.header, err = verifyLayer(ctx, e.cfg.Images, l.file, l.volume)
+		return err
 	})
+}
+
+// stillTheSame looks at the headers again after the copy: a file that was exchanged meanwhile, or led elsewhere, is not what was verified.
+func (e *Engine) stillTheSame(ctx context.Context, jobs []copyJob) error {
+	var layers []layer
+	var before []qcow2.Header
+	for _, j := range jobs {
+		for _, l := range j.layers {
+			layers, before = append(layers, l), append(before, *l.header)
+		}
+	}
+	if err := firstError(e.headerErrors(ctx, layers)); err != nil {
+		return fmt.Errorf("look again after the copy: %w", err)
+	}
+	for i, l := range layers {
+		if *l.header != before[i] {
+			return fmt.Errorf("%w: %s was exchanged or changed while it was copied; find out who writes there, verify backup %s and restore again",
+				ErrDamaged, l.file, l.backup.ID)
+		}
+	}
+	return nil
 }
 
 // checkErrors says of each layer what is wrong with its structure. Headers must have been looked at before.

@@ -27,6 +27,9 @@ type RestoreRequest struct {
 	Parallel int
 	// BandwidthBytes limits each volume's copy to so many bytes per second. 0: no limit.
 	BandwidthBytes int64
+	// IgnoreSpace begins also where the file system of the targets seems to have too little room for them. What then runs out in the
+	// middle of the copy is an ErrNoSpace, and nothing is left of it.
+	IgnoreSpace bool
 	// OnProgress is told the bytes done of the total, over all volumes. It must not block.
 	OnProgress func(doneBytes, totalBytes int64)
 }
@@ -77,14 +80,18 @@ type RestoredVolume struct {
 type copyJob struct {
 	layers []layer
 	out    RestoredVolume
+	owner  owner
 	exists bool   // a block device
 	place  string // of the target, the same however its path is written
 }
 
+func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
+
 // Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests of the whole
 // chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
-// targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall). New files are written
-// aside, flushed and renamed; after a failure or a cancel none is left, but block devices may be half written.
+// targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall), and the file systems of new files must
+// have room for all of them (ErrNoSpace, as a *SpaceError). New files are written
+// aside, flushed and renamed when the chain's headers still are as they were verified; after a failure or a cancel none is left, but block devices may be half written.
 //
 // Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
 // ErrDomainRunning in place, ErrImageLocked for a mounted device, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
@@ -142,6 +149,9 @@ func (e *Engine) restoreToFiles(ctx context.Context, o *op, req RestoreRequest) 
 	if err := distinctTargets(jobs); err != nil {
 		return Restored{}, err
 	}
+	if err := e.makeRoom(ctx, req, jobs); err != nil {
+		return Restored{}, err
+	}
 	o.step("copy")
 	if err := e.copyAll(ctx, req, jobs); err != nil {
 		return Restored{}, err
@@ -180,7 +190,8 @@ func (e *Engine) prepareRestore(ctx context.Context, o *op, req RestoreRequest) 
 			return b, nil, err
 		}
 		all = append(all, layers...)
-		jobs = append(jobs, copyJob{layers: layers, out: RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize}})
+		out := RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize}
+		jobs = append(jobs, copyJob{layers: layers, out: out, owner: e.owner(b.VM)})
 	}
 	return b, jobs, e.verifyLayers(ctx, all)
 }
@@ -279,7 +290,7 @@ func (e *Engine) copyAll(ctx context.Context, req RestoreRequest, jobs []copyJob
 		if j.exists {
 			continue
 		}
-		if err := publishFile(aside(j.out.Path), j.out.Path); err != nil {
+		if err := publishFile(j.aside(), j.out.Path); err != nil {
 			for _, done := range jobs[:i] {
 				if !done.exists {
 					err = errors.Join(err, removeFile(done.out.Path))
@@ -291,7 +302,8 @@ func (e *Engine) copyAll(ctx context.Context, req RestoreRequest, jobs []copyJob
 	return nil
 }
 
-// copyAside copies every volume to its aside file, or to its block device. After an error no aside file is left.
+// copyAside copies every volume to its aside file, or to its block device, and then makes sure that it was the verified files that were
+// copied. After an error no aside file is left.
 func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -321,6 +333,9 @@ func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJ
 	if err := errors.Join(errs...); err != nil {
 		return errors.Join(context.Cause(ctx), removeAsides(jobs))
 	}
+	if err := e.stillTheSame(ctx, jobs); err != nil {
+		return errors.Join(err, removeAsides(jobs))
+	}
 	return nil
 }
 
@@ -328,10 +343,7 @@ func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJ
 func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, progress func(float64)) error {
 	dst := j.out.Path
 	if !j.exists {
-		dst = aside(dst)
-		if err := removeFile(dst); err != nil { // left by a restore that was killed
-			return err
-		}
+		dst = j.aside()
 	}
 	return e.cfg.Images.Convert(ctx, j.layers[0].file, dst, qcow2.ConvertOptions{
 		TargetFormat: j.out.Format, Backing: backing(j.layers), TargetExists: j.exists,

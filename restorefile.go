@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -85,8 +86,27 @@ func deviceSize(path string) (size int64, err error) {
 	return f.Seek(0, io.SeekEnd)
 }
 
+// owner begins the names of what waits beside a restore's targets. It stands for the consumer and for the VM whose lease the restore
+// has, so that restores of other VMs to the same path neither write over these files nor take them for their own.
+type owner string
+
+func (e *Engine) owner(vm VMID) owner { return owner(e.cfg.Prefix + "-" + tagOf(vm)) }
+
 // aside is where a file is written before it takes its name.
-func aside(path string) string { return path + ".kvmbackup-new" }
+func (w owner) aside(path string) string { return beside(path, "."+string(w)+"-new") }
+
+// maxElement is how long an element of a path may be on nearly all file systems, in bytes.
+const maxElement = 255
+
+// beside adds an ending to a file's name. A name that is too long for that is cut, and a sum of the whole tells it from others.
+func beside(path, ending string) string {
+	dir, base := filepath.Split(path)
+	if len(base)+len(ending) > maxElement {
+		sum := "~" + tagOf(VMID(base))
+		base = strings.ToValidUTF8(base[:maxElement-len(ending)-len(sum)], "") + sum
+	}
+	return dir + base + ending
+}
 
 // publishFile flushes a written file and gives it its name, which must be free. After an error it doesn't have it.
 func publishFile(from, to string) error {
@@ -159,7 +179,7 @@ func removeAsides(jobs []copyJob) error {
 	var errs []error
 	for _, j := range jobs {
 		if !j.exists {
-			errs = append(errs, removeFile(aside(j.out.Path)))
+			errs = append(errs, removeFile(j.aside()))
 		}
 	}
 	return errors.Join(errs...)

@@ -21,7 +21,7 @@ import (
 // Taking back keeps to the same rule: every new file goes aside again before the first old one returns, and the asides go last.
 
 // old is where a volume waits during a swap.
-func old(path string) string { return path + ".kvmbackup-old" }
+func (w owner) old(path string) string { return beside(path, "."+string(w)+"-old") }
 
 // lostImage waits in place of an image that was missing, so that taking back leaves none there again.
 const lostImage = "kvmbackup: no image was here before the restore\n"
@@ -40,24 +40,24 @@ func filesOf(jobs []copyJob) []string {
 // swapAll puts the aside files in place of the old ones, which wait for settleSwap to remove them. After a failure the old ones are back,
 // all of them. off is asked whether the VM is still off: once more when the old files are away, so that it can't start any more. One
 // that has started before goes on with the very files that it has open.
-func swapAll(paths []string, off func() error) error {
+func (w owner) swapAll(paths []string, off func() error) error {
 	for _, p := range paths {
-		if err := prepareSwap(p); err != nil {
+		if err := w.prepareSwap(p); err != nil {
 			return err
 		}
 	}
 	if err := off(); err != nil {
 		return err
 	}
-	if err := swapEach(paths, off); err != nil {
-		return errors.Join(err, rollBack(paths))
+	if err := w.swapEach(paths, off); err != nil {
+		return errors.Join(err, w.rollBack(paths))
 	}
 	return nil
 }
 
-func swapEach(paths []string, off func() error) error {
+func (w owner) swapEach(paths []string, off func() error) error {
 	for _, p := range paths {
-		if err := moveAway(p); err != nil {
+		if err := w.moveAway(p); err != nil {
 			return err
 		}
 	}
@@ -65,7 +65,7 @@ func swapEach(paths []string, off func() error) error {
 		return err
 	}
 	for _, p := range paths {
-		if err := publishFile(aside(p), p); err != nil {
+		if err := publishFile(w.aside(p), p); err != nil {
 			return err
 		}
 	}
@@ -73,10 +73,10 @@ func swapEach(paths []string, off func() error) error {
 }
 
 // moveAway is durable when it returns.
-func moveAway(path string) error {
-	err := os.Rename(path, old(path))
+func (w owner) moveAway(path string) error {
+	err := os.Rename(path, w.old(path))
 	if errors.Is(err, fs.ErrNotExist) {
-		err = os.WriteFile(old(path), []byte(lostImage), 0o600)
+		err = os.WriteFile(w.old(path), []byte(lostImage), 0o600)
 	}
 	if err != nil {
 		return err
@@ -85,35 +85,35 @@ func moveAway(path string) error {
 }
 
 // prepareSwap flushes the new file and gives it the old one's owner and mode.
-func prepareSwap(path string) error {
+func (w owner) prepareSwap(path string) error {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return syncFile(aside(path))
+		return syncFile(w.aside(path))
 	}
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(aside(path), info.Mode().Perm()); err != nil {
+	if err := os.Chmod(w.aside(path), info.Mode().Perm()); err != nil {
 		return err
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		if err := os.Chown(aside(path), int(st.Uid), int(st.Gid)); err != nil {
+		if err := os.Chown(w.aside(path), int(st.Uid), int(st.Gid)); err != nil {
 			return err
 		}
 	}
-	return syncFile(aside(path))
+	return syncFile(w.aside(path))
 }
 
 // settleSwap finishes or takes back a swap of these files, and removes what a crash has left of a copy. Without either it does nothing.
 // changed says that files were put back.
-func settleSwap(paths []string) (changed bool, err error) {
+func (w owner) settleSwap(paths []string) (changed bool, err error) {
 	paths = slices.Clone(paths)
 	lost := ""
 	for i, p := range paths {
 		if paths[i], err = behindLinks(p); err != nil {
 			return false, err
 		}
-		interrupted, waits, err := stateOf(paths[i])
+		interrupted, waits, err := w.stateOf(paths[i])
 		switch {
 		case err != nil:
 			return false, err
@@ -125,53 +125,53 @@ func settleSwap(paths []string) (changed bool, err error) {
 	}
 	switch {
 	case changed:
-		return true, rollBack(paths)
+		return true, w.rollBack(paths)
 	case lost != "":
 		return false, fmt.Errorf("%w: %s, which was there before an earlier restore that succeeded, while the image itself is missing; remove it, or rename it to the image's name",
-			ErrTargetExists, old(lost))
+			ErrTargetExists, w.old(lost))
 	}
-	return false, removeLeft(paths)
+	return false, w.removeLeft(paths)
 }
 
 // stateOf looks at a file that may be missing: was its swap interrupted, or does only its old one wait?
-func stateOf(path string) (interrupted, oldWaits bool, err error) {
+func (w owner) stateOf(path string) (interrupted, oldWaits bool, err error) {
 	gone, err := isMissing(path)
 	if !gone || err != nil {
 		return false, false, err
 	}
-	noOld, err := isMissing(old(path))
+	noOld, err := isMissing(w.old(path))
 	if noOld || err != nil {
 		return false, false, err
 	}
-	noNew, err := isMissing(aside(path))
+	noNew, err := isMissing(w.aside(path))
 	if err != nil {
 		return false, false, err
 	}
-	lost, err := isLostImage(old(path))
+	lost, err := isLostImage(w.old(path))
 	return !noNew, noNew && !lost, err
 }
 
 // removeLeft removes what nobody needs when no swap was interrupted.
-func removeLeft(paths []string) error {
+func (w owner) removeLeft(paths []string) error {
 	var errs []error
 	for _, p := range paths {
-		none, err := isMissing(old(p))
-		errs = append(errs, err, removeFile(aside(p)))
+		none, err := isMissing(w.old(p))
+		errs = append(errs, err, removeFile(w.aside(p)))
 		if !none && err == nil {
-			errs = append(errs, removeFile(old(p)), syncFile(filepath.Dir(p)))
+			errs = append(errs, removeFile(w.old(p)), syncFile(filepath.Dir(p)))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // rollBack takes a swap back, however far it got.
-func rollBack(paths []string) error {
+func (w owner) rollBack(paths []string) error {
 	var waiting []string
 	for _, p := range paths {
-		none, err := isMissing(old(p))
+		none, err := isMissing(w.old(p))
 		if err == nil && !none {
 			waiting = append(waiting, p)
-			err = unpublish(aside(p), p)
+			err = unpublish(w.aside(p), p)
 		}
 		if err != nil {
 			return fmt.Errorf("take %s back: %w", p, err)
@@ -184,7 +184,7 @@ func rollBack(paths []string) error {
 	}
 	var errs []error
 	for _, p := range waiting {
-		if err := putBack(p); err != nil {
+		if err := w.putBack(p); err != nil {
 			errs = append(errs, fmt.Errorf("put %s back: %w", p, err))
 		}
 	}
@@ -192,17 +192,17 @@ func rollBack(paths []string) error {
 		return errors.Join(errs...) // the asides say that there is more to do
 	}
 	for _, p := range paths {
-		errs = append(errs, removeFile(aside(p)))
+		errs = append(errs, removeFile(w.aside(p)))
 	}
 	return errors.Join(errs...)
 }
 
-func putBack(path string) error {
-	lost, err := isLostImage(old(path))
+func (w owner) putBack(path string) error {
+	lost, err := isLostImage(w.old(path))
 	if err == nil && lost {
-		err = os.Remove(old(path))
+		err = os.Remove(w.old(path))
 	} else if err == nil {
-		err = os.Rename(old(path), path)
+		err = os.Rename(w.old(path), path)
 	}
 	if err != nil {
 		return err

@@ -20,7 +20,7 @@ type ProblemCode string
 const (
 	ProblemManifest ProblemCode = "manifest"  // backup.json is missing, damaged or not what the record says
 	ProblemMissing  ProblemCode = "missing"   // a file is not there
-	ProblemExtra    ProblemCode = "extra"     // a file is there that the manifest doesn't name
+	ProblemExtra    ProblemCode = "extra"     // a file is there that the manifest doesn't name: a note, no damage
 	ProblemLink     ProblemCode = "link"      // size, backing file or data file is not what the manifest says
 	ProblemCheck    ProblemCode = "structure" // qemu-img check found corruption
 	ProblemContent  ProblemCode = "content"   // a digest differs
@@ -36,7 +36,7 @@ type Problem struct {
 	File     string      `json:"file,omitempty"` // relative to the repository
 	Detail   string      `json:"detail"`
 	// Affects lists the backups that can't be trusted because of it: the one whose folder it is, and its descendants that
-	// stand on the damaged file. Extra files affect none.
+	// stand on the damaged file. A note affects none.
 	Affects []BackupID `json:"affects,omitempty"`
 }
 
@@ -47,16 +47,19 @@ type VerifyReport struct {
 	Digests  int       `json:"digests"` // how many there were to compare
 	Files    int       `json:"files"`   // how many files were checked
 	Problems []Problem `json:"problems"`
+	// Notes are what stands in the way of no restore: files in a backup's folder that are not its own.
+	Notes []Problem `json:"notes,omitempty"`
 }
 
-// OK says whether nothing was found.
+// OK says whether no damage was found. There may be notes.
 func (r VerifyReport) OK() bool { return len(r.Problems) == 0 }
 
 // Verify checks that a completed backup can be restored: every member of its chain is there, each backing link is exactly the manifest's,
 // no file has a backing or data file that it should not, and qemu-img check finds nothing. With content it also
 // computes the digests that were recorded and compares them. The outcome is recorded with its time.
 //
-// Damage is in the report, and makes the error an ErrDamaged; other errors mean that nothing is known. It takes the VM's lease.
+// Damage is in the report's Problems, and makes the error an ErrDamaged; other errors mean that nothing is known. A file that is in a folder and not
+// in its manifest is no damage, as the backup restores all the same: it is in the report's Notes. Verify takes the VM's lease.
 func (e *Engine) Verify(ctx context.Context, id BackupID, content bool) (VerifyReport, error) {
 	b, err := e.cfg.Store.Backup(ctx, id)
 	if err != nil {
@@ -113,8 +116,8 @@ func (v *verifier) add(ctx context.Context, code ProblemCode, b Backup, vol Volu
 }
 
 // addLocal reports what no descendant needs.
-func (v *verifier) addLocal(code ProblemCode, b Backup, file, detail string, affects ...BackupID) {
-	v.report.Problems = append(v.report.Problems, Problem{Code: code, Backup: b.ID, File: fileOf(b, file), Detail: detail, Affects: affects})
+func (v *verifier) addLocal(code ProblemCode, b Backup, file, detail string) {
+	v.report.Problems = append(v.report.Problems, Problem{Code: code, Backup: b.ID, File: fileOf(b, file), Detail: detail, Affects: []BackupID{b.ID}})
 }
 
 func fileOf(b Backup, name string) string {
@@ -203,7 +206,8 @@ func (v *verifier) folder(ctx context.Context, b Backup) error {
 	}
 	for _, f := range files {
 		if !named[f.Name] {
-			v.addLocal(ProblemExtra, b, f.Name, fmt.Sprintf("%s/%s is not in the manifest", b.Path, f.Name))
+			v.report.Notes = append(v.report.Notes, Problem{Code: ProblemExtra, Backup: b.ID, File: fileOf(b, f.Name),
+				Detail: fmt.Sprintf("%s/%s is not in the manifest; move it away: the folder can't be removed with it", b.Path, f.Name)})
 		}
 	}
 	return nil
@@ -214,9 +218,9 @@ func (v *verifier) sideFile(ctx context.Context, b Backup, f repository.FileEntr
 	err := v.e.checkSideFile(ctx, b.Path, f)
 	switch {
 	case errors.Is(err, ErrMissingFile):
-		v.addLocal(ProblemMissing, b, f.Name, err.Error(), b.ID)
+		v.addLocal(ProblemMissing, b, f.Name, err.Error())
 	case errors.Is(err, ErrDamaged):
-		v.addLocal(ProblemSideFile, b, f.Name, err.Error(), b.ID)
+		v.addLocal(ProblemSideFile, b, f.Name, err.Error())
 	default:
 		return err
 	}

@@ -3,6 +3,7 @@ package repository
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 )
 
@@ -26,6 +27,16 @@ func (r *Repository) Probe(ctx context.Context) (Space, error) {
 		}
 		return space, s.tryWrite()
 	})
+}
+
+// SpaceAt returns the room on the file system of any folder. Where the system can't be asked the error is errors.ErrUnsupported.
+func SpaceAt(dir string) (space Space, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return Space{}, err
+	}
+	defer closing(root, &err)
+	return statfs(root)
 }
 
 // tryWrite writes and removes a small file. What a crash has left of an earlier one goes too.

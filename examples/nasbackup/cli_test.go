@@ -231,6 +231,13 @@ func TestVerifyAndRestore(t *testing.T) {
 	f.must("restore", web3, "--volume", "vda="+filepath.Join(to, "other.qcow2"))
 	f.fail(exitNotFound, "no-volume", "restore", web3, "--to", to, "--volume", "vdz")
 
+	if err := os.WriteFile(filepath.Join(f.dir, "web", "2026.11.24.07.04.50", "notes.txt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := f.must("verify", web3); !strings.Contains(r.stdout, ": ok, 3 files") || !strings.Contains(r.stdout, "note, no damage: extra: ") {
+		t.Errorf("a file that isn't the backup's: %s", r.stdout)
+	}
+
 	damaged := filepath.Join(f.dir, "web", "2026.11.24.07.04.50", "root.disk-web.qcow2")
 	if err := os.Remove(damaged); err != nil {
 		t.Fatal(err)

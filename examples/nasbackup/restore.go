@@ -21,6 +21,7 @@ type restoreFlags struct {
 	volumes   []string
 	inPlace   bool
 	bandwidth int64
+	noRoom    bool
 }
 
 func (a *app) restoreCommand() *cobra.Command {
@@ -50,6 +51,7 @@ domain must be off, and its next backup is a full.`,
 	f.StringArrayVar(&flags.volumes, "volume", nil, "`ID[=PATH]` or DEVICE[=PATH]: only this volume, to that new file or block device; may be repeated")
 	f.BoolVar(&flags.inPlace, "in-place", false, "overwrite the VM's own disks; PATH is then the device to overwrite")
 	f.Int64Var(&flags.bandwidth, "bandwidth", 0, "limit each volume's copy to `MIB_PER_S` (default no limit)")
+	f.BoolVar(&flags.noRoom, "ignore-space", false, "begin although the target's file system seems to have too little room")
 	cmd.MarkFlagsMutuallyExclusive("in-place", "format")
 	return cmd
 }
@@ -106,6 +108,7 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int64)) (kvmbackup.RestoreRequest, error) {
 	req := kvmbackup.RestoreRequest{
 		Backup: b.ID, Dir: f.to, Format: qcow2.Format(f.format), BandwidthBytes: f.bandwidth << 20, OnProgress: progress,
+		IgnoreSpace: f.noRoom,
 	}
 	if f.inPlace {
 		req.InPlace = &kvmbackup.InPlace{}

@@ -17,7 +17,8 @@ func (a *app) verifyCommand() *cobra.Command {
 		Use:   "verify BACKUP|--all",
 		Short: "Check that backups can be restored",
 		Long: `Check that a backup, or every completed one, can be restored: that every file of its chain is there, says what the
-records say of it, and that qemu-img check finds nothing wrong with it.`,
+records say of it, and that qemu-img check finds nothing wrong with it. Files that are in a backup's folder and not its own
+are named, but they are no damage.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeBackups,
 		RunE: a.command(func(ctx context.Context, args []string) error {
@@ -86,5 +87,8 @@ func printReport(w io.Writer, b kvmbackup.Backup, r kvmbackup.VerifyReport, cont
 	fmt.Fprintln(w)
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "  %s: %s\n", p.Code, p.Detail)
+	}
+	for _, p := range r.Notes {
+		fmt.Fprintf(w, "  note, no damage: %s: %s\n", p.Code, p.Detail)
 	}
 }

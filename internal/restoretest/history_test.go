@@ -228,7 +228,7 @@ func TestLeftFilesOfAKilledRestore(t *testing.T) {
 	l := newLab(t)
 	b := l.backup()
 	dir := l.out()
-	l.ok(os.WriteFile(filepath.Join(dir, "vda.v-vda.qcow2.kvmbackup-new"), []byte("half"), 0o600))
+	l.ok(os.WriteFile(waiting(filepath.Join(dir, "vda.v-vda.qcow2"), vm, "new"), []byte("half"), 0o600))
 	l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
 	entries, err := os.ReadDir(dir)
 	l.ok(err)

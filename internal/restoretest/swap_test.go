@@ -13,7 +13,7 @@ import (
 func (l *lab) leaveOld() {
 	l.Helper()
 	for _, v := range l.volumes {
-		l.ok(os.WriteFile(l.source(v.Device)+".kvmbackup-old", []byte("what the disk held months ago"), 0o600))
+		l.ok(os.WriteFile(waiting(l.source(v.Device), vm, "old"), []byte("what the disk held months ago"), 0o600))
 	}
 }
 
@@ -36,7 +36,7 @@ func TestOldImagesAreNoWayBack(t *testing.T) {
 	if now, err := os.Stat(l.source("vda")); err != nil || !os.SameFile(kept, now) {
 		t.Fatalf("vda was exchanged: %v", err)
 	}
-	l.ok(os.Remove(lost + ".kvmbackup-old")) // as the error says
+	l.ok(os.Remove(waiting(lost, vm, "old"))) // as the error says
 	want := l.held[b.ID]
 	l.restore(l.inPlace(b, "vdb"))
 	l.tidy()
@@ -57,7 +57,7 @@ func TestOldImagesAreRemoved(t *testing.T) {
 			l := newLab(t)
 			l.chain(2)
 			l.leaveOld()
-			l.ok(os.WriteFile(l.source("vda")+".kvmbackup-new", nil, 0o600))
+			l.ok(os.WriteFile(waiting(l.source("vda"), vm, "new"), nil, 0o600))
 			before := l.now()
 			next(l)
 			l.tidy()

@@ -240,10 +240,6 @@ func TestDamageByHand(t *testing.T) {
 					l.finds(r, kvmbackup.ProblemContent, c[0], "datadisk.v-vdb.qcow2", c[0], c[1], c[2])
 				},
 			},
-			"extra file": {
-				func() { l.ok(os.WriteFile(at(1, "notes.txt"), nil, 0o600)) },
-				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemExtra, c[1], "notes.txt") },
-			},
 			"side file changed": {
 				func() { flip(t, at(1, "domain.xml"), 3, 1) },
 				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemSideFile, c[1], "domain.xml", c[1]) },
@@ -295,13 +291,42 @@ func TestDamageByHand(t *testing.T) {
 			d.do()
 			d.check(l.damaged(c[2], withDigests))
 			_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: c[2].ID, Dir: l.out()})
-			if harmless := needsDigests[name] || name == "extra file" || strings.HasPrefix(name, "side file"); harmless != (err == nil) {
+			if harmless := needsDigests[name] || strings.HasPrefix(name, "side file"); harmless != (err == nil) {
 				t.Errorf("%s: restore: %v", name, err)
 			}
 			l.ok(os.RemoveAll(filepath.Join(l.nas, vm)))
 			run(t, "cp", "-a", keep+"/.", l.nas)
 			l.verified(c[2], withDigests)
 		}
+	}
+}
+
+// TestExtraFiles: what is in a backup's folder and not its own is named, and is no damage: the backup restores, and carries the next one.
+func TestExtraFiles(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	c := l.chain(2, digests)
+	for name, put := range map[string]func(path string) error{
+		"notes.txt": func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"folder":    func(path string) error { return os.Mkdir(path, 0o755) },
+		"link":      func(path string) error { return os.Symlink("/dev/zero", path) },
+	} {
+		l.ok(put(filepath.Join(l.nas, c[0].Path, name)))
+	}
+	r := l.verified(c[1], true)
+	if len(r.Notes) != 3 {
+		t.Fatalf("notes %+v", r.Notes)
+	}
+	for i, name := range []string{"folder", "link", "notes.txt"} {
+		n := r.Notes[i]
+		if n.Code != kvmbackup.ProblemExtra || n.Backup != c[0].ID || n.File != c[0].Path+"/"+name || n.Detail == "" || len(n.Affects) > 0 {
+			t.Errorf("note on %s: %+v", name, n)
+		}
+	}
+	l.restore(kvmbackup.RestoreRequest{Backup: c[1].ID})
+	l.write("vda", 3, 1)
+	if next := l.backup(); next.Kind != kvmbackup.KindIncremental {
+		t.Errorf("the next backup is %v: %v", next.Kind, next.Reasons)
 	}
 }
 

@@ -1,0 +1,63 @@
+package restoretest_test
+
+import (
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// exchangeAtCopy puts other bytes in place of a file as the first copy begins, when all files have been verified.
+func (l *lab) exchangeAtCopy(path string, other []byte) {
+	var once sync.Once
+	l.images.before = func(call, _ string) (err error) {
+		if call == "convert" {
+			once.Do(func() { err = os.WriteFile(path, other, 0o600) })
+		}
+		return err
+	}
+}
+
+// TestExchangedDuringTheCopy: a restore that read another file than the one it had verified fails, and leaves nothing.
+func TestExchangedDuringTheCopy(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	chain := l.chain(3)
+	other := l.backup(full)
+	l.write("vda", 0, 12)
+	larger := l.backup(full)
+	l.ok(l.h.Shutdown(vm))
+	before := l.now()
+	for i, b := range chain {
+		path := l.file(b, "v-vda")
+		good, err := os.ReadFile(path)
+		l.ok(err)
+		for name, from := range map[string]kvmbackup.Backup{"another full": larger, "a full where none is wanted": other} {
+			if i == 0 && from.ID == other.ID {
+				continue
+			}
+			bad, err := os.ReadFile(l.file(from, "v-vda"))
+			l.ok(err)
+			dir := l.out()
+			l.exchangeAtCopy(path, bad)
+			_, err = l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: chain[2].ID, Dir: dir})
+			if err == nil {
+				t.Errorf("position %d, %s: the restore succeeded", i, name)
+				continue
+			}
+			l.fails(err, kvmbackup.ErrDamaged)
+			l.empty(dir)
+			l.ok(os.WriteFile(path, good, 0o600))
+
+			l.exchangeAtCopy(path, bad)
+			_, err = l.engine.Restore(t.Context(), l.inPlace(chain[2]))
+			l.fails(err, kvmbackup.ErrDamaged)
+			l.tidy()
+			l.sees(before)
+			l.ok(os.WriteFile(path, good, 0o600))
+		}
+	}
+	l.images.before = nil
+	l.restore(kvmbackup.RestoreRequest{Backup: chain[2].ID})
+}
