@@ -107,7 +107,9 @@ func TestSpoiltBackups(t *testing.T) {
 		return func(record string) string { return strings.Replace(record, old, by, 1) }
 	}
 	whole := func(by string) func(string) string { return func(string) string { return by } }
-	column := func(name, value string) string { return `UPDATE {backups} SET ` + name + ` = ` + value + ` WHERE backup_id = ?` }
+	column := func(name, value string) string {
+		return `UPDATE {backups} SET ` + name + ` = ` + value + ` WHERE backup_id = ?`
+	}
 	for _, r := range []struct {
 		name       string
 		sqliteOnly bool
@@ -295,22 +297,24 @@ func TestSpoiltVM(t *testing.T) {
 // TestSpoiltRemoval: a removal that can't be read is an ErrInvalid that names the backup; it can be acknowledged.
 func TestSpoiltRemoval(t *testing.T) {
 	for _, set := range []string{"stored_bytes = -1", "removed_us = -1"} {
-		onBoth(t, func(t *testing.T, open func() *sql.DB, c sqlstore.Config) {
-			s := newSpoilt(t, open(), c)
-			list, err := s.st.Removals(t.Context(), 0)
-			if err != nil || len(list) != 1 {
-				t.Fatalf("%v, %v", list, err)
-			}
-			s.exec(t, c, `UPDATE {removals} SET `+set+` WHERE vm_id = ?`, "vm")
-			if _, err := s.st.Removals(t.Context(), 0); !errors.Is(err, kvmbackup.ErrInvalid) || !strings.Contains(err.Error(), string(list[0].Backup)) {
-				t.Errorf("got %v, want an ErrInvalid that names the backup", err)
-			}
-			if err := s.st.AckRemoval(t.Context(), list[0].Backup); err != nil {
-				t.Fatal(err)
-			}
-			if left, err := s.st.Removals(t.Context(), 0); err != nil || len(left) > 0 {
-				t.Errorf("left are %v, %v", left, err)
-			}
+		t.Run(set, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, open func() *sql.DB, c sqlstore.Config) {
+				s := newSpoilt(t, open(), c)
+				list, err := s.st.Removals(t.Context(), 0)
+				if err != nil || len(list) != 1 {
+					t.Fatalf("%v, %v", list, err)
+				}
+				s.exec(t, c, `UPDATE {removals} SET `+set+` WHERE vm_id = ?`, "vm")
+				if _, err := s.st.Removals(t.Context(), 0); !errors.Is(err, kvmbackup.ErrInvalid) || !strings.Contains(err.Error(), string(list[0].Backup)) {
+					t.Errorf("got %v, want an ErrInvalid that names the backup", err)
+				}
+				if err := s.st.AckRemoval(t.Context(), list[0].Backup); err != nil {
+					t.Fatal(err)
+				}
+				if left, err := s.st.Removals(t.Context(), 0); err != nil || len(left) > 0 {
+					t.Errorf("left are %v, %v", left, err)
+				}
+			})
 		})
 	}
 }
