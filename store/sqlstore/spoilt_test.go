@@ -75,29 +75,38 @@ func (s *spoilt) dump(t *testing.T) string {
 	t.Helper()
 	var out strings.Builder
 	for _, name := range []string{"vms", "backups", "removals"} {
-		rows, err := s.db.Query(`SELECT * FROM ` + s.st.Table(name) + ` ORDER BY 1`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		columns, _ := rows.Columns()
-		for rows.Next() {
-			values := make([]any, len(columns))
-			for i := range values {
-				values[i] = new(sql.NullString)
-			}
-			if err := rows.Scan(values...); err != nil {
-				t.Fatal(err)
-			}
-			for _, v := range values {
-				fmt.Fprintf(&out, "%q ", v.(*sql.NullString).String)
-			}
-			out.WriteString("\n")
-		}
-		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-			t.Fatal(err)
-		}
+		s.dumpTable(t, &out, s.st.Table(name))
 	}
 	return out.String()
+}
+
+func (s *spoilt) dumpTable(t *testing.T, out *strings.Builder, table string) {
+	t.Helper()
+	rows, err := s.db.Query(`SELECT * FROM ` + table + ` ORDER BY 1`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rows.Next() {
+		values := make([]any, len(columns))
+		for i := range values {
+			values[i] = new(sql.NullString)
+		}
+		if err := rows.Scan(values...); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range values {
+			fmt.Fprintf(out, "%q ", v.(*sql.NullString).String)
+		}
+		out.WriteString("\n")
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestSpoiltBackups: a row that can't be read, or contradicts its record, is an ErrInvalid that names the backup, to whoever meets it, and
