@@ -70,7 +70,7 @@ func (e *Engine) acquire(ctx context.Context, vm VMID) (Lease, time.Time, error)
 		case err == nil:
 			return l, begun.Add(e.cfg.LeaseTTL), nil
 		case busy != nil && wait.Err() != nil && !errors.Is(err, ErrBusy):
-			return Lease{}, time.Time{}, gaveUp(busy, wait) // the wait ended while the store was asked
+			return Lease{}, time.Time{}, gaveUp(wait, busy) // the wait ended while the store was asked
 		case !errors.Is(err, ErrBusy) || e.cfg.LeaseWait < 0:
 			return Lease{}, time.Time{}, err
 		}
@@ -80,13 +80,13 @@ func (e *Engine) acquire(ctx context.Context, vm VMID) (Lease, time.Time, error)
 		case <-time.After(pause):
 			pause = min(pause*2, longestPause)
 		case <-wait.Done():
-			return Lease{}, time.Time{}, gaveUp(busy, wait)
+			return Lease{}, time.Time{}, gaveUp(wait, busy)
 		}
 	}
 }
 
 // gaveUp says who held the VM when it was last asked for, and what ended the wait.
-func gaveUp(busy error, wait context.Context) error {
+func gaveUp(wait context.Context, busy error) error {
 	return fmt.Errorf("%w (gave up waiting: %w)", busy, context.Cause(wait))
 }
 

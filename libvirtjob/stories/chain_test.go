@@ -2,6 +2,7 @@ package stories_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -36,11 +37,15 @@ func TestChain(t *testing.T) {
 	s.restoreAll()
 }
 
-// The feature is switched off and on again: untracked fulls neither break nor join a chain.
-func TestSwitchedOffAndOn(t *testing.T) {
+// The feature is switched on, off and on again, and the length of chains is changed in mid-chain: untracked fulls neither break nor join a
+// chain. When the last backup is deleted nothing is left of any.
+func TestTransitions(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
-	s.policy.FullEvery = 3
+	s.policy.DisableIncremental = true
+	s.write("vda", 0x01, 0, 8)
+	s.full(kvmbackup.ReasonIncrementalDisabled)
+	s.policy = kvmbackup.Policy{FullEvery: 3}
 	s.write("vda", 0x11, 0, 4)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 1, 4)
@@ -57,7 +62,36 @@ func TestSwitchedOffAndOn(t *testing.T) {
 	s.incremental()
 	s.full(kvmbackup.ReasonChainComplete)
 	s.incremental()
+	s.policy.FullEvery = 2
+	s.full(kvmbackup.ReasonChainComplete)
+	s.incremental()
+	s.policy.FullEvery = 4
+	s.write("vda", 0x61, 5, 4)
+	s.incremental()
 	s.restoreAll()
+	s.deleteAll()
+}
+
+// deleteAll deletes the oldest backup, then the newest and so on to the last one. What is still offered restores each time, and in
+// the end nothing is left; inOrder compares the folders with the records.
+func (s *story) deleteAll() {
+	s.Helper()
+	for newest := false; len(s.taken) > 0; newest = !newest {
+		at := 0
+		if newest {
+			at = len(s.taken) - 1
+		}
+		_, err := s.engine.Delete(s.ctx, s.taken[at].ID, false)
+		s.must(err)
+		s.taken = slices.Delete(s.taken, at, at+1)
+		s.inOrder()
+		s.restoreAll()
+	}
+	records, err := s.consumer.cfg.Store.List(s.ctx, kvmbackup.Query{VM: s.vm()})
+	s.must(err)
+	if got := s.owned(s.consumer); len(got) > 0 || len(records) > 0 || s.record().ActiveCheckpoint != "" {
+		s.Errorf("left are %q, %d records and the active checkpoint %q", got, len(records), s.record().ActiveCheckpoint)
+	}
 }
 
 // Digests are of what the disks held, also through a chain.

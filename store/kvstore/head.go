@@ -2,7 +2,9 @@ package kvstore
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"hash/crc32"
 	"slices"
 	"strconv"
 	"strings"
@@ -51,6 +53,11 @@ const copyVM = "vm"
 type generation struct {
 	Name   string `json:"g"` // VERSION-NONCE: the version of the head that was to name it
 	Pieces int    `json:"n"`
+	Sum    string `json:"c"` // CRC-32 over the pieces: nobody but a store writes them, and a changed one is no index or record
+}
+
+func sum(pieces []string) string {
+	return fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(strings.Join(pieces, ""))))
 }
 
 // version is that of the head that was to name the generation; -1 when the name is none.
@@ -63,8 +70,29 @@ func (g generation) version() int64 {
 	return n
 }
 
+// valid says whether it is one, or none at all.
+func (g generation) valid() bool {
+	if g.Name == "" {
+		return g.Pieces == 0
+	}
+	return g.Pieces > 0 && g.version() > 0
+}
+
 func (g generation) key(prefix string, i int) string {
 	return prefix + g.Name + "." + strconv.Itoa(i)
+}
+
+// check names what is wrong with a head that was read.
+func (h head) check() error {
+	switch {
+	case h.Version <= 0:
+		return errors.New("it has no version")
+	case h.Token < 0 || h.Expires < 0 || h.LastSeq < 0:
+		return errors.New("it has a negative number")
+	case !h.Index.valid(), h.LastSeq > 0 && h.Index.Name == "":
+		return errors.New("it names no index")
+	}
+	return nil
 }
 
 func (h head) vm(id kvmbackup.VMID) rules.VM {
@@ -147,8 +175,10 @@ func encode(v any, size int) ([]string, error) {
 }
 
 func decode(pieces []string, into any) error {
-	if err := json.Unmarshal([]byte(strings.Join(pieces, "")), into); err != nil {
-		return fmt.Errorf("%w detail: %w", kvmbackup.ErrInvalid, err)
-	}
-	return nil
+	return json.Unmarshal([]byte(strings.Join(pieces, "")), into)
+}
+
+// spoilt is the ErrInvalid of details that can't be read.
+func spoilt(what string, o Object, err error) error {
+	return fmt.Errorf("%w %s of %v %q: %w; put the object's details back from a copy of the table", kvmbackup.ErrInvalid, what, o.Kind, o.ID, err)
 }

@@ -1,6 +1,7 @@
 package kvstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 
 // errMoved is returned inside the package when what a head names is gone, because the head has moved on.
 var errMoved = errors.New("the VM's head has moved on")
+
+var errChecksum = errors.New("it was changed since it was written: its checksum differs")
 
 // snapshot is one VM as one version of its head shows it.
 type snapshot struct {
@@ -43,8 +46,9 @@ func (s *Store) tryLoad(ctx context.Context, vm kvmbackup.VMID) (snapshot, error
 		return snap, err
 	}
 	snap.raw = raw
-	if err := decode([]string{raw}, &snap.head); err != nil {
-		return snap, fmt.Errorf("%s of VM %q: %w", KeyHead, vm, err)
+	err = decode([]string{raw}, &snap.head)
+	if err = cmp.Or(err, snap.head.check()); err != nil {
+		return snap, spoilt(KeyHead, vmObject(vm), err)
 	}
 	return snap, s.pieces(ctx, vmObject(vm), KeyIndexPrefix, snap.head.Index, &snap.index)
 }
@@ -53,7 +57,7 @@ func (s *Store) tryLoad(ctx context.Context, vm kvmbackup.VMID) (snapshot, error
 func (s *Store) hasMoved(ctx context.Context, snap snapshot) error {
 	raw, err := s.kv.Get(ctx, vmObject(snap.vm), KeyHead)
 	if err == nil && raw == snap.raw {
-		err = fmt.Errorf("%w details of VM %q: its head names pieces that are not there", kvmbackup.ErrInvalid, snap.vm)
+		err = fmt.Errorf("%w details of VM %q: its head names pieces of its index, or of a backup's record, that are not there", kvmbackup.ErrInvalid, snap.vm)
 	}
 	return err
 }
@@ -65,12 +69,10 @@ func (s *Store) record(ctx context.Context, e entry) (kvmbackup.Backup, error) {
 	return b, err
 }
 
+// pieces reads what the generation names; none leaves it as it is. What isn't as it was written is an ErrInvalid that names the object.
 func (s *Store) pieces(ctx context.Context, o Object, prefix string, g generation, into any) error {
-	if g.Pieces == 0 {
-		return nil
-	}
-	pieces := make([]string, g.Pieces)
-	for i := range pieces {
+	var pieces []string
+	for i := range g.Pieces {
 		piece, err := s.kv.Get(ctx, o, g.key(prefix, i))
 		if err != nil {
 			return err
@@ -78,9 +80,19 @@ func (s *Store) pieces(ctx context.Context, o Object, prefix string, g generatio
 		if piece == "" {
 			return errMoved
 		}
-		pieces[i] = piece
+		pieces = append(pieces, piece)
 	}
-	return decode(pieces, into)
+	if g.Pieces == 0 {
+		return nil
+	}
+	err := errChecksum
+	if sum(pieces) == g.Sum {
+		err = decode(pieces, into)
+	}
+	if err != nil {
+		return spoilt(prefix+g.Name, o, err)
+	}
+	return nil
 }
 
 // view gives fn the VM as it is, with the copies for the host brought up to date. It begins again when fn finds that the

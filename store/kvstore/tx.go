@@ -200,7 +200,7 @@ func (s *Store) write(ctx context.Context, o Object, prefix, name string, v any)
 	if err != nil {
 		return generation{}, err
 	}
-	g := generation{Name: name, Pieces: len(pieces)}
+	g := generation{Name: name, Pieces: len(pieces), Sum: sum(pieces)}
 	for i, piece := range pieces {
 		if err := s.kv.Set(ctx, o, g.key(prefix, i), piece); err != nil {
 			return generation{}, err

@@ -25,6 +25,8 @@ func (s *Store) HotQueries(vm kvmbackup.VMID, id kvmbackup.BackupID) map[string]
 		"sequence":     {s.q.sequence, []any{vm, 5}},
 		"newest":       {s.q.newest, []any{vm, vm, vm}},
 		"children":     {s.q.children, []any{id}},
+		"no status":    {s.q.noStatus, []any{vm, vm}},
+		"parentless":   {s.q.parentless, []any{id}},
 		"page":         {list, args},
 		"all running":  {running, runningArgs},
 		"ack":          {s.q.removalAck, []any{id}},

@@ -13,8 +13,22 @@ type queries struct {
 
 	vm, vmLocked, vmNew, vmSet                          string
 	backup, put, remove, running, hasChildren, sequence string
-	newest, children, list                              string
+	newest, children, list, noStatus, parentless        string
 	removalAdd, removals, removalAck                    string
+}
+
+// rowColumns are what scanBackup reads.
+const rowColumns = `backup_id, vm_id, sequence, status, chain_id, parent_id, record`
+
+// noStatusQuery finds the rows of a VM, or for "" of all, whose status is none. It looks into the gaps between the statuses, each of which is
+// one descent of the index.
+func noStatusQuery() string {
+	statuses := []string{"completed", "delete-pending", "failed", "running"}
+	gaps := []string{"status < 'completed'", "status > 'running'"}
+	for i := range statuses[1:] {
+		gaps = append(gaps, fmt.Sprintf("status > '%s' AND status < '%s'", statuses[i], statuses[i+1]))
+	}
+	return `SELECT ` + rowColumns + ` FROM {backups} WHERE (` + strings.Join(gaps, " OR ") + `) AND (vm_id = ? OR ? = '')`
 }
 
 // newQueries fills in the names of tables, and numbers the placeholders where the dialect wants that.
@@ -34,7 +48,7 @@ func newQueries(c Config) queries {
 		vmSet: `UPDATE {vms} SET active_checkpoint = ?, last_sequence = ?, last_stamp = ?, lease_token = ?, lease_holder = ?,
 			lease_expires_us = ? WHERE vm_id = ?`,
 
-		backup: `SELECT record FROM {backups} WHERE backup_id = ?`,
+		backup: `SELECT ` + rowColumns + ` FROM {backups} WHERE backup_id = ?`,
 		put: `INSERT INTO {backups} AS b (backup_id, vm_id, sequence, status, chain_id, parent_id, record) VALUES (?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (backup_id) DO UPDATE SET sequence = excluded.sequence, status = excluded.status, chain_id = excluded.chain_id,
 			parent_id = excluded.parent_id, record = excluded.record WHERE b.vm_id = excluded.vm_id`,
@@ -44,11 +58,16 @@ func newQueries(c Config) queries {
 		sequence:    `SELECT 1 FROM {backups} WHERE vm_id = ? AND sequence = ? LIMIT 1`,
 
 		// Two descents of the index on status, instead of a walk over failed records.
-		newest: `SELECT record FROM {backups} WHERE vm_id = ? AND sequence = (SELECT max(n) FROM (
+		newest: `SELECT ` + rowColumns + ` FROM {backups} WHERE vm_id = ? AND sequence = (SELECT max(n) FROM (
 			SELECT max(sequence) AS n FROM {backups} WHERE status = 'completed' AND vm_id = ? UNION ALL
 			SELECT max(sequence) AS n FROM {backups} WHERE status = 'delete-pending' AND vm_id = ?) AS candidates)`,
-		children: `SELECT record FROM {backups} WHERE parent_id = ? ORDER BY sequence`,
-		list:     `SELECT record FROM {backups}`,
+		children: `SELECT ` + rowColumns + ` FROM {backups} WHERE parent_id = ? ORDER BY sequence`,
+		list:     `SELECT ` + rowColumns + ` FROM {backups}`,
+
+		noStatus: noStatusQuery(),
+		// The backups of the same chain that say that they have no parent.
+		parentless: `SELECT ` + rowColumns + ` FROM {backups} WHERE parent_id IS NULL AND
+			chain_id = (SELECT chain_id FROM {backups} WHERE backup_id = ?)`,
 
 		removalAdd: `INSERT INTO {removals} (backup_id, vm_id, stored_bytes, removed_us) VALUES (?, ?, ?, ?)`,
 		removals:   `SELECT backup_id, vm_id, stored_bytes, removed_us FROM {removals} ORDER BY removal_id`,
@@ -76,6 +95,7 @@ func schemaOf(c Config) string {
 func (q *queries) each(rewrite func(string) string) {
 	for _, s := range []*string{&q.begin, &q.now, &q.exists, &q.schemaExists, &q.version, &q.applied, &q.vm, &q.vmLocked, &q.vmNew,
 		&q.vmSet, &q.backup, &q.put, &q.remove, &q.running, &q.hasChildren, &q.sequence, &q.newest, &q.children, &q.list,
+		&q.noStatus, &q.parentless,
 		&q.removalAdd, &q.removals, &q.removalAck} {
 		*s = rewrite(*s)
 	}

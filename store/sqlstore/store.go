@@ -100,6 +100,9 @@ func (s *Store) Backup(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Ba
 // Newest implements kvmbackup.Store.
 func (s *Store) Newest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup, error) {
 	return read(ctx, s, "read the newest backup", func() (kvmbackup.Backup, error) {
+		if err := checkStatuses(ctx, s.db, &s.q, vm); err != nil {
+			return kvmbackup.Backup{}, err
+		}
 		return oneBackup(ctx, s.db, rules.NoneYet(vm), s.q.newest, vm, vm, vm)
 	})
 }
@@ -107,6 +110,9 @@ func (s *Store) Newest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup
 // Children implements kvmbackup.Store. An unknown backup has none.
 func (s *Store) Children(ctx context.Context, id kvmbackup.BackupID) ([]kvmbackup.Backup, error) {
 	return read(ctx, s, "read the children", func() ([]kvmbackup.Backup, error) {
+		if _, err := manyBackups(ctx, s.db, s.q.parentless, id); err != nil {
+			return nil, err
+		}
 		return manyBackups(ctx, s.db, s.q.children, id)
 	})
 }
@@ -115,6 +121,11 @@ func (s *Store) Children(ctx context.Context, id kvmbackup.BackupID) ([]kvmbacku
 func (s *Store) List(ctx context.Context, q kvmbackup.Query) ([]kvmbackup.Backup, error) {
 	query, args := s.listQuery(q)
 	return read(ctx, s, "list backups", func() ([]kvmbackup.Backup, error) {
+		if len(q.Statuses) > 0 {
+			if err := checkStatuses(ctx, s.db, &s.q, q.VM); err != nil {
+				return nil, err
+			}
+		}
 		return manyBackups(ctx, s.db, query, args...)
 	})
 }
@@ -161,22 +172,7 @@ func (s *Store) Removals(ctx context.Context, limit int) ([]kvmbackup.Removal, e
 		query, args = s.cfg.expand(query+` LIMIT ?`), []any{limit}
 	}
 	return read(ctx, s, "read the removals", func() ([]kvmbackup.Removal, error) {
-		rows, err := s.db.QueryContext(ctx, query, args...)
-		if err != nil {
-			return nil, err
-		}
-		defer rows.Close()
-		var out []kvmbackup.Removal
-		for rows.Next() {
-			var r kvmbackup.Removal
-			var at int64
-			if err := rows.Scan(&r.Backup, &r.VM, &r.Bytes, &at); err != nil {
-				return nil, err
-			}
-			r.At = fromMicros(at)
-			out = append(out, r)
-		}
-		return out, rows.Err()
+		return many(ctx, s.db, scanRemoval, query, args...)
 	})
 }
 

@@ -48,9 +48,17 @@ func (t *tx) Backup(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Backu
 	return oneBackup(ctx, t.c, rules.NotFound(id), t.q.backup, id)
 }
 
-func (t *tx) Running(ctx context.Context) (bool, error) { return t.any(ctx, t.q.running, t.vm) }
+func (t *tx) Running(ctx context.Context) (bool, error) {
+	if err := checkStatuses(ctx, t.c, t.q, t.vm); err != nil {
+		return false, err
+	}
+	return t.any(ctx, t.q.running, t.vm)
+}
 
 func (t *tx) HasChildren(ctx context.Context, id kvmbackup.BackupID) (bool, error) {
+	if _, err := manyBackups(ctx, t.c, t.q.parentless, id); err != nil {
+		return false, err
+	}
 	return t.any(ctx, t.q.hasChildren, id)
 }
 
@@ -92,56 +100,6 @@ func (t *tx) any(ctx context.Context, query string, args ...any) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-func scanVM(row *sql.Row, id kvmbackup.VMID) (rules.VM, error) {
-	vm := rules.VM{VMRecord: kvmbackup.VMRecord{VM: id}, Lease: kvmbackup.Lease{VM: id}}
-	var expires int64
-	err := row.Scan(&vm.ActiveCheckpoint, &vm.LastSequence, &vm.LastStamp, &vm.Lease.Token, &vm.Lease.Holder, &expires)
-	vm.Lease.ExpiresAt = fromMicros(expires)
-	return vm, err
-}
-
-// oneBackup reads the record that the query finds; none is the given error.
-func oneBackup(ctx context.Context, db querier, none error, query string, args ...any) (kvmbackup.Backup, error) {
-	var record string
-	err := db.QueryRowContext(ctx, query, args...).Scan(&record)
-	if errors.Is(err, sql.ErrNoRows) {
-		return kvmbackup.Backup{}, none
-	}
-	if err != nil {
-		return kvmbackup.Backup{}, err
-	}
-	return parse(record)
-}
-
-func manyBackups(ctx context.Context, db querier, query string, args ...any) ([]kvmbackup.Backup, error) {
-	rows, err := db.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var out []kvmbackup.Backup
-	for rows.Next() {
-		var record string
-		if err := rows.Scan(&record); err != nil {
-			return nil, err
-		}
-		b, err := parse(record)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, b)
-	}
-	return out, rows.Err()
-}
-
-func parse(record string) (kvmbackup.Backup, error) {
-	var b kvmbackup.Backup
-	if err := json.Unmarshal([]byte(record), &b); err != nil {
-		return kvmbackup.Backup{}, fmt.Errorf("read a record: %w", err)
-	}
-	return b, nil
 }
 
 // micros is 0 for the zero time.

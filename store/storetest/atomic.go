@@ -61,6 +61,18 @@ var atomicRules = []Rule{
 			return err
 		})
 	}},
+	{"atomic/import", "An Import whose context ends in mid-call has added the record and raised the VM's counters, or neither.", func(r *run) {
+		l := r.lease(vmA)
+		r.interrupt(l, func(ctx context.Context, n int) error {
+			b, was := imported(vmA, n, int64(n)), r.record(vmA)
+			err := r.Import(ctx, l, b)
+			r.settle(l)
+			_, missing := r.Backup(r.ctx, b.ID)
+			now := r.record(vmA)
+			r.either("import", err, errors.Is(missing, kvmbackup.ErrNotFound) && now == was, missing == nil && now.LastSequence == b.Sequence)
+			return err
+		})
+	}},
 }
 
 // interrupt calls step with contexts that end at the first look at them, at the second and so on, until a

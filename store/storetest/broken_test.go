@@ -86,6 +86,7 @@ func fenceBreakers(out map[string]func(*hooks), name string) {
 		// The suite's own look at whether the lease is over is a SetActive with a clock that stands.
 		return l.Token == h.last[l.VM].Token && !h.released[l.VM]
 	})
+	out["fence/"+name+"-not-given"] = pass(func(h *hooks, l lease) bool { return l.Token > h.last[l.VM].Token || l.Token <= 0 })
 	out["fence/"+name+"-other-vm"] = func(h *hooks) {
 		h.before[name] = func(ctx ctxT, l lease) (ctxT, lease) {
 			if l.VM == "vm-b" {
@@ -105,6 +106,23 @@ var leaseBreakers = map[string]func(*hooks){
 		}
 	},
 	"lease/busy": func(h *hooks) { h.instead("acquire-lease", kvmbackup.ErrBusy) }, // without the holder
+	"lease/busy-at-once": func(h *hooks) {
+		h.acquire = func(ctx ctxT, vm vmT, holder string, ttl time.Duration) (lease, error) {
+			l, err := h.good.AcquireLease(ctx, vm, holder, ttl)
+			if errors.Is(err, kvmbackup.ErrBusy) {
+				<-ctx.Done()
+			}
+			return l, err
+		}
+	},
+	"fence/never-leased": func(h *hooks) {
+		h.before["set-active"] = func(ctx ctxT, l lease) (ctxT, lease) {
+			if l.Token == 0 && h.last[l.VM].Token == 0 {
+				l = h.valid(l.VM)
+			}
+			return ctx, l
+		}
+	},
 	"lease/busy-for-itself": func(h *hooks) {
 		h.acquire = func(ctx ctxT, vm vmT, holder string, ttl time.Duration) (lease, error) {
 			if h.last[vm].Holder == holder {
@@ -258,6 +276,22 @@ var readBreakers = map[string]func(*hooks){
 		h.children = func(ctx ctxT, id idT) ([]rec, error) {
 			list, err := h.good.Children(ctx, id)
 			return slices.DeleteFunc(list, func(b rec) bool { return b.Status == kvmbackup.StatusDeletePending }), err
+		}
+	},
+	"children/unknown": func(h *hooks) {
+		h.children = func(ctx ctxT, id idT) ([]rec, error) {
+			if _, err := h.good.Backup(ctx, id); err != nil {
+				return nil, err
+			}
+			return h.good.Children(ctx, id)
+		}
+	},
+	"children/parent-not-there": func(h *hooks) {
+		h.children = func(ctx ctxT, id idT) ([]rec, error) {
+			if h.record(id).ID == "" {
+				return nil, nil
+			}
+			return h.good.Children(ctx, id)
 		}
 	},
 }
@@ -414,6 +448,19 @@ var completeBreakers = map[string]func(*hooks){
 			return h.good.Complete(ctx, l, b)
 		}
 	},
+	"complete/sequence": func(h *hooks) {
+		h.complete = func(ctx ctxT, l lease, b rec) error {
+			h.snapped[b.ID] = b
+			return h.good.Complete(ctx, l, b)
+		}
+		h.returned = func(b rec) rec {
+			if given, ok := h.snapped[b.ID]; ok {
+				b.Sequence = given.Sequence
+			}
+			return b
+		}
+	},
+	"complete/parent": func(h *hooks) { h.swallow("complete", kvmbackup.ErrInvalid) },
 	"complete/active": func(h *hooks) {
 		h.complete = func(ctx ctxT, l lease, b rec) error {
 			v, _ := h.good.VM(ctx, l.VM)
@@ -478,6 +525,15 @@ var completeBreakers = map[string]func(*hooks){
 				return err
 			}
 			return h.good.MarkDeletePending(ctx, l, id)
+		}
+	},
+	"atomic/import": func(h *hooks) {
+		h.imports = func(ctx ctxT, l lease, b rec) error {
+			whole := context.WithoutCancel(ctx)
+			if err := h.good.Import(whole, l, b); err != nil || ctx.Err() == nil {
+				return err
+			}
+			return errors.Join(context.Cause(ctx), h.good.MarkDeletePending(whole, l, b.ID), h.good.Remove(whole, l, b.ID, 0))
 		}
 	},
 	"atomic/remove": func(h *hooks) {
@@ -643,6 +699,15 @@ var importBreakers = map[string]func(*hooks){
 			return h.good.Import(ctx, l, b)
 		}
 	},
+	"import/other-vms-id": func(h *hooks) {
+		h.imports = func(ctx ctxT, l lease, b rec) error {
+			if there := h.record(b.ID); there.ID != "" && there.VM != b.VM {
+				_ = h.good.MarkDeletePending(ctx, h.valid(there.VM), b.ID)
+				_ = h.good.Remove(ctx, h.valid(there.VM), b.ID, 0)
+			}
+			return h.good.Import(ctx, l, b)
+		}
+	},
 	"import/counters": func(h *hooks) {
 		h.vm = func(ctx ctxT, vm vmT) (kvmbackup.VMRecord, error) { return kvmbackup.VMRecord{VM: vm}, nil }
 	},
@@ -682,6 +747,15 @@ var removalBreakers = map[string]func(*hooks){
 	},
 	"removals/limit": func(h *hooks) {
 		h.removals = func(ctx ctxT, _ int) ([]kvmbackup.Removal, error) { return h.good.Removals(ctx, 0) }
+	},
+	"removals/stay": func(h *hooks) {
+		h.removals = func(ctx ctxT, limit int) ([]kvmbackup.Removal, error) {
+			list, err := h.good.Removals(ctx, limit)
+			for _, r := range list {
+				err = errors.Join(err, h.good.AckRemoval(ctx, r.Backup))
+			}
+			return list, err
+		}
 	},
 	"removals/ack": func(h *hooks) {
 		// Whoever acknowledges one acknowledges all before it.
@@ -733,6 +807,14 @@ var concurrentBreakers = map[string]func(*hooks){
 		}
 	},
 	"concurrent/remove": func(h *hooks) { h.swallow("remove", kvmbackup.ErrNotFound) },
+	"concurrent/annotate": func(h *hooks) {
+		h.annotate = func(ctx ctxT, l lease, id idT, a kvmbackup.Annotation) error {
+			if h.counted()%2 == 0 {
+				return nil // another's write goes over it
+			}
+			return h.good.Annotate(ctx, l, id, a)
+		}
+	},
 	"concurrent/two-deletes": func(h *hooks) {
 		// A mark on a parent gets lost.
 		h.mark = func(ctx ctxT, l lease, id idT) error {

@@ -54,6 +54,17 @@ var concurrentRules = []Rule{
 			r.fatalf("%d removals are reported, want one", n)
 		}
 	}},
+	{"concurrent/annotate", "Of many annotations of a backup at once none is lost: each changes what it names in what the others left.", func(r *run) {
+		l := r.lease(vmA)
+		b := r.completed(l, full(vmA, 1))
+		errs := r.race(func(i int, st kvmbackup.Store) error {
+			return st.Annotate(r.ctx, l, b.ID, kvmbackup.Annotation{AddHold: &kvmbackup.Hold{ID: fmt.Sprint(i), Since: epoch}})
+		})
+		r.ok(errors.Join(errs...), "annotate at once")
+		if got := len(r.backup(b.ID).Holds); got != r.racers {
+			r.fatalf("%d of %d holds are there", got, r.racers)
+		}
+	}},
 	{"concurrent/two-deletes", "Two deletes of a parent and its child at once leave no hidden record behind: whoever removes the child last takes the parent along.", func(r *run) {
 		l := r.lease(vmA)
 		for n := range 4 {

@@ -140,6 +140,17 @@ var removalRules = []Rule{
 		r.sameRemovals(2, gone[:2]...)
 		r.sameRemovals(9, gone...)
 	}},
+	{"removals/stay", "Removals takes nothing away and reserves nothing: until it is acknowledged a removal is there, for every instance.", func(r *run) {
+		gone := r.removed()
+		for range 2 {
+			r.sameRemovals(0, gone...)
+		}
+		list, err := r.other().Removals(r.ctx, 0)
+		r.ok(err, "read the removals through another instance")
+		if len(list) != len(gone) {
+			r.fatalf("another instance has the removals %+v, want %q", list, gone)
+		}
+	}},
 	{"removals/ack", "AckRemoval forgets that removal and no other.", func(r *run) {
 		gone := r.removed()
 		r.ok(r.AckRemoval(r.ctx, gone[1]), "acknowledge a removal")

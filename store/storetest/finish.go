@@ -10,6 +10,27 @@ var completeRules = []Rule{
 		r.ok(r.Complete(r.ctx, l, b), "complete the backup")
 		r.same("the completed record", r.backup(b.ID), b)
 	}},
+	{"complete/sequence", "The Sequence of Begin stays, whatever the given record has: it is the order of backups.", func(r *run) {
+		l := r.lease(vmA)
+		b := finished(r.running(l, full(vmA, 1)))
+		given := b
+		given.Sequence += 98
+		r.ok(r.Complete(r.ctx, l, given), "complete with another sequence")
+		r.same("the completed record", r.backup(b.ID), b)
+	}},
+	{"complete/parent", "ErrInvalid when the given record has another parent than Begin's: Begin alone looks at whether a parent may have children.", func(r *run) {
+		l := r.lease(vmA)
+		a, other := r.completed(l, full(vmA, 1)), r.completed(l, full(vmA, 2))
+		for n, begun := range []kvmbackup.Backup{child(a, 3), full(vmA, 4)} {
+			b := finished(r.running(l, begun))
+			given := finished(child(other, 5+n))
+			given.ID, given.Sequence = b.ID, b.Sequence
+			before := r.snapshot()
+			r.want(r.Complete(r.ctx, l, given), "complete on another parent", kvmbackup.ErrInvalid)
+			r.unchanged(before, "a completion on another parent")
+			r.ok(r.Fail(r.ctx, l, b.ID, "why"), "fail it")
+		}
+	}},
 	{"complete/active", "Complete makes the backup's checkpoint the VM's active one.", func(r *run) {
 		l := r.lease(vmA)
 		for n := range 3 {
@@ -34,11 +55,11 @@ var completeRules = []Rule{
 		r.active(first.Checkpoint)
 		r.same("the completed record", r.backup(b.ID), b)
 	}},
-	{"complete/status-given", "The Status of the given record must be completed: ErrStatus, or ErrInvalid.", func(r *run) {
+	{"complete/status-given", "The Status of the given record must be completed: ErrStatus.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.running(l, full(vmA, 1))
 		before := r.snapshot()
-		r.want(r.Complete(r.ctx, l, b), "complete by a running record", kvmbackup.ErrStatus, kvmbackup.ErrInvalid)
+		r.want(r.Complete(r.ctx, l, b), "complete by a running record", kvmbackup.ErrStatus)
 		r.unchanged(before, "completion by a running record")
 	}},
 	{"complete/validates", "A completed record that doesn't validate is ErrInvalid.", func(r *run) {

@@ -18,13 +18,13 @@ var importRules = []Rule{
 		r.ok(r.Import(r.ctx, r.lease(vmA), b), "import a delete-pending record")
 		r.same("the imported record", r.backup(b.ID), b)
 	}},
-	{"import/status", "A running or failed record is not imported: ErrStatus, or ErrInvalid.", func(r *run) {
+	{"import/status", "A running or failed record is not imported: ErrStatus.", func(r *run) {
 		l := r.lease(vmA)
 		before := r.snapshot()
 		for _, status := range []kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusFailed} {
 			b := imported(vmA, 1, 7)
 			b.Status = status
-			r.want(r.Import(r.ctx, l, b), "import a "+status.String()+" record", kvmbackup.ErrStatus, kvmbackup.ErrInvalid)
+			r.want(r.Import(r.ctx, l, b), "import a "+status.String()+" record", kvmbackup.ErrStatus)
 		}
 		r.unchanged(before, "the import of an unfinished record")
 	}},
@@ -50,6 +50,14 @@ var importRules = []Rule{
 		if n := len(r.list(kvmbackup.Query{VM: vmA})); n != 2 {
 			r.fatalf("there are %d records, want 2", n)
 		}
+	}},
+	{"import/other-vms-id", "When another VM's record has the ID nothing changes, whatever is returned: no record is overwritten.", func(r *run) {
+		there := r.completed(r.lease(vmB), full(vmB, 1))
+		l, b := r.lease(vmA), imported(vmA, 2, 7)
+		b.ID = there.ID
+		before := r.snapshot()
+		_ = r.Import(r.ctx, l, b)
+		r.unchanged(before, "the import of an ID that another VM has")
 	}},
 	{"import/counters", "The VM's counters are raised to the record's, so that the next backup comes after it.", func(r *run) {
 		l := r.lease(vmA)

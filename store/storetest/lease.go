@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -23,10 +24,22 @@ var leaseRules = []Rule{
 			r.fatalf("got %#v, want a *BusyError with the VM and the holder %q", err, "first")
 		}
 	}},
-	{"lease/busy-for-itself", "A holder's own lease in force is busy too: two operations of one process must not take the VM from each other.", func(r *run) {
+	{"lease/busy-at-once", "AcquireLease of a lease in force returns at once: how long to wait for a busy VM is its caller's to say.", func(r *run) {
+		r.lease(vmA)
+		ctx, cancel := context.WithTimeout(r.ctx, 5*time.Second)
+		defer cancel()
+		_, err := r.AcquireLease(ctx, vmA, "second", long)
+		r.want(err, "acquire a lease that is in force, with five seconds to wait", kvmbackup.ErrBusy)
+		r.ok(ctx.Err(), "acquire a lease that is in force, with five seconds to wait")
+	}},
+	{"lease/busy-for-itself", "A holder's own lease in force is busy too, with the same error: two operations of one process must not take the VM from each other.", func(r *run) {
 		r.lease(vmA)
 		_, err := r.AcquireLease(r.ctx, vmA, "first", long)
 		r.want(err, "acquire the own lease that is in force", kvmbackup.ErrBusy)
+		var busy *kvmbackup.BusyError
+		if !errors.As(err, &busy) || busy.VM != vmA || busy.Holder != "first" {
+			r.fatalf("got %#v, want a *BusyError with the VM and the holder %q", err, "first")
+		}
 	}},
 	{"lease/per-vm", "Leases are per VM: one VM's lease keeps nobody from another VM.", func(r *run) {
 		r.lease(vmA)

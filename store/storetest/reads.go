@@ -154,6 +154,17 @@ var readRules = []Rule{
 		c := r.completed(l, child(a, 3))
 		r.children(a.ID, b, c, r.running(l, child(a, 4)))
 	}},
+	{"children/unknown", "An unknown backup has no children, which is no error: it may have been removed a moment ago.", func(r *run) {
+		r.populate()
+		r.children(kvmbackup.NewBackupID())
+	}},
+	{"children/parent-not-there", "Children of a backup that has no record count, too: an import brings them in any order, and all need its files.", func(r *run) {
+		l, parent := r.lease(vmA), full(vmA, 1)
+		b := finished(child(parent, 2))
+		b.Sequence = 7
+		r.ok(r.Import(r.ctx, l, b), "import a record whose parent is not there")
+		r.children(parent.ID, b)
+	}},
 }
 
 // newestIs ends the rule unless that is VM A's newest.

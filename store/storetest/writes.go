@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/kvmbackup/kvmbackup"
 )
@@ -70,13 +71,42 @@ func writeRules() []Rule {
 			Rule{"fence/" + w.name + "-released", "A write with a released lease changes nothing and returns ErrLeaseLost.",
 				func(r *run) {
 					r.refusedLease(w, func(l kvmbackup.Lease) { r.ok(r.ReleaseLease(r.ctx, l), "release the lease") })
-				}})
+				}},
+			Rule{"fence/" + w.name + "-not-given", "A write with a token that is not the VM's current one, be it higher, or none, changes nothing and returns ErrLeaseLost.",
+				func(r *run) { r.refusedToken(w) }})
 		if w.name != "set-active" {
 			out = append(out, Rule{"fence/" + w.name + "-other-vm", "A record of another VM than the lease's is refused with ErrInvalid, and nothing changes.",
 				func(r *run) { r.refusedVM(w) }})
 		}
 	}
-	return out
+	return append(out, Rule{"fence/never-leased", "While nobody ever had the VM's lease nothing is written, not even with the lease that has no token: ErrLeaseLost, and the VM stays unknown.",
+		func(r *run) { r.refusedUnleased() }})
+}
+
+func (r *run) refusedToken(w write) {
+	l := r.lease(vmA)
+	b := w.prepare(r, l)
+	before := r.snapshot()
+	for _, token := range []int64{l.Token + 1, 0, -l.Token} {
+		forged := l
+		forged.Token = token
+		r.want(w.call(r.ctx, r.Store, forged, b), fmt.Sprintf("%s with the token %d for %d", w.name, token, l.Token), kvmbackup.ErrLeaseLost)
+		r.unchanged(before, w.name+" with a token that was not given")
+	}
+}
+
+func (r *run) refusedUnleased() {
+	none := kvmbackup.Lease{VM: vmA}
+	_, err := r.Begin(r.ctx, none, full(vmA, 1))
+	r.want(err, "begin without a lease", kvmbackup.ErrLeaseLost)
+	r.want(r.Import(r.ctx, none, imported(vmA, 1, 7)), "import without a lease", kvmbackup.ErrLeaseLost)
+	r.want(r.SetActive(r.ctx, none, "backup.x"), "set the active checkpoint without a lease", kvmbackup.ErrLeaseLost)
+	_, err = r.RenewLease(r.ctx, none, long)
+	r.want(err, "renew no lease", kvmbackup.ErrLeaseLost)
+	r.ok(r.ReleaseLease(r.ctx, none), "release no lease")
+	if got := r.record(vmA); got != (kvmbackup.VMRecord{VM: vmA}) || len(r.list(kvmbackup.Query{})) > 0 {
+		r.fatalf("the VM's record became %+v", got)
+	}
 }
 
 func (r *run) takeOver(l kvmbackup.Lease) {
