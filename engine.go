@@ -47,7 +47,8 @@ type Config struct {
 	StallWarn, StallAbort time.Duration
 	// FreezeLimit bounds how long a guest's file systems stay frozen, also while OnEvent blocks. Defaults to 10 s.
 	FreezeLimit time.Duration
-	// CleanupLimit bounds what is done after a failure or a cancel, and how long the hypervisor may take to answer a question.
+	// CleanupLimit bounds each part of what is done after a failure or a cancel, the hypervisor's and the repository's, whatever is left
+	// of the caller's time, and how long the hypervisor may take to answer a question.
 	// Defaults to 30 s.
 	CleanupLimit time.Duration
 	// AbortLeftJobs makes recovery abort a job that a crashed process left running; by default it follows the job to

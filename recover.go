@@ -188,7 +188,9 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 		}
 		return Recovery{}, err
 	}
-	r.resumeGuest(ctx)
+	c, cancel := e.cleanup(ctx)
+	defer cancel()
+	r.resumeGuest(c)
 	return Recovery{b.ID, outcome, cause.Error()}, nil
 }
 
