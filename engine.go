@@ -132,7 +132,7 @@ func ask[T any](ctx context.Context, e *Engine, f func(context.Context) (T, erro
 	defer cancel()
 	v, err := f(c)
 	if err != nil && c.Err() != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w: the hypervisor hasn't answered for %v; does QEMU hang on its storage? (%w)", ErrBusy, e.cfg.CleanupLimit, err)
+		err = fmt.Errorf("%w: %w: the hypervisor hasn't answered for %v; does QEMU hang on its storage? (%w)", ErrBusy, ErrUnavailable, e.cfg.CleanupLimit, err)
 	}
 	return v, err
 }

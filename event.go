@@ -29,7 +29,7 @@ const (
 type Event struct {
 	Type     EventType
 	Time     time.Time // UTC
-	Op       string    // backup, restore, delete, recover, ...
+	Op       string    // backup, restore, delete, recover (also for what another operation settles first), ...
 	VM       VMID
 	BackupID BackupID
 	Step     string

@@ -137,7 +137,7 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom Dom
 			ref.Name = b.Domain
 		}
 		s := *o
-		s.backup = b.ID
+		s.name, s.backup = "recover", b.ID // whatever operation does it
 		rec, err := e.settleOne(ctx, &s, h, b, ref)
 		if err != nil {
 			return append(found, Recovery{b.ID, RecoveryPending, err.Error()}), err
