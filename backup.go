@@ -93,7 +93,7 @@ func (r *run) decideNow(ctx context.Context) (err error) {
 	if r.view, err = r.observe(ctx, r.req); err != nil {
 		return err
 	}
-	if changed, err := r.e.settleFilesSoon(ctx, r.view.status); err != nil {
+	if changed, err := r.e.settleFilesSoon(ctx, r.vm, r.view.status); err != nil {
 		r.warn("settle an interrupted restore in place", "error", err)
 	} else if changed {
 		if r.view, err = r.observe(ctx, r.req); err != nil {

@@ -106,7 +106,7 @@ func (o *op) repair(ctx context.Context, h *heldLease, d Diagnosis, dom DomainRe
 	_, err = o.e.settleDeletes(ctx, o, h)
 	errs = append(errs, err)
 	if d.Domain != nil {
-		errs = append(errs, o.e.settleRestore(ctx, dom), o.e.dropStale(ctx, o, dom))
+		errs = append(errs, o.e.settleRestore(ctx, o.vm, dom), o.e.dropStale(ctx, o, dom))
 	}
 	return errors.Join(errs...)
 }

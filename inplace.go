@@ -79,14 +79,23 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 		o.warn("drop the cleared checkpoint", "error", err)
 	}
 	o.step("copy")
-	if err := e.copyAside(ctx, req, jobs); err != nil {
+	at := imagesOf(over.VM)
+	if err := e.copyAside(ctx, req, jobs, at); err != nil {
 		return Restored{}, err
 	}
 	o.step("swap")
-	if err := swapAll(filesOf(jobs), func() error { return e.stillOff(ctx, over) }); err != nil {
-		return Restored{}, errors.Join(err, removeAsides(jobs))
+	off := func() error { return e.stillOff(ctx, over) }
+	err = e.changing(ctx, at, func(w *fileWork) error {
+		err := w.swapAll(filesOf(jobs), off)
+		if err != nil {
+			err = errors.Join(err, w.removeAsides(jobs))
+		}
+		return err
+	})
+	if err != nil {
+		return Restored{}, err
 	}
-	if _, err := settleSwap(filesOf(jobs)); err != nil {
+	if err := e.changing(ctx, at, func(w *fileWork) error { _, err := w.settleSwap(filesOf(jobs)); return err }); err != nil {
 		o.warn("remove the replaced images", "error", err) // the next operation tries again
 	}
 	r := Restored{Backup: b}
@@ -118,7 +127,7 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 	if err != nil {
 		return err
 	}
-	if _, err := e.settleFiles(ctx, st); err != nil {
+	if _, err := e.settleFiles(ctx, over.VM, st); err != nil {
 		return err
 	}
 	if st, err = e.inspect(ctx, over.ref()); err != nil {

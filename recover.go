@@ -46,7 +46,7 @@ func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recover
 			errs = append(errs, err)
 		}
 		if dom.Name != "" && e.cfg.Executor != nil {
-			errs = append(errs, e.settleRestore(ctx, dom), ignoreNoDomain(e.dropStale(ctx, o, dom)))
+			errs = append(errs, e.settleRestore(ctx, vm, dom), ignoreNoDomain(e.dropStale(ctx, o, dom)))
 		}
 		return errors.Join(errs...)
 	})
@@ -104,25 +104,25 @@ func (e *Engine) settle(ctx context.Context, o *op, h *heldLease, dom DomainRef)
 }
 
 // settleRestore finishes or takes back the swap of an interrupted restore in place.
-func (e *Engine) settleRestore(ctx context.Context, dom DomainRef) error {
+func (e *Engine) settleRestore(ctx context.Context, vm VMID, dom DomainRef) error {
 	st, err := e.inspect(ctx, dom)
 	if err != nil {
 		return ignoreNoDomain(err)
 	}
-	_, err = e.settleFilesSoon(ctx, st)
+	_, err = e.settleFilesSoon(ctx, vm, st)
 	return err
 }
 
 // settleFilesSoon doesn't wait longer than a clean-up may take for images on storage that is dead.
-func (e *Engine) settleFilesSoon(ctx context.Context, st DomainStatus) (changed bool, err error) {
+func (e *Engine) settleFilesSoon(ctx context.Context, vm VMID, st DomainStatus) (changed bool, err error) {
 	limited, cancel := context.WithTimeoutCause(ctx, e.cfg.CleanupLimit, fmt.Errorf("%w: the VM's images can't be looked at for %v", ErrBusy, e.cfg.CleanupLimit))
 	defer cancel()
-	return e.settleFiles(limited, st)
+	return e.settleFiles(limited, vm, st)
 }
 
 // settleFiles says whether it has put images back.
-func (e *Engine) settleFiles(ctx context.Context, st DomainStatus) (changed bool, err error) {
-	return leaveBehind(ctx, func() (bool, error) { return settleSwap(sources(st)) })
+func (e *Engine) settleFiles(ctx context.Context, vm VMID, st DomainStatus) (changed bool, err error) {
+	return onFiles(ctx, 0, imagesOf(vm), func(w *fileWork) (bool, error) { return w.settleSwap(sources(st)) }, nil)
 }
 
 func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom DomainRef) ([]Recovery, error) {

@@ -84,7 +84,8 @@ type copyJob struct {
 // Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests of the whole
 // chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
 // targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall). New files are written
-// aside, flushed and renamed; after a failure or a cancel none is left, but block devices may be half written.
+// aside, flushed and renamed; after a failure or a cancel none is left, but block devices may be half written. A target whose storage
+// doesn't answer is left behind CleanupLimit after the context's end (ErrUnavailable), is ErrBusy until it does, and is taken back then.
 //
 // Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
 // ErrDomainRunning in place, ErrImageLocked for a mounted device, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
@@ -272,27 +273,26 @@ func distinctTargets(jobs []copyJob) error {
 
 // copyAll copies the volumes in parallel and then renames all new files: either all are there or none.
 func (e *Engine) copyAll(ctx context.Context, req RestoreRequest, jobs []copyJob) error {
-	if err := e.copyAside(ctx, req, jobs); err != nil {
+	places := placesOf(jobs)
+	if err := e.copyAside(ctx, req, jobs, places); err != nil {
 		return err
 	}
-	for i, j := range jobs {
-		if j.exists {
-			continue
-		}
-		if err := publishFile(aside(j.out.Path), j.out.Path); err != nil {
-			for _, done := range jobs[:i] {
-				if !done.exists {
-					err = errors.Join(err, removeFile(done.out.Path))
-				}
-			}
-			return errors.Join(err, removeAsides(jobs[i:]))
-		}
+	return e.publishing(ctx, places, jobs)
+}
+
+func placesOf(jobs []copyJob) []string {
+	var places []string
+	for _, j := range jobs {
+		places = append(places, j.place)
 	}
-	return nil
+	return places
 }
 
 // copyAside copies every volume to its aside file, or to its block device. After an error no aside file is left.
-func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob) error {
+func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob, at []string) error {
+	if err := e.changing(ctx, at, func(w *fileWork) error { return w.removeAsides(jobs) }); err != nil { // left by a restore that was killed
+		return targetError(err)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	places := req.Parallel
@@ -319,7 +319,7 @@ func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJ
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
-		return errors.Join(context.Cause(ctx), removeAsides(jobs))
+		return errors.Join(context.Cause(ctx), e.changing(ctx, at, func(w *fileWork) error { return w.removeAsides(jobs) }))
 	}
 	return nil
 }
@@ -329,9 +329,6 @@ func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, pro
 	dst := j.out.Path
 	if !j.exists {
 		dst = aside(dst)
-		if err := removeFile(dst); err != nil { // left by a restore that was killed
-			return err
-		}
 	}
 	return e.cfg.Images.Convert(ctx, j.layers[0].file, dst, qcow2.ConvertOptions{
 		TargetFormat: j.out.Format, Backing: backing(j.layers), TargetExists: j.exists,

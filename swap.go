@@ -40,24 +40,24 @@ func filesOf(jobs []copyJob) []string {
 // swapAll puts the aside files in place of the old ones, which wait for settleSwap to remove them. After a failure the old ones are back,
 // all of them. off is asked whether the VM is still off: once more when the old files are away, so that it can't start any more. One
 // that has started before goes on with the very files that it has open.
-func swapAll(paths []string, off func() error) error {
+func (w *fileWork) swapAll(paths []string, off func() error) error {
 	for _, p := range paths {
-		if err := prepareSwap(p); err != nil {
+		if err := w.prepareSwap(p); err != nil {
 			return err
 		}
 	}
 	if err := off(); err != nil {
 		return err
 	}
-	if err := swapEach(paths, off); err != nil {
-		return errors.Join(err, rollBack(paths))
+	if err := w.swapEach(paths, off); err != nil {
+		return errors.Join(err, w.rollBack(paths))
 	}
 	return nil
 }
 
-func swapEach(paths []string, off func() error) error {
+func (w *fileWork) swapEach(paths []string, off func() error) error {
 	for _, p := range paths {
-		if err := moveAway(p); err != nil {
+		if err := w.moveAway(p); err != nil {
 			return err
 		}
 	}
@@ -65,7 +65,7 @@ func swapEach(paths []string, off func() error) error {
 		return err
 	}
 	for _, p := range paths {
-		if err := publishFile(aside(p), p); err != nil {
+		if err := w.publishFile(aside(p), p); err != nil {
 			return err
 		}
 	}
@@ -73,40 +73,40 @@ func swapEach(paths []string, off func() error) error {
 }
 
 // moveAway is durable when it returns.
-func moveAway(path string) error {
-	err := os.Rename(path, old(path))
+func (w *fileWork) moveAway(path string) error {
+	err := w.rename(path, old(path))
 	if errors.Is(err, fs.ErrNotExist) {
-		err = os.WriteFile(old(path), []byte(lostImage), 0o600)
+		err = w.writeFile(old(path), []byte(lostImage), 0o600)
 	}
 	if err != nil {
 		return err
 	}
-	return syncFile(filepath.Dir(path))
+	return w.syncFile(filepath.Dir(path))
 }
 
 // prepareSwap flushes the new file and gives it the old one's owner and mode.
-func prepareSwap(path string) error {
+func (w *fileWork) prepareSwap(path string) error {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return syncFile(aside(path))
+		return w.syncFile(aside(path))
 	}
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(aside(path), info.Mode().Perm()); err != nil {
+	if err := w.chmod(aside(path), info.Mode().Perm()); err != nil {
 		return err
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		if err := os.Chown(aside(path), int(st.Uid), int(st.Gid)); err != nil {
+		if err := w.chown(aside(path), int(st.Uid), int(st.Gid)); err != nil {
 			return err
 		}
 	}
-	return syncFile(aside(path))
+	return w.syncFile(aside(path))
 }
 
 // settleSwap finishes or takes back a swap of these files, and removes what a crash has left of a copy. Without either it does nothing.
 // changed says that files were put back.
-func settleSwap(paths []string) (changed bool, err error) {
+func (w *fileWork) settleSwap(paths []string) (changed bool, err error) {
 	paths = slices.Clone(paths)
 	lost := ""
 	for i, p := range paths {
@@ -125,12 +125,12 @@ func settleSwap(paths []string) (changed bool, err error) {
 	}
 	switch {
 	case changed:
-		return true, rollBack(paths)
+		return true, w.rollBack(paths)
 	case lost != "":
 		return false, fmt.Errorf("%w: %s, which was there before an earlier restore that succeeded, while the image itself is missing; remove it, or rename it to the image's name",
 			ErrTargetExists, old(lost))
 	}
-	return false, removeLeft(paths)
+	return false, w.removeLeft(paths)
 }
 
 // stateOf looks at a file that may be missing: was its swap interrupted, or does only its old one wait?
@@ -152,39 +152,39 @@ func stateOf(path string) (interrupted, oldWaits bool, err error) {
 }
 
 // removeLeft removes what nobody needs when no swap was interrupted.
-func removeLeft(paths []string) error {
+func (w *fileWork) removeLeft(paths []string) error {
 	var errs []error
 	for _, p := range paths {
 		none, err := isMissing(old(p))
-		errs = append(errs, err, removeFile(aside(p)))
+		errs = append(errs, err, w.removeFile(aside(p)))
 		if !none && err == nil {
-			errs = append(errs, removeFile(old(p)), syncFile(filepath.Dir(p)))
+			errs = append(errs, w.removeFile(old(p)), w.syncFile(filepath.Dir(p)))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // rollBack takes a swap back, however far it got.
-func rollBack(paths []string) error {
+func (w *fileWork) rollBack(paths []string) error {
 	var waiting []string
 	for _, p := range paths {
 		none, err := isMissing(old(p))
 		if err == nil && !none {
 			waiting = append(waiting, p)
-			err = unpublish(aside(p), p)
+			err = w.unpublish(aside(p), p)
 		}
 		if err != nil {
 			return fmt.Errorf("take %s back: %w", p, err)
 		}
 	}
 	for _, p := range waiting {
-		if err := syncFile(filepath.Dir(p)); err != nil {
+		if err := w.syncFile(filepath.Dir(p)); err != nil {
 			return err
 		}
 	}
 	var errs []error
 	for _, p := range waiting {
-		if err := putBack(p); err != nil {
+		if err := w.putBack(p); err != nil {
 			errs = append(errs, fmt.Errorf("put %s back: %w", p, err))
 		}
 	}
@@ -192,22 +192,22 @@ func rollBack(paths []string) error {
 		return errors.Join(errs...) // the asides say that there is more to do
 	}
 	for _, p := range paths {
-		errs = append(errs, removeFile(aside(p)))
+		errs = append(errs, w.removeFile(aside(p)))
 	}
 	return errors.Join(errs...)
 }
 
-func putBack(path string) error {
+func (w *fileWork) putBack(path string) error {
 	lost, err := isLostImage(old(path))
 	if err == nil && lost {
-		err = os.Remove(old(path))
+		err = w.remove(old(path))
 	} else if err == nil {
-		err = os.Rename(old(path), path)
+		err = w.rename(old(path), path)
 	}
 	if err != nil {
 		return err
 	}
-	return syncFile(filepath.Dir(path))
+	return w.syncFile(filepath.Dir(path))
 }
 
 func isLostImage(path string) (bool, error) {

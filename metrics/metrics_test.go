@@ -104,7 +104,7 @@ func TestCause(t *testing.T) {
 		"read-only":   fmt.Errorf("probe: %w", repository.ErrReadOnly),
 		"repository":  fmt.Errorf("probe: %w", repository.ErrNotRepository),
 		"unavailable": fmt.Errorf("probe: %w: %w", repository.ErrHung, context.DeadlineExceeded),
-		"other":    fmt.Errorf("something"),
+		"other":       fmt.Errorf("something"),
 	} {
 		if got := metrics.Cause(err); got != want {
 			t.Errorf("Cause(%v) = %q, want %q", err, got, want)
