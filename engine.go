@@ -58,7 +58,8 @@ type Config struct {
 	HostLimit, RepositoryLimit *Limiter
 	// OnEvent receives the event stream, from the operation's goroutine: it must not block. nil: none.
 	OnEvent func(Event)
-	// Logger receives steps at debug level and what was survived at warn level. nil discards.
+	// Logger receives steps at debug level and what was survived at warn level, each with vm, backup (empty before there is one) and step;
+	// so do those of the repository, the images and the executor what they do for an operation of the engine. nil discards.
 	Logger *slog.Logger
 	// Now is the clock for time stamps. Defaults to time.Now.
 	Now func() time.Time

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // fileWork changes files of a restore's targets, step by step, in a goroutine that can be left behind: on dead storage a step may never
@@ -155,7 +157,7 @@ func (e *Engine) publishing(ctx context.Context, places []string, jobs []copyJob
 				errs = append(errs, w.removeFile(name))
 			}
 			if err := errors.Join(errs...); err != nil {
-				e.cfg.Logger.Warn("take back a restore whose target hung", "error", err)
+				logctx.Logger(ctx, e.cfg.Logger).Warn("take back a restore whose target hung", "error", err)
 			}
 		})
 	return err

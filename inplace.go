@@ -62,10 +62,9 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 		return Restored{}, err
 	}
 	over := req.InPlace.request(b)
-	t := *o
-	t.vm = over.VM
 	o.step("check targets")
-	if err := e.settle(ctx, &t, h, over.ref()); err != nil {
+	t, tctx := o.on(ctx, o.name, over.VM, o.backup)
+	if err := e.settle(tctx, t, h, over.ref()); err != nil {
 		return Restored{}, err
 	}
 	if err := e.aimInPlace(ctx, over, req, jobs); err != nil {
@@ -75,7 +74,7 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.cfg.Store.SetActive(ctx, h.lease(), ""); err != nil {
 		return Restored{}, err
 	}
-	if err := e.dropStale(ctx, &t, over.ref()); err != nil {
+	if err := e.dropStale(tctx, t, over.ref()); err != nil {
 		o.warn("drop the cleared checkpoint", "error", err)
 	}
 	o.step("copy")

@@ -35,7 +35,8 @@ const (
 func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recovery, error) {
 	o := e.newOp("recover", vm)
 	var found []Recovery
-	err := e.withLease(ctx, vm, func(ctx context.Context, h *heldLease) error {
+	err := e.withLease(o.context(ctx), vm, func(ctx context.Context, h *heldLease) error {
+		o.step("settle")
 		var errs []error
 		settled, err := e.settleRunning(ctx, o, h, dom)
 		found, errs = append(found, settled...), append(errs, err)
@@ -136,9 +137,8 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom Dom
 		if ref.Name == "" {
 			ref.Name = b.Domain
 		}
-		s := *o
-		s.name, s.backup = "recover", b.ID // whatever operation does it
-		rec, err := e.settleOne(ctx, &s, h, b, ref)
+		s, sctx := o.on(ctx, "recover", o.vm, b.ID) // whatever operation does it
+		rec, err := e.settleOne(sctx, s, h, b, ref)
 		if err != nil {
 			return append(found, Recovery{b.ID, RecoveryPending, err.Error()}), err
 		}

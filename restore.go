@@ -108,7 +108,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, err
 	if req.InPlace != nil {
 		vms = append(vms, req.InPlace.request(b).VM)
 	}
-	err = e.withLeases(ctx, vms, func(ctx context.Context, held map[VMID]*heldLease) error {
+	err = e.withLeases(o.context(ctx), vms, func(ctx context.Context, held map[VMID]*heldLease) error {
 		release, err := e.takePlace(ctx)
 		if err != nil {
 			return err
