@@ -47,7 +47,8 @@ type Config struct {
 	StallWarn, StallAbort time.Duration
 	// FreezeLimit bounds how long a guest's file systems stay frozen, also while OnEvent blocks. Defaults to 10 s.
 	FreezeLimit time.Duration
-	// CleanupLimit bounds what is done after a failure or a cancel, and how long the hypervisor may take to answer a question.
+	// CleanupLimit bounds each part of what is done after a failure or a cancel, the hypervisor's and the repository's, whatever is left
+	// of the caller's time, and how long the hypervisor may take to answer a question.
 	// Defaults to 30 s.
 	CleanupLimit time.Duration
 	// AbortLeftJobs makes recovery abort a job that a crashed process left running; by default it follows the job to
@@ -57,7 +58,8 @@ type Config struct {
 	HostLimit, RepositoryLimit *Limiter
 	// OnEvent receives the event stream, from the operation's goroutine: it must not block. nil: none.
 	OnEvent func(Event)
-	// Logger receives steps at debug level and what was survived at warn level. nil discards.
+	// Logger receives steps at debug level and what was survived at warn level, each with vm, backup (empty before there is one) and step;
+	// so do those of the repository, the images and the executor what they do for an operation of the engine. nil discards.
 	Logger *slog.Logger
 	// Now is the clock for time stamps. Defaults to time.Now.
 	Now func() time.Time
@@ -131,7 +133,7 @@ func ask[T any](ctx context.Context, e *Engine, f func(context.Context) (T, erro
 	defer cancel()
 	v, err := f(c)
 	if err != nil && c.Err() != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w: the hypervisor hasn't answered for %v; does QEMU hang on its storage? (%w)", ErrBusy, e.cfg.CleanupLimit, err)
+		err = fmt.Errorf("%w: %w: the hypervisor hasn't answered for %v; does QEMU hang on its storage? (%w)", ErrBusy, ErrUnavailable, e.cfg.CleanupLimit, err)
 	}
 	return v, err
 }

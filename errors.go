@@ -35,6 +35,9 @@ var (
 	ErrDomainRunning = errors.New("domain is running")
 	// ErrDomainStopped is returned by what needs a running guest.
 	ErrDomainStopped = errors.New("domain is not running")
+	// ErrUnavailable is returned when libvirt, a QEMU, the store or the repository's storage can't be reached or doesn't answer. Nothing
+	// is known of what is there.
+	ErrUnavailable = errors.New("unavailable")
 	// ErrStatus is returned when a record's status doesn't allow the call, e.g. restoring a delete-pending backup.
 	ErrStatus = errors.New("backup has the wrong status")
 )

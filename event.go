@@ -1,8 +1,11 @@
 package kvmbackup
 
 import (
+	"context"
 	"log/slog"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // EventType says what happened. The values are stable.
@@ -29,7 +32,7 @@ const (
 type Event struct {
 	Type     EventType
 	Time     time.Time // UTC
-	Op       string    // backup, restore, delete, recover, ...
+	Op       string    // backup, restore, delete, recover (also for what another operation settles first), ...
 	VM       VMID
 	BackupID BackupID
 	Step     string
@@ -50,15 +53,30 @@ type op struct {
 	backup BackupID
 	at     string // the step under way
 	log    *slog.Logger
+	about  *logctx.Subject // for the lines of the packages below
 }
 
 func (e *Engine) newOp(name string, vm VMID) *op {
-	return &op{e: e, name: name, vm: vm, log: e.cfg.Logger.With("op", name, "vm", string(vm))}
+	return &op{e: e, name: name, vm: vm, log: e.cfg.Logger.With("op", name, "vm", string(vm)), about: &logctx.Subject{}}
+}
+
+// context returns ctx for what is done for the operation.
+func (o *op) context(ctx context.Context) context.Context {
+	o.about.Set(string(o.vm), string(o.backup), o.at)
+	return logctx.With(ctx, o.about)
+}
+
+// on returns the same operation on another VM or backup, and its context.
+func (o *op) on(ctx context.Context, name string, vm VMID, backup BackupID) (*op, context.Context) {
+	s := o.e.newOp(name, vm)
+	s.backup, s.at = backup, o.at
+	return s, s.context(ctx)
 }
 
 // step notes what begins now: for errors, events and the log.
 func (o *op) step(name string) {
 	o.at = name
+	o.about.Set(string(o.vm), string(o.backup), name)
 	o.log.Debug("step", "step", name, "backup", string(o.backup))
 	o.emit(Event{Type: EventStep})
 }

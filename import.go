@@ -43,7 +43,7 @@ func (e *Engine) Import(ctx context.Context, vm VMID) ([]Imported, error) {
 	var errs []error
 	for _, id := range vms {
 		v := e.newOp("import", id)
-		err := e.withLease(ctx, id, func(ctx context.Context, h *heldLease) error {
+		err := e.withLease(v.context(ctx), id, func(ctx context.Context, h *heldLease) error {
 			of, err := e.importVM(ctx, h, id)
 			done = append(done, of...)
 			return err
@@ -139,7 +139,7 @@ func (e *Engine) Export(ctx context.Context, vm VMID) (int, error) {
 		}
 		o := e.newOp("export", b.VM)
 		o.backup = b.ID
-		err := e.withLease(ctx, b.VM, func(ctx context.Context, _ *heldLease) error {
+		err := e.withLease(o.context(ctx), b.VM, func(ctx context.Context, _ *heldLease) error {
 			written, err := e.exportOne(ctx, b.ID)
 			if written {
 				n++

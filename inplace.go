@@ -62,35 +62,43 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 		return Restored{}, err
 	}
 	over := req.InPlace.request(b)
-	t := *o
-	t.vm = over.VM
 	o.step("check targets")
-	if err := e.settle(ctx, &t, h, over.ref()); err != nil {
+	t, tctx := o.on(ctx, o.name, over.VM, o.backup)
+	if err := e.settle(tctx, t, h, over.ref()); err != nil {
 		return Restored{}, err
 	}
 	if err := e.aimInPlace(ctx, over, req, jobs); err != nil {
 		return Restored{}, err
 	}
-	if err := e.makeRoom(ctx, req, jobs); err != nil {
+	at := imagesOf(over.VM)
+	if err := e.makeRoom(ctx, req, jobs, at); err != nil {
 		return Restored{}, err
 	}
 	o.step("clear active checkpoint")
 	if err := e.cfg.Store.SetActive(ctx, h.lease(), ""); err != nil {
 		return Restored{}, err
 	}
-	if err := e.dropStale(ctx, &t, over.ref()); err != nil {
+	if err := e.dropStale(tctx, t, over.ref()); err != nil {
 		o.warn("drop the cleared checkpoint", "error", err)
 	}
 	o.step("copy")
-	if err := e.copyAside(ctx, req, jobs); err != nil {
+	if err := e.copyAside(ctx, req, jobs, at); err != nil {
 		return Restored{}, err
 	}
 	o.step("swap")
-	w := e.owner(over.VM)
-	if err := w.swapAll(filesOf(jobs), func() error { return e.stillOff(ctx, over) }); err != nil {
-		return Restored{}, errors.Join(err, removeAsides(jobs))
+	owner := e.owner(over.VM)
+	off := func() error { return e.stillOff(ctx, over) }
+	err = e.changing(ctx, at, func(w *fileWork) error {
+		err := swapWork{w, owner}.swapAll(filesOf(jobs), off)
+		if err != nil {
+			err = errors.Join(err, w.removeAsides(jobs))
+		}
+		return err
+	})
+	if err != nil {
+		return Restored{}, err
 	}
-	if _, err := w.settleSwap(filesOf(jobs)); err != nil {
+	if err := e.changing(ctx, at, func(w *fileWork) error { _, err := swapWork{w, owner}.settleSwap(filesOf(jobs)); return err }); err != nil {
 		o.warn("remove the replaced images", "error", err) // the next operation tries again
 	}
 	r := Restored{Backup: b}

@@ -51,7 +51,7 @@ func (e *Engine) Open(ctx context.Context, req OpenRequest) (Opened, error) {
 			out.Volumes = append(out.Volumes, j.out)
 			if err := e.overlay(ctx, j); err != nil {
 				out.Volumes = out.Volumes[:len(out.Volumes)-1]
-				return errors.Join(err, out.removeOverlays())
+				return errors.Join(err, e.removeOverlays(ctx, out.Volumes))
 			}
 		}
 		return nil
@@ -79,10 +79,10 @@ func (e *Engine) overlay(ctx context.Context, j copyJob) error {
 	return err
 }
 
-func (o Opened) removeOverlays() error {
+func (e *Engine) removeOverlays(ctx context.Context, overlays []RestoredVolume) error {
 	var errs []error
-	for _, v := range o.Volumes {
-		errs = append(errs, removeFile(v.Path))
+	for _, v := range overlays {
+		errs = append(errs, e.changing(ctx, []string{v.Path}, func(w *fileWork) error { return w.removeFile(v.Path) }))
 	}
 	return errors.Join(errs...)
 }
@@ -133,7 +133,7 @@ func (e *Engine) hold(ctx context.Context, name string, req OpenRequest, open fu
 	if e.cfg.Images == nil {
 		return o.fail(fmt.Errorf("%w config: %s needs Images", ErrInvalid, name))
 	}
-	return o.fail(e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
+	return o.fail(e.withLease(o.context(ctx), b.VM, func(ctx context.Context, h *heldLease) error {
 		r := RestoreRequest{Backup: req.Backup}
 		for _, v := range req.Volumes {
 			r.Volumes = append(r.Volumes, RestoreVolume{ID: v})
@@ -167,7 +167,7 @@ func (e *Engine) CloseRestorePoint(ctx context.Context, id BackupID, holdID stri
 	}
 	o := e.newOp("close", b.VM)
 	o.backup = id
-	return o.fail(e.withLease(ctx, b.VM, func(ctx context.Context, h *heldLease) error {
+	return o.fail(e.withLease(o.context(ctx), b.VM, func(ctx context.Context, h *heldLease) error {
 		if err := e.cfg.Store.Annotate(ctx, h.lease(), id, Annotation{RemoveHold: holdID}); err != nil {
 			return err
 		}

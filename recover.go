@@ -35,7 +35,8 @@ const (
 func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recovery, error) {
 	o := e.newOp("recover", vm)
 	var found []Recovery
-	err := e.withLease(ctx, vm, func(ctx context.Context, h *heldLease) error {
+	err := e.withLease(o.context(ctx), vm, func(ctx context.Context, h *heldLease) error {
+		o.step("settle")
 		var errs []error
 		settled, err := e.settleRunning(ctx, o, h, dom)
 		found, errs = append(found, settled...), append(errs, err)
@@ -122,7 +123,7 @@ func (e *Engine) settleFilesSoon(ctx context.Context, vm VMID, st DomainStatus) 
 
 // settleFiles says whether it has put images back.
 func (e *Engine) settleFiles(ctx context.Context, vm VMID, st DomainStatus) (changed bool, err error) {
-	return leaveBehind(ctx, func() (bool, error) { return e.owner(vm).settleSwap(sources(st)) })
+	return onFiles(ctx, 0, imagesOf(vm), func(w *fileWork) (bool, error) { return swapWork{w, e.owner(vm)}.settleSwap(sources(st)) }, nil)
 }
 
 func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom DomainRef) ([]Recovery, error) {
@@ -136,9 +137,8 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom Dom
 		if ref.Name == "" {
 			ref.Name = b.Domain
 		}
-		s := *o
-		s.backup = b.ID
-		rec, err := e.settleOne(ctx, &s, h, b, ref)
+		s, sctx := o.on(ctx, "recover", o.vm, b.ID) // whatever operation does it
+		rec, err := e.settleOne(sctx, s, h, b, ref)
 		if err != nil {
 			return append(found, Recovery{b.ID, RecoveryPending, err.Error()}), err
 		}
@@ -188,7 +188,9 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 		}
 		return Recovery{}, err
 	}
-	r.resumeGuest(ctx)
+	c, cancel := e.cleanup(ctx)
+	defer cancel()
+	r.resumeGuest(c)
 	return Recovery{b.ID, outcome, cause.Error()}, nil
 }
 

@@ -89,9 +89,10 @@ func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
 
 // Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests of the whole
 // chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
-// targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall), and the file systems of new files must
-// have room for all of them (ErrNoSpace, as a *SpaceError). New files are written
-// aside, flushed and renamed when the chain's headers still are as they were verified; after a failure or a cancel none is left, but block devices may be half written.
+// targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall), and the file systems of new files
+// must have room for all of them (ErrNoSpace, as a *SpaceError). New files are written aside, flushed and renamed when the chain's headers
+// still are as they were verified; after a failure or a cancel none is left, but block devices may be half written. A target whose storage
+// doesn't answer is left behind CleanupLimit after the context's end (ErrUnavailable), is ErrBusy until it does, and is taken back then.
 //
 // Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
 // ErrDomainRunning in place, ErrImageLocked for a mounted device, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
@@ -114,7 +115,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, err
 	if req.InPlace != nil {
 		vms = append(vms, req.InPlace.request(b).VM)
 	}
-	err = e.withLeases(ctx, vms, func(ctx context.Context, held map[VMID]*heldLease) error {
+	err = e.withLeases(o.context(ctx), vms, func(ctx context.Context, held map[VMID]*heldLease) error {
 		release, err := e.takePlace(ctx)
 		if err != nil {
 			return err
@@ -149,7 +150,7 @@ func (e *Engine) restoreToFiles(ctx context.Context, o *op, req RestoreRequest) 
 	if err := distinctTargets(jobs); err != nil {
 		return Restored{}, err
 	}
-	if err := e.makeRoom(ctx, req, jobs); err != nil {
+	if err := e.makeRoom(ctx, req, jobs, placesOf(jobs)); err != nil {
 		return Restored{}, err
 	}
 	o.step("copy")
@@ -283,28 +284,24 @@ func distinctTargets(jobs []copyJob) error {
 
 // copyAll copies the volumes in parallel and then renames all new files: either all are there or none.
 func (e *Engine) copyAll(ctx context.Context, req RestoreRequest, jobs []copyJob) error {
-	if err := e.copyAside(ctx, req, jobs); err != nil {
+	places := placesOf(jobs)
+	if err := e.copyAside(ctx, req, jobs, places); err != nil {
 		return err
 	}
-	for i, j := range jobs {
-		if j.exists {
-			continue
-		}
-		if err := publishFile(j.aside(), j.out.Path); err != nil {
-			for _, done := range jobs[:i] {
-				if !done.exists {
-					err = errors.Join(err, removeFile(done.out.Path))
-				}
-			}
-			return errors.Join(err, removeAsides(jobs[i:]))
-		}
+	return e.publishing(ctx, places, jobs)
+}
+
+func placesOf(jobs []copyJob) []string {
+	var places []string
+	for _, j := range jobs {
+		places = append(places, j.place)
 	}
-	return nil
+	return places
 }
 
 // copyAside copies every volume to its aside file, or to its block device, and then makes sure that it was the verified files that were
 // copied. After an error no aside file is left.
-func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob) error {
+func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob, at []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	places := req.Parallel
@@ -331,10 +328,10 @@ func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJ
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
-		return errors.Join(context.Cause(ctx), removeAsides(jobs))
+		return errors.Join(context.Cause(ctx), e.changing(ctx, at, func(w *fileWork) error { return w.removeAsides(jobs) }))
 	}
 	if err := e.stillTheSame(ctx, jobs); err != nil {
-		return errors.Join(err, removeAsides(jobs))
+		return errors.Join(err, e.changing(ctx, at, func(w *fileWork) error { return w.removeAsides(jobs) }))
 	}
 	return nil
 }

@@ -109,46 +109,70 @@ func beside(path, ending string) string {
 }
 
 // publishFile flushes a written file and gives it its name, which must be free. After an error it doesn't have it.
-func publishFile(from, to string) error {
-	if err := syncFile(from); err != nil {
+func (w *fileWork) publishFile(from, to string) error {
+	if err := w.syncFile(from); err != nil {
 		return err
 	}
-	if err := os.Link(from, to); err == nil { // a link, unlike a rename, never replaces
-		err = errors.Join(os.Remove(from), syncFile(filepath.Dir(to)))
-		return unlessPublished(from, to, err)
+	if err := w.link(from, to); err == nil { // a link, unlike a rename, never replaces
+		w.made = append(w.made, to)
+		err = errors.Join(w.remove(from), w.syncFile(filepath.Dir(to)))
+		return w.unlessPublished(from, to, err)
 	} else if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%w: %s", ErrTargetExists, to)
 	}
-	if err := os.Rename(from, to); err != nil { // a file system without hard links
+	if err := w.rename(from, to); err != nil { // a file system without hard links
 		return err
 	}
-	return unlessPublished(from, to, syncFile(filepath.Dir(to)))
+	w.made = append(w.made, to)
+	return w.unlessPublished(from, to, w.syncFile(filepath.Dir(to)))
 }
 
-func unlessPublished(from, to string, err error) error {
+// publishAll gives all new files their names: either all have them, or none.
+func (w *fileWork) publishAll(jobs []copyJob) error {
+	for i, j := range jobs {
+		if j.exists {
+			continue
+		}
+		if err := w.publishFile(j.aside(), j.out.Path); err != nil {
+			for _, done := range jobs[:i] {
+				if !done.exists {
+					err = errors.Join(err, w.removeFile(done.out.Path))
+				}
+			}
+			return errors.Join(err, w.removeAsides(jobs[i:]))
+		}
+	}
+	return nil
+}
+
+func (w *fileWork) unlessPublished(from, to string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return errors.Join(err, unpublish(from, to))
+	return errors.Join(err, w.unpublish(from, to))
 }
 
 // unpublish takes a file's name away again, if it has it: it is aside then.
-func unpublish(from, to string) error {
+func (w *fileWork) unpublish(from, to string) error {
 	none, err := isMissing(from)
 	if err != nil {
 		return err
 	}
 	if !none { // to rename one name of a file to another of its names does nothing
-		return removeFile(to)
+		return w.removeFile(to)
 	}
-	if err := os.Rename(to, from); !errors.Is(err, fs.ErrNotExist) {
+	if err := w.rename(to, from); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
 // syncFile flushes a file or folder.
-func syncFile(path string) error {
+func (w *fileWork) syncFile(path string) error {
+	return w.step(func() error { return flushFile(path) })
+}
+
+func flushFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -157,11 +181,11 @@ func syncFile(path string) error {
 }
 
 // removeFile removes a file that may be gone already, also where nothing can be removed.
-func removeFile(path string) error {
+func (w *fileWork) removeFile(path string) error {
 	if gone, err := isMissing(path); gone || err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := w.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -175,32 +199,12 @@ func targetError(err error) error {
 	return err
 }
 
-func removeAsides(jobs []copyJob) error {
+func (w *fileWork) removeAsides(jobs []copyJob) error {
 	var errs []error
 	for _, j := range jobs {
 		if !j.exists {
-			errs = append(errs, removeFile(j.aside()))
+			errs = append(errs, w.removeFile(j.aside()))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// leaveBehind runs f where a context can leave it: file systems on a dead mount answer late or never.
-func leaveBehind[T any](ctx context.Context, f func() (T, error)) (T, error) {
-	type answer struct {
-		v   T
-		err error
-	}
-	got := make(chan answer, 1)
-	go func() {
-		v, err := f()
-		got <- answer{v, err}
-	}()
-	select {
-	case a := <-got:
-		return a.v, a.err
-	case <-ctx.Done():
-		var zero T
-		return zero, context.Cause(ctx)
-	}
 }

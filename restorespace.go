@@ -27,13 +27,14 @@ type targetSpace struct {
 
 // makeRoom removes what killed restores have left aside of the targets, and returns a *SpaceError when there is too little room for what
 // is to be written.
-func (e *Engine) makeRoom(ctx context.Context, req RestoreRequest, jobs []copyJob) error {
-	spaces, err := leaveBehind(ctx, func() ([]*targetSpace, error) {
-		if err := removeAsides(jobs); err != nil || req.IgnoreSpace {
-			return nil, targetError(err)
-		}
-		return spacesOf(jobs)
-	})
+func (e *Engine) makeRoom(ctx context.Context, req RestoreRequest, jobs []copyJob, at []string) error {
+	if err := e.changing(ctx, at, func(w *fileWork) error { return w.removeAsides(jobs) }); err != nil {
+		return targetError(err)
+	}
+	if req.IgnoreSpace {
+		return nil
+	}
+	spaces, err := leaveBehind(ctx, func() ([]*targetSpace, error) { return spacesOf(jobs) })
 	for _, s := range spaces {
 		if err == nil {
 			err = e.fits(ctx, s)

@@ -23,6 +23,12 @@ import (
 // old is where a volume waits during a swap.
 func (w owner) old(path string) string { return beside(path, "."+string(w)+"-old") }
 
+// swapWork is the work of the restore, or of what settles one, that has the names which owner makes.
+type swapWork struct {
+	*fileWork
+	owner
+}
+
 // lostImage waits in place of an image that was missing, so that taking back leaves none there again.
 const lostImage = "kvmbackup: no image was here before the restore\n"
 
@@ -40,7 +46,7 @@ func filesOf(jobs []copyJob) []string {
 // swapAll puts the aside files in place of the old ones, which wait for settleSwap to remove them. After a failure the old ones are back,
 // all of them. off is asked whether the VM is still off: once more when the old files are away, so that it can't start any more. One
 // that has started before goes on with the very files that it has open.
-func (w owner) swapAll(paths []string, off func() error) error {
+func (w swapWork) swapAll(paths []string, off func() error) error {
 	for _, p := range paths {
 		if err := w.prepareSwap(p); err != nil {
 			return err
@@ -55,7 +61,7 @@ func (w owner) swapAll(paths []string, off func() error) error {
 	return nil
 }
 
-func (w owner) swapEach(paths []string, off func() error) error {
+func (w swapWork) swapEach(paths []string, off func() error) error {
 	for _, p := range paths {
 		if err := w.moveAway(p); err != nil {
 			return err
@@ -65,7 +71,7 @@ func (w owner) swapEach(paths []string, off func() error) error {
 		return err
 	}
 	for _, p := range paths {
-		if err := publishFile(w.aside(p), p); err != nil {
+		if err := w.publishFile(w.aside(p), p); err != nil {
 			return err
 		}
 	}
@@ -73,40 +79,40 @@ func (w owner) swapEach(paths []string, off func() error) error {
 }
 
 // moveAway is durable when it returns.
-func (w owner) moveAway(path string) error {
-	err := os.Rename(path, w.old(path))
+func (w swapWork) moveAway(path string) error {
+	err := w.rename(path, w.old(path))
 	if errors.Is(err, fs.ErrNotExist) {
-		err = os.WriteFile(w.old(path), []byte(lostImage), 0o600)
+		err = w.writeFile(w.old(path), []byte(lostImage), 0o600)
 	}
 	if err != nil {
 		return err
 	}
-	return syncFile(filepath.Dir(path))
+	return w.syncFile(filepath.Dir(path))
 }
 
 // prepareSwap flushes the new file and gives it the old one's owner and mode.
-func (w owner) prepareSwap(path string) error {
+func (w swapWork) prepareSwap(path string) error {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return syncFile(w.aside(path))
+		return w.syncFile(w.aside(path))
 	}
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(w.aside(path), info.Mode().Perm()); err != nil {
+	if err := w.chmod(w.aside(path), info.Mode().Perm()); err != nil {
 		return err
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		if err := os.Chown(w.aside(path), int(st.Uid), int(st.Gid)); err != nil {
+		if err := w.chown(w.aside(path), int(st.Uid), int(st.Gid)); err != nil {
 			return err
 		}
 	}
-	return syncFile(w.aside(path))
+	return w.syncFile(w.aside(path))
 }
 
 // settleSwap finishes or takes back a swap of these files, and removes what a crash has left of a copy. Without either it does nothing.
 // changed says that files were put back.
-func (w owner) settleSwap(paths []string) (changed bool, err error) {
+func (w swapWork) settleSwap(paths []string) (changed bool, err error) {
 	paths = slices.Clone(paths)
 	lost := ""
 	for i, p := range paths {
@@ -134,7 +140,7 @@ func (w owner) settleSwap(paths []string) (changed bool, err error) {
 }
 
 // stateOf looks at a file that may be missing: was its swap interrupted, or does only its old one wait?
-func (w owner) stateOf(path string) (interrupted, oldWaits bool, err error) {
+func (w swapWork) stateOf(path string) (interrupted, oldWaits bool, err error) {
 	gone, err := isMissing(path)
 	if !gone || err != nil {
 		return false, false, err
@@ -152,33 +158,33 @@ func (w owner) stateOf(path string) (interrupted, oldWaits bool, err error) {
 }
 
 // removeLeft removes what nobody needs when no swap was interrupted.
-func (w owner) removeLeft(paths []string) error {
+func (w swapWork) removeLeft(paths []string) error {
 	var errs []error
 	for _, p := range paths {
 		none, err := isMissing(w.old(p))
-		errs = append(errs, err, removeFile(w.aside(p)))
+		errs = append(errs, err, w.removeFile(w.aside(p)))
 		if !none && err == nil {
-			errs = append(errs, removeFile(w.old(p)), syncFile(filepath.Dir(p)))
+			errs = append(errs, w.removeFile(w.old(p)), w.syncFile(filepath.Dir(p)))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // rollBack takes a swap back, however far it got.
-func (w owner) rollBack(paths []string) error {
+func (w swapWork) rollBack(paths []string) error {
 	var waiting []string
 	for _, p := range paths {
 		none, err := isMissing(w.old(p))
 		if err == nil && !none {
 			waiting = append(waiting, p)
-			err = unpublish(w.aside(p), p)
+			err = w.unpublish(w.aside(p), p)
 		}
 		if err != nil {
 			return fmt.Errorf("take %s back: %w", p, err)
 		}
 	}
 	for _, p := range waiting {
-		if err := syncFile(filepath.Dir(p)); err != nil {
+		if err := w.syncFile(filepath.Dir(p)); err != nil {
 			return err
 		}
 	}
@@ -192,22 +198,22 @@ func (w owner) rollBack(paths []string) error {
 		return errors.Join(errs...) // the asides say that there is more to do
 	}
 	for _, p := range paths {
-		errs = append(errs, removeFile(w.aside(p)))
+		errs = append(errs, w.removeFile(w.aside(p)))
 	}
 	return errors.Join(errs...)
 }
 
-func (w owner) putBack(path string) error {
+func (w swapWork) putBack(path string) error {
 	lost, err := isLostImage(w.old(path))
 	if err == nil && lost {
-		err = os.Remove(w.old(path))
+		err = w.remove(w.old(path))
 	} else if err == nil {
-		err = os.Rename(w.old(path), path)
+		err = w.rename(w.old(path), path)
 	}
 	if err != nil {
 		return err
 	}
-	return syncFile(filepath.Dir(path))
+	return w.syncFile(filepath.Dir(path))
 }
 
 func isLostImage(path string) (bool, error) {

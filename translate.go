@@ -24,6 +24,7 @@ func repositoryError(err error) error {
 func withSentinel(err error) error {
 	for _, same := range []struct{ below, root error }{
 		{repository.ErrNoSpace, ErrNoSpace},
+		{repository.ErrUnavailable, ErrUnavailable},
 		{qcow2.ErrNoSpace, ErrNoSpace},
 		{qcow2.ErrLocked, ErrImageLocked},
 		{qcow2.ErrExist, ErrTargetExists},

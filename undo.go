@@ -17,11 +17,9 @@ func (r *run) undo(ctx context.Context, cause error) error {
 	}
 	failedAt := r.at
 	defer func() { r.at = failedAt }()
+	r.settleRepository(ctx)
 	c, cancel := r.e.cleanup(ctx)
 	defer cancel()
-	if err := r.e.cfg.Repository.Settle(c, string(r.vm)); err != nil {
-		r.warn("the repository doesn't answer", "error", err) // what follows says what could not be undone
-	}
 	published, err := r.wasPublished(c)
 	switch {
 	case err != nil:
@@ -30,11 +28,22 @@ func (r *run) undo(ctx context.Context, cause error) error {
 		r.warn("the folder was published although the call failed", "error", cause)
 		return errors.Join(r.close(), r.e.commit(c, r.op, r.lease, &r.record))
 	}
-	if err := r.e.undoBackup(c, r.op, r.lease, undoing{r.record, r.dom, r.job}, cause); err != nil {
+	if err := r.e.undoBackup(ctx, r.op, r.lease, undoing{r.record, r.dom, r.job}, cause); err != nil {
 		cause = errors.Join(cause, fmt.Errorf("left to the next operation: %w", err))
 	}
-	r.resumeGuest(c)
+	resume, cancel := r.e.cleanup(ctx)
+	defer cancel()
+	r.resumeGuest(resume)
 	return cause
+}
+
+// settleRepository waits for what the repository has left behind; what could not be undone then is said by what follows.
+func (r *run) settleRepository(ctx context.Context) {
+	c, cancel := r.e.cleanup(ctx)
+	defer cancel()
+	if err := r.e.cfg.Repository.Settle(c, string(r.vm)); err != nil {
+		r.warn("the repository doesn't answer", "error", err)
+	}
 }
 
 // wasPublished matters only when publication had been tried.
@@ -46,12 +55,7 @@ func (r *run) wasPublished(ctx context.Context) (bool, error) {
 	return ok, err
 }
 
-func (r *run) close() error {
-	if r.job == nil {
-		return nil
-	}
-	return r.job.Close()
-}
+func (r *run) close() error { return undoing{job: r.job}.close() }
 
 // undoing is a backup that is to be taken back, with its job where there is one.
 type undoing struct {
@@ -60,33 +64,53 @@ type undoing struct {
 	job    Job
 }
 
+func (u undoing) close() error {
+	if u.job == nil {
+		return nil
+	}
+	return u.job.Close()
+}
+
 // undoBackup ends the job, drops the new checkpoint, removes the partial folder and marks the record failed, in this order. While
-// the job can't be ended nothing is removed under it. The record becomes failed only when nothing is left.
+// the job can't be ended nothing is removed under it. The record becomes failed only when nothing is left. It goes on when ctx ends,
+// within limits of its own for the hypervisor and for the rest; but not without the lease.
 func (e *Engine) undoBackup(ctx context.Context, o *op, h *heldLease, u undoing, cause error) error {
 	o.step("undo")
-	limited, cancel := context.WithTimeout(ctx, e.cfg.CleanupLimit) // a QEMU that hangs answers never
+	if lost := context.Cause(ctx); errors.Is(lost, ErrLeaseLost) {
+		return errors.Join(lost, u.close())
+	}
+	over, err := e.undoJob(ctx, o, u)
+	if !over {
+		return err
+	}
+	c, cancel := e.cleanup(ctx)
+	defer cancel()
+	err = errors.Join(err, e.cfg.Repository.RemovePartial(c, u.record.Path, string(u.record.ID), fileNamesOf(u.record)))
+	if err != nil {
+		return err
+	}
+	return e.cfg.Store.Fail(c, h.lease(), u.record.ID, cause.Error())
+}
+
+// undoJob says whether the job is over: a QEMU that hangs never answers.
+func (e *Engine) undoJob(ctx context.Context, o *op, u undoing) (over bool, err error) {
+	c, cancel := e.cleanup(ctx)
 	defer cancel()
 	if u.job != nil {
-		if err := u.job.Abort(limited); err != nil {
-			return errors.Join(err, u.job.Close())
+		if err := u.job.Abort(c); err != nil {
+			return false, errors.Join(err, u.job.Close())
 		}
 		if err := u.job.Close(); err != nil {
 			o.warn("close job", "error", err)
 		}
 	}
-	var errs []error
-	if u.record.Checkpoint != "" {
-		if err := e.cfg.Executor.DropCheckpoint(limited, u.dom, u.record.Checkpoint); err != nil && !errors.Is(err, ErrNoDomain) {
-			errs = append(errs, fmt.Errorf("drop checkpoint %s: %w", u.record.Checkpoint, err))
-		}
+	if u.record.Checkpoint == "" {
+		return true, nil
 	}
-	if err := e.cfg.Repository.RemovePartial(ctx, u.record.Path, string(u.record.ID), fileNamesOf(u.record)); err != nil {
-		errs = append(errs, err)
+	if err := e.cfg.Executor.DropCheckpoint(c, u.dom, u.record.Checkpoint); ignoreNoDomain(err) != nil {
+		return true, fmt.Errorf("drop checkpoint %s: %w", u.record.Checkpoint, err)
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
-	}
-	return e.cfg.Store.Fail(ctx, h.lease(), u.record.ID, cause.Error())
+	return true, nil
 }
 
 // resumeGuest lets the guest run on if it ran before and an I/O error has paused it meanwhile. An administrator's pause stays.

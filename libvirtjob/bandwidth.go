@@ -8,6 +8,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // SetBandwidth implements kvmbackup.Job. QEMU limits each volume by itself, so the volumes that are still being copied
@@ -46,7 +47,7 @@ func (j *job) applyBandwidth(ctx context.Context) {
 		devices = append(devices, v.Device)
 	}
 	if err := j.shareBandwidth(ctx, devices); err != nil {
-		j.exec.log.Warn("the backup runs without its bandwidth limit", "domain", j.dom.name, "error", err)
+		logctx.Logger(ctx, j.exec.log).Warn("the backup runs without its bandwidth limit", "domain", j.dom.name, "error", err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 // node is one block node of a live QEMU.
 type node struct {
 	Name  string `json:"node-name"`
+	Drv   string `json:"drv"`
 	File  string `json:"file"`
 	Image struct {
 		VirtualSize int64 `json:"virtual-size"`
@@ -25,6 +26,15 @@ type node struct {
 		} `json:"format-specific"`
 	} `json:"image"`
 	Bitmaps []nodeBitmap `json:"dirty-bitmaps"`
+	storage string       // driver of the node that has the file or device
+}
+
+// allocated is what the layer holds, of which QEMU knows nothing for block devices and most of what is in a network: they count as full.
+func (n node) allocated() int64 {
+	if n.Image.ActualSize > 0 || n.storage == "file" {
+		return n.Image.ActualSize
+	}
+	return n.Image.VirtualSize
 }
 
 // nodeBitmap is one bitmap of a node.
@@ -109,6 +119,7 @@ func (g graph) chain(d disk) []node {
 		case stored: // the node above may say json:{...} instead
 			n.File = storage.File
 		}
+		n.storage = storage.Drv
 		nodes = append(nodes, n)
 	}
 	return nodes

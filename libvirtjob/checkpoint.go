@@ -10,6 +10,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // RegisterCheckpoint implements kvmbackup.Executor. One that libvirt knows already is replaced by the one described.
@@ -137,7 +138,7 @@ func (e *Executor) dropLiveBitmaps(ctx context.Context, m *machine, name kvmback
 	if len(left) == 0 {
 		return nil
 	}
-	e.log.Debug("removing bitmaps without a checkpoint", "domain", m.name, "bitmap", name, "devices", left)
+	logctx.Logger(ctx, e.log).Debug("removing bitmaps without a checkpoint", "domain", m.name, "bitmap", name, "devices", left)
 	err = redefine(ctx, m, name, time.Time{}, left, libvirt.DOMAIN_CHECKPOINT_CREATE_REDEFINE)
 	if err == nil {
 		err = deleteCheckpoint(ctx, m.domain, name)

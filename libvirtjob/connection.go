@@ -70,7 +70,7 @@ func (e *Executor) wait(a *attempt) error {
 	case <-a.done:
 		return a.err
 	case <-limit.C:
-		return fmt.Errorf("%w: connect to %s: libvirt hasn't answered for %v; does its daemon hang?", kvmbackup.ErrBusy, e.uri, e.connectLimit)
+		return fmt.Errorf("%w: %w: connect to %s: libvirt hasn't answered for %v; does its daemon hang?", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, e.uri, e.connectLimit)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 	"github.com/kvmbackup/kvmbackup/offline"
 )
 
@@ -182,7 +183,7 @@ func (e *Executor) volumePath(ctx context.Context, v *libvirtxml.DomainDiskSourc
 		return volume.GetPath()
 	}, nil)
 	if err != nil || len(path) == 0 || path[0] != '/' {
-		e.log.Warn("a disk's storage volume has no path here", "pool", v.Pool, "volume", v.Volume, "error", err)
+		logctx.Logger(ctx, e.log).Warn("a disk's storage volume has no path here", "pool", v.Pool, "volume", v.Volume, "error", err)
 		return ""
 	}
 	return path

@@ -72,6 +72,9 @@ func translate(err error) error {
 	if lv.Code == libvirt.ERR_OPERATION_INVALID && lv.Domain == libvirt.FROM_DOMAIN { // all drivers' common check, in any language
 		return fmt.Errorf("%w: %w", kvmbackup.ErrDomainStopped, err)
 	}
+	if lv.Domain == libvirt.FROM_RPC { // the client's own: the daemon can't be reached, or the connection broke
+		return fmt.Errorf("%w: %w", kvmbackup.ErrUnavailable, err)
+	}
 	for _, t := range translations {
 		if t.code == lv.Code && strings.Contains(lv.Message, t.contains) {
 			return fmt.Errorf("%w: %w", t.sentinel, err)

@@ -79,6 +79,21 @@ func TestTranslate(t *testing.T) {
 	}
 }
 
+// TestTranslateUnreachable has what libvirt's client says of a daemon that is down, that goes and that hangs.
+func TestTranslateUnreachable(t *testing.T) {
+	t.Parallel()
+	for message, code := range map[string]libvirt.ErrorNumber{
+		"Failed to connect socket to '/run/libvirt/virtqemud-sock': No such file or directory": libvirt.ERR_SYSTEM_ERROR,
+		"Cannot recv data: Connection reset by peer":                                           libvirt.ERR_SYSTEM_ERROR,
+		"internal error: client socket is closed":                                              libvirt.ERR_INTERNAL_ERROR,
+		"internal error: connection closed due to keepalive timeout":                           libvirt.ERR_INTERNAL_ERROR,
+	} {
+		if err := translate(libvirt.Error{Code: code, Domain: libvirt.FROM_RPC, Message: message}); !errors.Is(err, kvmbackup.ErrUnavailable) {
+			t.Errorf("%q is %v, want ErrUnavailable", message, err)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for message, want := range map[string]bool{

@@ -192,13 +192,7 @@ func liveDisk(ctx context.Context, dom *domain, d disk, chain []node, status *kv
 		return fmt.Errorf("size of %s: %w", d.device, err)
 	}
 	status.VirtualSize = int64(info.Capacity)
-	allocated := int64(info.Allocation)
-	for i, n := range chain {
-		if i > 0 {
-			allocated += n.Image.ActualSize
-		}
-	}
-	status.AllocatedBytes = min(allocated, status.VirtualSize)
+	status.AllocatedBytes = min(allocated(chain, info), status.VirtualSize)
 	switch {
 	case d.format != "qcow2":
 		status.Untrackable = d.format
@@ -210,6 +204,24 @@ func liveDisk(ctx context.Context, dom *domain, d disk, chain []node, status *kv
 		status.Layers, status.Bitmaps = files(chain), bitmapStatuses(chain)
 	}
 	return nil
+}
+
+// allocated adds up what QEMU says of the layers, the top one's being no more than its file or device can hold. libvirt's own figure
+// of a block device is how far the guest has written since its start: nothing, after a restart. Where QEMU wasn't asked, it's what
+// the top layer's file or device can hold.
+func allocated(chain []node, info *libvirt.DomainBlockInfo) int64 {
+	holds := int64(info.Physical)
+	if holds == 0 {
+		holds = int64(info.Capacity)
+	}
+	if len(chain) == 0 {
+		return max(holds, int64(info.Allocation))
+	}
+	sum := min(chain[0].allocated(), holds)
+	for _, n := range chain[1:] {
+		sum += n.allocated()
+	}
+	return sum
 }
 
 // checkpoints lists what libvirt knows; each with the devices that have a bitmap in it.

@@ -13,6 +13,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 	"github.com/kvmbackup/kvmbackup/offline"
 )
 
@@ -144,7 +145,7 @@ func (j *job) start(ctx context.Context, done chan struct{}) error {
 		return struct{}{}, nil
 	}
 	late := func(struct{}) {
-		j.exec.log.Warn("aborting a backup job that began after its context had ended", "domain", j.dom.name, "error", dom.AbortJob())
+		logctx.Logger(ctx, j.exec.log).Warn("aborting a backup job that began after its context had ended", "domain", j.dom.name, "error", dom.AbortJob())
 		_ = dom.Free()
 	}
 	if _, err := detached(ctx, begin, late); err != nil {

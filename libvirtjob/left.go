@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // What a libvirt leaves that dies while it begins or ends a job, and the next libvirt doesn't know how to settle.
@@ -43,7 +45,7 @@ func (e *Executor) dropJobBitmaps(ctx context.Context, m *machine, g graph) erro
 	}
 	var errs []error
 	for node, name := range left {
-		e.log.Warn("removing a bitmap of an interrupted backup job of libvirt", "domain", m.name, "bitmap", name)
+		logctx.Logger(ctx, e.log).Warn("removing a bitmap of an interrupted backup job of libvirt", "domain", m.name, "bitmap", name)
 		if err := qmp(ctx, m.domain, "block-dirty-bitmap-remove", map[string]any{"node": node, "name": name}, nil); err != nil {
 			errs = append(errs, fmt.Errorf("bitmap %s of an interrupted job: %w", name, err))
 		}

@@ -7,6 +7,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // measureLimit bounds the questions of one measure.
@@ -38,7 +39,7 @@ func (w *watch) measure(ctx context.Context) {
 	w.job.mu.Unlock()
 	if limited {
 		if err := w.job.shareBandwidth(ctx, copying); err != nil {
-			w.job.exec.log.Warn("could not share out the bandwidth anew", "domain", w.job.dom.name, "error", err)
+			logctx.Logger(ctx, w.job.exec.log).Warn("could not share out the bandwidth anew", "domain", w.job.dom.name, "error", err)
 			return // the next measure tries again
 		}
 	}

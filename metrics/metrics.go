@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // Metrics is a prometheus.Collector. It is safe for concurrent use. Its metrics are:
@@ -146,14 +147,19 @@ var causes = []struct {
 	err  error
 	name string
 }{
-	{kvmbackup.ErrNoSpace, "no-space"}, {kvmbackup.ErrStalled, "stalled"}, {kvmbackup.ErrJobStuck, "stuck"},
-	{kvmbackup.ErrLeaseLost, "lease-lost"}, {kvmbackup.ErrBusy, "busy"}, {kvmbackup.ErrNotConsistent, "not-consistent"},
+	{kvmbackup.ErrNoSpace, "no-space"}, {repository.ErrFlush, "flush"}, {repository.ErrReadOnly, "read-only"}, {kvmbackup.ErrStalled, "stalled"}, {kvmbackup.ErrJobStuck, "stuck"},
+	{kvmbackup.ErrLeaseLost, "lease-lost"}, {context.Canceled, "canceled"},
+	{repository.ErrNotRepository, "repository"}, {repository.ErrOtherRepository, "repository"}, {kvmbackup.ErrOtherRepository, "repository"},
+	{kvmbackup.ErrUnavailable, "unavailable"}, {repository.ErrUnavailable, "unavailable"}, {kvmbackup.ErrBusy, "busy"}, {kvmbackup.ErrNotConsistent, "not-consistent"},
 	{kvmbackup.ErrTargetAccess, "target-access"}, {kvmbackup.ErrImageLocked, "image-locked"}, {kvmbackup.ErrNoDomain, "no-domain"},
 	{kvmbackup.ErrDamaged, "damaged"}, {kvmbackup.ErrMissingFile, "missing-file"}, {kvmbackup.ErrInvalid, "invalid"},
-	{context.DeadlineExceeded, "deadline"}, {context.Canceled, "canceled"}, {kvmbackup.ErrJobFailed, "job"},
+	{context.DeadlineExceeded, "deadline"}, {kvmbackup.ErrJobFailed, "job"},
 }
 
-// Cause is the word for an error in the cause label: no-space, stalled, busy, canceled, ..., or "other".
+// Cause is the word for an error in the cause label, or "other". What calls for somebody to look: no-space; flush, where the storage lost
+// data; read-only; repository, where another share or none is mounted; unavailable, where libvirt, a QEMU, the store or the
+// storage can't be reached; stalled, stuck, lease-lost, target-access, damaged, missing-file. The rest: busy, canceled,
+// deadline, not-consistent, image-locked, no-domain, invalid, job.
 func Cause(err error) string {
 	for _, c := range causes {
 		if errors.Is(err, c.err) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/metrics"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 func TestMetrics(t *testing.T) {
@@ -97,7 +98,13 @@ func TestCause(t *testing.T) {
 		"canceled": context.Canceled,
 		"stalled":  fmt.Errorf("%w: %w", kvmbackup.ErrJobFailed, kvmbackup.ErrStalled),
 		"busy":     &kvmbackup.BusyError{},
-		"other":    fmt.Errorf("something"),
+		"flush":    fmt.Errorf("publish: %w: %w", repository.ErrFlush, repository.ErrUnavailable),
+		"no-space": fmt.Errorf("publish: %w: %w", repository.ErrFlush, kvmbackup.ErrNoSpace),
+
+		"read-only":   fmt.Errorf("probe: %w", repository.ErrReadOnly),
+		"repository":  fmt.Errorf("probe: %w", repository.ErrNotRepository),
+		"unavailable": fmt.Errorf("probe: %w: %w", repository.ErrHung, context.DeadlineExceeded),
+		"other":       fmt.Errorf("something"),
 	} {
 		if got := metrics.Cause(err); got != want {
 			t.Errorf("Cause(%v) = %q, want %q", err, got, want)

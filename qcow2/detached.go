@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // detached runs f, which only touches the file system, in a goroutine of its own,
@@ -27,7 +29,7 @@ func (t *Tool) detached(ctx context.Context, f func() error, undo func() error) 
 		if err == nil && undo != nil {
 			err = undo()
 		}
-		t.log.Warn("file operation that hung has ended", "error", err)
+		logctx.Logger(ctx, t.log).Warn("file operation that hung has ended", "error", err)
 	}()
 	select {
 	case err := <-done:

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // run runs c to its end and returns its standard output, unless c.stdout takes
@@ -32,7 +34,7 @@ func (t *Tool) run(ctx context.Context, c command) ([]byte, error) {
 		// Whether it was killed, or had ended before that because nobody read on.
 		err = p.failure(ErrOutputTooLarge)
 	}
-	t.log.Debug("ran tool", "tool", p.name, "args", c.args, "elapsed", time.Since(began), "error", err)
+	logctx.Logger(ctx, t.log).Debug("ran tool", "tool", p.name, "args", c.args, "elapsed", time.Since(began), "error", err)
 	return out.bytes(), err
 }
 

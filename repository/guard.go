@@ -3,9 +3,12 @@ package repository
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // grace is how long a cancelled operation may take to notice before it is left behind.
@@ -13,6 +16,7 @@ const grace = time.Second
 
 // task is one running operation. Its goroutine asks before each step whether the caller is still there.
 type task struct {
+	log   *slog.Logger
 	op    string
 	vm    string // empty: the repository's
 	since time.Time
@@ -56,7 +60,9 @@ func (t *task) check() error {
 // do runs fn on the open root in a goroutine of its own and waits for it, for ctx and for the clock of the step under way.
 // fn must return what it found, never write to variables of its caller, who may have left.
 func do[T any](ctx context.Context, r *Repository, op, path string, fn func(*session) (T, error)) (T, error) {
-	v, err := guarded(ctx, r, newTask(op, path, r.opts.Timeout), fn)
+	t := newTask(op, path, r.opts.Timeout)
+	t.log = logctx.Logger(ctx, r.opts.Logger)
+	v, err := guarded(ctx, r, t, fn)
 	if err != nil {
 		if errors.Is(err, errLeft) {
 			err = context.Cause(ctx)
@@ -86,7 +92,7 @@ func guarded[T any](ctx context.Context, r *Repository, t *task, fn func(*sessio
 	}()
 	if cause := t.wait(ctx, back); cause != nil {
 		hung.add(r.root, t, cause, back)
-		r.opts.Logger.Warn("operation left behind: the repository does not answer", "root", r.root, "op", t.op, "cause", cause)
+		t.log.Warn("operation left behind: the repository does not answer", "root", r.root, "op", t.op, "cause", cause)
 		return v, &hungError{t.op, t.since, cause}
 	}
 	select {

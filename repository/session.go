@@ -61,7 +61,7 @@ func (s *session) step(verb, name string, limit time.Duration, fn func() error) 
 			return err
 		}
 	}
-	s.repo.opts.Logger.Debug("repository step", "verb", verb, "name", name)
+	s.task.log.Debug("repository step", "verb", verb, "name", name)
 	return classifyWrite(fn())
 }
 

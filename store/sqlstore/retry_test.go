@@ -132,3 +132,17 @@ func TestRetryable(t *testing.T) {
 		}
 	})
 }
+
+// TestUnreachable: a database that isn't there is told from one that refuses.
+func TestUnreachable(t *testing.T) {
+	db, err := sql.Open("pgx", "postgres://nobody@127.0.0.1:1/none?sslmode=disable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, d := range []sqlstore.Dialect{sqlstore.DialectUnknown, sqlstore.DialectPostgreSQL} {
+		if _, err := sqlstore.New(t.Context(), db, sqlstore.Config{Dialect: d}); !errors.Is(err, kvmbackup.ErrUnavailable) {
+			t.Errorf("dialect %v: %v, want ErrUnavailable", d, err)
+		}
+	}
+}

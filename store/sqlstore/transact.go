@@ -5,9 +5,14 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"net"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // querier is what *sql.DB and *sql.Conn have in common.
@@ -93,7 +98,7 @@ func (s *Store) retry(ctx context.Context, fn func() error) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, most) {
 		err := fn()
 		if err == nil || !s.retryable(err) {
-			return err
+			return reachable(err)
 		}
 		timer := time.NewTimer(pause/2 + rand.N(pause))
 		select {
@@ -120,4 +125,26 @@ func (s *Store) retryable(err error) bool {
 		return true
 	}
 	return s.cfg.Retryable != nil && s.cfg.Retryable(err)
+}
+
+// reachable puts kvmbackup.ErrUnavailable in front of what says that the database can't be reached. The rest is as it was.
+func reachable(err error) error {
+	var lost *net.OpError
+	unreachable := errors.As(err, &lost) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone)
+	var state interface{ SQLState() string }
+	if errors.As(err, &state) {
+		switch s := state.SQLState(); {
+		case strings.HasPrefix(s, "08"), s == "57P01", s == "57P02", s == "57P03": // connection exceptions, the server goes or comes
+			unreachable = true
+		}
+	}
+	const ioerr, cantOpen = 10, 14 // SQLITE_IOERR, SQLITE_CANTOPEN
+	var code interface{ Code() int }
+	if errors.As(err, &code) && (code.Code()&0xff == ioerr || code.Code()&0xff == cantOpen) {
+		unreachable = true
+	}
+	if unreachable {
+		return fmt.Errorf("%w: %w", kvmbackup.ErrUnavailable, err)
+	}
+	return err
 }

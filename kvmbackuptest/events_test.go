@@ -1,0 +1,83 @@
+package kvmbackuptest_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/metrics"
+)
+
+// settlers are the operations that settle what a crash left of the backup with that ID, the newest, on top of the older one.
+var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
+	"backup": func(s *teller, _, _ kvmbackup.BackupID) error {
+		_, err := s.engine.Backup(s.t.Context(), s.request(everyday))
+		return err
+	},
+	"delete it": func(s *teller, _, left kvmbackup.BackupID) error {
+		_, err := s.engine.Delete(s.t.Context(), left, false)
+		return err
+	},
+	"delete by force": func(s *teller, older, _ kvmbackup.BackupID) error {
+		_, err := s.engine.Delete(s.t.Context(), older, true)
+		return err
+	},
+	"restore in place": func(s *teller, older, _ kvmbackup.BackupID) error {
+		s.must(s.h.Shutdown(vm))
+		_, err := s.engine.Restore(s.t.Context(), kvmbackup.RestoreRequest{Backup: older, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}})
+		return err
+	},
+	"recover": func(s *teller, _, _ kvmbackup.BackupID) error {
+		_, err := s.engine.Recover(s.t.Context(), vm, kvmbackup.DomainRef{})
+		return err
+	},
+	"recover all": func(s *teller, _, _ kvmbackup.BackupID) error {
+		_, err := s.engine.RecoverAll(context.Background())
+		return err
+	},
+	"repair": func(s *teller, _, _ kvmbackup.BackupID) error {
+		_, err := s.engine.Repair(s.t.Context(), s.request(everyday))
+		return err
+	},
+	"forget": func(s *teller, _, _ kvmbackup.BackupID) error {
+		return s.engine.Forget(s.t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+	},
+}
+
+// Whatever operation settles an interrupted backup tells of it, under the name of what it does: a recovery. Where that completes the
+// backup the metrics know of it as of any other.
+func TestRecoveredIsTold(t *testing.T) {
+	for name, settle := range settlers {
+		for at, completes := range map[string]bool{"Begin": false, "Complete": true} {
+			t.Run(name+"/"+at, func(t *testing.T) {
+				story(t, false, func(t *testing.T, s *teller) {
+					older := s.backup(everyday)
+					s.must(killedAt(at)(s.lab))
+					left, err := s.store.List(t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+					s.must(err)
+					m := metrics.New()
+					told := map[kvmbackup.EventType]int{}
+					s.cfg.OnEvent = func(ev kvmbackup.Event) {
+						m.Observe(ev)
+						if ev.Op == "recover" && ev.BackupID == left[0].ID {
+							told[ev.Type]++
+						}
+					}
+					s.must(s.open(plan{}))
+					s.must(settle(s, older.ID, left[0].ID))
+					if told[kvmbackup.EventRecovered] != 1 || (told[kvmbackup.EventCompleted] == 1) != completes {
+						t.Errorf("told: %v", told)
+					}
+					if n := testutil.CollectAndCount(m, "kvmbackup_recovered_total"); n != 1 {
+						t.Errorf("recovered_total has %d series", n)
+					}
+					if n := testutil.CollectAndCount(m, "kvmbackup_last_success_timestamp_seconds"); (n == 1) != (completes || name == "backup") {
+						t.Errorf("last_success has %d series", n)
+					}
+				})
+			})
+		}
+	}
+}
