@@ -70,7 +70,8 @@ func (o *op) context(ctx context.Context) context.Context {
 func (o *op) on(ctx context.Context, name string, vm VMID, backup BackupID) (*op, context.Context) {
 	s := o.e.newOp(name, vm)
 	s.backup, s.at = backup, o.at
-	return s, s.context(ctx)
+	ctx = s.context(ctx)
+	return s, ctx
 }
 
 // step notes what begins now: for errors, events and the log.

@@ -107,7 +107,7 @@ func (e *Engine) undoJob(ctx context.Context, o *op, u undoing) (over bool, err 
 	if u.record.Checkpoint == "" {
 		return true, nil
 	}
-	if err := e.cfg.Executor.DropCheckpoint(c, u.dom, u.record.Checkpoint); ignoreNoDomain(err) != nil {
+	if err := ignoreNoDomain(e.cfg.Executor.DropCheckpoint(c, u.dom, u.record.Checkpoint)); err != nil {
 		return true, fmt.Errorf("drop checkpoint %s: %w", u.record.Checkpoint, err)
 	}
 	return true, nil

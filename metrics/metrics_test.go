@@ -82,6 +82,18 @@ kvmbackup_last_success_timestamp_seconds{vm="vm1"} 1.7e+09
 	}
 }
 
+// TestRecovered: a backup that a recovery has completed is one like any other, whatever operation began with the recovery.
+func TestRecovered(t *testing.T) {
+	m := metrics.New()
+	b := kvmbackup.Backup{VM: "vm1", Kind: kvmbackup.KindFull, Volumes: []kvmbackup.VolumeBackup{{VirtualSize: 10}}}
+	m.Observe(kvmbackup.Event{Type: kvmbackup.EventCompleted, Op: "recover", VM: "vm1", Backup: &b})
+	for _, name := range []string{"kvmbackup_backups_total", "kvmbackup_last_success_timestamp_seconds"} {
+		if n := testutil.CollectAndCount(m, name); n != 1 {
+			t.Errorf("%s has %d series", name, n)
+		}
+	}
+}
+
 func TestLint(t *testing.T) {
 	m := metrics.New()
 	m.Observe(kvmbackup.Event{Type: kvmbackup.EventRecovered, VM: "vm1"})

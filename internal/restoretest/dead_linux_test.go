@@ -41,7 +41,7 @@ func newFrozen(t *testing.T) *frozen {
 
 func (f *frozen) run(name string, args ...string) {
 	f.t.Helper()
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil { //nolint:noctx // used in clean-up
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
 		f.t.Errorf("%s: %v: %s", name, err, out)
 	}
 }
