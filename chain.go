@@ -6,6 +6,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // Kind says whether a backup, or one volume in it, is complete in itself.
@@ -189,8 +191,9 @@ func (b Backup) validateChain(bad func(string, ...any)) {
 
 func (b Backup) validateVolumes(bad func(string, ...any)) {
 	ids, files := map[VolumeID]bool{}, map[string]bool{}
-	if len(b.Volumes) == 0 {
-		bad("no volumes")
+	if n := len(b.Volumes); n == 0 || n > repository.MaxVolumes {
+		bad("%d volumes, not 1 to %d", n, repository.MaxVolumes)
+		return
 	}
 	for _, v := range b.Volumes {
 		if v.VolumeID == "" || ids[v.VolumeID] {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -14,13 +16,28 @@ type Imported struct {
 	Path   string
 	Backup BackupID
 	Added  bool   // false: its record was there already, or Problem says why not
-	Reason string // why it was passed over; empty when it was added or was there
+	Reason string // why it was passed over, Err's text; empty when it was added or was there
+	// Err is Reason for errors.Is: ErrOtherRepository and repository.ErrMisplaced when there is a record that says that the backup is elsewhere,
+	// ErrNotFound without its parent, ErrInvalid for a stamp, sequence or record that can't be, or what is wrong with its folder.
+	Err error
 }
 
+func (i Imported) passedOver(err error) Imported {
+	i.Err, i.Reason = err, err.Error()
+	return i
+}
+
+// maxAhead is how far a stamp may be ahead of the clock. Every later backup of the VM gets a later stamp, and a checkpoint of that name.
+const maxAhead = 366 * 24 * time.Hour
+
+// maxSequence leaves room for those of later backups.
+const maxSequence = repository.MaxSequence / 2
+
 // Import rebuilds records from the manifests in the repository: of one VM, or of all with an empty name. Records that are there stay as they are,
-// so it can be called on a full, partial or newer store; but a failed one is replaced whose folder was kept because of its manifest, once that is mended. What was delete-pending in a store that was lost is completed again: it is
-// whole, and can be deleted again. A backup whose parent is neither recorded nor importable is passed over, as
-// it can't be restored. The active checkpoint stays as it is: after the loss of a store it is empty and the next
+// so it can be called on a full, partial or newer store; but a failed one is replaced whose folder was kept because of its manifest, once
+// that is mended. What was delete-pending in a store that was lost is completed again: it is whole, and can be deleted again. A backup whose parent is neither recorded nor importable is passed over, as
+// it can't be restored; so is one whose stamp is more than a year ahead of the clock (Config.Now), as all later ones would follow it. What was passed
+// over can be imported later: nothing is changed in the repository. The active checkpoint stays as it is: after the loss of a store it is empty and the next
 // backup is full.
 func (e *Engine) Import(ctx context.Context, vm VMID) ([]Imported, error) {
 	o := e.newOp("import", vm)
@@ -35,7 +52,7 @@ func (e *Engine) Import(ctx context.Context, vm VMID) ([]Imported, error) {
 		switch id := VMID(entry.VM); {
 		case entry.Kind != repository.FolderPublished:
 		case entry.Err != nil:
-			done = append(done, Imported{Path: entry.Path, Reason: entry.Err.Error()})
+			done = append(done, Imported{Path: entry.Path, Backup: BackupID(entry.Manifest.ID)}.passedOver(entry.Err))
 		case !slices.Contains(vms, id):
 			vms = append(vms, id)
 		}
@@ -79,48 +96,97 @@ func (e *Engine) importOne(ctx context.Context, h *heldLease, entry repository.E
 	out := Imported{Path: entry.Path}
 	b, err := BackupFromManifest(entry.Manifest, e.cfg.Repository.ID())
 	if err != nil {
-		out.Reason = err.Error()
-		return out, nil
+		return out.passedOver(err), nil
 	}
 	out.Backup = b.ID
-	old, err := e.cfg.Store.Backup(ctx, b.ID)
-	if err == nil && old.Status != StatusFailed || err != nil && !errors.Is(err, ErrNotFound) {
+	known, err := e.cfg.Store.Backup(ctx, b.ID)
+	if err == nil && known.Status != StatusFailed {
+		return out.known(known, b), nil
+	}
+	if err != nil && !errors.Is(err, ErrNotFound) {
 		return out, err
 	}
-	if b.ParentID != "" {
-		p, err := e.cfg.Store.Backup(ctx, b.ParentID)
-		if errors.Is(err, ErrNotFound) {
-			out.Reason = fmt.Sprintf("its parent %s is neither on record nor in the repository", b.ParentID)
-			return out, nil
-		}
-		if err != nil {
-			return out, err
-		}
-		if err := validLink(b, p); err != nil {
-			out.Reason = err.Error()
-			return out, nil
-		}
-		if b.Sequence <= p.Sequence {
-			b.Sequence = 0 // the parent had to take another one, and a child comes after it
-		}
+	if err := e.plausible(b); err != nil {
+		return out.passedOver(err), nil
 	}
+	problem, err := e.fitToParent(ctx, &b)
+	if err == nil && problem == nil {
+		problem, err = e.importRecord(ctx, h, b)
+	}
+	if problem != nil {
+		return out.passedOver(problem), nil
+	}
+	out.Added = err == nil
+	return out, err
+}
+
+// known says of a backup that is on record already whether its record is about this folder.
+func (i Imported) known(record, b Backup) Imported {
+	switch {
+	case record.Repository != b.Repository:
+		return i.passedOver(fmt.Errorf("%w: its record says repository %q, this one is %q: a copy of that; use that repository, or a store of its own for this one",
+			ErrOtherRepository, record.Repository, b.Repository))
+	case record.Path != b.Path:
+		return i.passedOver(fmt.Errorf("%w: its record says folder %q, so this is a copy or was moved; move it away, or back", repository.ErrMisplaced, record.Path))
+	}
+	return i
+}
+
+// plausible refuses a stamp and a sequence that the VM's later backups could only follow with others as wrong.
+func (e *Engine) plausible(b Backup) error {
+	if b.Sequence > maxSequence {
+		return fmt.Errorf("%w backup %s: its sequence %d leaves none for later backups; put a copy of its manifest in place of the changed one, or mend it as docs/format.md says",
+			ErrInvalid, b.ID, b.Sequence)
+	}
+	stamp, err := repository.ParseStamp(path.Base(b.Path))
+	if err != nil {
+		return fmt.Errorf("%w backup %s: %w", ErrInvalid, b.ID, err)
+	}
+	if now := e.now(); stamp.Time().After(now.Add(maxAhead)) {
+		return fmt.Errorf("%w backup %s: its stamp is more than a year ahead of this host's clock (%s), and all later backups would follow it; if the clock is wrong, set it and import again; the files restore with qemu-img",
+			ErrInvalid, b.ID, now.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// fitToParent says why a backup doesn't belong to its parent, or makes it come after it.
+func (e *Engine) fitToParent(ctx context.Context, b *Backup) (problem, err error) {
+	if b.ParentID == "" {
+		return nil, nil
+	}
+	p, err := e.cfg.Store.Backup(ctx, b.ParentID)
+	if errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%w: its parent %s is neither on record nor in the repository", ErrNotFound, b.ParentID), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p.Repository != b.Repository {
+		return fmt.Errorf("%w: the record of its parent %s says repository %q, this one is %q", ErrOtherRepository, p.ID, p.Repository, b.Repository), nil
+	}
+	if b.Sequence <= p.Sequence {
+		b.Sequence = 0 // the parent had to take another one, and a child comes after it
+	}
+	return validLink(*b, p), nil
+}
+
+// importRecord gives a record the next sequence where its own belongs to another record, or where it has none.
+func (e *Engine) importRecord(ctx context.Context, h *heldLease, b Backup) (problem, err error) {
 	if b.Sequence > 0 {
 		err = e.cfg.Store.Import(ctx, h.lease(), b)
 	}
-	if b.Sequence <= 0 || errors.Is(err, ErrInvalid) { // the sequence belongs to another record, or there is none
+	if b.Sequence <= 0 || errors.Is(err, ErrInvalid) {
 		rec, rerr := e.cfg.Store.VM(ctx, b.VM)
 		if rerr != nil {
-			return out, rerr
+			return nil, rerr
 		}
 		b.Sequence = rec.LastSequence + 1
 		err = e.cfg.Store.Import(ctx, h.lease(), b)
 	}
 	if errors.Is(err, ErrInvalid) {
-		out.Reason = err.Error()
-		return out, nil
+		return err, nil
 	}
-	out.Added = err == nil
-	return out, err
+	return nil, err
 }
 
 // Export writes the manifests of completed backups anew from their records, of one VM or of all with an empty name: digests, pins and

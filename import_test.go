@@ -184,6 +184,95 @@ func TestImportPassesOver(t *testing.T) {
 	n.whole()
 }
 
+// folder publishes the folder of a backup that no store has begun.
+func (w *world) folder(b kvmbackup.Backup, parent kvmbackup.Backup) {
+	w.t.Helper()
+	b.Status, b.CompletedAt = kvmbackup.StatusCompleted, b.StartedAt
+	dir, err := w.repo.CreatePartial(w.t.Context(), b.Path, b.ID.String())
+	ok(w.t, err)
+	for _, v := range b.Volumes {
+		ok(w.t, os.WriteFile(filepath.Join(dir, v.File), []byte("an image"), 0o600))
+	}
+	ok(w.t, w.repo.Publish(w.t.Context(), manifestOf(b, parent)))
+}
+
+// passed imports and returns what was passed over, by path. The reasons are the errors' texts.
+func (w *world) passed(e *kvmbackup.Engine) map[string]error {
+	w.t.Helper()
+	list, err := e.Import(w.t.Context(), "")
+	ok(w.t, err)
+	errs := map[string]error{}
+	for _, i := range list {
+		if i.Err == nil {
+			equal(w.t, "reason without an error", i.Reason, "")
+			continue
+		}
+		equal(w.t, "reason", i.Reason, i.Err.Error())
+		equal(w.t, "added", i.Added, false)
+		errs[i.Path] = i.Err
+	}
+	return errs
+}
+
+// TestImportRecordsElsewhere: a record may be about a copy of the folder, in another repository or under another stamp.
+func TestImportRecordsElsewhere(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A C")
+	elsewhere := newWorldOn(t, w.store)
+	c := w.get("C")
+	elsewhere.folder(w.get("A"), kvmbackup.Backup{})
+	elsewhere.folder(w.get("B"), w.get("A"))
+	d := w.draft("D", w.get("B"), 50)
+	elsewhere.folder(d, w.get("B"))
+	before := w.all()
+	errs := elsewhere.passed(elsewhere.engine)
+	for _, b := range []kvmbackup.Backup{w.get("A"), w.get("B"), d} {
+		fails(t, errs[b.Path], kvmbackup.ErrOtherRepository)
+	}
+	moved := w.draft("C", kvmbackup.Backup{}, 60)
+	w.folder(moved, kvmbackup.Backup{})
+	errs = w.passed(w.engine)
+	equal(t, "passed over", len(errs), 1)
+	fails(t, errs[moved.Path], repository.ErrMisplaced)
+	if !strings.Contains(errs[moved.Path].Error(), c.Path) {
+		t.Errorf("it doesn't say where: %v", errs[moved.Path])
+	}
+	sameRecords(t, w.all(), before)
+}
+
+// TestImportAbsurdNumbers: a stamp or sequence that all later backups would have to follow is passed over, and the rest is imported.
+func TestImportAbsurdNumbers(t *testing.T) {
+	w := newWorld(t)
+	w.build("A B<A")
+	future := w.draft("future", kvmbackup.Backup{}, 0)
+	stamp := repository.NextStamp(time.Date(9998, 1, 1, 0, 0, 0, 0, time.UTC), repository.Stamp{}, nil)
+	future.Path, future.Sequence = testVM.String()+"/"+stamp.String(), 3
+	large := w.draft("large", kvmbackup.Backup{}, 40)
+	large.Sequence = repository.MaxSequence
+	soon := w.draft("soon", kvmbackup.Backup{}, 30*24*3600) // the clock was a month ahead
+	soon.Sequence = 4
+	for _, b := range []kvmbackup.Backup{future, large, soon} {
+		w.folder(b, kvmbackup.Backup{})
+	}
+	n := w.reopened()
+	at := func(now time.Time) *kvmbackup.Engine {
+		return n.newEngine(kvmbackup.Config{Now: func() time.Time { return now }})
+	}
+	errs := n.passed(at(epoch))
+	equal(t, "passed over", len(errs), 2)
+	fails(t, errs[future.Path], kvmbackup.ErrInvalid)
+	fails(t, errs[large.Path], kvmbackup.ErrInvalid)
+	equal(t, "imported", n.state(), "A B soon")
+	vm, err := n.store.VM(t.Context(), testVM)
+	ok(t, err)
+	equal(t, "last sequence", vm.LastSequence, 4)
+	equal(t, "last stamp", vm.LastStamp, filepath.Base(soon.Path))
+
+	errs = n.passed(at(stamp.Time())) // the clock was wrong
+	equal(t, "passed over then", len(errs), 1)
+	equal(t, "imported then", n.state(), "A B future soon")
+}
+
 func TestImportOneVM(t *testing.T) {
 	w := newWorld(t)
 	w.build("A")

@@ -25,12 +25,21 @@ func manifestOf(b Backup, parent *Backup, files []repository.FileEntry, uuid str
 		m.VerifiedAt = b.Verification.At
 	}
 	for _, r := range b.Reasons {
-		m.Reasons = append(m.Reasons, repository.Reason{Code: string(r.Code), Detail: r.Detail, VolumeID: string(r.VolumeID)})
+		m.Reasons = append(m.Reasons, repository.Reason{Code: string(r.Code), Detail: manifestText(r.Detail), VolumeID: string(r.VolumeID)})
 	}
 	for _, v := range b.Volumes {
 		m.Volumes = append(m.Volumes, manifestVolume(v))
 	}
 	return m
+}
+
+// manifestText is a detail as a manifest can have it: tools may say more, and other things than text.
+func manifestText(s string) string {
+	const cut = " ..."
+	if len(s) > repository.MaxDetailBytes {
+		s = s[:repository.MaxDetailBytes-len(cut)] + cut
+	}
+	return strings.ToValidUTF8(s, "")
 }
 
 func manifestVolume(v VolumeBackup) repository.Volume {

@@ -63,7 +63,7 @@ func (e *Engine) Open(ctx context.Context, req OpenRequest) (Opened, error) {
 }
 
 func (e *Engine) overlay(ctx context.Context, j copyJob) error {
-	if err := repository.ValidName(filepath.Base(j.out.Path)); err != nil {
+	if err := repository.ValidFileName(filepath.Base(j.out.Path)); err != nil {
 		return fmt.Errorf("%w: volume %q makes no file name: %w", ErrInvalid, j.out.VolumeID, err)
 	}
 	file, err := filepath.Abs(j.layers[0].file)

@@ -239,8 +239,8 @@ func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
 			return fmt.Errorf("%w request: neither a folder nor a path for volume %q", ErrInvalid, c.ID)
 		}
 		j.out.Path = filepath.Join(req.Dir, fmt.Sprintf("%s.%s.%s", j.out.Device, j.out.VolumeID, j.out.Format))
-		if err := repository.ValidName(filepath.Base(j.out.Path)); err != nil {
-			return fmt.Errorf("%w: volume %q makes no file name: %w", ErrInvalid, c.ID, err)
+		if err := repository.ValidFileName(filepath.Base(j.out.Path)); err != nil {
+			return fmt.Errorf("%w: volume %q on device %q makes no file name; give it a path of its own: %w", ErrInvalid, c.ID, j.out.Device, err)
 		}
 	}
 	abs, err := filepath.Abs(j.out.Path)

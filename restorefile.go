@@ -29,6 +29,10 @@ type restoreTarget struct {
 
 // lookAt follows links: /dev/VG/LV is one. A folder that is missing is reported before anything is copied.
 func lookAt(ctx context.Context, path string) (restoreTarget, error) {
+	if base := filepath.Base(path); len(base) > maxElement {
+		return restoreTarget{}, fmt.Errorf("%w: the restore target's name %.300q has %d bytes, and file systems take %d; choose a shorter one",
+			ErrInvalid, base, len(base), maxElement)
+	}
 	return leaveBehind(ctx, func() (restoreTarget, error) {
 		folder, err := realFolder(filepath.Dir(path))
 		if err != nil {

@@ -101,7 +101,7 @@ type Reason struct {
 
 // DecodeManifest reads a manifest and compares its bytes with its checksum. Fields that this version doesn't know are ignored.
 // The error matches ErrManifestVersion for a later version, else ErrManifest: too large, without its checksum, not JSON, or not
-// valid by Validate.
+// valid by Validate. What is decoded takes memory in proportion to the limits, whatever b is made of.
 func DecodeManifest(b []byte) (Manifest, error) {
 	if len(b) > MaxManifestBytes {
 		return Manifest{}, fmt.Errorf("%w: larger than %d bytes", ErrManifest, MaxManifestBytes)
@@ -110,6 +110,9 @@ func DecodeManifest(b []byte) (Manifest, error) {
 		return Manifest{}, err
 	}
 	if err := checkVersion(b); err != nil {
+		return Manifest{}, err
+	}
+	if err := checkShape(b); err != nil {
 		return Manifest{}, err
 	}
 	var m Manifest

@@ -6,10 +6,12 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -189,57 +191,80 @@ func TestDecodeManifestClasses(t *testing.T) {
 func TestManifestValidate(t *testing.T) {
 	type M = repository.Manifest
 	tests := map[string]func(m *M){
-		"version":                       func(m *M) { m.Version = 3 },
-		"id empty":                      func(m *M) { m.ID = "" },
-		"id leaves":                     func(m *M) { m.ID = "../x" },
-		"vm leaves":                     func(m *M) { m.VM = ".." },
-		"vm absolute":                   func(m *M) { m.VM = "/etc" },
-		"vm is the marker":              func(m *M) { m.VM = "KVMBackup-Repository.json" },
-		"path of another vm":            func(m *M) { m.Path = "x/2026.11.23.08.04.50" },
-		"path without vm":               func(m *M) { m.Path = "2026.11.23.08.04.50" },
-		"path partial":                  func(m *M) { m.Path += ".partial-x" },
-		"path leaves":                   func(m *M) { m.Path = vm + "/../x" },
-		"kind":                          func(m *M) { m.Kind = "" },
-		"chain":                         func(m *M) { m.ChainID = "a/b" },
-		"position":                      func(m *M) { m.Position = 0 },
-		"position negative":             func(m *M) { m.Position = -1 },
-		"no parent id":                  func(m *M) { m.ParentID = "" },
-		"no parent path":                func(m *M) { m.ParentPath = "" },
-		"parent of another vm":          func(m *M) { m.ParentPath = "x/2026.11.23.07.04.50" },
-		"own parent":                    func(m *M) { m.ParentID = m.ID },
-		"own parent path":               func(m *M) { m.ParentPath = m.Path },
-		"full with parent":              func(m *M) { m.Kind = repository.KindFull },
-		"incremental without any":       func(m *M) { m.Volumes = m.Volumes[1:] },
-		"no volumes":                    func(m *M) { m.Volumes = nil },
-		"tracked without checkpoint":    func(m *M) { m.Checkpoint = "" },
-		"checkpoint with control":       func(m *M) { m.Checkpoint = "a\nb" },
-		"sequence":                      func(m *M) { m.Sequence = -1 },
-		"no start":                      func(m *M) { m.StartedAt = time.Time{} },
-		"no end":                        func(m *M) { m.CompletedAt = time.Time{} },
-		"consistency":                   func(m *M) { m.Consistency = "good" },
-		"frozen":                        func(m *M) { m.FrozenMS = -1 },
-		"volume id":                     func(m *M) { m.Volumes[0].VolumeID = "a/b" },
-		"volume id twice":               func(m *M) { m.Volumes[1].VolumeID = m.Volumes[0].VolumeID },
-		"volume kind":                   func(m *M) { m.Volumes[0].Kind = "" },
-		"file twice":                    func(m *M) { m.Volumes[1].File = "ROOT.V1.qcow2" },
-		"file leaves":                   func(m *M) { m.Volumes[0].File = "../x" },
-		"file absolute":                 func(m *M) { m.Volumes[0].File = "/etc/passwd" },
-		"file with NUL":                 func(m *M) { m.Volumes[0].File = "a\x00b" },
-		"file is the manifest":          func(m *M) { m.Volumes[0].File = "backup.json" },
-		"file hidden":                   func(m *M) { m.Volumes[0].File = ".x" },
-		"file empty":                    func(m *M) { m.Volumes[0].File = "" },
-		"parent file missing":           func(m *M) { m.Volumes[0].ParentFile = "" },
-		"parent file absolute":          func(m *M) { m.Volumes[0].ParentFile = "/etc/passwd" },
-		"parent file here":              func(m *M) { m.Volumes[0].ParentFile = "root.v1.qcow2" },
-		"parent file deep":              func(m *M) { m.Volumes[0].ParentFile = "../2026.11.23.07.04.50/../../x" },
-		"parent file elsewhere":         func(m *M) { m.Volumes[0].ParentFile = "../2026.11.23.07.04.51/root.v1.qcow2" },
-		"parent file is a json spec":    func(m *M) { m.Volumes[0].ParentFile = "json:{}" },
-		"parent file of a full":         func(m *M) { m.Volumes[1].ParentFile = m.Volumes[0].ParentFile },
-		"sizes":                         func(m *M) { m.Volumes[0].StoredSize = -1 },
-		"digest":                        func(m *M) { m.Volumes[0].Digest = &repository.Digest{Algorithm: "sha256", Value: "XY"} },
-		"side file leaves":              func(m *M) { m.Files = []repository.FileEntry{{Name: "../x", SHA256: strings.Repeat("0", 64)}} },
-		"side file is a volume":         func(m *M) { m.Files = []repository.FileEntry{{Name: "root.v1.qcow2", SHA256: strings.Repeat("0", 64)}} },
-		"side file without a checksum":  func(m *M) { m.Files = []repository.FileEntry{{Name: "x"}} },
+		"version":                      func(m *M) { m.Version = 3 },
+		"id empty":                     func(m *M) { m.ID = "" },
+		"id leaves":                    func(m *M) { m.ID = "../x" },
+		"vm leaves":                    func(m *M) { m.VM = ".." },
+		"vm absolute":                  func(m *M) { m.VM = "/etc" },
+		"vm is the marker":             func(m *M) { m.VM = "KVMBackup-Repository.json" },
+		"path of another vm":           func(m *M) { m.Path = "x/2026.11.23.08.04.50" },
+		"path without vm":              func(m *M) { m.Path = "2026.11.23.08.04.50" },
+		"path partial":                 func(m *M) { m.Path += ".partial-x" },
+		"path leaves":                  func(m *M) { m.Path = vm + "/../x" },
+		"kind":                         func(m *M) { m.Kind = "" },
+		"chain":                        func(m *M) { m.ChainID = "a/b" },
+		"position":                     func(m *M) { m.Position = 0 },
+		"position negative":            func(m *M) { m.Position = -1 },
+		"no parent id":                 func(m *M) { m.ParentID = "" },
+		"no parent path":               func(m *M) { m.ParentPath = "" },
+		"parent of another vm":         func(m *M) { m.ParentPath = "x/2026.11.23.07.04.50" },
+		"own parent":                   func(m *M) { m.ParentID = m.ID },
+		"own parent path":              func(m *M) { m.ParentPath = m.Path },
+		"full with parent":             func(m *M) { m.Kind = repository.KindFull },
+		"incremental without any":      func(m *M) { m.Volumes = m.Volumes[1:] },
+		"no volumes":                   func(m *M) { m.Volumes = nil },
+		"tracked without checkpoint":   func(m *M) { m.Checkpoint = "" },
+		"checkpoint with control":      func(m *M) { m.Checkpoint = "a\nb" },
+		"sequence":                     func(m *M) { m.Sequence = -1 },
+		"no start":                     func(m *M) { m.StartedAt = time.Time{} },
+		"no end":                       func(m *M) { m.CompletedAt = time.Time{} },
+		"consistency":                  func(m *M) { m.Consistency = "good" },
+		"frozen":                       func(m *M) { m.FrozenMS = -1 },
+		"volume id":                    func(m *M) { m.Volumes[0].VolumeID = "a/b" },
+		"volume id twice":              func(m *M) { m.Volumes[1].VolumeID = m.Volumes[0].VolumeID },
+		"volume kind":                  func(m *M) { m.Volumes[0].Kind = "" },
+		"file twice":                   func(m *M) { m.Volumes[1].File = "ROOT.V1.qcow2" },
+		"file leaves":                  func(m *M) { m.Volumes[0].File = "../x" },
+		"file absolute":                func(m *M) { m.Volumes[0].File = "/etc/passwd" },
+		"file with NUL":                func(m *M) { m.Volumes[0].File = "a\x00b" },
+		"file is the manifest":         func(m *M) { m.Volumes[0].File = "backup.json" },
+		"file hidden":                  func(m *M) { m.Volumes[0].File = ".x" },
+		"file empty":                   func(m *M) { m.Volumes[0].File = "" },
+		"parent file missing":          func(m *M) { m.Volumes[0].ParentFile = "" },
+		"parent file absolute":         func(m *M) { m.Volumes[0].ParentFile = "/etc/passwd" },
+		"parent file here":             func(m *M) { m.Volumes[0].ParentFile = "root.v1.qcow2" },
+		"parent file deep":             func(m *M) { m.Volumes[0].ParentFile = "../2026.11.23.07.04.50/../../x" },
+		"parent file elsewhere":        func(m *M) { m.Volumes[0].ParentFile = "../2026.11.23.07.04.51/root.v1.qcow2" },
+		"parent file is a json spec":   func(m *M) { m.Volumes[0].ParentFile = "json:{}" },
+		"parent file of a full":        func(m *M) { m.Volumes[1].ParentFile = m.Volumes[0].ParentFile },
+		"sizes":                        func(m *M) { m.Volumes[0].StoredSize = -1 },
+		"digest":                       func(m *M) { m.Volumes[0].Digest = &repository.Digest{Algorithm: "sha256", Value: "XY"} },
+		"side file leaves":             func(m *M) { m.Files = []repository.FileEntry{{Name: "../x", SHA256: strings.Repeat("0", 64)}} },
+		"side file is a volume":        func(m *M) { m.Files = []repository.FileEntry{{Name: "root.v1.qcow2", SHA256: strings.Repeat("0", 64)}} },
+		"side file without a checksum": func(m *M) { m.Files = []repository.FileEntry{{Name: "x"}} },
+		"sequence too large":           func(m *M) { m.Sequence = math.MaxInt64 },
+		"position too large":           func(m *M) { m.Position = math.MaxInt32 },
+		"frozen for centuries":         func(m *M) { m.FrozenMS = math.MaxInt64 },
+		"start before there were any":  func(m *M) { m.StartedAt = time.Date(1582, 10, 15, 0, 0, 0, 0, time.UTC) },
+		"virtual size":                 func(m *M) { m.Volumes[0].VirtualSize = math.MaxInt64 },
+		"stored size":                  func(m *M) { m.Volumes[1].StoredSize = math.MaxInt64 },
+		"dirty bytes":                  func(m *M) { m.Volumes[0].DirtyBytes = math.MaxInt64 },
+		"file digest":                  func(m *M) { m.Volumes[0].FileDigest = &repository.Digest{Algorithm: "sha256"} },
+		"digest too long": func(m *M) {
+			m.Volumes[0].Digest = &repository.Digest{Algorithm: "x", Value: strings.Repeat("ab", 4096)}
+		},
+		"volume id too long":          func(m *M) { m.Volumes[0].VolumeID = strings.Repeat("x", 1<<20) },
+		"device too long":             func(m *M) { m.Volumes[0].Device = strings.Repeat("x", 1<<20) },
+		"domain too long":             func(m *M) { m.Domain = strings.Repeat("x", 1<<20) },
+		"reason too long":             func(m *M) { m.Reasons = []repository.Reason{{Code: strings.Repeat("x", 1<<20)}} },
+		"detail too long":             func(m *M) { m.Reasons = []repository.Reason{{Code: "x", Detail: strings.Repeat("x", 1<<20)}} },
+		"volume of a reason too long": func(m *M) { m.Reasons = []repository.Reason{{Code: "x", VolumeID: strings.Repeat("x", 1<<20)}} },
+		"too many reasons":            func(m *M) { m.Reasons = make([]repository.Reason, repository.MaxReasons+1) },
+		"too many volumes":            func(m *M) { m.Volumes = make([]repository.Volume, repository.MaxVolumes+1) },
+		"too many side files":         func(m *M) { m.Files = make([]repository.FileEntry, repository.MaxSideFiles+1) },
+		"side file too large": func(m *M) {
+			m.Files = []repository.FileEntry{{Name: "x", Size: 1 << 40, SHA256: strings.Repeat("0", 64)}}
+		},
 		"side file with a negative one": func(m *M) { m.Files = []repository.FileEntry{{Name: "x", Size: -1, SHA256: strings.Repeat("0", 64)}} },
 	}
 	for name, spoil := range tests {
@@ -250,10 +275,38 @@ func TestManifestValidate(t *testing.T) {
 			want(t, m.Validate(), repository.ErrManifest)
 			_, err := m.Encode()
 			want(t, err, repository.ErrManifest)
+			if len(err.Error()) > 64<<10 {
+				t.Errorf("the error has %d bytes", len(err.Error()))
+			}
 			if _, err = repository.DecodeManifest([]byte(encoded(m))); err == nil {
 				t.Fatal("decoded")
 			}
 		})
+	}
+}
+
+// TestHostileShapes: documents of a few MiB that would become hundreds, or a stack without end, are refused in a fraction of that.
+func TestHostileShapes(t *testing.T) {
+	b, err := full().Encode()
+	want(t, err)
+	good := string(b)
+	const most = 3 << 20
+	for name, element := range map[string]string{"objects": "{},", "nulls": "null,", "numbers": "1,", "arrays": "[],", "nested": "["} {
+		for _, field := range []string{"volumes", "files", "reasons", "unknown", "VOLUMES"} {
+			list := strings.Repeat(element, most/len(element)) + "1"
+			if name == "nested" {
+				list += strings.Repeat("]", most/len(element)/8) // it is refused long before
+			}
+			in := []byte(seal(strings.Replace(good, "{", `{"`+field+`": [`+list+`],`, 1)))
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := repository.DecodeManifest(in)
+			runtime.ReadMemStats(&after)
+			want(t, err, repository.ErrManifest)
+			if took := after.TotalAlloc - before.TotalAlloc; took > 32<<20 {
+				t.Errorf("%s in %s: %d MiB for a document of %d", name, field, took>>20, len(in)>>20)
+			}
+		}
 	}
 }
 
@@ -263,6 +316,13 @@ func FuzzDecodeManifest(f *testing.F) {
 		f.Add(b)
 	}
 	f.Add([]byte(`{"version":2}`))
+	b, _ := full().Encode()
+	for _, change := range [][2]string{
+		{`"sequence": `, `"sequence": 9007199254740993`}, {`"virtual_size": `, `"virtual_size": 9`}, {`"position": 0`, `"position": 4294967296`},
+		{`"volumes": [`, `"volumes": [null,{},`}, {`"frozen_ms": `, `"frozen_ms": 999999999999`}, {`"started_at": "2`, `"started_at": "0`},
+	} {
+		f.Add([]byte(seal(strings.Replace(string(b), change[0], change[1], 1))))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, err := repository.DecodeManifest(b); err != nil {
 			b = []byte(seal(string(b))) // or the checksum would keep all else from being looked at
@@ -273,6 +333,17 @@ func FuzzDecodeManifest(f *testing.F) {
 				t.Fatal(err)
 			}
 			return
+		}
+		if len(m.Volumes) > repository.MaxVolumes || len(m.Files) > repository.MaxSideFiles || len(m.Reasons) > repository.MaxReasons ||
+			m.Sequence < 0 || m.Sequence > repository.MaxSequence || m.Position > repository.MaxPosition || m.StartedAt.Year() < 1970 {
+			t.Fatalf("beyond a limit: %+v", m)
+		}
+		var stored, virtual int64
+		for _, v := range m.Volumes {
+			stored, virtual = stored+v.StoredSize, virtual+v.VirtualSize
+			if stored < 0 || virtual < 0 {
+				t.Fatal("sizes overflow")
+			}
 		}
 		for _, file := range m.Target().Files {
 			if strings.ContainsAny(file.Name, "/\\\x00") || strings.HasPrefix(file.Name, ".") {

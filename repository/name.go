@@ -39,6 +39,9 @@ func validVM(s string) error {
 	return validName("VM name", s, MaxNameBytes)
 }
 
+// ValidFileName is ValidName for the name of a file, of up to MaxFileNameBytes.
+func ValidFileName(s string) error { return validFile(s) }
+
 func validFile(s string) error { return validName("file name", s, MaxFileNameBytes) }
 
 func validName(what, s string, most int) error {

@@ -82,11 +82,15 @@ func (r *Repository) PartialDir(path, id string) string {
 }
 
 // WriteFile writes a side file into the partial folder, whole or not at all, replacing one of that name, with mode 0600.
-// The returned entry belongs into the manifest's Files. Errors: ErrName, ErrNotFound without the partial folder, ErrNoSpace.
+// The returned entry belongs into the manifest's Files. Errors: ErrName, ErrNotFound without the partial folder, ErrNoSpace,
+// ErrTooLarge above MaxSideFileBytes.
 func (r *Repository) WriteFile(ctx context.Context, path, id, name string, data []byte) (FileEntry, error) {
 	f, err := parseTarget(path, id)
 	if err = errors.Join(err, validSide(name)); err != nil {
 		return FileEntry{}, r.failed("write file", path, err)
+	}
+	if len(data) > MaxSideFileBytes {
+		return FileEntry{}, r.failed("write file", path, fmt.Errorf("%w: %q has more than %d bytes", ErrTooLarge, name, MaxSideFileBytes))
 	}
 	data = bytes.Clone(data) // the caller may leave
 	sum := sha256.Sum256(data)

@@ -9,12 +9,12 @@ import (
 	"unicode/utf8"
 )
 
-// maxText limits the manifest's free texts, in bytes.
-const maxText = 4096
-
-// Validate says all that is wrong with m, joined; each matches ErrManifest. It looks at m alone, at no file.
+// Validate says what is wrong with m, joined, up to a limit; each matches ErrManifest. It looks at m alone, at no file.
 func (m Manifest) Validate() error {
 	c := &checker{}
+	if !c.limits(m) {
+		return errors.Join(c.errs...)
+	}
 	c.that(m.Version == ManifestVersion || m.Version == 0, "version %d", m.Version)
 	c.err("id", validID(m.ID))
 	c.err("vm", validVM(m.VM))
@@ -25,13 +25,11 @@ func (m Manifest) Validate() error {
 	c.lineage(m)
 	c.text("checkpoint", m.Checkpoint)
 	c.that(!m.Tracked || m.Checkpoint != "", "tracked without a checkpoint")
-	c.that(m.Sequence >= 0, "sequence %d", m.Sequence)
-	c.that(!m.StartedAt.IsZero() && !m.CompletedAt.IsZero(), "started_at or completed_at missing")
-	c.that(m.Consistency == ConsistencyCrash || m.Consistency == ConsistencyFilesystem, "consistency %q", m.Consistency)
-	c.that(m.FrozenMS >= 0, "frozen_ms %d", m.FrozenMS)
+	c.that(m.Consistency == ConsistencyCrash || m.Consistency == ConsistencyFilesystem, "consistency %.200q", m.Consistency)
 	for _, r := range m.Reasons {
 		c.text("reason", r.Code)
-		c.that(utf8.ValidString(r.Detail), "reason %q: detail is not UTF-8", r.Code)
+		c.that(utf8.ValidString(r.Detail) && len(r.Detail) <= MaxDetailBytes, "reason %.200q: detail is too long or not UTF-8", r.Code)
+		c.text("reason's volume_id", r.VolumeID)
 	}
 	c.files(m)
 	return errors.Join(c.errs...)
@@ -41,13 +39,13 @@ func (m Manifest) Validate() error {
 type checker struct{ errs []error }
 
 func (c *checker) that(ok bool, format string, args ...any) {
-	if !ok {
+	if !ok && len(c.errs) < maxErrors {
 		c.errs = append(c.errs, fmt.Errorf("%w: %s", ErrManifest, fmt.Sprintf(format, args...)))
 	}
 }
 
 func (c *checker) err(field string, err error) {
-	if err != nil {
+	if err != nil && len(c.errs) < maxErrors {
 		c.errs = append(c.errs, fmt.Errorf("%w: %s: %w", ErrManifest, field, err))
 	}
 }
@@ -61,7 +59,7 @@ func (c *checker) text(field, s string) {
 func (c *checker) path(field, path, vm string) folder {
 	f, err := parsePath(path)
 	c.err(field, err)
-	c.that(err != nil || f.vm == vm, "%s %q is not of VM %q", field, path, vm)
+	c.that(err != nil || f.vm == vm, "%s %.200q is not of VM %.200q", field, path, vm)
 	return f
 }
 
@@ -76,7 +74,7 @@ func (c *checker) lineage(m Manifest) {
 		c.path("parent_path", m.ParentPath, m.VM)
 		c.that(m.ParentID != m.ID && m.ParentPath != m.Path, "incremental is its own parent")
 	default:
-		c.that(false, "kind %q", m.Kind)
+		c.that(false, "kind %.200q", m.Kind)
 	}
 }
 
@@ -85,7 +83,7 @@ func (c *checker) files(m Manifest) {
 	ids, names := map[string]bool{}, map[string]bool{strings.ToLower(ManifestName): true}
 	incremental := 0
 	for _, v := range m.Volumes {
-		c.that(!ids[v.VolumeID], "volume %q twice", v.VolumeID)
+		c.that(!ids[v.VolumeID], "volume %.200q twice", v.VolumeID)
 		ids[v.VolumeID] = true
 		c.file(v.File, names)
 		c.volume(m, v)
@@ -97,14 +95,14 @@ func (c *checker) files(m Manifest) {
 	c.that(m.Kind == KindFull == (incremental == 0), "%s backup with %d incremental volumes", m.Kind, incremental)
 	for _, f := range m.Files {
 		c.file(f.Name, names)
-		c.that(f.Size >= 0, "file %q: size %d", f.Name, f.Size)
-		c.that(isHex(f.SHA256) && len(f.SHA256) == 64, "file %q: sha256 %.80q", f.Name, f.SHA256)
+		c.that(f.Size >= 0 && f.Size <= MaxSideFileBytes, "file %.200q: size %d", f.Name, f.Size)
+		c.that(isHex(f.SHA256) && len(f.SHA256) == 64, "file %.200q: sha256 %.80q", f.Name, f.SHA256)
 	}
 }
 
 func (c *checker) file(name string, names map[string]bool) {
 	c.err("file", validFile(name))
-	c.that(!names[strings.ToLower(name)], "file name %q twice or reserved", name)
+	c.that(!names[strings.ToLower(name)], "file name %.200q twice or reserved", name)
 	names[strings.ToLower(name)] = true
 }
 
@@ -114,16 +112,17 @@ func (c *checker) volume(m Manifest, v Volume) {
 		c.err("device", validName("device", v.Device, MaxNameBytes))
 	}
 	c.text("source_format", v.SourceFormat)
-	c.that(v.VirtualSize >= 0 && v.StoredSize >= 0 && v.DirtyBytes >= 0, "volume %q: negative size", v.VolumeID)
-	c.that(v.Digest == nil || v.Digest.Algorithm != "" && len(v.Digest.Algorithm) <= 32 && isHex(v.Digest.Value),
-		"volume %q: digest", v.VolumeID)
+	for _, n := range []int64{v.VirtualSize, v.StoredSize, v.DirtyBytes} {
+		c.that(n >= 0 && n <= MaxVolumeBytes, "volume %.200q: size %d", v.VolumeID, n)
+	}
+	c.that(v.Digest.valid() && v.FileDigest.valid(), "volume %.200q: digest", v.VolumeID)
 	switch v.Kind {
 	case KindFull:
-		c.that(v.ParentFile == "", "volume %q: full with a parent file", v.VolumeID)
+		c.that(v.ParentFile == "", "volume %.200q: full with a parent file", v.VolumeID)
 	case KindIncremental:
 		c.parentFile(m, v)
 	default:
-		c.that(false, "volume %q: kind %q", v.VolumeID, v.Kind)
+		c.that(false, "volume %.200q: kind %.200q", v.VolumeID, v.Kind)
 	}
 }
 
@@ -132,10 +131,14 @@ func (c *checker) parentFile(m Manifest, v Volume) {
 	rest, ok := strings.CutPrefix(v.ParentFile, "../")
 	stamp, file, ok2 := strings.Cut(rest, "/")
 	_, parent, _ := strings.Cut(m.ParentPath, "/")
-	c.that(ok && ok2 && stamp == parent, "volume %q: parent_file %.300q is not ../%.64s/FILE", v.VolumeID, v.ParentFile, parent)
+	c.that(ok && ok2 && stamp == parent, "volume %.200q: parent_file %.300q is not ../%.64s/FILE", v.VolumeID, v.ParentFile, parent)
 	if ok && ok2 {
 		c.err("parent_file", validFile(file))
 	}
+}
+
+func (d *Digest) valid() bool {
+	return d == nil || d.Algorithm != "" && len(d.Algorithm) <= maxAlgorithms && len(d.Value) <= maxHex && isHex(d.Value)
 }
 
 func isHex(s string) bool {

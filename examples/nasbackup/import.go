@@ -28,7 +28,7 @@ are. After the loss of a store the next backup is a full.`,
 				found, err := s.Import(ctx, vm)
 				out := make([]imported, len(found))
 				for i, f := range found {
-					out[i] = imported(f)
+					out[i] = imported{f.Path, f.Backup, f.Added, f.Reason}
 				}
 				return errors.Join(err, printAll(a, out, func(w io.Writer) { printImported(w, out) }))
 			})
