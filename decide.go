@@ -24,7 +24,7 @@ type DecideInput struct {
 	Newest           *Backup  // the newest completed or delete-pending backup; nil when there is none
 	Repository       string   // ID of the repository that the backup goes to
 	MissingFiles     []string // files of Newest and its ancestors that are not there
-	Damaged          []string // what the last verifications of Newest and its ancestors found
+	Damaged          []string // what the last verifications of Newest and its ancestors found, unless a later one has disproved it
 	Volumes          []VolumeFacts
 
 	NewCheckpoint CheckpointName // the name the new checkpoint gets, if there is one

@@ -47,8 +47,17 @@ func TestDocsCompile(t *testing.T) {
 // commentBlocks returns the indented blocks of a file's comments.
 func commentBlocks(text string) []string {
 	var blocks []string
-	for _, m := range regexp.MustCompile(`(?m)(?:^//(?:\t.*)?\n)*^//\t.*\n`).FindAllString(text, -1) {
-		blocks = append(blocks, regexp.MustCompile(`(?m)^//\t?`).ReplaceAllString(m, ""))
+	block := ""
+	for line := range strings.Lines(text) {
+		code, indented := strings.CutPrefix(line, "//\t")
+		switch {
+		case indented:
+			block += code
+		case block != "" && line == "//\n": // a blank line, or the block's end
+			block += "\n"
+		case block != "":
+			blocks, block = append(blocks, block), ""
+		}
 	}
 	return blocks
 }

@@ -137,10 +137,8 @@ func (o *op) observeParent(ctx context.Context, in *DecideInput) error {
 	if err != nil {
 		return err
 	}
-	for _, b := range chain {
-		if v := b.Verification; v != nil && !v.OK {
-			in.Damaged = append(in.Damaged, fmt.Sprintf("backup %s: %s", b.ID, v.Problem))
-		}
+	if damage := damageOf(newest, byID(chain)); damage != "" {
+		in.Damaged = []string{fmt.Sprintf("backup %s: %s", newest.ID, damage)}
 	}
 	in.MissingFiles, err = o.missingFiles(ctx, chain)
 	return err

@@ -154,27 +154,32 @@ func planRetention(policy RetentionPolicy, records []Backup, ours func(Backup) b
 
 // setAside keeps what counts for no rule.
 func (p *RetentionPlan) setAside(records []Backup) {
-	byID := map[BackupID]Backup{}
-	for _, b := range records {
-		byID[b.ID] = b
-	}
+	all := byID(records)
 	for i := range p.Backups {
 		d := &p.Backups[i]
 		if d.Backup.Pinned {
 			d.KeptBy = append(d.KeptBy, KeepPinned)
 		}
-		if d.Damage = damageOf(d.Backup, byID); d.Damage != "" {
+		if d.Damage = damageOf(d.Backup, all); d.Damage != "" {
 			d.KeptBy = append(d.KeptBy, KeepDamaged)
 		}
 	}
 }
 
+func byID(records []Backup) map[BackupID]Backup {
+	all := map[BackupID]Backup{}
+	for _, b := range records {
+		all[b.ID] = b
+	}
+	return all
+}
+
 // damageOf says why the backup is known not to restore: a failed verification of it, or of one on which it stands, that no later one from
 // above has disproved; empty when there is none.
-func damageOf(b Backup, byID map[BackupID]Backup) string {
+func damageOf(b Backup, all map[BackupID]Backup) string {
 	var passed []Verification
 	at, there := b, true
-	for n := 0; there && n < len(byID); n++ { // no more than that, should the records go in a circle
+	for n := 0; there && n < len(all); n++ { // no more than that, should the records go in a circle
 		v := at.Verification
 		switch {
 		case v == nil:
@@ -186,7 +191,7 @@ func damageOf(b Backup, byID map[BackupID]Backup) string {
 		default:
 			return fmt.Sprintf("it stands on backup %s: %s", at.ID, cmp.Or(v.Problem, "its last verification failed"))
 		}
-		at, there = byID[at.ParentID]
+		at, there = all[at.ParentID]
 	}
 	return ""
 }

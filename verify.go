@@ -56,7 +56,8 @@ func (r VerifyReport) OK() bool { return len(r.Problems) == 0 }
 
 // Verify checks that a completed backup can be restored: every member of its chain is there, each backing link is exactly the manifest's,
 // no file has a backing or data file that it should not, and qemu-img check finds nothing. With content it also
-// computes the digests that were recorded and compares them. The outcome is recorded with its time.
+// computes the digests that were recorded and compares them. The outcome is recorded with its time, and damage with every backup that it
+// affects.
 //
 // Damage is in the report's Problems, and makes the error an ErrDamaged; other errors mean that nothing is known. A file that is in a folder and not
 // in its manifest is no damage, as the backup restores all the same: it is in the report's Notes. Verify takes the VM's lease.
@@ -84,16 +85,40 @@ func (e *Engine) Verify(ctx context.Context, id BackupID, content bool) (VerifyR
 		}
 		v.report.Content = v.report.Digests > 0
 		o.step("record")
-		ver := Verification{At: e.now().Truncate(time.Microsecond), Content: v.report.Content, OK: v.report.OK()}
-		if !ver.OK {
-			ver.Problem = v.report.Problems[0].Detail
-		}
-		return e.cfg.Store.Annotate(ctx, h.lease(), id, Annotation{Verification: &ver})
+		return v.record(ctx, h)
 	})
 	if err == nil && !v.report.OK() {
 		err = fmt.Errorf("%w: %d problems, the first: %s", ErrDamaged, len(v.report.Problems), v.report.Problems[0].Detail)
 	}
 	return v.report, o.fail(err)
+}
+
+// record writes the outcome down, and what was found of other backups with those: nothing may be built on them, and none may take a whole
+// one's place in retention, just because they were not asked for.
+func (v *verifier) record(ctx context.Context, h *heldLease) error {
+	outcome := Verification{At: v.e.now().Truncate(time.Microsecond), Content: v.report.Content, OK: v.report.OK()}
+	annotate := func(id BackupID, problem string) error {
+		ver := outcome
+		ver.Problem = problem
+		return v.e.cfg.Store.Annotate(ctx, h.lease(), id, Annotation{Verification: &ver})
+	}
+	if outcome.OK {
+		return annotate(v.report.Backup, "")
+	}
+	err := annotate(v.report.Backup, v.report.Problems[0].Detail)
+	told := map[BackupID]bool{v.report.Backup: true}
+	for _, p := range v.report.Problems {
+		for _, id := range p.Affects {
+			if err != nil || told[id] {
+				continue
+			}
+			told[id] = true
+			if err = annotate(id, p.Detail); errors.Is(err, ErrStatus) {
+				err = nil // running or failed: there is no backup yet, or none
+			}
+		}
+	}
+	return err
 }
 
 type verifier struct {

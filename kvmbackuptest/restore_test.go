@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
@@ -87,6 +88,43 @@ func TestMissingParentFile(t *testing.T) {
 		}
 		if b := s.backup(everyday); b.Kind != kvmbackup.KindFull || reasonOf(b, "") != kvmbackup.ReasonParentFileMissing {
 			t.Errorf("%v: %v", b.Kind, b.Reasons)
+		}
+	})
+}
+
+// Damage that the verification of one backup finds below it is known of all that stand on it, and so is that it was mended.
+func TestDamageBelow(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		bs := s.four()
+		v, _ := bs[0].Volume("vol-vda")
+		file := s.repo.FilePath(bs[0].Path, v.File)
+		whole, err := os.ReadFile(file)
+		s.must(err)
+		s.must(os.Truncate(file, 1000))
+		if _, err := s.engine.Verify(t.Context(), bs[1].ID, false); !errors.Is(err, kvmbackup.ErrDamaged) {
+			t.Fatalf("verify: %v", err)
+		}
+		for _, b := range bs {
+			b, err := s.engine.Get(t.Context(), b.ID)
+			s.must(err)
+			if b.Verification == nil || b.Verification.OK || b.Verification.Problem == "" {
+				t.Errorf("%s: %+v", b.Path, b.Verification)
+			}
+		}
+		next := func() kvmbackup.ReasonCode {
+			d, err := s.engine.Plan(t.Context(), s.request(everyday))
+			s.must(err)
+			return d.Decision.Reasons[0].Code
+		}
+		if code := next(); code != kvmbackup.ReasonParentDamaged {
+			t.Errorf("the next backup: %v", code)
+		}
+		s.must(os.WriteFile(file, whole, 0o600))
+		<-time.After(time.Second)
+		_, err = s.engine.Verify(t.Context(), bs[3].ID, false)
+		s.must(err)
+		if code := next(); code != kvmbackup.ReasonIncremental {
+			t.Errorf("once it was mended: %v", code)
 		}
 	})
 }
