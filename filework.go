@@ -163,9 +163,6 @@ func (e *Engine) publishing(ctx context.Context, places []string, jobs []copyJob
 	return err
 }
 
-// imagesOf is the place of all images of a VM.
-func imagesOf(vm VMID) []string { return []string{fmt.Sprintf("the images of %q", vm)} }
-
 // leaveBehind runs f, which only looks, where a context can leave it: file systems on a dead mount answer late or never.
 func leaveBehind[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	return onFiles(ctx, 0, nil, func(*fileWork) (T, error) { return f() }, nil)

@@ -67,10 +67,10 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.settle(tctx, t, h, over.ref()); err != nil {
 		return Restored{}, err
 	}
-	if err := e.aimInPlace(ctx, over, req, jobs); err != nil {
+	at, err := e.aimInPlace(ctx, over, req, jobs)
+	if err != nil {
 		return Restored{}, err
 	}
-	at := imagesOf(over.VM)
 	if err := e.makeRoom(ctx, req, jobs, at); err != nil {
 		return Restored{}, err
 	}
@@ -121,20 +121,20 @@ func (e *Engine) stillOff(ctx context.Context, over BackupRequest) error {
 	return err
 }
 
-// aimInPlace finds each volume's file on the VM, by identity or by the device that the request names.
-func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req RestoreRequest, jobs []copyJob) error {
+// aimInPlace finds each volume's file on the VM, by identity or by the device that the request names, and returns where all its images are.
+func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req RestoreRequest, jobs []copyJob) (images []string, err error) {
 	if err := e.stillOff(ctx, over); err != nil {
-		return err
+		return nil, err
 	}
 	st, err := e.inspect(ctx, over.ref())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := e.settleFiles(ctx, over.VM, st); err != nil {
-		return err
+		return nil, err
 	}
 	if st, err = e.inspect(ctx, over.ref()); err != nil {
-		return err
+		return nil, err
 	}
 	disks := over.targets(st)
 	for i := range jobs {
@@ -145,13 +145,13 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 			return device == "" && c.ID == j.out.VolumeID || device != "" && c.Device == device
 		})
 		if at < 0 {
-			return fmt.Errorf("%w: %q has no volume %q (device %q) to restore over", ErrNoVolume, over.VM, j.out.VolumeID, device)
+			return nil, fmt.Errorf("%w: %q has no volume %q (device %q) to restore over", ErrNoVolume, over.VM, j.out.VolumeID, device)
 		}
 		if err := j.aimOver(ctx, disks[at].Disk); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return distinctTargets(jobs)
+	return sources(st), distinctTargets(jobs)
 }
 
 // targets are the volumes that the request names, or all disks: unlike for a backup, one whose image is gone is welcome.
@@ -169,6 +169,7 @@ func (r BackupRequest) targets(st DomainStatus) []chosen {
 	return found
 }
 
+// sources are the places of a VM's images.
 func sources(st DomainStatus) []string {
 	var paths []string
 	for _, d := range st.Disks {

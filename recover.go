@@ -123,7 +123,7 @@ func (e *Engine) settleFilesSoon(ctx context.Context, vm VMID, st DomainStatus) 
 
 // settleFiles says whether it has put images back.
 func (e *Engine) settleFiles(ctx context.Context, vm VMID, st DomainStatus) (changed bool, err error) {
-	return onFiles(ctx, 0, imagesOf(vm), func(w *fileWork) (bool, error) { return swapWork{w, e.owner(vm)}.settleSwap(sources(st)) }, nil)
+	return onFiles(ctx, 0, sources(st), func(w *fileWork) (bool, error) { return swapWork{w, e.owner(vm)}.settleSwap(sources(st)) }, nil)
 }
 
 func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom DomainRef) ([]Recovery, error) {

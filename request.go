@@ -72,7 +72,7 @@ func (r BackupRequest) ref() DomainRef {
 
 // validate names the first thing that is wrong with a request.
 func (r BackupRequest) validate() error {
-	if err := repository.ValidName(string(r.VM)); err != nil {
+	if err := repository.ValidVMName(string(r.VM)); err != nil {
 		return fmt.Errorf("%w VM: %w", ErrInvalid, err)
 	}
 	if r.Quiesce < QuiesceNo || r.Quiesce > QuiesceRequire {

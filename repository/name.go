@@ -32,6 +32,9 @@ func (e *NameError) Unwrap() error { return ErrName }
 // The error is a *NameError, which matches ErrName.
 func ValidName(s string) error { return validName("name", s, MaxNameBytes) }
 
+// ValidVMName is ValidName for a VM, whose folder is beside the repository's marker.
+func ValidVMName(s string) error { return validVM(s) }
+
 func validVM(s string) error {
 	if strings.EqualFold(s, MarkerName) {
 		return &NameError{What: "VM name", Name: s, Reason: "is the repository marker's"}

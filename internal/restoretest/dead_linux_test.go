@@ -155,6 +155,13 @@ func TestImagesDieDuringTheSwap(t *testing.T) {
 	}
 	l.restore(l.inPlace(chain[1])) // the simulator knows its images by their inodes
 	l.dies(l.engineOf(&onceCopied{at: 2, then: func() { storage.set(true) }}), l.inPlace(chain[0]))
+
+	namesake := newLab(t) // another manager's VM of the same name
+	b := namesake.backup()
+	namesake.ok(namesake.h.Shutdown(vm))
+	namesake.restore(namesake.inPlace(b))
+	namesake.tidy()
+
 	storage.set(false)
 	l.unlessBusy(func() error {
 		_, err := l.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})

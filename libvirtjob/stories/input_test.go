@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // What is wrong with a request is said by its type, before anything is done.
@@ -34,6 +35,7 @@ func TestBadRequests(t *testing.T) {
 		"empty identity":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = "" }, kvmbackup.ErrInvalid, `device "vdb"`},
 		"VM with slash":       {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "a/b", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
 		"VM above":            {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "..", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
+		"VM as the marker":    {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = repository.MarkerName, s.guest.Name }, kvmbackup.ErrInvalid, `marker`},
 		"no VM":               {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "", s.guest.Name }, kvmbackup.ErrInvalid, `is empty`},
 		"negative bandwidth":  {func(r *kvmbackup.BackupRequest) { r.BandwidthBytes = -1 }, kvmbackup.ErrInvalid, `bandwidth -1`},
 	} {
