@@ -99,8 +99,8 @@ func (a *awayWork) leave(w *fileWork, places []string, back <-chan struct{}) {
 }
 
 // onFiles runs f, which changes files at those places, and waits for it until grace after the end of ctx. Then it is left behind, the error
-// is ErrUnavailable with the context's cause, and all further work at the places is ErrBusy until it is back and undo, if not nil, has
-// taken back what it did. f must not write to variables of its caller.
+// is the context's cause, with ErrUnavailable if there was a grace, and all further work at the places is ErrBusy until it is back and undo,
+// if not nil, has taken back what it did. f must not write to variables of its caller.
 func onFiles[T any](ctx context.Context, grace time.Duration, places []string, f func(*fileWork) (T, error), undo func(*fileWork)) (v T, err error) {
 	if err := away.blocked(places); err != nil {
 		return v, err
@@ -129,7 +129,10 @@ func onFiles[T any](ctx context.Context, grace time.Duration, places []string, f
 				break
 			}
 			away.leave(w, places, back)
-			return v, fmt.Errorf("%w: the storage of a restore's target or a VM's images hasn't answered: %w", ErrUnavailable, context.Cause(ctx))
+			if grace == 0 {
+				return v, context.Cause(ctx)
+			}
+			return v, fmt.Errorf("%w: the storage of a restore's target or a VM's images hasn't answered for %v: %w", ErrUnavailable, grace, context.Cause(ctx))
 		}
 	}
 	select {

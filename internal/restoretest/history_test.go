@@ -161,6 +161,21 @@ func TestCancel(t *testing.T) {
 	})
 	l.fails(err, context.Canceled)
 	l.empty(dir)
+
+	ctx, cancel = context.WithCancel(t.Context())
+	defer cancel()
+	cfg := l.cfg
+	cfg.OnEvent = func(e kvmbackup.Event) {
+		if e.Step == "check targets" {
+			cancel()
+		}
+	}
+	e, err := kvmbackup.New(cfg)
+	l.ok(err)
+	_, err = e.Restore(ctx, kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+	if l.fails(err, context.Canceled); errors.Is(err, kvmbackup.ErrUnavailable) {
+		t.Errorf("cancelled and called unavailable: %v", err)
+	}
 }
 
 // TestCancelledVerificationSaysNothing: it doesn't call the backup damaged, nor record anything.
