@@ -28,7 +28,7 @@ func (e *Engine) Backup(ctx context.Context, req BackupRequest) (Backup, error) 
 	}
 	o.step("wait")
 	var done Backup
-	err := e.withLease(o.context(ctx), req.VM, func(ctx context.Context, h *heldLease) error {
+	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		release, err := e.takePlace(ctx)
 		if err != nil {
 			return err

@@ -23,7 +23,7 @@ func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePla
 	o := e.newOp("delete", b.VM)
 	o.backup = id
 	var done DeletePlan
-	err = e.withLease(o.context(ctx), b.VM, func(ctx context.Context, h *heldLease) error {
+	err = o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
 		if force || b.Status == StatusRunning { // with the lease held, what is running has nobody who runs it
 			if err := e.settleBelow(ctx, o, h, b, force); err != nil {

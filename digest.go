@@ -26,7 +26,7 @@ func (e *Engine) AddDigests(ctx context.Context, id BackupID) error {
 	if _, err := e.digester(); err != nil {
 		return o.fail(err)
 	}
-	return o.fail(e.withLease(o.context(ctx), b.VM, func(ctx context.Context, h *heldLease) error {
+	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		b, err := e.digestMissing(ctx, o)
 		if err != nil {
 			return err

@@ -72,7 +72,7 @@ func (e *Engine) Inspect(ctx context.Context, req BackupRequest) (Diagnosis, err
 func (e *Engine) Repair(ctx context.Context, req BackupRequest) (Diagnosis, error) {
 	o := e.newOp("repair", req.VM)
 	var after Diagnosis
-	err := e.withLease(o.context(ctx), req.VM, func(ctx context.Context, h *heldLease) (err error) {
+	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) (err error) {
 		before, err := o.diagnose(ctx, req)
 		if err != nil {
 			return err

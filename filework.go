@@ -149,6 +149,11 @@ func (e *Engine) changing(ctx context.Context, places []string, f func(*fileWork
 	return err
 }
 
+// removeAsides removes what a restore has written aside, or one that was killed.
+func (e *Engine) removeAsides(ctx context.Context, places []string, jobs []copyJob) error {
+	return e.changing(ctx, places, func(w *fileWork) error { return w.removeAsides(jobs) })
+}
+
 // publishing gives the new files their names: after an error none has one, also when the storage answers too late.
 func (e *Engine) publishing(ctx context.Context, places []string, jobs []copyJob) error {
 	_, err := onFiles(ctx, e.cfg.CleanupLimit, places,

@@ -18,7 +18,7 @@ func (e *Engine) Forget(ctx context.Context, vm VMID, dom DomainRef) error {
 	if err := e.needHypervisor(); err != nil {
 		return o.fail(err)
 	}
-	return o.fail(e.withLease(o.context(ctx), vm, func(ctx context.Context, h *heldLease) error {
+	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
 		if _, err := e.settleRunning(ctx, o, h, dom); err != nil {
 			return err
@@ -57,7 +57,7 @@ func (e *Engine) bitmapsKnown(ctx context.Context, dom DomainRef) error {
 // copy over its image, a shrink and regrow between two backups, none of which a bitmap can show. It takes the VM's lease.
 func (e *Engine) RequireFull(ctx context.Context, vm VMID) error {
 	o := e.newOp("require full", vm)
-	return o.fail(e.withLease(o.context(ctx), vm, func(ctx context.Context, h *heldLease) error {
+	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		return e.cfg.Store.SetActive(ctx, h.lease(), "")
 	}))
 }

@@ -15,7 +15,7 @@ import (
 type Imported struct {
 	Path   string
 	Backup BackupID
-	Added  bool   // false: its record was there already, or Problem says why not
+	Added  bool   // false: its record was there already, or Reason says why not
 	Reason string // why it was passed over, Err's text; empty when it was added or was there
 	// Err is Reason for errors.Is: ErrOtherRepository and repository.ErrMisplaced when there is a record that says that the backup is elsewhere,
 	// ErrNotFound without its parent, ErrInvalid for a stamp, sequence or record that can't be, or what is wrong with its folder.
@@ -60,7 +60,7 @@ func (e *Engine) Import(ctx context.Context, vm VMID) ([]Imported, error) {
 	var errs []error
 	for _, id := range vms {
 		v := e.newOp("import", id)
-		err := e.withLease(v.context(ctx), id, func(ctx context.Context, h *heldLease) error {
+		err := v.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 			of, err := e.importVM(ctx, h, id)
 			done = append(done, of...)
 			return err
@@ -205,7 +205,7 @@ func (e *Engine) Export(ctx context.Context, vm VMID) (int, error) {
 		}
 		o := e.newOp("export", b.VM)
 		o.backup = b.ID
-		err := e.withLease(o.context(ctx), b.VM, func(ctx context.Context, _ *heldLease) error {
+		err := o.withLease(ctx, func(ctx context.Context, _ *heldLease) error {
 			written, err := e.exportOne(ctx, b.ID)
 			if written {
 				n++

@@ -28,6 +28,11 @@ func (h *heldLease) lease() Lease {
 	return h.l
 }
 
+// withLease is the engine's for the operation's VM, with a context that says what is done for it.
+func (o *op) withLease(ctx context.Context, f func(ctx context.Context, h *heldLease) error) error {
+	return o.e.withLease(o.context(ctx), o.vm, f)
+}
+
 // withLease runs f while it holds the VM's lease. f's context ends with the cause ErrLeaseLost when the lease can't be
 // kept. Whoever waits for a busy VM is told who holds it when the wait ends.
 func (e *Engine) withLease(ctx context.Context, vm VMID, f func(ctx context.Context, h *heldLease) error) error {

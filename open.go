@@ -133,7 +133,7 @@ func (e *Engine) hold(ctx context.Context, name string, req OpenRequest, open fu
 	if e.cfg.Images == nil {
 		return o.fail(fmt.Errorf("%w config: %s needs Images", ErrInvalid, name))
 	}
-	return o.fail(e.withLease(o.context(ctx), b.VM, func(ctx context.Context, h *heldLease) error {
+	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		r := RestoreRequest{Backup: req.Backup}
 		for _, v := range req.Volumes {
 			r.Volumes = append(r.Volumes, RestoreVolume{ID: v})
@@ -167,7 +167,7 @@ func (e *Engine) CloseRestorePoint(ctx context.Context, id BackupID, holdID stri
 	}
 	o := e.newOp("close", b.VM)
 	o.backup = id
-	return o.fail(e.withLease(o.context(ctx), b.VM, func(ctx context.Context, h *heldLease) error {
+	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		if err := e.cfg.Store.Annotate(ctx, h.lease(), id, Annotation{RemoveHold: holdID}); err != nil {
 			return err
 		}

@@ -35,7 +35,7 @@ const (
 func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recovery, error) {
 	o := e.newOp("recover", vm)
 	var found []Recovery
-	err := e.withLease(o.context(ctx), vm, func(ctx context.Context, h *heldLease) error {
+	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
 		var errs []error
 		settled, err := e.settleRunning(ctx, o, h, dom)

@@ -328,10 +328,10 @@ func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJ
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
-		return errors.Join(context.Cause(ctx), e.changing(ctx, at, func(w *fileWork) error { return w.removeAsides(jobs) }))
+		return errors.Join(context.Cause(ctx), e.removeAsides(ctx, at, jobs))
 	}
 	if err := e.stillTheSame(ctx, jobs); err != nil {
-		return errors.Join(err, e.changing(ctx, at, func(w *fileWork) error { return w.removeAsides(jobs) }))
+		return errors.Join(err, e.removeAsides(ctx, at, jobs))
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ type targetSpace struct {
 // makeRoom removes what killed restores have left aside of the targets, and returns a *SpaceError when there is too little room for what
 // is to be written.
 func (e *Engine) makeRoom(ctx context.Context, req RestoreRequest, jobs []copyJob, at []string) error {
-	if err := e.changing(ctx, at, func(w *fileWork) error { return w.removeAsides(jobs) }); err != nil {
+	if err := e.removeAsides(ctx, at, jobs); err != nil {
 		return targetError(err)
 	}
 	if req.IgnoreSpace {

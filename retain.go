@@ -293,7 +293,7 @@ func (e *Engine) PlanRetain(ctx context.Context, vm VMID, policy RetentionPolicy
 func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (RetentionPlan, error) {
 	o := e.newOp("retain", vm)
 	var p RetentionPlan
-	err := e.withLease(o.context(ctx), vm, func(ctx context.Context, h *heldLease) (err error) {
+	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) (err error) {
 		o.step("plan")
 		if p, err = e.PlanRetain(ctx, vm, policy); err != nil {
 			return err
@@ -349,7 +349,7 @@ func (e *Engine) annotate(ctx context.Context, name string, id BackupID, a Annot
 	}
 	o := e.newOp(name, b.VM)
 	o.backup = id
-	return o.fail(e.withLease(o.context(ctx), b.VM, func(ctx context.Context, h *heldLease) error {
+	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		return e.cfg.Store.Annotate(ctx, h.lease(), id, a)
 	}))
 }

@@ -72,7 +72,7 @@ func (e *Engine) Verify(ctx context.Context, id BackupID, content bool) (VerifyR
 		return VerifyReport{}, o.fail(fmt.Errorf("%w config: verify needs Images", ErrInvalid))
 	}
 	v := &verifier{e: e, o: o, report: VerifyReport{Backup: id, Content: content, Problems: []Problem{}}, seen: map[string]bool{}}
-	err = e.withLease(o.context(ctx), b.VM, func(ctx context.Context, h *heldLease) error {
+	err = o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		b, err := e.cfg.Store.Backup(ctx, id) // it may have been deleted while the VM was busy
 		if err != nil {
 			return err
