@@ -45,7 +45,16 @@ const (
 	ReasonRecovered     ReasonCode = "recovered"           // finished by recovery
 	ReasonGuestResumed  ReasonCode = "guest-resumed"       // an I/O error had paused the guest during the job
 	ReasonNextFull      ReasonCode = "checkpoint-unusable" // the job's checkpoint is gone: the next backup is full
-	ReasonDiskSkipped   ReasonCode = "disk-skipped"        // cdrom, floppy, read-only, transient or empty: not backed up
+)
+
+// Why a disk is not in the backup, or not as it looks. The detail begins with the device.
+const (
+	ReasonDiskSkipped    ReasonCode = "disk-skipped"    // cdrom, floppy, read-only, transient or empty: not backed up
+	ReasonDiskShared     ReasonCode = "disk-shared"     // other VMs may write it: not backed up unless the request names it
+	ReasonDiskNotNamed   ReasonCode = "disk-not-named"  // the request names volumes, and not this one: not backed up
+	ReasonDiskExcluded   ReasonCode = "disk-excluded"   // the request leaves it out: not backed up
+	ReasonDiskUnreadable ReasonCode = "disk-unreadable" // its content can't be read as the VM is now: not backed up
+	ReasonDiskEncrypted  ReasonCode = "disk-encrypted"  // encrypted on its host; the backup's content isn't
 )
 
 // Reason is one step of an explanation: a typed code, a human detail and the object concerned.
