@@ -53,6 +53,21 @@ type Repository interface {
 	List(ctx context.Context, vm string) ([]repository.Entry, error)
 }
 
+// VMChecker is what a Repository may be, too: it refuses a VM that can have no folder of its own before anything is written. Without
+// it CreatePartial does.
+type VMChecker interface {
+	// CheckVM returns repository.ErrName where another VM's folder has the VM's name, as upper and lower case are the same there.
+	CheckVM(ctx context.Context, vm string) error
+}
+
+// checkVM asks the repository, where it can say.
+func (e *Engine) checkVM(ctx context.Context, vm VMID) error {
+	if c, ok := e.cfg.Repository.(VMChecker); ok {
+		return c.CheckVM(ctx, string(vm))
+	}
+	return nil
+}
+
 // Images reads and writes disk images outside of a job; *qcow2.Tool implements it with the real qemu-img.
 // All methods may be called concurrently; a context that ends kills what they run.
 type Images interface {
@@ -84,5 +99,6 @@ func (e *Engine) digester() (Digester, error) {
 
 var (
 	_ Repository = (*repository.Repository)(nil)
+	_ VMChecker  = (*repository.Repository)(nil)
 	_ Images     = (*qcow2.Tool)(nil)
 )

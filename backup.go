@@ -148,6 +148,9 @@ func (r *run) registerBase(ctx context.Context) error {
 // preflight proves that the repository can take the backup, before anything is begun.
 func (r *run) preflight(ctx context.Context) error {
 	r.step("preflight")
+	if err := r.e.checkVM(ctx, r.vm); err != nil {
+		return err
+	}
 	space, err := r.e.cfg.Repository.Probe(ctx)
 	if err != nil {
 		return err

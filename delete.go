@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // Deleter deletes without ever breaking a chain. A backup with children is only marked delete-pending; the removal of the last child
@@ -18,6 +20,9 @@ type Deleter struct {
 	Repository Repository
 	// OnRemoved, if not nil, is told of every removal. It must not block. For quotas use Store.Removals, which survives crashes.
 	OnRemoved func(b Backup, bytes int64)
+	// OnForeign, if not nil, is told of every removal that has left files in the repository which are not the backup's, before OnRemoved
+	// is. It must not block.
+	OnForeign func(b Backup, left *repository.ForeignFilesError)
 }
 
 // DeletePlan says what a delete does, in its order.
@@ -32,6 +37,9 @@ type DeletePlan struct {
 	Waits   map[BackupID][]string
 	// FreeBytes come back now, LaterBytes when what the pending ones wait for is gone.
 	FreeBytes, LaterBytes int64
+	// Foreign are the folders, below the repository's root, that stay because of files in them which are not the backups', where
+	// Delete has met such.
+	Foreign []string
 	// ClearsActive: the VM's active checkpoint goes, so that its next backup is full.
 	ClearsActive bool
 	active       Backup // whose checkpoint that is
@@ -45,6 +53,9 @@ func (p DeletePlan) String() string {
 	}
 	for _, b := range p.Pending {
 		fmt.Fprintf(&s, "mark %s (%s) delete-pending, %d bytes later: needed by %s\n", b.ID, b.Path, b.StoredBytes(), strings.Join(p.Waits[b.ID], ", "))
+	}
+	for _, folder := range p.Foreign {
+		fmt.Fprintf(&s, "left %s, with files that are not the backup's\n", folder)
 	}
 	if p.ClearsActive {
 		s.WriteString("the next backup will be full\n")
@@ -227,7 +238,11 @@ func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, force bool) 
 		}
 	}
 	for i, b := range p.Remove {
-		if err := d.remove(ctx, l, b); err != nil {
+		foreign, err := d.remove(ctx, l, b)
+		if foreign != "" {
+			p.Foreign = append(p.Foreign, foreign)
+		}
+		if err != nil {
 			p.Remove, p.FreeBytes = p.Remove[:i], storedBytes(p.Remove[:i])
 			return p, fmt.Errorf("backup %s stays delete-pending until it is deleted again or recovered: %w", b.ID, err)
 		}
@@ -243,30 +258,37 @@ func reversed(bs []Backup) []Backup {
 	return out
 }
 
-// remove takes one backup's files and then its record.
-func (d *Deleter) remove(ctx context.Context, l Lease, b Backup) error {
-	var bytes int64
-	if b.Status == StatusFailed {
-		if err := d.Repository.RemovePartial(ctx, b.Path, string(b.ID), fileNamesOf(b)); err != nil {
-			return err
-		}
-	} else {
-		gone, err := d.Repository.Remove(ctx, target(b))
-		if err != nil {
-			return err
-		}
-		bytes = gone.Bytes
-		if gone.AlreadyGone {
-			bytes = b.StoredBytes() // an earlier call removed the files and did not get to report them
+// remove takes one backup's files and then its record. It returns the folder that stays with what isn't the backup's, if one does.
+func (d *Deleter) remove(ctx context.Context, l Lease, b Backup) (foreign string, err error) {
+	bytes, err := d.removeFiles(ctx, b)
+	if left := (*repository.ForeignFilesError)(nil); errors.As(err, &left) {
+		foreign, err = left.Folder, nil
+		if d.OnForeign != nil {
+			d.OnForeign(b, left)
 		}
 	}
+	if err != nil {
+		return foreign, err
+	}
 	if err := d.Store.Remove(ctx, l, b.ID, bytes); err != nil && !errors.Is(err, ErrNotFound) {
-		return err
+		return foreign, err
 	}
 	if d.OnRemoved != nil {
 		d.OnRemoved(b, bytes)
 	}
-	return nil
+	return foreign, nil
+}
+
+// removeFiles returns what came back, also where foreign files stay.
+func (d *Deleter) removeFiles(ctx context.Context, b Backup) (bytes int64, err error) {
+	if b.Status == StatusFailed {
+		return 0, d.Repository.RemovePartial(ctx, b.Path, string(b.ID), fileNamesOf(b))
+	}
+	gone, err := d.Repository.Remove(ctx, target(b))
+	if gone.AlreadyGone {
+		return b.StoredBytes(), err // an earlier call removed the files and did not get to report them
+	}
+	return gone.Bytes, err
 }
 
 // Finish removes every delete-pending backup of the lease's VM that nothing needs any more, and returns them. It goes on after
@@ -285,7 +307,7 @@ func (d *Deleter) Finish(ctx context.Context, l Lease) ([]Backup, error) {
 		}
 		waits, err := d.waits(ctx, b, nil)
 		if err == nil && len(waits) == 0 {
-			if err = d.remove(ctx, l, b); err == nil {
+			if _, err = d.remove(ctx, l, b); err == nil {
 				done = append(done, b)
 			}
 		}

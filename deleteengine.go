@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // PlanDelete shows what Delete would do now; see Deleter.Plan.
@@ -67,6 +69,11 @@ func (e *Engine) deleterFor(o *op) *Deleter {
 		s := *o
 		s.backup = b.ID
 		s.emit(Event{Type: EventDeleted, Bytes: bytes, Detail: b.Path})
+	}
+	d.OnForeign = func(b Backup, left *repository.ForeignFilesError) {
+		s := *o
+		s.backup = b.ID
+		_ = s.tellForeign(left)
 	}
 	return &d
 }

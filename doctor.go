@@ -113,10 +113,10 @@ func (o *op) repair(ctx context.Context, h *heldLease, d Diagnosis, dom DomainRe
 
 func (o *op) removeLeft(ctx context.Context, f Finding, b Backup) error {
 	if f.Code == FindingLeftPartial {
-		return o.e.cfg.Repository.RemovePartial(ctx, b.Path, string(b.ID), fileNamesOf(b))
+		return o.tellForeign(o.e.cfg.Repository.RemovePartial(ctx, b.Path, string(b.ID), fileNamesOf(b)))
 	}
 	_, err := o.e.cfg.Repository.Remove(ctx, target(b))
-	return err
+	return o.tellForeign(err)
 }
 
 func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error) {
@@ -282,6 +282,8 @@ func (d *Diagnosis) addFolders(entries []repository.Entry, records []Backup) {
 			f.Code, f.Detail, f.Effect = FindingUnrecorded, fmt.Sprintf("%s is whole, and recorded as failed; Import adds it", e.Path), "none"
 		case e.Kind == repository.FolderPublished && !known:
 			f.Code, f.Detail, f.Effect = FindingUnrecorded, fmt.Sprintf("%s has no record; Import adds it", e.Path), "none"
+		case e.Kind == repository.FolderLeft:
+			f.Code, f.foreign, f.Detail = FindingForeignFolder, true, fmt.Sprintf("%s/%s has what others had put into the folder of a backup that is removed; remove it if nobody needs that", e.VM, e.Name)
 		case e.Kind == repository.FolderForeign, e.Kind == repository.FolderDeleting:
 			f.Code, f.foreign, f.Detail = FindingForeignFolder, true, fmt.Sprintf("%s/%s is no backup of this store", e.VM, e.Name)
 		default:

@@ -64,6 +64,9 @@ func (o *op) plan(ctx context.Context, req BackupRequest) (Plan, error) {
 	if p.EstimateBytes, _, err = o.estimate(ctx, view, p.Decision); err != nil {
 		return Plan{}, err
 	}
+	if err := o.e.checkVM(ctx, req.VM); err != nil {
+		return Plan{}, err
+	}
 	space, err := o.e.cfg.Repository.Probe(ctx)
 	if err != nil {
 		return Plan{}, err

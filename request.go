@@ -1,10 +1,12 @@
 package kvmbackup
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/google/uuid"
 
@@ -173,19 +175,31 @@ func derivedID(st DomainStatus, d DiskStatus) VolumeID {
 }
 
 // fileName is the volume's file in the backup's folder, as the field names them.
-func fileName(v chosen, root bool) string {
+func fileName(name string, root bool) string {
 	if root {
-		return "root." + string(v.ID) + ".qcow2"
+		return "root." + name + ".qcow2"
 	}
-	return "datadisk." + string(v.ID) + ".qcow2"
+	return "datadisk." + name + ".qcow2"
 }
 
-// fileNames gives every volume its file, by identity.
+// fileNames gives every volume its file, by identity. No two names differ in upper and lower case alone: many shares don't tell
+// these apart.
 func fileNames(vols []chosen) map[VolumeID]string {
 	root := max(slices.IndexFunc(vols, func(v chosen) bool { return v.Root }), 0)
 	m := map[VolumeID]string{}
 	for i, v := range vols {
-		m[v.ID] = fileName(v, i == root)
+		name := string(v.ID)
+		if slices.ContainsFunc(vols, func(o chosen) bool { return alike(v.ID, o.ID) }) {
+			name += fmt.Sprintf("-%.8x", sha256.Sum256([]byte(v.ID)))
+		}
+		m[v.ID] = fileName(name, i == root)
 	}
 	return m
+}
+
+// alike says whether some storage may take a for b. What it does with letters beyond ASCII, as to capitals and to accents, can't be
+// foreseen.
+func alike(a, b VolumeID) bool {
+	beyond := strings.ContainsFunc(string(a), func(r rune) bool { return r > unicode.MaxASCII })
+	return a != b && (beyond || strings.EqualFold(string(a), string(b)))
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // undo takes back a failed backup and returns the cause, with whatever could not be undone joined to it. A process that lost
@@ -85,11 +87,20 @@ func (e *Engine) undoBackup(ctx context.Context, o *op, h *heldLease, u undoing,
 	}
 	c, cancel := e.cleanup(ctx)
 	defer cancel()
-	err = errors.Join(err, e.cfg.Repository.RemovePartial(c, u.record.Path, string(u.record.ID), fileNamesOf(u.record)))
+	err = errors.Join(err, o.tellForeign(e.cfg.Repository.RemovePartial(c, u.record.Path, string(u.record.ID), fileNamesOf(u.record))))
 	if err != nil {
 		return err
 	}
 	return e.cfg.Store.Fail(c, h.lease(), u.record.ID, cause.Error())
+}
+
+// tellForeign is for removals: what others had put into a backup's folder stays, and is told, but keeps nothing from going on.
+func (o *op) tellForeign(err error) error {
+	if !errors.Is(err, repository.ErrForeignFiles) {
+		return err
+	}
+	o.warn("files that are not the backup's were left in the repository", "error", err)
+	return nil
 }
 
 // undoJob says whether the job is over: a QEMU that hangs never answers.

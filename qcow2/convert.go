@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup/internal/writeback"
 )
@@ -120,7 +121,10 @@ func (t *Tool) flushed(ctx context.Context, name string, f func() error) error {
 	defer func() { _ = file.Close() }()
 	stop := writeback.Start(file)
 	err := f()
-	stop()
+	select {
+	case <-stop():
+	case <-time.After(time.Second): // a disk that is busy; what one that is dead holds on to is left behind
+	}
 	if err != nil {
 		return err
 	}

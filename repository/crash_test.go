@@ -2,6 +2,7 @@ package repository_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -87,6 +88,31 @@ var stories = []story{
 		after: empty,
 	},
 	{
+		name: "remove with foreign files",
+		setup: func(t *testing.T, r *repository.Repository) repository.Manifest {
+			m := publish(t, r, full())
+			put(t, r.FilePath(m.Path, "foreign"), "")
+			return m
+		},
+		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
+			_, err := r.Remove(ctx, m.Target())
+			return unlessForeign(err)
+		},
+		after: onlyForeign,
+	},
+	{
+		name: "remove partial with foreign files",
+		setup: func(t *testing.T, r *repository.Repository) repository.Manifest {
+			m := prepare(t, r, full())
+			put(t, filepath.Join(r.PartialDir(m.Path, m.ID), "foreign"), "")
+			return m
+		},
+		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
+			return unlessForeign(r.RemovePartial(ctx, m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"}))
+		},
+		after: onlyForeign,
+	},
+	{
 		name:  "rewrite manifest",
 		setup: func(t *testing.T, r *repository.Repository) repository.Manifest { return publish(t, r, full()) },
 		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
@@ -158,6 +184,19 @@ func published(t *testing.T, r *repository.Repository, m repository.Manifest) {
 	}
 	same(t, tree(t, r), []string{vm, m.Path, m.Path + "/backup.json", m.Path + "/datadisk.v2.qcow2", m.Path + "/domain.xml",
 		m.Path + "/notes.json", m.Path + "/root.v1.qcow2"})
+}
+
+// unlessForeign passes over the error of a removal that is done.
+func unlessForeign(err error) error {
+	if errors.Is(err, repository.ErrForeignFiles) {
+		return nil
+	}
+	return err
+}
+
+func onlyForeign(t *testing.T, r *repository.Repository, _ repository.Manifest) {
+	t.Helper()
+	same(t, tree(t, r), []string{vm, leftOf, leftOf + "/foreign"})
 }
 
 func empty(t *testing.T, r *repository.Repository, _ repository.Manifest) {

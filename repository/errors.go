@@ -39,8 +39,8 @@ var (
 	ErrExist = errors.New("already exists")
 	// ErrForeign is returned when the folder belongs to another backup: nothing was removed.
 	ErrForeign = errors.New("belongs to another backup")
-	// ErrForeignFiles is returned, as a *ForeignFilesError, by removals of a folder that holds files that are not the
-	// backup's.
+	// ErrForeignFiles is returned, as a *ForeignFilesError, by removals that are done: all that was the backup's is gone, and what
+	// somebody else has put into its folder stays.
 	ErrForeignFiles = errors.New("foreign files")
 	// ErrDenied is returned when this process may not read a file or folder: QEMU made it as another user, say, on a share
 	// that doesn't let root pass. Run as a user, or export the share to one, that may.
@@ -49,7 +49,7 @@ var (
 	ErrUnsafe = errors.New("not a regular file or folder")
 	// ErrTooLarge is returned by ReadSideFile for a file that is larger than the caller wants.
 	ErrTooLarge = errors.New("too large")
-	// ErrInUse is returned by removals on NFS while a process of this host still has a removed file open: call again.
+	// ErrInUse is returned when a folder can't be renamed because somebody has a file in it open, which SMB refuses: call again.
 	ErrInUse = errors.New("still in use")
 	// ErrFlush is returned by Publish when a file could not be flushed, and again for the same backup ever after: what
 	// the kernel has thrown away, a second flush does not report. Take the backup again.
@@ -110,14 +110,15 @@ func (r *Repository) failed(op, path string, err error) error {
 	return &Error{Root: r.root, Op: op, Path: path, Err: err}
 }
 
-// ForeignFilesError names the files that kept a folder from being removed. It matches ErrForeignFiles.
+// ForeignFilesError names the files that a removal has left, and where they are now. It matches ErrForeignFiles.
 type ForeignFilesError struct {
 	Folder string   // relative to the repository's root, as it is named now
 	Names  []string // sorted
 }
 
 func (e *ForeignFilesError) Error() string {
-	return fmt.Sprintf("%v in %q: %s: move them elsewhere and call again", ErrForeignFiles, e.Folder, quoted(e.Names))
+	return fmt.Sprintf("%v stay in %q, from which all that was the backup's is gone: %s: remove the folder if nobody needs them",
+		ErrForeignFiles, e.Folder, quoted(e.Names))
 }
 
 func (e *ForeignFilesError) Unwrap() error { return ErrForeignFiles }

@@ -91,6 +91,9 @@ func (s *session) entry(vm string, e fs.DirEntry) (Entry, error) {
 	}
 	f.vm = vm
 	out := Entry{VM: vm, Path: f.path(), Name: e.Name(), Kind: f.kind, ID: f.id}
+	if f.kind == FolderLeft {
+		return out, nil
+	}
 	m, err := s.manifest(f)
 	if errors.Is(err, fs.ErrNotExist) {
 		if f.kind == FolderPublished {
@@ -130,7 +133,7 @@ func (r *Repository) Stamps(ctx context.Context, vm string) ([]Stamp, error) {
 		list, err := s.list(vm)
 		var stamps []Stamp
 		for _, e := range list {
-			if f, err := parseBase(e.Name()); err == nil {
+			if f, err := parseBase(e.Name()); err == nil && f.kind != FolderLeft {
 				stamps = append(stamps, f.stamp)
 			}
 		}

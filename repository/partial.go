@@ -18,8 +18,9 @@ const (
 )
 
 // CreatePartial makes the folder VM/STAMP.partial-ID for the backup id that will be published as path (VM/STAMP) and
-// returns it as an absolute path, durable. It returns ErrExist if any folder has the stamp already, in whatever state.
-// The folder's mode is 0755 before the process's umask: QEMU, as another user, must be able to enter it.
+// returns it as an absolute path, durable. It returns ErrExist if a backup's folder has the stamp already, in whatever state, and
+// what CheckVM does. The mode of the folders that it makes is 0755, whatever the process's umask: QEMU, as another user, must be
+// able to enter them.
 func (r *Repository) CreatePartial(ctx context.Context, path, id string) (dir string, err error) {
 	f, err := parseTarget(path, id)
 	if err != nil {
@@ -27,6 +28,9 @@ func (r *Repository) CreatePartial(ctx context.Context, path, id string) (dir st
 	}
 	return do(ctx, r, "create partial", path, func(s *session) (string, error) {
 		if err := s.makeVM(f.vm); err != nil {
+			return "", err
+		}
+		if err := s.ownsFolder(f.vm); err != nil {
 			return "", err
 		}
 		if err := s.free(f); err != nil {
@@ -52,11 +56,11 @@ func (s *session) makeVM(vm string) error {
 	return s.syncDir(".")
 }
 
-// free says ErrExist if a folder with the stamp is there, in whatever state.
+// free says ErrExist if a backup's folder with the stamp is there, in whatever state.
 func (s *session) free(f folder) error {
 	list, err := s.list(f.vm)
 	for _, e := range list {
-		if g, bad := parseBase(e.Name()); bad == nil && g.stamp == f.stamp {
+		if g, bad := parseBase(e.Name()); bad == nil && g.stamp == f.stamp && g.kind != FolderLeft {
 			return fmt.Errorf("%w: %s", ErrExist, join(f.vm, e.Name()))
 		}
 	}
@@ -130,9 +134,9 @@ func (r *Repository) PartialManifest(ctx context.Context, path, id string) (Mani
 
 // RemovePartial removes the partial folder of a backup that is not going to be published, with the given files (the
 // volumes', and side files under names of the caller's own) and those that every backup may have; and the VM's folder if that
-// leaves it empty. It does nothing if there is no such folder, be it that the backup was published. Nothing may be writing
-// into it any more. Errors: ErrForeignFiles, after the backup's own files were removed; ErrForeign, ErrUnsafe; ErrInUse: call
-// again.
+// leaves it empty. What else is in the folder stays in VM/STAMP.left-ID: then it is done, and the error is an ErrForeignFiles
+// that names it. It does nothing if there is no such folder, also when the backup was published. Nothing may be writing into
+// it any more. Errors: ErrForeignFiles; ErrForeign, ErrUnsafe.
 func (r *Repository) RemovePartial(ctx context.Context, path, id string, files []string) error {
 	f, err := parseTarget(path, id)
 	t := Target{Path: path, ID: id}
@@ -160,24 +164,26 @@ func (s *session) removePartial(p folder, t Target) error {
 	if err != nil && !unreadable(err) {
 		return err
 	}
-	s.closeTargets(p.rel())
+	if err := s.closeTargets(p.rel()); err != nil {
+		return err
+	}
 	// Here a manifest says that the folder is whole, so it goes before anything else does.
 	if err := s.removeFirst(p, ManifestName); err != nil {
 		return err
 	}
-	if _, err := s.purge(p, t.with(m), nil); err != nil {
-		return err
+	_, err = s.purge(p, t.with(m), nil)
+	if err == nil || errors.Is(err, ErrForeignFiles) {
+		s.repo.setBad(p.rel(), false)
 	}
-	s.repo.setBad(p.rel(), false)
-	return nil
+	return err
 }
 
-// removeFirst removes a file for good before what follows.
+// removeFirst removes a file for good before what follows. What isn't a file is not ours.
 func (s *session) removeFirst(p folder, name string) error {
 	name = join(p.rel(), name)
 	err := s.read("stat", name, func() error { _, err := s.regular(name); return err })
 	if err != nil {
-		return allow(err, fs.ErrNotExist)
+		return allow(err, fs.ErrNotExist, ErrUnsafe)
 	}
 	if err := s.remove(name); err != nil {
 		return err

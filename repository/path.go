@@ -9,10 +9,11 @@ import (
 const (
 	partialMark  = ".partial-"
 	deletingMark = ".deleting-"
+	leftMark     = ".left-"
 )
 
 // marks are what follows the stamp; no stamp contains one, so that at most one can follow it.
-var marks = map[FolderKind]string{FolderPartial: partialMark, FolderDeleting: deletingMark}
+var marks = map[FolderKind]string{FolderPartial: partialMark, FolderDeleting: deletingMark, FolderLeft: leftMark}
 
 // FolderKind says what a folder below ROOT/VM is.
 type FolderKind int
@@ -24,11 +25,12 @@ const (
 	FolderPartial              // STAMP.partial-ID: being written, or left by a crash
 	FolderDeleting             // STAMP.deleting-ID: being removed, or left by a crash
 	FolderForeign              // anything else: not ours to touch
+	FolderLeft                 // STAMP.left-ID: what others had put into the folder of a backup that is removed
 )
 
-var folderKindNames = [...]string{"unknown", "published", "partial", "deleting", "foreign"}
+var folderKindNames = [...]string{"unknown", "published", "partial", "deleting", "foreign", "left"}
 
-// String returns "published", "partial", "deleting", "foreign" or "unknown".
+// String returns "published", "partial", "deleting", "foreign", "left" or "unknown".
 func (k FolderKind) String() string {
 	if k < 0 || int(k) >= len(folderKindNames) {
 		k = FolderUnknown
@@ -36,21 +38,18 @@ func (k FolderKind) String() string {
 	return folderKindNames[k]
 }
 
-// folder is a parsed path VM/STAMP, VM/STAMP.partial-ID or VM/STAMP.deleting-ID.
+// folder is a parsed path VM/STAMP, VM/STAMP.partial-ID, VM/STAMP.deleting-ID or VM/STAMP.left-ID.
 type folder struct {
 	vm    string
 	stamp Stamp
 	kind  FolderKind
-	id    string // of partial and deleting ones
+	id    string // of those with a mark
 }
 
 // base is the folder's own name.
 func (f folder) base() string {
-	switch f.kind {
-	case FolderPartial:
-		return f.stamp.String() + partialMark + f.id
-	case FolderDeleting:
-		return f.stamp.String() + deletingMark + f.id
+	if mark := marks[f.kind]; mark != "" {
+		return f.stamp.String() + mark + f.id
 	}
 	return f.stamp.String()
 }
@@ -63,6 +62,7 @@ func (f folder) path() string { return f.vm + "/" + f.stamp.String() }
 
 func (f folder) partial(id string) folder  { return folder{f.vm, f.stamp, FolderPartial, id} }
 func (f folder) deleting(id string) folder { return folder{f.vm, f.stamp, FolderDeleting, id} }
+func (f folder) left() folder              { return folder{f.vm, f.stamp, FolderLeft, f.id} }
 
 // parsePath reads a published path, VM/STAMP.
 func parsePath(path string) (folder, error) {

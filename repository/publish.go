@@ -52,10 +52,12 @@ func (s *session) publish(f folder, m Manifest, encoded []byte) error {
 	if err := s.syncDir(partial); err != nil {
 		return err
 	}
+	if err := s.closeTargets(partial); err != nil { // they are flushed
+		return err
+	}
 	if err := s.rename(partial, f.rel()); err != nil {
 		return err
 	}
-	s.closeTargets(partial)
 	return s.syncDir(f.vm)
 }
 

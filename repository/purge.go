@@ -2,15 +2,15 @@ package repository
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
 	"syscall"
 )
 
-// purge removes a folder and all that is ours in it, the manifest last, so that it can say until the end what is ours. Of the
-// files in before those that are gone already are counted with what they are said to have taken.
+// purge removes a folder and all that is ours in it, the manifest last, so that it can say until the end what is ours. What isn't
+// ours is set aside, and told by a ForeignFilesError when all else is done. Of the files in before those that are gone already are
+// counted with what they are said to have taken.
 func (s *session) purge(d folder, t Target, before []TargetFile) (Removed, error) {
 	own, foreign, err := s.sort(d.rel(), t.names())
 	if err != nil {
@@ -27,9 +27,6 @@ func (s *session) purge(d folder, t Target, before []TargetFile) (Removed, error
 		}
 		removed.Bytes += file.AllocatedBytes
 	}
-	if len(foreign) > 0 {
-		return removed, &ForeignFilesError{d.rel(), foreign}
-	}
 	if last >= 0 {
 		if err := s.syncDir(d.rel()); err != nil {
 			return removed, err
@@ -39,7 +36,35 @@ func (s *session) purge(d folder, t Target, before []TargetFile) (Removed, error
 		}
 		removed.Bytes += own[last].AllocatedBytes
 	}
+	if len(foreign) > 0 {
+		return removed, s.setAside(d, foreign)
+	}
 	return removed, s.removeFolder(d)
+}
+
+// notMovable keeps what is foreign under its folder's name.
+var notMovable = []error{ErrInUse, ErrReadOnly, ErrExist, ErrUnsafe}
+
+// setAside gives a folder from which all is gone that was the backup's a name that says so, and tells what is left in it. Where that can't be
+// done, because somebody has one of these files open, say, the folder keeps its name.
+func (s *session) setAside(d folder, names []string) error {
+	at := d.left()
+	taken, err := s.exists(at.rel())
+	if err == nil && !taken {
+		err = s.rename(d.rel(), at.rel())
+	}
+	if err == nil && !taken {
+		err = s.syncDir(d.vm)
+	} else {
+		at = d
+	}
+	switch {
+	case matches(err, notMovable):
+		s.task.log.Warn("foreign files stay where they are", "folder", d.rel(), "error", err)
+	case err != nil:
+		return err
+	}
+	return &ForeignFilesError{at.rel(), names}
 }
 
 // missing adds up the files that are not there any more.
@@ -53,7 +78,7 @@ func missing(files []TargetFile, own []FileInfo) (bytes int64) {
 }
 
 // sort tells the backup's files in a folder from foreign ones. Under one of our names only a regular file is ours.
-// What NFS keeps of files that are still open (".nfs...") is neither: it goes by itself.
+// What NFS keeps of files that are still open (".nfs...") is neither: most of it goes by itself.
 func (s *session) sort(dir string, names []string) (own []FileInfo, foreign []string, err error) {
 	list, err := s.files(dir)
 	if err != nil {
@@ -62,12 +87,10 @@ func (s *session) sort(dir string, names []string) (own []FileInfo, foreign []st
 	for _, f := range list {
 		switch ours := slices.Contains(names, f.Name) || isOwn(f.Name); {
 		case isSilly(f.Name):
-		case !ours:
-			foreign = append(foreign, f.Name)
-		case !f.Regular:
-			return nil, nil, fmt.Errorf("%w: %q in %q", ErrUnsafe, f.Name, dir)
-		default:
+		case ours && f.Regular:
 			own = append(own, f)
+		default:
+			foreign = append(foreign, f.Name)
 		}
 	}
 	return own, foreign, nil
@@ -86,7 +109,7 @@ func isSilly(name string) bool { return strings.HasPrefix(name, ".nfs") }
 // removeFolder removes a folder that we have emptied, and the VM's if that leaves it empty.
 func (s *session) removeFolder(f folder) error {
 	if err := s.rmdir(f.rel()); notEmpty(err) {
-		return s.whyNotEmpty(f.rel())
+		return s.leave(f)
 	} else if err != nil {
 		return err
 	}
@@ -96,26 +119,36 @@ func (s *session) removeFolder(f folder) error {
 	return s.removeVM(f.vm)
 }
 
-// whyNotEmpty tells files that came meanwhile from those that NFS keeps while they are open.
-func (s *session) whyNotEmpty(dir string) error {
-	_, foreign, err := s.sort(dir, nil)
-	if err == nil && len(foreign) > 0 {
-		err = &ForeignFilesError{dir, foreign}
+// leave sets aside what came meanwhile, or what NFS keeps while somebody has it open, and for ever when that host has crashed.
+func (s *session) leave(f folder) error {
+	list, err := s.list(f.rel())
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = fmt.Errorf("%w: %q: a process of this host has one of its files open: call again when it has ended", ErrInUse, dir)
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
 	}
-	return err
+	return s.setAside(f, names)
 }
 
-// removeVM removes the VM's folder if it is empty.
+// removeVM removes the VM's folder if it is empty, and in it what was set aside and is empty by now.
 func (s *session) removeVM(vm string) error {
 	there, err := s.exists(vm)
 	if !there || err != nil {
 		return err
 	}
 	list, err := s.list(vm)
-	if err != nil || len(list) > 0 {
+	for _, e := range list {
+		f, bad := parseBase(e.Name())
+		if bad != nil || f.kind != FolderLeft || !e.IsDir() {
+			return err
+		}
+		if err := s.rmdir(join(vm, e.Name())); err != nil {
+			return allow(err, syscall.ENOTEMPTY, syscall.EEXIST, ErrReadOnly)
+		}
+	}
+	if err != nil {
 		return err
 	}
 	if err := s.rmdir(vm); err != nil {
@@ -133,5 +166,5 @@ func notEmpty(err error) bool {
 
 // unreadable says that there is no manifest to go by.
 func unreadable(err error) bool {
-	return errors.Is(err, ErrManifest) || errors.Is(err, ErrMisplaced) || errors.Is(err, fs.ErrNotExist)
+	return errors.Is(err, ErrManifest) || errors.Is(err, ErrMisplaced) || errors.Is(err, ErrUnsafe) || errors.Is(err, fs.ErrNotExist)
 }

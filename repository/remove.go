@@ -59,13 +59,13 @@ type Removed struct {
 
 // Remove removes a published backup. The caller knows that nothing needs it any more. The folder is renamed to
 // VM/STAMP.deleting-ID first; then the files that are the backup's, by the manifest and t.Files, are removed, the manifest
-// last; then the folder, and the VM's folder if that leaves it empty. A call after a crash or an error at any point finishes
-// the work, and one for a backup that is gone says so.
+// last; then the folder, and the VM's folder if that leaves it empty. What else is in the folder stays in VM/STAMP.left-ID: then it is
+// done, and the error is an ErrForeignFiles that names it. A call after a crash or an error at any point finishes the work, and one
+// for a backup that is gone says so.
 //
-// Errors: ErrForeign if the manifest is another backup's, ErrForeignFiles if there are files that are not the backup's,
-// ErrUnsafe if something isn't a regular file, ErrManifest and ErrManifestVersion if the manifest can't be read, ErrNotFound
-// if there is none (see Target.Unproven): in all these cases nothing was removed, unless the foreign file came only after the
-// removal had begun. ErrInUse: call again.
+// Errors: ErrForeignFiles. ErrForeign if the manifest is another backup's, ErrUnsafe, ErrManifest and ErrManifestVersion if
+// the manifest can't be read, ErrNotFound if there is none (see Target.Unproven): in these cases nothing was removed. ErrInUse:
+// call again.
 func (r *Repository) Remove(ctx context.Context, t Target) (Removed, error) {
 	f, err := parseTarget(t.Path, t.ID)
 	if err = errors.Join(err, t.validate()); err != nil {
@@ -86,20 +86,22 @@ func (t Target) validate() error {
 
 // removeBackup finishes an earlier removal, then does its own.
 func (s *session) removeBackup(f folder, t Target) (Removed, error) {
-	resumed, err := s.resume(f, t)
-	if err != nil {
-		return resumed, err
+	resumed, told := s.resume(f, t)
+	if told != nil && !errors.Is(told, ErrForeignFiles) {
+		return resumed, told
 	}
 	there, err := s.exists(f.rel())
 	switch {
 	case err != nil:
 		return resumed, err
+	case !there && told != nil:
+		return resumed, told
 	case !there:
 		return resumed, s.removeVM(f.vm)
 	}
 	t, err = s.prove(f, t)
 	if errors.Is(err, ErrForeign) && !resumed.AlreadyGone {
-		return resumed, nil // ours is gone; this is a later one of the same stamp
+		return resumed, told // ours is gone; this is a later one of the same stamp
 	}
 	if err != nil {
 		return resumed, err
@@ -131,16 +133,11 @@ func (s *session) resume(f folder, t Target) (Removed, error) {
 	return s.purge(d, t, t.Files)
 }
 
-// prove makes sure that the folder is the backup's and holds nothing else, and returns the target with all of its files.
+// prove makes sure that the folder is the backup's, and returns the target with all of its files.
 func (s *session) prove(f folder, t Target) (Target, error) {
 	m, err := s.ownManifest(f, t.ID)
 	if err != nil && !(t.Unproven && unreadable(err)) {
 		return t, err
 	}
-	t = t.with(m)
-	_, foreign, err := s.sort(f.rel(), t.names())
-	if err == nil && len(foreign) > 0 {
-		err = &ForeignFilesError{f.rel(), foreign}
-	}
-	return t, err
+	return t.with(m), nil
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,44 +27,115 @@ func TestRemoveReportsBytesAndThenThatItIsGone(t *testing.T) {
 	}
 }
 
-func TestRemoveKeepsForeignFiles(t *testing.T) {
-	r := quick(t)
-	m := publish(t, r, full())
-	before := tree(t, r)
-	put(t, r.FilePath(m.Path, "overlay.qcow2"), "someone's work on top of the backup")
-	_, err := r.Remove(t.Context(), m.Target())
-	want(t, err, repository.ErrForeignFiles)
-	var detail *repository.ForeignFilesError
-	if !errors.As(err, &detail) || detail.Folder != m.Path {
-		t.Fatal(err)
+// leftOf is the folder in which a removal of full leaves what is foreign.
+const leftOf = fullPath + ".left-" + fullID
+
+// indexed puts into a folder what indexers, desktops, NFS and repairs of file systems leave there, and a folder and a link under names of
+// the backup's files. It returns the names.
+func indexed(t *testing.T, dir string, of ...string) []string {
+	t.Helper()
+	names := []string{".DS_Store", ".nfs0000000000a1", "@eaDir", "Thumbs.db", "lost+found", "overlay.qcow2"}
+	for _, name := range names {
+		if name == "@eaDir" || name == "lost+found" {
+			want(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+			put(t, filepath.Join(dir, name, "root.v1.qcow2"), "an index")
+			continue
+		}
+		put(t, filepath.Join(dir, name), "theirs")
 	}
-	same(t, detail.Names, []string{"overlay.qcow2"})
-	want(t, os.Remove(r.FilePath(m.Path, "overlay.qcow2")))
-	same(t, tree(t, r), before)
-	_, err = r.Remove(t.Context(), m.Target())
-	want(t, err)
+	for _, name := range of {
+		link(t, "/etc/passwd", filepath.Join(dir, name))
+	}
+	names = append(names, of...)
+	slices.Sort(names)
+	return names
 }
 
-// A foreign file that comes after the removal has begun keeps its folder, and the rest is removed.
-func TestRemoveMeetsForeignFileOnTheWay(t *testing.T) {
+// toldOf wants the error that names what is left, and that to be all there is of the VM.
+func toldOf(t *testing.T, r *repository.Repository, err error, names []string) {
+	t.Helper()
+	var left *repository.ForeignFilesError
+	if !errors.As(err, &left) || left.Folder != leftOf {
+		t.Fatal(err)
+	}
+	files, err := r.Files(t.Context(), left.Folder)
+	want(t, err)
+	var there []string
+	for _, f := range files {
+		there = append(there, f.Name)
+	}
+	same(t, there, names)
+	if b, err := os.ReadFile(r.FilePath(leftOf, "overlay.qcow2")); string(b) != "theirs" {
+		t.Error(string(b), err)
+	}
+	all, err := r.List(t.Context(), "")
+	want(t, err)
+	if len(all) != 1 || all[0].Kind != repository.FolderLeft || all[0].ID != fullID {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestRemoveLeavesForeignFiles(t *testing.T) {
+	r := quick(t)
+	m := publish(t, r, full())
+	names := indexed(t, filepath.Join(r.Root(), m.Path), "root.v1.qcow2")
+	got, err := r.Remove(t.Context(), m.Target())
+	toldOf(t, r, err, names)
+	if got.Bytes < 4096 || got.AlreadyGone {
+		t.Errorf("%+v", got)
+	}
+	again, err := r.Remove(t.Context(), m.Target())
+	if err != nil || !again.AlreadyGone {
+		t.Errorf("%+v %v", again, err)
+	}
+	// What is left stands in nobody's way, not even of a backup at the same place.
+	m = full()
+	m.ID = incID
+	publish(t, r, m)
+	_, err = r.Remove(t.Context(), m.Target())
+	want(t, err)
+	if stamps, err := r.Stamps(t.Context(), vm); err != nil || len(stamps) > 0 {
+		t.Error(stamps, err)
+	}
+}
+
+func TestRemovePartialLeavesForeignFiles(t *testing.T) {
+	r := quick(t)
+	m := prepare(t, r, full())
+	names := indexed(t, r.PartialDir(m.Path, m.ID), "root.v1.qcow2", repository.ManifestName)
+	toldOf(t, r, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"}), names)
+	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, nil))
+}
+
+// TestPublishTakesForeignFilesAlong: they don't keep a backup from being taken, nor from being removed.
+func TestPublishTakesForeignFilesAlong(t *testing.T) {
+	r := quick(t)
+	m := prepare(t, r, full())
+	names := indexed(t, r.PartialDir(m.Path, m.ID))
+	want(t, r.Publish(t.Context(), m))
+	_, err := r.Remove(t.Context(), m.Target())
+	toldOf(t, r, err, names)
+}
+
+// TestForeignFilesThatCannotBeMoved stay where they are; the backup's own are gone all the same, and a later call tries again.
+func TestForeignFilesThatCannotBeMoved(t *testing.T) {
 	dir := t.TempDir()
 	m := publish(t, initRepo(t, dir, repository.Options{NoSync: true}), full())
-	f := &faults{at: 2, dead: true}
-	broken, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: f.before})
+	put(t, filepath.Join(dir, m.Path, "foreign"), "")
+	deleting := m.Path + ".deleting-" + m.ID
+	r, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: func(step string) error {
+		if step == "rename "+deleting {
+			return repository.ErrInUse // as SMB says while the file is open somewhere
+		}
+		return nil
+	}})
 	want(t, err)
-	_, err = broken.Remove(t.Context(), m.Target())
-	want(t, err, errInjected)
-	deleting := filepath.Join(dir, m.Path+".deleting-"+m.ID)
-	put(t, filepath.Join(deleting, "foreign"), "")
-	r := initRepo(t, dir, repository.Options{NoSync: true})
 	_, err = r.Remove(t.Context(), m.Target())
 	want(t, err, repository.ErrForeignFiles)
-	base := filepath.Base(deleting)
-	same(t, tree(t, r), []string{vm, vm + "/" + base, vm + "/" + base + "/backup.json", vm + "/" + base + "/foreign"})
-	want(t, os.Remove(filepath.Join(deleting, "foreign")))
-	_, err = r.Remove(t.Context(), m.Target())
-	want(t, err)
-	empty(t, r, m)
+	same(t, tree(t, r), []string{vm, deleting, deleting + "/foreign"})
+	_, err = initRepo(t, dir, repository.Options{NoSync: true}).Remove(t.Context(), m.Target())
+	want(t, err, repository.ErrForeignFiles)
+	same(t, tree(t, r), []string{vm, leftOf, leftOf + "/foreign"})
 }
 
 func TestRemoveRefusesWhatIsNotTheBackups(t *testing.T) {
@@ -87,16 +159,9 @@ func TestRemoveRefusesWhatIsNotTheBackups(t *testing.T) {
 		"later manifest": {func(t *testing.T, r *repository.Repository) {
 			put(t, r.FilePath(fullPath, repository.ManifestName), seal(`{"version": 2, "id": 7, "checksum": "`+strings.Repeat("0", 64)+`"}`))
 		}, repository.ErrManifestVersion},
-		"volume is a link": {func(t *testing.T, r *repository.Repository) {
-			link(t, "/etc/passwd", r.FilePath(fullPath, "root.v1.qcow2"))
+		"manifest is a link": {func(t *testing.T, r *repository.Repository) {
+			link(t, "/etc/passwd", r.FilePath(fullPath, repository.ManifestName))
 		}, repository.ErrUnsafe},
-		"volume is a folder": {func(t *testing.T, r *repository.Repository) {
-			want(t, os.Remove(r.FilePath(fullPath, "root.v1.qcow2")))
-			want(t, os.Mkdir(r.FilePath(fullPath, "root.v1.qcow2"), 0o755))
-		}, repository.ErrUnsafe},
-		"foreign folder": {func(t *testing.T, r *repository.Repository) {
-			want(t, os.Mkdir(r.FilePath(fullPath, "sub"), 0o755))
-		}, repository.ErrForeignFiles},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -124,13 +189,10 @@ func TestRemoveUnproven(t *testing.T) {
 	put(t, r.FilePath(m.Path, repository.ManifestName), "")
 	target := m.Target()
 	target.Unproven = true
-	short := target
-	short.Files = target.Files[:1]
-	_, err := r.Remove(t.Context(), short)
+	put(t, r.FilePath(m.Path, "notes.txt"), "")
+	_, err := r.Remove(t.Context(), target)
 	want(t, err, repository.ErrForeignFiles)
-	_, err = r.Remove(t.Context(), target)
-	want(t, err)
-	empty(t, r, m)
+	same(t, tree(t, r), []string{vm, leftOf, leftOf + "/notes.txt"})
 }
 
 func TestRemoveLeavesOthersOfTheVM(t *testing.T) {
@@ -163,10 +225,8 @@ func TestRemoveFinishesBesideAnotherOfTheSameStamp(t *testing.T) {
 func TestRemovePartial(t *testing.T) {
 	r := quick(t)
 	m := prepare(t, r, full())
-	files := []string{"root.v1.qcow2", "notes.json", "never-made.qcow2"}
-	err := r.RemovePartial(t.Context(), m.Path, m.ID, files)
-	want(t, err, repository.ErrForeignFiles) // datadisk.v2.qcow2 was not named
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, append(files, "datadisk.v2.qcow2")))
+	files := []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json", "never-made.qcow2"}
+	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, files))
 	empty(t, r, m)
 	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, files))
 	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"../../x"}), repository.ErrName)
@@ -179,24 +239,28 @@ func TestRemovePartialLeavesThePublished(t *testing.T) {
 	published(t, r, m)
 }
 
-// What appears between the last file and the folder itself: NFS's remains of open files go by themselves, others don't.
+// What appears between the last file and the folder itself is set aside, too. When it is gone by itself, as NFS's remains of open files are,
+// its folder goes with the next removal.
 func TestRemoveFindsTheFolderNotEmpty(t *testing.T) {
-	for name, class := range map[string]error{".nfs0000000000a1": repository.ErrInUse, "new": repository.ErrForeignFiles} {
+	for _, name := range []string{".nfs0000000000a1", "new"} {
 		dir := t.TempDir()
 		m := publish(t, initRepo(t, dir, repository.Options{NoSync: true}), full())
-		late := filepath.Join(dir, m.Path+".deleting-"+m.ID, name)
 		r, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: func(step string) error {
-			if step == "rmdir "+m.Path+".deleting-"+m.ID {
-				put(t, late, "")
+			if deleting := m.Path + ".deleting-" + m.ID; step == "rmdir "+deleting {
+				put(t, filepath.Join(dir, deleting, name), "")
 			}
 			return nil
 		}})
 		want(t, err)
 		_, err = r.Remove(t.Context(), m.Target())
-		want(t, err, class)
-		want(t, os.Remove(late))
-		r = initRepo(t, dir, repository.Options{NoSync: true})
+		want(t, err, repository.ErrForeignFiles)
+		same(t, tree(t, r), []string{vm, leftOf, leftOf + "/" + name})
 		_, err = r.Remove(t.Context(), m.Target())
+		want(t, err)
+		same(t, tree(t, r), []string{vm, leftOf, leftOf + "/" + name})
+		want(t, os.Remove(filepath.Join(dir, leftOf, name)))
+		other := publish(t, r, incremental())
+		_, err = r.Remove(t.Context(), other.Target())
 		want(t, err)
 		empty(t, r, m)
 	}

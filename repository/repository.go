@@ -34,7 +34,8 @@ type Options struct {
 	// step hangs, and it isn't done if the caller has left meanwhile.
 	BeforeStep func(step string) error
 
-	// BeforeRead is BeforeStep for the steps that only look: "open", "read NAME", "stat NAME", "list NAME", "statfs".
+	// BeforeRead is BeforeStep for the steps that change nothing: "open", "read NAME", "stat NAME", "list NAME", "statfs", and
+	// "close NAME" of what OpenTargets has opened in a folder.
 	BeforeRead func(step string) error
 }
 

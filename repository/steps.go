@@ -7,10 +7,30 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 )
 
+// mkdir makes a folder that others may enter, whatever the umask.
 func (s *session) mkdir(name string) error {
-	return s.step("mkdir", name, s.repo.opts.Timeout, func() error { return s.root.Mkdir(name, dirMode) })
+	return s.step("mkdir", name, s.repo.opts.Timeout, func() error {
+		if err := s.root.Mkdir(name, dirMode); err != nil {
+			return err
+		}
+		s.admit(name)
+		return nil
+	})
+}
+
+// admit sets what the umask has taken from a folder's mode, and nothing else of it. Storage that has modes of its own (SMB, FAT) may
+// refuse, and then it is for its mount options to say who may enter.
+func (s *session) admit(name string) {
+	info, err := s.root.Lstat(name)
+	if err == nil && info.Mode().Perm()&dirMode != dirMode {
+		err = s.root.Chmod(name, info.Mode()&(fs.ModePerm|fs.ModeSetgid|fs.ModeSticky)|dirMode)
+	}
+	if err != nil {
+		s.task.log.Debug("the folder's mode stays what it is", "name", name, "error", err)
+	}
 }
 
 // place gives a temporary file its name.
@@ -18,8 +38,31 @@ func (s *session) place(temp, name string) error {
 	return s.step("place", name, s.repo.opts.Timeout, func() error { return s.root.Rename(temp, name) })
 }
 
+// openPatience is how long a rename of a folder waits for whoever has a file in it open, and the pauses between the tries.
+const (
+	openPatience = 5 * time.Second
+	openPause    = 50 * time.Millisecond
+)
+
+// openElsewhere are the answers of SMB to the rename of a folder in which somebody has a file open: as a sharing violation, or refused.
+var openElsewhere = []error{syscall.EACCES, syscall.EBUSY, syscall.ETXTBSY}
+
+// rename renames a folder. Where a file in it is open, be it in a reader that looks at the share just now, an indexer or a virus
+// scanner, SMB refuses. Most of them are done soon.
 func (s *session) rename(from, to string) error {
-	return s.step("rename", from, s.repo.opts.Timeout, func() error { return s.root.Rename(from, to) })
+	return s.step("rename", from, s.repo.opts.Timeout, func() error {
+		for end := time.Now().Add(min(openPatience, s.repo.opts.Timeout/2)); ; {
+			err := s.root.Rename(from, to)
+			if !matches(err, openElsewhere) {
+				return err
+			}
+			if s.task.check() != nil || time.Now().After(end) {
+				return fmt.Errorf("%w: %q can't be renamed: a program, perhaps on another host or on the NAS itself, has a file in it open, which SMB refuses; "+
+					"or this user may not rename it: end that program, or see to the permissions, and call again: %w", ErrInUse, from, err)
+			}
+			<-time.After(openPause)
+		}
+	})
 }
 
 // remove removes a file; one that is gone is fine.

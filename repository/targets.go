@@ -10,11 +10,14 @@ import (
 // targets are the open files of one partial folder.
 type targets struct {
 	files []*os.File
-	stop  func() // of the writing out
+	stop  func() (over <-chan struct{}) // of the writing out; nil: there is none
 }
 
+// close returns when none of the files is open any more, which on a dead mount is never.
 func (t *targets) close() {
-	t.stop()
+	if t.stop != nil {
+		<-t.stop()
+	}
 	for _, f := range t.files {
 		_ = f.Close() // only read from: there is nothing to lose
 	}
@@ -54,7 +57,7 @@ func (r *Repository) OpenTargets(ctx context.Context, path, id string, files []s
 }
 
 func (s *session) openTargets(dir string, names []string) (*targets, error) {
-	t := &targets{stop: func() {}}
+	t := &targets{}
 	for _, name := range names {
 		err := s.read("open", join(dir, name), func() error {
 			f, err := s.openFile(join(dir, name))
@@ -102,9 +105,12 @@ func (r *Repository) openedTargets(dir string) *targets {
 	return r.targets[dir]
 }
 
-// closeTargets comes before files are removed: NFS keeps those that are open, under other names.
-func (s *session) closeTargets(dir string) {
-	if t := s.repo.openedTargets(dir); t != nil && s.repo.takeTargets(dir, t) {
-		t.close()
+// closeTargets comes before files are removed, as NFS keeps those that are open, under other names; and before their folder is
+// renamed, which SMB refuses while one of them is open.
+func (s *session) closeTargets(dir string) error {
+	t := s.repo.openedTargets(dir)
+	if t == nil || !s.repo.takeTargets(dir, t) {
+		return nil
 	}
+	return s.read("close", dir, func() error { t.close(); return nil })
 }

@@ -6,11 +6,7 @@ import (
 	"time"
 )
 
-const (
-	interval = 100 * time.Millisecond
-	// patience is for a disk that is busy. What one that is dead holds on to is left behind.
-	patience = time.Second
-)
+const interval = 100 * time.Millisecond
 
 // Start has the kernel begin to write out files, or block devices, that somebody else is writing through the page cache, over and
 // over until stop is called. The flush at the end finds little left then, so that copying and writing out take turns no longer, and
@@ -18,20 +14,18 @@ const (
 //
 // It is a hint and nothing more: it never waits for what it begins, so that an error in writing is still reported to whoever flushes (see
 // sync_file_range(2)), and it ignores its own errors. On other systems than Linux it does nothing. The files may be open for
-// reading alone, and may be closed at any time. stop takes a second at most: on a dead mount a goroutine is left behind
-// until the mount answers. It may be called from any goroutine, once.
-func Start(files ...*os.File) (stop func()) {
+// reading alone, and may be closed at any time; but what is closed while the kernel is being asked stays open until it has answered.
+// stop may be called from any goroutine, once. The channel that it returns is closed when no file is used any more: at once, or on a dead
+// mount when that answers, until which a goroutine is left behind.
+func Start(files ...*os.File) (stop func() (over <-chan struct{})) {
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		run(files, quit)
 	}()
-	return func() {
+	return func() <-chan struct{} {
 		close(quit)
-		select {
-		case <-done:
-		case <-time.After(patience):
-		}
+		return done
 	}
 }
 

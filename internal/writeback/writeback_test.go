@@ -31,7 +31,7 @@ func TestStart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stop()
+	<-stop()
 	if err := w.Close(); err != nil {
 		t.Error(err)
 	}

@@ -1,0 +1,57 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+)
+
+// upperMarker is the marker's name in capitals, under which it is found where the storage doesn't tell upper from lower case.
+var upperMarker = strings.ToUpper(MarkerName)
+
+// CheckVM says, before anything is written, whether the VM can have a folder of its own. On storage that doesn't tell upper from lower case,
+// as most SMB shares are, the VMs Web and web would share one: the one that came later gets an ErrName, as a *NameError. Two
+// that come first at the same time are told apart by CreatePartial.
+func (r *Repository) CheckVM(ctx context.Context, vm string) error {
+	if err := validVM(vm); err != nil {
+		return r.failed("check VM", vm, err)
+	}
+	_, err := do(ctx, r, "check VM", vm, func(s *session) (struct{}, error) { return struct{}{}, s.ownsFolder(vm) })
+	return err
+}
+
+// ownsFolder lists the root only where upper and lower case are the same.
+func (s *session) ownsFolder(vm string) error {
+	err := s.read("stat", upperMarker, func() error { _, err := s.root.Lstat(upperMarker); return err })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	list, err := s.list(".")
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return clash(vm, names)
+}
+
+// clash finds the folder of another VM, of those that have exactly these names, whose name is the VM's in other letters.
+func clash(vm string, names []string) error {
+	if slices.Contains(names, vm) || slices.Contains(names, upperMarker) { // the latter is a file of its own
+		return nil
+	}
+	for _, name := range names {
+		if strings.EqualFold(name, vm) {
+			return &NameError{"VM name", vm, fmt.Sprintf("is that of the folder %q on this storage, which doesn't tell upper from lower case", name)}
+		}
+	}
+	return nil
+}
