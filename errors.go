@@ -83,6 +83,9 @@ var (
 	ErrTargetAccess = errors.New("target is not writable for QEMU")
 	// ErrImageLocked is returned when another process has the image open.
 	ErrImageLocked = errors.New("image is in use")
+	// ErrNoLocks is returned when the storage of an image gives QEMU no locks, so that it uses none there. It doesn't pass by waiting.
+	ErrNoLocks = errors.New("storage gives no locks: mount NFS with its lock service running, or where no other host writes there " +
+		"with local_lock=all (NFS) or nobrl (SMB)")
 	// ErrMissingFile is returned when a file that a restore needs is not there.
 	ErrMissingFile = errors.New("backup file is missing")
 	// ErrDamaged is returned when a file is there and is not what the manifest says.

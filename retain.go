@@ -47,6 +47,9 @@ type RetentionPlan struct {
 	FreeBytes, LaterBytes int64
 	// Failed lists the failed backups from before the oldest one kept. Their records go; files they have none.
 	Failed []BackupID
+	// Foreign are the folders, below the repository's root, that stay because of files in them which are not the backups', where Retain
+	// has met such.
+	Foreign []string
 }
 
 // RetentionDecision is one backup's fate.
@@ -309,6 +312,7 @@ func (e *Engine) Retain(ctx context.Context, vm VMID, policy RetentionPolicy) (R
 			if done.ClearsActive {
 				cleared = append(cleared, done.active)
 			}
+			p.Foreign = append(p.Foreign, done.Foreign...)
 			if errs = append(errs, err); ctx.Err() != nil {
 				break
 			}

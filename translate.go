@@ -27,6 +27,8 @@ func withSentinel(err error) error {
 		{repository.ErrUnavailable, ErrUnavailable},
 		{qcow2.ErrNoSpace, ErrNoSpace},
 		{qcow2.ErrLocked, ErrImageLocked},
+		{qcow2.ErrNoLocks, ErrNoLocks},
+		{repository.ErrName, ErrInvalid},
 		{qcow2.ErrExist, ErrTargetExists},
 	} {
 		if errors.Is(err, same.below) && !errors.Is(err, same.root) {

@@ -3,6 +3,7 @@ package libvirtjob
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"libvirt.org/go/libvirt"
@@ -58,9 +59,13 @@ var translations = []translation{
 	{libvirt.ERR_INTERNAL_ERROR, "not found in backing chain", kvmbackup.ErrCheckpointInconsistent},
 	{libvirt.ERR_INTERNAL_ERROR, "Cannot store dirty bitmaps in qcow2 v2 files", kvmbackup.ErrUnsupported},
 	{libvirt.ERR_INTERNAL_ERROR, `Failed to get "write" lock`, kvmbackup.ErrImageLocked},
+	{libvirt.ERR_INTERNAL_ERROR, `Failed to get shared "`, kvmbackup.ErrImageLocked},
 	{libvirt.ERR_INTERNAL_ERROR, "No space left on device", kvmbackup.ErrNoSpace},
 	{libvirt.ERR_INTERNAL_ERROR, "Disk quota exceeded", kvmbackup.ErrNoSpace},
 }
+
+// noLocks finds the message of a lock that isn't refused because somebody has it: QEMU adds the system's error then.
+var noLocks = regexp.MustCompile(`Failed to (get (shared )?"[a-z ]+" lock|lock byte \d+): `)
 
 // translate puts the sentinel for a libvirt error in front of it; the libvirt.Error stays within reach of errors.As.
 // Errors without one, and those that are not libvirt's, come back as they are.
@@ -74,6 +79,9 @@ func translate(err error) error {
 	}
 	if lv.Domain == libvirt.FROM_RPC { // the client's own: the daemon can't be reached, or the connection broke
 		return fmt.Errorf("%w: %w", kvmbackup.ErrUnavailable, err)
+	}
+	if lv.Code == libvirt.ERR_INTERNAL_ERROR && noLocks.MatchString(lv.Message) {
+		return fmt.Errorf("%w: %w", kvmbackup.ErrNoLocks, err)
 	}
 	for _, t := range translations {
 		if t.code == lv.Code && strings.Contains(lv.Message, t.contains) {

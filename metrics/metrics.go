@@ -151,14 +151,14 @@ var causes = []struct {
 	{kvmbackup.ErrLeaseLost, "lease-lost"}, {context.Canceled, "canceled"},
 	{repository.ErrNotRepository, "repository"}, {repository.ErrOtherRepository, "repository"}, {kvmbackup.ErrOtherRepository, "repository"},
 	{kvmbackup.ErrUnavailable, "unavailable"}, {repository.ErrUnavailable, "unavailable"}, {kvmbackup.ErrBusy, "busy"}, {kvmbackup.ErrNotConsistent, "not-consistent"},
-	{kvmbackup.ErrTargetAccess, "target-access"}, {kvmbackup.ErrImageLocked, "image-locked"}, {kvmbackup.ErrNoDomain, "no-domain"},
+	{kvmbackup.ErrTargetAccess, "target-access"}, {kvmbackup.ErrImageLocked, "image-locked"}, {kvmbackup.ErrNoLocks, "no-locks"}, {kvmbackup.ErrNoDomain, "no-domain"},
 	{kvmbackup.ErrDamaged, "damaged"}, {kvmbackup.ErrMissingFile, "missing-file"}, {kvmbackup.ErrInvalid, "invalid"},
 	{context.DeadlineExceeded, "deadline"}, {kvmbackup.ErrJobFailed, "job"},
 }
 
 // Cause is the word for an error in the cause label, or "other". What calls for somebody to look: no-space; flush, where the storage lost
 // data; read-only; repository, where another share or none is mounted; unavailable, where libvirt, a QEMU, the store or the
-// storage can't be reached; stalled, stuck, lease-lost, target-access, damaged, missing-file. The rest: busy, canceled,
+// storage can't be reached; stalled, stuck, lease-lost, target-access, no-locks, damaged, missing-file. The rest: busy, canceled,
 // deadline, not-consistent, image-locked, no-domain, invalid, job.
 func Cause(err error) string {
 	for _, c := range causes {

@@ -11,6 +11,7 @@ import (
 // translations maps the tools' sentinels to the contract's.
 var translations = []struct{ tool, sentinel error }{
 	{qcow2.ErrLocked, kvmbackup.ErrImageLocked},
+	{qcow2.ErrNoLocks, kvmbackup.ErrNoLocks},
 	{qcow2.ErrNoSpace, kvmbackup.ErrNoSpace},
 	{qcow2.ErrBitmapNotFound, kvmbackup.ErrCheckpointInconsistent},
 	{qcow2.ErrBitmapInconsistent, kvmbackup.ErrCheckpointInconsistent},

@@ -42,7 +42,7 @@ func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskSt
 
 // unreadable says whether the error is about what the image is, and not about who uses it or how it was looked at.
 func unreadable(err error) bool {
-	if errors.Is(err, qcow2.ErrLocked) {
+	if errors.Is(err, qcow2.ErrLocked) || errors.Is(err, qcow2.ErrNoLocks) {
 		return false
 	}
 	return slices.ContainsFunc([]error{qcow2.ErrNotFound, qcow2.ErrPermission, qcow2.ErrFormat, qcow2.ErrCorrupt, qcow2.ErrTooNew, qcow2.ErrIO},

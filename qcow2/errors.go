@@ -36,6 +36,9 @@ var (
 	// ErrLocked is returned when another process (a running VM, another backup) holds
 	// the image in a way that excludes the call.
 	ErrLocked = errors.New("image is in use by another process")
+	// ErrNoLocks is returned when the storage below an image gives no locks at all, as NFS does without its lock service. Nobody is known
+	// to use the image.
+	ErrNoLocks = errors.New("storage gives no locks")
 	// ErrNoSpace is returned when the target has no space left, a quota is used up, or
 	// the file system's or the process's file size limit is reached.
 	ErrNoSpace = errors.New("no space left for the image")
@@ -169,11 +172,9 @@ var messages = []struct {
 	pattern *regexp.Regexp
 	err     error
 }{
-	{regexp.MustCompile(`Failed to get "write" lock`), ErrLocked},
-	{regexp.MustCompile(`Failed to get shared "`), ErrLocked},
-	{regexp.MustCompile(`Failed to get "consistent read" lock`), ErrLocked},
-	{regexp.MustCompile(`Failed to get "resize" lock`), ErrLocked},
-	{regexp.MustCompile(`Failed to lock byte`), ErrLocked},
+	// QEMU adds the system's error to these unless it says that somebody else has the lock.
+	{regexp.MustCompile(`(?m)Failed to (get (shared )?"[a-z ]+" lock|lock byte \d+)$`), ErrLocked},
+	{regexp.MustCompile(`Failed to (get (shared )?"[a-z ]+" lock|lock byte \d+): `), ErrNoLocks},
 	{regexp.MustCompile(`No such file or directory`), ErrNotFound},
 	{regexp.MustCompile(`Permission denied`), ErrPermission},
 	{regexp.MustCompile(`Operation not permitted`), ErrPermission},

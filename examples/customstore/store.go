@@ -80,7 +80,7 @@ func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
 		if err == nil {
 			return func() { _ = f.Close() }, nil
 		} else if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.Join(err, f.Close())
+			return nil, errors.Join(fmt.Errorf("lock the folder %q: %w", s.dir, err), f.Close())
 		}
 		select {
 		case <-ctx.Done():

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -57,6 +58,9 @@ func (a *app) rootCommand() *cobra.Command {
 			return usage("no command given")
 		},
 	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return fmt.Errorf("%w (a DOMAIN that begins with a dash comes after \"--\")", err)
+	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.connect, "connect", "", "libvirt `URI` of the hypervisor (default $NASBACKUP_CONNECT, or else qemu:///system)")
 	f.StringVar(&a.repo, "repo", "", "`DIR` with the backups (default $NASBACKUP_REPO)")

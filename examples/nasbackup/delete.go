@@ -55,7 +55,8 @@ type deletion struct {
 	Pending      []waiting            `json:"pending"`
 	FreeBytes    int64                `json:"free_bytes"`
 	LaterBytes   int64                `json:"later_bytes"`
-	ClearsActive bool                 `json:"clears_active"` // the next backup is a full
+	ClearsActive bool                 `json:"clears_active"`     // the next backup is a full
+	Foreign      []string             `json:"foreign,omitempty"` // folders that stay, with files which are not the backups'
 }
 
 type waiting struct {
@@ -66,7 +67,7 @@ type waiting struct {
 func deletionJSON(p kvmbackup.DeletePlan, dryRun bool) deletion {
 	out := deletion{
 		Backup: p.Backup, DryRun: dryRun, Force: p.Force, Removed: []kvmbackup.BackupID{}, Pending: []waiting{},
-		FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes, ClearsActive: p.ClearsActive,
+		FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes, ClearsActive: p.ClearsActive, Foreign: p.Foreign,
 	}
 	for _, b := range p.Remove {
 		out.Removed = append(out.Removed, b.ID)
@@ -87,6 +88,9 @@ func printDeletion(w io.Writer, p kvmbackup.DeletePlan, dryRun bool) {
 	}
 	for _, b := range p.Pending {
 		fmt.Fprintf(w, "%s %s: %s, %s come back later; needed by %s\n", b.ID, b.Path, pending, size(b.StoredBytes()), strings.Join(p.Waits[b.ID], ", "))
+	}
+	for _, folder := range p.Foreign {
+		fmt.Fprintf(w, "%s stays, with files that are not the backup's\n", folder)
 	}
 	if p.ClearsActive {
 		fmt.Fprintln(w, "the next backup is a full")

@@ -15,6 +15,7 @@ import (
 var errUnhealthy = errors.New("not healthy")
 
 func (a *app) doctorCommand() *cobra.Command {
+	var name vmFlag
 	var repair bool
 	cmd := &cobra.Command{
 		Use:   "doctor DOMAIN",
@@ -24,16 +25,16 @@ when they differ in what is ours. A backup that is under way shows up as a diffe
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
-			vm := kvmbackup.VMID(args[0])
+			req := name.request(args[0])
 			return a.with(ctx, needHypervisor, func(s *session) error {
-				if err := s.needKnown(ctx, vm); err != nil {
+				if err := s.needKnown(ctx, req); err != nil {
 					return err
 				}
 				do := s.Inspect
 				if repair {
 					do = s.Repair
 				}
-				d, err := do(ctx, kvmbackup.BackupRequest{VM: vm})
+				d, err := do(ctx, req)
 				if err != nil {
 					return err
 				}
@@ -47,6 +48,7 @@ when they differ in what is ours. A backup that is under way shows up as a diffe
 			})
 		}),
 	}
+	name.add(cmd)
 	cmd.Flags().BoolVar(&repair, "repair", false, "mend what is safe to mend, then look again")
 	return cmd
 }

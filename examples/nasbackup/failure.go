@@ -66,6 +66,7 @@ var classes = []struct {
 	{kvmbackup.ErrNoSpace, "no-space", exitFailed},
 	{qcow2.ErrNoSpace, "no-space", exitFailed},
 	{kvmbackup.ErrTargetAccess, "target-access", exitFailed},
+	{kvmbackup.ErrNoLocks, "no-locks", exitFailed},
 	{kvmbackup.ErrTargetExists, "target-exists", exitFailed},
 	{kvmbackup.ErrTooSmall, "target-too-small", exitFailed},
 	{kvmbackup.ErrDomainRunning, "domain-running", exitFailed},
@@ -103,6 +104,9 @@ func (usageError) Is(target error) bool { return target == errUsage }
 // classify finds the class of an error. One from before a command began is cobra's, about the command line.
 func classify(ctx context.Context, err error, began bool) failure {
 	f := failure{Code: "failed", Message: err.Error(), Exit: exitFailed}
+	if name := (*repository.NameError)(nil); errors.As(err, &name) && name.What == "VM name" {
+		f.Message += ", with --vm-id"
+	}
 	switch {
 	case !began:
 		f.Code, f.Exit = "usage", exitUsage

@@ -38,14 +38,14 @@ func (s *session) find(ctx context.Context, name string) (kvmbackup.Backup, erro
 
 // needKnown refuses a domain of which the hypervisor, the records and the repository know nothing. It is for commands that
 // would find all well with it.
-func (s *session) needKnown(ctx context.Context, vm kvmbackup.VMID) error {
-	records, err := s.List(ctx, vm, true)
+func (s *session) needKnown(ctx context.Context, req kvmbackup.BackupRequest) error {
+	records, err := s.List(ctx, req.VM, true)
 	if err != nil || len(records) > 0 {
 		return err
 	}
-	d, err := s.Inspect(ctx, kvmbackup.BackupRequest{VM: vm})
+	d, err := s.Inspect(ctx, req)
 	if err == nil && d.Domain == nil && len(d.Findings) == 0 {
-		err = fmt.Errorf("%w: %q, and it has no backups", kvmbackup.ErrNoDomain, vm)
+		err = fmt.Errorf("%w: %q, and it has no backups", kvmbackup.ErrNoDomain, req.Domain)
 	}
 	return err
 }

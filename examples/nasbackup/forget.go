@@ -11,7 +11,8 @@ import (
 )
 
 func (a *app) forgetCommand() *cobra.Command {
-	return &cobra.Command{
+	var name vmFlag
+	cmd := &cobra.Command{
 		Use:   "forget DOMAIN",
 		Short: "Remove our checkpoints and bitmaps from a domain",
 		Long: `Remove every checkpoint and bitmap that backups to this repository have put on a domain, for when it is no longer to be
@@ -19,18 +20,20 @@ backed up there. Its backups stay. The checkpoints of other repositories and pro
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
-			vm := kvmbackup.VMID(args[0])
+			req := name.request(args[0])
 			return a.with(ctx, needHypervisor, func(s *session) error {
-				if err := s.needKnown(ctx, vm); err != nil {
+				if err := s.needKnown(ctx, req); err != nil {
 					return err
 				}
-				if err := s.Forget(ctx, vm, kvmbackup.DomainRef{}); err != nil {
+				if err := s.Forget(ctx, req.VM, kvmbackup.DomainRef{Name: req.Domain}); err != nil {
 					return err
 				}
-				return a.print(map[string]kvmbackup.VMID{"vm": vm}, func(w io.Writer) {
-					fmt.Fprintf(w, "%s: checkpoints removed, the next backup is a full\n", vm)
+				return a.print(map[string]kvmbackup.VMID{"vm": req.VM}, func(w io.Writer) {
+					fmt.Fprintf(w, "%s: checkpoints removed, the next backup is a full\n", req.VM)
 				})
 			})
 		}),
 	}
+	name.add(cmd)
+	return cmd
 }

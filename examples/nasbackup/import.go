@@ -12,7 +12,8 @@ import (
 )
 
 func (a *app) importCommand() *cobra.Command {
-	return &cobra.Command{
+	var name vmFlag
+	cmd := &cobra.Command{
 		Use:   "import [DOMAIN]",
 		Short: "Rebuild lost records from the repository",
 		Long: `Rebuild records from the manifests in the repository, of one domain or of all. Records that are there stay as they
@@ -22,7 +23,7 @@ are. After the loss of a store the next backup is a full.`,
 		RunE: a.command(func(ctx context.Context, args []string) error {
 			var vm kvmbackup.VMID
 			if len(args) > 0 {
-				vm = kvmbackup.VMID(args[0])
+				vm = name.vm(args[0])
 			}
 			return a.with(ctx, needRecords, func(s *session) error {
 				found, err := s.Import(ctx, vm)
@@ -34,6 +35,8 @@ are. After the loss of a store the next backup is a full.`,
 			})
 		}),
 	}
+	name.add(cmd)
+	return cmd
 }
 
 type imported struct {

@@ -11,6 +11,7 @@ import (
 )
 
 func (a *app) listCommand() *cobra.Command {
+	var name vmFlag
 	var all bool
 	cmd := &cobra.Command{
 		Use:               "list [DOMAIN]",
@@ -20,7 +21,7 @@ func (a *app) listCommand() *cobra.Command {
 		RunE: a.command(func(ctx context.Context, args []string) error {
 			var vm kvmbackup.VMID
 			if len(args) > 0 {
-				vm = kvmbackup.VMID(args[0])
+				vm = name.vm(args[0])
 			}
 			return a.with(ctx, needRecords, func(s *session) error {
 				backups, err := s.List(ctx, vm, all)
@@ -31,6 +32,7 @@ func (a *app) listCommand() *cobra.Command {
 			})
 		}),
 	}
+	name.add(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "running, failed and delete-pending ones, too")
 	return cmd
 }

@@ -14,7 +14,8 @@ import (
 )
 
 func (a *app) recoverCommand() *cobra.Command {
-	return &cobra.Command{
+	var name vmFlag
+	cmd := &cobra.Command{
 		Use:   "recover [DOMAIN]",
 		Short: "Finish or undo what crashes have left",
 		Long: `Finish or undo what crashes have left: of one domain, or of all that have something to settle. A job that still runs is
@@ -23,7 +24,7 @@ followed to its end. Every backup begins with the same, so that this is needed o
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
 			return a.with(ctx, needHypervisor, func(s *session) error {
-				found, err := s.settle(ctx, args)
+				found, err := s.settle(ctx, name, args)
 				if err != nil && len(found) == 0 {
 					return err // whether there is something to settle isn't known
 				}
@@ -31,6 +32,8 @@ followed to its end. Every backup begins with the same, so that this is needed o
 			})
 		}),
 	}
+	name.add(cmd)
+	return cmd
 }
 
 type recovered struct {
@@ -40,16 +43,16 @@ type recovered struct {
 	Detail  string                    `json:"detail,omitempty"`
 }
 
-func (s *session) settle(ctx context.Context, args []string) ([]recovered, error) {
+func (s *session) settle(ctx context.Context, name vmFlag, args []string) ([]recovered, error) {
 	byVM, err := map[kvmbackup.VMID][]kvmbackup.Recovery{}, error(nil)
 	if len(args) == 0 {
 		byVM, err = s.RecoverAll(ctx)
 	} else {
-		vm := kvmbackup.VMID(args[0])
-		if err := s.needKnown(ctx, vm); err != nil {
+		req := name.request(args[0])
+		if err := s.needKnown(ctx, req); err != nil {
 			return nil, err
 		}
-		byVM[vm], err = s.Recover(ctx, vm, kvmbackup.DomainRef{Name: args[0]})
+		byVM[req.VM], err = s.Recover(ctx, req.VM, kvmbackup.DomainRef{Name: req.Domain})
 	}
 	var all []recovered
 	for _, vm := range slices.Sorted(maps.Keys(byVM)) {

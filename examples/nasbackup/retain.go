@@ -16,6 +16,7 @@ import (
 
 func (a *app) retainCommand() *cobra.Command {
 	policy := kvmbackup.RetentionPolicy{Location: time.Local}
+	var name vmFlag
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "retain DOMAIN --keep-last N ...",
@@ -29,9 +30,10 @@ A backup whose last verification failed takes no whole one's place, and stays un
 			if err := checkRetention(policy); err != nil {
 				return err
 			}
-			return a.retain(ctx, kvmbackup.VMID(args[0]), policy, dryRun)
+			return a.retain(ctx, name.vm(args[0]), policy, dryRun)
 		}),
 	}
+	name.add(cmd)
 	f := cmd.Flags()
 	f.IntVar(&policy.Last, "keep-last", 0, "the newest `N`")
 	f.IntVar(&policy.Hourly, "keep-hourly", 0, "of the last `N` hours")
@@ -81,6 +83,8 @@ type retention struct {
 	LaterBytes int64            `json:"later_bytes"`
 	// Failed are the failed backups whose records go.
 	Failed []kvmbackup.BackupID `json:"failed,omitempty"`
+	// Foreign are the folders that stay, with files which are not the backups'.
+	Foreign []string `json:"foreign,omitempty"`
 }
 
 type retainedBackup struct {
@@ -91,7 +95,7 @@ type retainedBackup struct {
 }
 
 func retentionJSON(vm kvmbackup.VMID, p kvmbackup.RetentionPlan, dryRun bool) retention {
-	out := retention{VM: vm, DryRun: dryRun, Backups: []retainedBackup{}, FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes, Failed: p.Failed}
+	out := retention{VM: vm, DryRun: dryRun, Backups: []retainedBackup{}, FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes, Failed: p.Failed, Foreign: p.Foreign}
 	for _, d := range p.Backups {
 		action := "remove"
 		switch {
@@ -119,6 +123,9 @@ func printRetention(w io.Writer, p kvmbackup.RetentionPlan, r retention) {
 		}
 	}
 	fmt.Fprintf(w, "frees %s now and %s later, when nothing stands on the pending ones any more\n", size(p.FreeBytes), size(p.LaterBytes))
+	for _, folder := range p.Foreign {
+		fmt.Fprintf(w, "%s stays, with files that are not the backup's\n", folder)
+	}
 	if n := len(p.Failed); n > 0 {
 		fmt.Fprintf(w, "drops the records of %d failed backups\n", n)
 	}

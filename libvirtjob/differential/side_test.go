@@ -513,6 +513,6 @@ var sentinels = []error{
 	kvmbackup.ErrLeaseLost, kvmbackup.ErrRunning, kvmbackup.ErrHasChildren, kvmbackup.ErrHeld, kvmbackup.ErrDomainRunning, kvmbackup.ErrDomainStopped,
 	kvmbackup.ErrStatus, kvmbackup.ErrNoCheckpoint, kvmbackup.ErrCheckpointInconsistent, kvmbackup.ErrCheckpointExists, kvmbackup.ErrUnsupported,
 	kvmbackup.ErrUnreadable, kvmbackup.ErrNothingToBackUp, kvmbackup.ErrNoJob, kvmbackup.ErrJobFailed, kvmbackup.ErrJobStuck, kvmbackup.ErrStalled,
-	kvmbackup.ErrNoAgent, kvmbackup.ErrNotConsistent, kvmbackup.ErrNoSpace, kvmbackup.ErrTargetAccess, kvmbackup.ErrImageLocked,
+	kvmbackup.ErrNoAgent, kvmbackup.ErrNotConsistent, kvmbackup.ErrNoSpace, kvmbackup.ErrTargetAccess, kvmbackup.ErrImageLocked, kvmbackup.ErrNoLocks,
 	kvmbackup.ErrMissingFile, kvmbackup.ErrDamaged, kvmbackup.ErrTooSmall, kvmbackup.ErrTargetExists, kvmbackup.ErrOtherRepository,
 }
