@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -195,6 +197,52 @@ func TestLostStore(t *testing.T) {
 }
 
 // TestInPlace restores over the disks of a guest that is off.
+// TestVMID: a domain whose name can't be a folder's has its backups under a name that is given.
+func TestVMID(t *testing.T) {
+	l := newLab(t)
+	l.write(0, 0x11, 0, 1<<20)
+	held := l.now()
+	l.run("init")
+	l.guest("stop")
+	for i, domain := range []string{"a<b", "-rf", "web."} {
+		uuid := fmt.Sprintf("0b0e7a3c-8a3c-4f0e-9a53-6f6b3cf1b00%d", i)
+		l.guest("define", domain, uuid)
+		for _, command := range []string{"plan", "backup", "doctor", "recover", "import"} {
+			if r := l.run(command, "--", domain); r.code == exitDone || !strings.Contains(r.stderr, "--vm-id") {
+				t.Errorf("%s of %s: no way out: %d\n%s", command, domain, r.code, r.stderr)
+			}
+		}
+		do := func(v any, command string, flags ...string) {
+			t.Helper()
+			r := l.run(append(append([]string{command, "--json", "--vm-id", uuid}, flags...), "--", domain)...)
+			if err := json.Unmarshal([]byte(r.stdout), v); r.code != exitDone || err != nil {
+				t.Fatalf("%s of %s: %d, %v", command, domain, r.code, err)
+			}
+		}
+		var plan plannedBackup
+		if do(&plan, "plan"); string(plan.VM) != uuid {
+			t.Errorf("%+v", plan)
+		}
+		var b, listed kvmbackup.Backup
+		do(&b, "backup")
+		if do(&listed, "list"); string(b.VM) != uuid || b.Domain != domain || listed.ID != b.ID {
+			t.Errorf("%+v, listed %+v", b, listed)
+		}
+		do(&diagnosis{}, "doctor")
+		do(&imported{}, "import")
+		if r := l.run("recover", "--vm-id", uuid, "--", domain); r.code != exitDone {
+			t.Error("recover")
+		}
+		l.restores(b, held)
+		l.get(&restored{}, "restore", uuid+"/latest", "--in-place")
+		do(&retention{}, "retain", "--keep-last", "1")
+		do(&map[string]string{}, "forget")
+	}
+	if r := l.run("backup", "-rf"); r.code != exitUsage || !strings.Contains(r.stderr, `"--"`) {
+		t.Errorf("no way out: %d\n%s", r.code, r.stderr)
+	}
+}
+
 func TestInPlace(t *testing.T) {
 	l := newLab(t)
 	l.run("init")

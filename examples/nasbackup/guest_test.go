@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"html"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -59,7 +60,7 @@ func needsNobody() bool {
 	return os.Geteuid() == 0
 }
 
-// handleGuest does one thing with the guest of a folder: start, stop, write DISK PATTERN OFFSET LENGTH, or spread DISK
+// handleGuest does one thing with the guest of a folder: start, stop, define NAME UUID (another with the same disks), write DISK PATTERN OFFSET LENGTH, or spread DISK
 // PATTERN OFFSET LENGTH END, which writes at every other LENGTH from OFFSET to END. The guest lives on after this process.
 func handleGuest(dir, action string, args []string) error {
 	if err := libvirtjob.RunEventLoop(); err != nil {
@@ -70,8 +71,15 @@ func handleGuest(dir, action string, args []string) error {
 		return err
 	}
 	defer func() { _, _ = conn.Close() }()
-	if action == "start" {
+	switch action {
+	case "start":
 		return startGuest(conn, dir)
+	case "define":
+		dom, err := defineGuest(conn, dir, args[0], args[1])
+		if err != nil {
+			return err
+		}
+		return dom.Free()
 	}
 	dom, err := conn.LookupDomainByName(guestName)
 	if errors.Is(err, libvirt.ERR_NO_DOMAIN) && action == "stop" {
@@ -117,6 +125,15 @@ func rootURI(dir string) string { return "qemu:///embed?root=" + filepath.Join(d
 
 // startGuest starts it paused: it has no system.
 func startGuest(conn *libvirt.Connect, dir string) error {
+	dom, err := defineGuest(conn, dir, guestName, "0b0e7a3c-8a3c-4f0e-9a53-6f6b3cf1a001")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dom.Free() }()
+	return dom.CreateWithFlags(libvirt.DOMAIN_START_PAUSED)
+}
+
+func defineGuest(conn *libvirt.Connect, dir, name, uuid string) (*libvirt.Domain, error) {
 	kind := "qemu"
 	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
 		kind = "kvm"
@@ -127,15 +144,10 @@ func startGuest(conn *libvirt.Connect, dir string) error {
 		disks += fmt.Sprintf("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>"+
 			"<target dev='%s' bus='virtio'/><serial>serial-%s</serial></disk>", filepath.Join(dir, device+".qcow2"), device, device)
 	}
-	dom, err := conn.DomainDefineXML(fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>0b0e7a3c-8a3c-4f0e-9a53-6f6b3cf1a001</uuid>
+	return conn.DomainDefineXML(fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>%s</uuid>
 <memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/><apic/></features>
 <devices>%s<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`,
-		kind, guestName, disks))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dom.Free() }()
-	return dom.CreateWithFlags(libvirt.DOMAIN_START_PAUSED)
+		kind, html.EscapeString(name), uuid, disks))
 }
 
 func writeGuest(dom *libvirt.Domain, args []string) error {
