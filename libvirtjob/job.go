@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -212,7 +213,8 @@ func (j *job) beginError(ctx context.Context, err error) error {
 	}
 }
 
-// describeTargets names the files that the message is about, or all, with owner and mode of each and of the folder.
+// describeTargets names the files that the message is about, or all, with owner and mode of each and of the folder, and the folders above
+// that stand in QEMU's way if it runs as another user than their owner.
 func (j *job) describeTargets(err error) string {
 	var named, all []string
 	for _, v := range j.spec.Volumes {
@@ -225,7 +227,24 @@ func (j *job) describeTargets(err error) string {
 	if named == nil {
 		named = all
 	}
-	return strings.Join(append(named, describeFile(j.spec.Dir)), "; ")
+	named = append(named, describeFile(j.spec.Dir))
+	for _, dir := range closedFolders(j.spec.Dir) {
+		named = append(named, "QEMU's user must be able to enter "+describeFile(dir))
+	}
+	return strings.Join(named, "; ")
+}
+
+// closedFolders are the folder and those above it that not everybody may enter.
+func closedFolders(dir string) (closed []string) {
+	for {
+		if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o001 == 0 {
+			closed = append(closed, dir)
+		}
+		if dir == filepath.Dir(dir) {
+			return closed
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 func describeFile(path string) string {

@@ -93,7 +93,8 @@ func TestQEMUAsAnotherUser(t *testing.T) {
 		a.tracked(a.backup(a.request()))
 		a.inOrder()
 	}
-	a.refused()
+	a.refused(a.repoDir())
+	a.refused(filepath.Join(a.repoDir(), string(a.vm()))) // as a backup of the stopped VM under umask 077 had made it once
 	a.change()
 	last := a.backup(a.request())
 	wantKind(kvmbackup.KindIncremental)(a, last)
@@ -144,23 +145,23 @@ func (a *app) runsFrom(b kvmbackup.Backup) {
 	a.must(a.engine.CloseRestorePoint(a.ctx, b.ID, opened.HoldID))
 }
 
-// refused closes the repository to QEMU's user for one backup.
-func (a *app) refused() {
+// refused closes a folder of the repository to QEMU's user for one backup.
+func (a *app) refused(folder string) {
 	a.Helper()
-	a.must(os.Chmod(a.repoDir(), 0o700))
+	a.must(os.Chmod(folder, 0o700))
 	a.keep()
 	_, err := a.engine.Backup(a.ctx, a.request())
 	if !errors.Is(err, kvmbackup.ErrTargetAccess) {
 		a.Errorf("error is %v", err)
 	}
-	for _, part := range []string{"root.vol-vda.qcow2", "mode -rw", "user ", "group "} {
+	for _, part := range []string{"root.vol-vda.qcow2", "mode -rw", "user ", "group ", "enter " + folder + " has mode drwx------"} {
 		if err != nil && !strings.Contains(err.Error(), part) {
 			a.Errorf("%q is not in the message %q", part, err)
 		}
 	}
 	a.Log(err)
 	a.inOrder()
-	a.must(os.Chmod(a.repoDir(), 0o755))
+	a.must(os.Chmod(folder, 0o755))
 }
 
 // uid is the user that the guest's QEMU runs as.
