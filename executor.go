@@ -135,8 +135,12 @@ type DomainStatus struct {
 
 // DiskStatus is one disk of the domain.
 type DiskStatus struct {
-	Device      string // the target, e.g. vda
-	Source      string // path of the file or block device, or a description
+	Device string // the target, e.g. vda
+	// Source is for people and for identities: the path of the file or block device, or a description such as "nbd:export at host".
+	Source string
+	// Path is the absolute path of the file or block device that is the whole disk. A volume of a storage pool has the one that the
+	// pool gives it. Empty: the disk has none here, as a network disk, and can't be restored over.
+	Path        string
 	Serial      string
 	Format      string // qcow2, raw, ...
 	VirtualSize int64  // bytes

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -169,37 +170,33 @@ func (r BackupRequest) targets(st DomainStatus) []chosen {
 	return found
 }
 
-// sources are the places of a VM's images.
+// sources are the places of a VM's images, as far as they are files or block devices here.
 func sources(st DomainStatus) []string {
 	var paths []string
 	for _, d := range st.Disks {
-		if d.Skip == "" && d.Source != "" {
-			paths = append(paths, d.Source)
+		if d.Skip == "" && filepath.IsAbs(d.Path) {
+			paths = append(paths, d.Path)
 		}
 	}
 	return paths
 }
 
 func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
-	j.out.Path, j.out.Format = d.Source, qcow2.Format(d.Format)
-	if d.Format != "qcow2" && d.Format != "raw" {
-		return fmt.Errorf("%w: disk %s has format %q; restore it to a file and convert that", ErrUnsupported, d.Device, d.Format)
+	if err := j.mayReplace(d); err != nil {
+		return err
 	}
-	if d.StackedOn != "" {
-		return fmt.Errorf("%w: the definition puts disk %s over %s, which would show through what is restored; commit the snapshot (virsh blockcommit), or restore to files",
-			ErrUnsupported, d.Device, d.StackedOn)
-	}
-	t, err := lookAt(ctx, d.Source)
+	j.out.Path, j.out.Format = d.Path, qcow2.Format(d.Format)
+	t, err := lookAt(ctx, d.Path)
 	if err == nil && t.kind != targetDevice {
-		j.out.Path, err = leaveBehind(ctx, func() (string, error) { return behindLinks(d.Source) })
+		j.out.Path, err = leaveBehind(ctx, func() (string, error) { return behindLinks(d.Path) })
 	}
 	switch {
 	case err != nil:
 		return err
 	case t.kind == targetDevice && t.size < j.out.VirtualSize:
-		return fmt.Errorf("%w: %s has %d bytes, volume %q has %d", ErrTooSmall, d.Source, t.size, j.out.VolumeID, j.out.VirtualSize)
+		return fmt.Errorf("%w: %s has %d bytes, volume %q has %d", ErrTooSmall, d.Path, t.size, j.out.VolumeID, j.out.VirtualSize)
 	case t.kind == targetDevice && j.out.Format != qcow2.FormatRaw:
-		return fmt.Errorf("%w: %s is a block device with %s content; restore to a file and convert that", ErrUnsupported, d.Source, d.Format)
+		return fmt.Errorf("%w: %s is a block device with %s content; restore to a file and convert that", ErrUnsupported, d.Path, d.Format)
 	}
 	j.exists, j.place = t.kind == targetDevice, t.place
 	if !j.exists {

@@ -50,7 +50,7 @@ func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
 	if k.image == nil {
 		return st
 	}
-	st.Source, st.Format = k.image.path, k.image.format
+	st.Source, st.Path, st.Format = k.image.path, k.image.path, k.image.format
 	if k.skip != "" {
 		return st
 	}
