@@ -20,6 +20,9 @@ type InPlace struct {
 	Disks []DiskRef
 	// Volumes gives that VM's disks their identities, as in a BackupRequest.
 	Volumes []Volume
+	// DropSnapshots replaces also an image that has internal snapshots, which are lost with it, and a disk of which libvirt has
+	// snapshots, which it goes on listing. Otherwise such a disk is an ErrUnsupported that names them.
+	DropSnapshots bool
 }
 
 func (p InPlace) request(b Backup) BackupRequest {
@@ -68,7 +71,7 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.settle(tctx, t, h, over.ref()); err != nil {
 		return Restored{}, err
 	}
-	at, err := e.aimInPlace(ctx, over, req, jobs)
+	at, err := e.aimInPlace(ctx, o, over, req, jobs)
 	if err != nil {
 		return Restored{}, err
 	}
@@ -123,7 +126,7 @@ func (e *Engine) stillOff(ctx context.Context, over BackupRequest) error {
 }
 
 // aimInPlace finds each volume's file on the VM, by identity or by the device that the request names, and returns where all its images are.
-func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req RestoreRequest, jobs []copyJob) (images []string, err error) {
+func (e *Engine) aimInPlace(ctx context.Context, o *op, over BackupRequest, req RestoreRequest, jobs []copyJob) (images []string, err error) {
 	if err := e.stillOff(ctx, over); err != nil {
 		return nil, err
 	}
@@ -147,6 +150,9 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 		})
 		if at < 0 {
 			return nil, fmt.Errorf("%w: %q has no volume %q (device %q) to restore over", ErrNoVolume, over.VM, j.out.VolumeID, device)
+		}
+		if err := req.InPlace.mayReplace(o, st, disks[at].Disk, j); err != nil {
+			return nil, err
 		}
 		if err := j.aimOver(ctx, disks[at].Disk); err != nil {
 			return nil, err
@@ -182,9 +188,6 @@ func sources(st DomainStatus) []string {
 }
 
 func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
-	if err := j.mayReplace(d); err != nil {
-		return err
-	}
 	j.out.Path, j.out.Format = d.Path, qcow2.Format(d.Format)
 	t, err := lookAt(ctx, d.Path)
 	if err == nil && t.kind != targetDevice {

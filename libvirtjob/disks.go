@@ -20,7 +20,8 @@ type disk struct {
 	source                 string // path, or a description of what has none
 	path                   string // of the file or block device; empty where there is none
 	pool                   *poolVolume
-	empty                  bool // no media
+	encryption             string // kind of the image's, or of one below it; empty: none
+	empty                  bool   // no media
 	skip                   string
 	layers                 []uint        // libvirt's numbers of the image and of what is below it; live XML only
 	below                  []string      // what the XML names below it, top first
@@ -66,6 +67,7 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 	out.source, out.path = describeSource(d.Source)
 	out.empty = out.source == ""
 	out.skip = skipReason(d, out.empty)
+	out.encryption = encryptionOf(d)
 	if d.Source != nil {
 		out.layers, out.pool = append(out.layers, d.Source.Index), d.Source.Volume
 	}
@@ -79,6 +81,22 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 		out.blockJob = d.Mirror.Job
 	}
 	return out
+}
+
+// encryptionOf returns the kind of encryption that the XML has for a disk or for what it names below its image.
+func encryptionOf(d libvirtxml.DomainDisk) string {
+	if d.Encryption != nil {
+		return d.Encryption.Format
+	}
+	if d.Source != nil && d.Source.Encryption != nil {
+		return d.Source.Encryption.Format
+	}
+	for b := d.BackingStore; b != nil; b = b.BackingStore {
+		if b.Source != nil && b.Source.Encryption != nil {
+			return b.Source.Encryption.Format
+		}
+	}
+	return ""
 }
 
 // skipReason says why a disk is never backed up.
@@ -167,7 +185,7 @@ func (e *Executor) images(ctx context.Context, disks []disk) []offline.Disk {
 	for _, d := range disks {
 		out = append(out, offline.Disk{
 			Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip,
-			Below: e.belowPaths(ctx, d), Ends: d.ends,
+			Encryption: d.encryption, Below: e.belowPaths(ctx, d), Ends: d.ends,
 		})
 	}
 	return out
@@ -221,6 +239,9 @@ func described(refs []kvmbackup.DiskRef) []offline.Disk {
 		d := offline.Disk{Device: r.Device, Description: r.Source, Format: r.Format}
 		if filepath.IsAbs(r.Source) {
 			d.Path = r.Source
+		}
+		if r.Encryption != kvmbackup.NotEncrypted {
+			d.Encryption = r.Encryption
 		}
 		if r.ReadOnly {
 			d.Skip = "read-only"
