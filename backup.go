@@ -188,7 +188,8 @@ func (r *run) begin(ctx context.Context) (err error) {
 	for i, vd := range d.Volumes {
 		b.Volumes = append(b.Volumes, VolumeBackup{
 			VolumeID: vd.VolumeID, Device: vd.Device, Kind: vd.Kind, File: files[vd.VolumeID], ParentFile: vd.ParentFile,
-			VirtualSize: v.volumes[i].Disk.VirtualSize, SourceFormat: v.volumes[i].Disk.Format, Tracked: vd.Tracked,
+			VirtualSize: v.volumes[i].Disk.VirtualSize, SourceFormat: v.volumes[i].Disk.Format,
+			Encryption: v.volumes[i].Disk.Encryption, Tracked: vd.Tracked,
 			DirtyBytes: r.expected(vd), Layers: v.volumes[i].Disk.Layers,
 		})
 		if vd.Reason.Code != ReasonBackupFull && vd.Reason.Code != ReasonVolumeIncremental {

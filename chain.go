@@ -88,6 +88,7 @@ type VolumeBackup struct {
 	StoredSize   int64    `json:"stored_size"`           // bytes allocated in the repository
 	DirtyBytes   int64    `json:"dirty_bytes"`           // bytes the job had to copy
 	SourceFormat string   `json:"source_format"`         // qcow2, raw, ...
+	Encryption   string   `json:"encryption,omitempty"`  // under which the disk was on its host, e.g. luks; the file isn't encrypted
 	Layers       []string `json:"layers,omitempty"`      // paths of the disk's image and of those below it when the job began, top first
 	Tracked      bool     `json:"tracked"`               // the checkpoint has a bitmap on it
 	// Digest and FileDigest are ALGORITHM:HEX over the bytes that the guest sees, through the chain, and over the bytes of

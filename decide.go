@@ -37,6 +37,7 @@ type VolumeFacts struct {
 	Device      string
 	Format      string
 	VirtualSize int64       // bytes
+	Encryption  string      // as the domain has it, e.g. luks; empty: none
 	Untrackable string      // why it can't have a bitmap; empty: it can
 	Bitmap      BitmapState // of the active checkpoint's bitmap on it
 	// BitmapBegan is the path of the lowest layer that has this bitmap; empty: not known. It has to be one of the layers that the volume
@@ -219,6 +220,8 @@ func decideVolume(in DecideInput, v VolumeFacts) VolumeDecision {
 		return because(ReasonVolumeUntrackable, v.Untrackable)
 	case parent.File == "":
 		return because(ReasonVolumeNoParentFile, "")
+	case v.Encryption != parent.Encryption: // the guest may see other bytes of the same clusters
+		return because(ReasonVolumeReencrypted, fmt.Sprintf("from %q to %q", parent.Encryption, v.Encryption))
 	case v.VirtualSize < parent.VirtualSize:
 		return because(ReasonVolumeShrank, fmt.Sprintf("from %d to %d bytes", parent.VirtualSize, v.VirtualSize))
 	case v.Bitmap == BitmapMissing:

@@ -207,7 +207,7 @@ func (d *Diagnosis) addDomain(prefix string, st DomainStatus, records []Backup, 
 	}
 	for _, k := range st.Disks {
 		if k.Unreadable != "" {
-			d.add(Finding{Code: FindingUnreadable, Device: k.Device, Path: k.Source, Detail: fmt.Sprintf("%s can't be read: %s", k.Device, k.Unreadable),
+			d.add(Finding{Code: FindingUnreadable, Device: k.Device, Path: k.Path, Detail: fmt.Sprintf("%s can't be read: %s", k.Device, k.Unreadable),
 				Effect: "no backup with this disk is taken; recover the VM if a restore was interrupted, or restore over it"})
 		}
 	}

@@ -89,7 +89,13 @@ type DiskRef struct {
 	Source   string `json:"source"` // absolute path of a file or block device
 	Format   string `json:"format"` // qcow2 or raw
 	ReadOnly bool   `json:"read_only,omitempty"`
+	// Encryption is the kind of the image's encryption, "luks" for instance, where the domain runs with an <encryption> element: its
+	// image can't be read, nor restored over, while it is off. NotEncrypted says that one that was encrypted isn't any more.
+	Encryption string `json:"encryption,omitempty"`
 }
+
+// NotEncrypted is the DiskRef.Encryption of a disk that isn't encrypted, for which an earlier backup says that it was.
+const NotEncrypted = "none"
 
 // DomainState is what the guest is doing.
 type DomainState int
@@ -135,14 +141,24 @@ type DomainStatus struct {
 
 // DiskStatus is one disk of the domain.
 type DiskStatus struct {
-	Device      string // the target, e.g. vda
-	Source      string // path of the file or block device, or a description
+	Device string // the target, e.g. vda
+	// Source is for people and for identities: the path of the file or block device, or a description such as "nbd:export at host".
+	Source string
+	// Path is the absolute path of the file or block device that is the whole disk. A volume of a storage pool has the one that the
+	// pool gives it. Empty: the disk has none here, as a network disk, and can't be restored over.
+	Path        string
 	Serial      string
 	Format      string // qcow2, raw, ...
 	VirtualSize int64  // bytes
 	// StackedOn is the file that the definition of a stopped domain names below Source, as it does after an external snapshot:
 	// libvirt starts with it there, whatever Source then says of itself.
 	StackedOn string
+	// Encryption is the kind of encryption, e.g. "luks", under which QEMU has the image, or one below it, so that its bytes aren't what
+	// the guest sees. The definition decides; of a qcow2 image also its header. Empty: it is not encrypted.
+	Encryption string
+	// Snapshots names what would be lost with the image of a stopped domain: the internal snapshots in it, and the snapshots that
+	// libvirt has of the disk.
+	Snapshots []string
 	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
 	AllocatedBytes int64
 	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is

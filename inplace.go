@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -19,6 +20,9 @@ type InPlace struct {
 	Disks []DiskRef
 	// Volumes gives that VM's disks their identities, as in a BackupRequest.
 	Volumes []Volume
+	// DropSnapshots replaces also an image that has internal snapshots, which are lost with it, and a disk of which libvirt has
+	// snapshots, which it goes on listing. Otherwise such a disk is an ErrUnsupported that names them.
+	DropSnapshots bool
 }
 
 func (p InPlace) request(b Backup) BackupRequest {
@@ -67,7 +71,7 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.settle(tctx, t, h, over.ref()); err != nil {
 		return Restored{}, err
 	}
-	at, err := e.aimInPlace(ctx, over, req, jobs)
+	at, err := e.aimInPlace(ctx, o, over, req, jobs)
 	if err != nil {
 		return Restored{}, err
 	}
@@ -122,7 +126,7 @@ func (e *Engine) stillOff(ctx context.Context, over BackupRequest) error {
 }
 
 // aimInPlace finds each volume's file on the VM, by identity or by the device that the request names, and returns where all its images are.
-func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req RestoreRequest, jobs []copyJob) (images []string, err error) {
+func (e *Engine) aimInPlace(ctx context.Context, o *op, over BackupRequest, req RestoreRequest, jobs []copyJob) (images []string, err error) {
 	if err := e.stillOff(ctx, over); err != nil {
 		return nil, err
 	}
@@ -147,6 +151,9 @@ func (e *Engine) aimInPlace(ctx context.Context, over BackupRequest, req Restore
 		if at < 0 {
 			return nil, fmt.Errorf("%w: %q has no volume %q (device %q) to restore over", ErrNoVolume, over.VM, j.out.VolumeID, device)
 		}
+		if err := req.InPlace.mayReplace(o, st, disks[at].Disk, j); err != nil {
+			return nil, err
+		}
 		if err := j.aimOver(ctx, disks[at].Disk); err != nil {
 			return nil, err
 		}
@@ -169,37 +176,30 @@ func (r BackupRequest) targets(st DomainStatus) []chosen {
 	return found
 }
 
-// sources are the places of a VM's images.
+// sources are the places of a VM's images, as far as they are files or block devices here.
 func sources(st DomainStatus) []string {
 	var paths []string
 	for _, d := range st.Disks {
-		if d.Skip == "" && d.Source != "" {
-			paths = append(paths, d.Source)
+		if d.Skip == "" && filepath.IsAbs(d.Path) {
+			paths = append(paths, d.Path)
 		}
 	}
 	return paths
 }
 
 func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
-	j.out.Path, j.out.Format = d.Source, qcow2.Format(d.Format)
-	if d.Format != "qcow2" && d.Format != "raw" {
-		return fmt.Errorf("%w: disk %s has format %q; restore it to a file and convert that", ErrUnsupported, d.Device, d.Format)
-	}
-	if d.StackedOn != "" {
-		return fmt.Errorf("%w: the definition puts disk %s over %s, which would show through what is restored; commit the snapshot (virsh blockcommit), or restore to files",
-			ErrUnsupported, d.Device, d.StackedOn)
-	}
-	t, err := lookAt(ctx, d.Source)
+	j.out.Path, j.out.Format = d.Path, qcow2.Format(d.Format)
+	t, err := lookAt(ctx, d.Path)
 	if err == nil && t.kind != targetDevice {
-		j.out.Path, err = leaveBehind(ctx, func() (string, error) { return behindLinks(d.Source) })
+		j.out.Path, err = leaveBehind(ctx, func() (string, error) { return behindLinks(d.Path) })
 	}
 	switch {
 	case err != nil:
 		return err
 	case t.kind == targetDevice && t.size < j.out.VirtualSize:
-		return fmt.Errorf("%w: %s has %d bytes, volume %q has %d", ErrTooSmall, d.Source, t.size, j.out.VolumeID, j.out.VirtualSize)
+		return fmt.Errorf("%w: %s has %d bytes, volume %q has %d", ErrTooSmall, d.Path, t.size, j.out.VolumeID, j.out.VirtualSize)
 	case t.kind == targetDevice && j.out.Format != qcow2.FormatRaw:
-		return fmt.Errorf("%w: %s is a block device with %s content; restore to a file and convert that", ErrUnsupported, d.Source, d.Format)
+		return fmt.Errorf("%w: %s is a block device with %s content; restore to a file and convert that", ErrUnsupported, d.Path, d.Format)
 	}
 	j.exists, j.place = t.kind == targetDevice, t.place
 	if !j.exists {

@@ -46,7 +46,7 @@ func manifestVolume(v VolumeBackup) repository.Volume {
 	mv := repository.Volume{
 		VolumeID: string(v.VolumeID), Device: v.Device, Kind: repository.Kind(v.Kind.String()), File: v.File, ParentFile: v.ParentFile,
 		VirtualSize: v.VirtualSize, StoredSize: v.StoredSize, DirtyBytes: v.DirtyBytes, SourceFormat: v.SourceFormat,
-		Tracked: v.Tracked,
+		Encryption: v.Encryption, Tracked: v.Tracked,
 	}
 	mv.Digest, mv.FileDigest = manifestDigest(v.Digest), manifestDigest(v.FileDigest)
 	return mv
@@ -88,7 +88,7 @@ func BackupFromManifest(m repository.Manifest, repositoryID string) (Backup, err
 		v := VolumeBackup{
 			VolumeID: VolumeID(mv.VolumeID), Device: mv.Device, File: mv.File, ParentFile: mv.ParentFile,
 			VirtualSize: mv.VirtualSize, StoredSize: mv.StoredSize, DirtyBytes: mv.DirtyBytes, SourceFormat: mv.SourceFormat,
-			Tracked: mv.Tracked, Digest: digestOf(mv.Digest), FileDigest: digestOf(mv.FileDigest),
+			Encryption: mv.Encryption, Tracked: mv.Tracked, Digest: digestOf(mv.Digest), FileDigest: digestOf(mv.FileDigest),
 		}
 		if v.Kind, err = ParseKind(string(mv.Kind)); err != nil {
 			return Backup{}, err

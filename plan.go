@@ -112,11 +112,14 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	for _, c := range v.volumes {
 		v.input.Volumes = append(v.input.Volumes, VolumeFacts{
 			VolumeID: c.ID, Device: c.Device, Format: c.Disk.Format, VirtualSize: c.Disk.VirtualSize,
-			Untrackable: c.Disk.Untrackable, Bitmap: c.Disk.bitmapState(v.record.ActiveCheckpoint),
+			Encryption: c.Disk.Encryption, Untrackable: c.Disk.Untrackable, Bitmap: c.Disk.bitmapState(v.record.ActiveCheckpoint),
 			BitmapBegan: c.Disk.bitmapBegan(v.record.ActiveCheckpoint),
 		})
 	}
-	return v, o.observeParent(ctx, &v.input)
+	if err := o.observeParent(ctx, &v.input); err != nil {
+		return v, err
+	}
+	return v, v.sameEncryption()
 }
 
 // observeParent looks at the newest backup and, if it could be a parent, whether its chain's files are there.
@@ -175,7 +178,7 @@ func (o *op) decide(v view) (Decision, error) {
 	if err := d.Check(v.input); err != nil {
 		return Decision{}, err
 	}
-	d.Reasons = append(d.Reasons, v.skipped...)
+	d.Reasons = append(append(d.Reasons, v.skipped...), encrypted(v.volumes)...)
 	return d, nil
 }
 

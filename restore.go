@@ -74,6 +74,8 @@ type RestoredVolume struct {
 	Path        string
 	Format      qcow2.Format
 	VirtualSize int64 // bytes of the volume; a block device may be larger
+	// Encryption is the kind of encryption that the disk had on its host when it was backed up; what is written has none. Empty: none.
+	Encryption string
 }
 
 // copyJob is one volume on its way.
@@ -191,7 +193,7 @@ func (e *Engine) prepareRestore(ctx context.Context, o *op, req RestoreRequest) 
 			return b, nil, err
 		}
 		all = append(all, layers...)
-		out := RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize}
+		out := RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize, Encryption: v.Encryption}
 		jobs = append(jobs, copyJob{layers: layers, out: out, owner: e.owner(b.VM)})
 	}
 	return b, jobs, e.verifyLayers(ctx, all)

@@ -14,7 +14,7 @@ func (h *Hypervisor) plug(d *domain, s Disk) error {
 	if _, err := d.disk(s.Device); err == nil || s.Device == "" {
 		return fmt.Errorf("%w: device %q of %q is there or has no name", kvmbackup.ErrInvalid, s.Device, d.name)
 	}
-	k := &disk{device: s.Device, serial: s.Serial, skip: s.skipReason()}
+	k := &disk{device: s.Device, serial: s.Serial, encryption: s.Encryption, skip: s.skipReason()}
 	if !s.NoMedia {
 		im, err := h.store.image(d.name, s)
 		if err != nil {
@@ -182,6 +182,17 @@ func (h *Hypervisor) snapshot(name, device string, withBitmaps bool) error {
 		im.top().bitmaps = im.top().bitmaps.close() // the file is only read from now on
 		im.layers = append([]*layer{above}, im.layers...)
 		h.store.move(im)
+		return nil
+	})
+}
+
+// InternalSnapshot keeps a disk's content under a name in its image, as qemu-img snapshot -c does. The simulator has its name only.
+func (h *Hypervisor) InternalSnapshot(name, device, snapshot string) error {
+	return h.on(name, device, func(_ *domain, k *disk) error {
+		if k.image.untrackable() != "" {
+			return fmt.Errorf("%w: internal snapshot of %s of %q", kvmbackup.ErrUnsupported, device, name)
+		}
+		k.image.snapshots = append(k.image.snapshots, snapshot)
 		return nil
 	})
 }

@@ -19,6 +19,8 @@ type Disk struct {
 	Version   int    // of qcow2: 3, or 2, which can't have bitmaps. Defaults to 3
 	SizeBytes int64  // a multiple of 512
 	Serial    string
+	// Encryption is that of the disk on its host, e.g. luks. Its image can be read only while the domain runs.
+	Encryption string
 	// Medium is cdrom or floppy for drives that are never backed up. Defaults to a disk.
 	Medium string
 	// ReadOnly and Transient disks are never backed up; one with NoMedia is an empty drive.
@@ -31,6 +33,7 @@ type storedImage struct {
 	version      int
 	layers       []*layer // the newest first
 	user         any      // the domain or offline job that has it open
+	snapshots    []string // internal ones
 	seen         os.FileInfo
 }
 
@@ -216,7 +219,7 @@ func (im *storedImage) load() error {
 	if err != nil {
 		return fmt.Errorf("image that was put at %s: %w", im.path, err)
 	}
-	im.seen, im.version = info, 3
+	im.seen, im.version, im.snapshots = info, 3, nil
 	im.layers = []*layer{{image{size: c.size, clusters: c.clusters}, im.path, nil}}
 	return nil
 }

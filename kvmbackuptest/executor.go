@@ -65,6 +65,9 @@ func (h *Hypervisor) find(ref kvmbackup.DomainRef) (*machine, error) {
 			return nil, fmt.Errorf("%w: no image %s", kvmbackup.ErrNoVolume, r.Source)
 		}
 		k := &disk{device: r.Device, image: im}
+		if r.Encryption != kvmbackup.NotEncrypted {
+			k.encryption = r.Encryption
+		}
 		if r.ReadOnly {
 			k.skip = "read-only"
 		}

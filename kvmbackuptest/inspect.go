@@ -50,8 +50,12 @@ func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
 	if k.image == nil {
 		return st
 	}
-	st.Source, st.Format = k.image.path, k.image.format
-	if k.skip != "" {
+	st.Source, st.Path, st.Format = k.image.path, k.image.path, k.image.format
+	if st.Encryption = k.encryption; k.skip != "" {
+		return st
+	}
+	if !running && k.encryption != "" {
+		st.Unreadable, st.BitmapsUnknown = "it is encrypted ("+k.encryption+")", "the image is encrypted"
 		return st
 	}
 	if !running && k.image.user == nil {
@@ -59,6 +63,9 @@ func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
 			st.Unreadable = err.Error()
 			return st
 		}
+	}
+	if !running {
+		st.Snapshots = slices.Clone(k.image.snapshots)
 	}
 	st.VirtualSize, st.Untrackable = k.image.size(), k.image.untrackable()
 	for _, l := range k.image.layers {

@@ -3,6 +3,7 @@ package libvirtjob
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"libvirt.org/go/libvirt"
@@ -18,13 +19,19 @@ type disk struct {
 	device, serial, format string
 	source                 string // path, or a description of what has none
 	path                   string // of the file or block device; empty where there is none
+	pool                   *poolVolume
+	encryption             string // kind of the image's, or of one below it; empty: none
 	empty                  bool   // no media
 	skip                   string
-	layers                 []uint   // libvirt's numbers of the image and of what is below it; live XML only
-	below                  []string // what the XML names below it, top first
-	ends                   bool     // and says that nothing is below those
-	blockJob               string   // kind of a copy or commit that runs on it
+	layers                 []uint        // libvirt's numbers of the image and of what is below it; live XML only
+	below                  []string      // what the XML names below it, top first
+	pools                  []*poolVolume // of those below; nil for what is no pool's
+	ends                   bool          // and says that nothing is below those
+	blockJob               string        // kind of a copy or commit that runs on it
 }
+
+// poolVolume is a source that is a volume of a storage pool.
+type poolVolume = libvirtxml.DomainDiskSourceVolume
 
 // domainXML reads the live XML of a running domain, or the inactive XML of a stopped one.
 func domainXML(ctx context.Context, d *domain, flags libvirt.DomainXMLFlags) (libvirtxml.Domain, error) {
@@ -60,19 +67,36 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 	out.source, out.path = describeSource(d.Source)
 	out.empty = out.source == ""
 	out.skip = skipReason(d, out.empty)
+	out.encryption = encryptionOf(d)
 	if d.Source != nil {
-		out.layers = append(out.layers, d.Source.Index)
+		out.layers, out.pool = append(out.layers, d.Source.Index), d.Source.Volume
 	}
 	for b := d.BackingStore; b != nil && !out.ends; b = b.BackingStore {
 		text, _ := describeSource(b.Source)
 		if out.ends = text == ""; !out.ends {
-			out.layers, out.below = append(out.layers, b.Index), append(out.below, text)
+			out.layers, out.below, out.pools = append(out.layers, b.Index), append(out.below, text), append(out.pools, b.Source.Volume)
 		}
 	}
 	if d.Mirror != nil {
 		out.blockJob = d.Mirror.Job
 	}
 	return out
+}
+
+// encryptionOf returns the kind of encryption that the XML has for a disk or for what it names below its image.
+func encryptionOf(d libvirtxml.DomainDisk) string {
+	if d.Encryption != nil {
+		return d.Encryption.Format
+	}
+	if d.Source != nil && d.Source.Encryption != nil {
+		return d.Source.Encryption.Format
+	}
+	for b := d.BackingStore; b != nil; b = b.BackingStore {
+		if b.Source != nil && b.Source.Encryption != nil {
+			return b.Source.Encryption.Format
+		}
+	}
+	return ""
 }
 
 // skipReason says why a disk is never backed up.
@@ -94,11 +118,16 @@ func skipReason(d libvirtxml.DomainDisk, empty bool) string {
 	return ""
 }
 
-// describeSource returns a source for people, and its path if it is a file or a block device.
+// describeSource returns a source for people, and its path if it is a file or a block device, and all of it: one that is only a part
+// of a file has none.
 func describeSource(s *libvirtxml.DomainDiskSource) (text, path string) {
 	switch {
 	case s == nil:
 		return "", ""
+	case s.File != nil && s.Slices != nil:
+		return s.File.File, ""
+	case s.Block != nil && s.Slices != nil:
+		return s.Block.Dev, ""
 	case s.File != nil:
 		return s.File.File, s.File.File
 	case s.Block != nil:
@@ -141,29 +170,43 @@ func byDevice(disks []disk, device string) (disk, bool) {
 	return disks[i], true
 }
 
-// images returns the disks of a stopped domain as package offline wants them. A volume of a storage pool is looked up.
-func (e *Executor) images(ctx context.Context, disks []disk, def libvirtxml.Domain) []offline.Disk {
-	var out []offline.Disk
+// resolve gives the disks on volumes of storage pools their paths.
+func (e *Executor) resolve(ctx context.Context, disks []disk) {
 	for i, d := range disks {
-		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, Below: d.below, Ends: d.ends}
-		if v := poolVolume(def, i); v != nil && d.skip == "" {
-			image.Path = e.volumePath(ctx, v)
+		if d.pool != nil && d.skip == "" {
+			disks[i].path = e.volumePath(ctx, d.pool)
 		}
-		out = append(out, image)
+	}
+}
+
+// images returns the disks of a stopped domain as package offline wants them.
+func (e *Executor) images(ctx context.Context, disks []disk) []offline.Disk {
+	var out []offline.Disk
+	for _, d := range disks {
+		out = append(out, offline.Disk{
+			Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip,
+			Encryption: d.encryption, Below: e.belowPaths(ctx, d), Ends: d.ends,
+		})
 	}
 	return out
 }
 
-// poolVolume returns the i-th disk's source if it is a volume of a storage pool.
-func poolVolume(def libvirtxml.Domain, i int) *libvirtxml.DomainDiskSourceVolume {
-	if s := def.Devices.Disks[i].Source; s != nil {
-		return s.Volume
+// belowPaths are what is below the image, as paths where it has one.
+func (e *Executor) belowPaths(ctx context.Context, d disk) []string {
+	paths := slices.Clone(d.below)
+	for i, v := range d.pools {
+		if v == nil || d.skip != "" {
+			continue
+		}
+		if path := e.volumePath(ctx, v); path != "" {
+			paths[i] = path
+		}
 	}
-	return nil
+	return paths
 }
 
 // volumePath returns the path of a volume that is a file or a block device here, or nothing.
-func (e *Executor) volumePath(ctx context.Context, v *libvirtxml.DomainDiskSourceVolume) string {
+func (e *Executor) volumePath(ctx context.Context, v *poolVolume) string {
 	path, err := detached(ctx, func() (string, error) {
 		conn, err := e.connection()
 		if err != nil {
@@ -193,7 +236,13 @@ func (e *Executor) volumePath(ctx context.Context, v *libvirtxml.DomainDiskSourc
 func described(refs []kvmbackup.DiskRef) []offline.Disk {
 	var out []offline.Disk
 	for _, r := range refs {
-		d := offline.Disk{Device: r.Device, Path: r.Source, Description: r.Source, Format: r.Format}
+		d := offline.Disk{Device: r.Device, Description: r.Source, Format: r.Format}
+		if filepath.IsAbs(r.Source) {
+			d.Path = r.Source
+		}
+		if r.Encryption != kvmbackup.NotEncrypted {
+			d.Encryption = r.Encryption
+		}
 		if r.ReadOnly {
 			d.Skip = "read-only"
 		}

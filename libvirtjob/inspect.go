@@ -34,6 +34,9 @@ func (e *Executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (kvmbac
 	} else {
 		status.Disks, err = e.offline.Inspect(ctx, m.images)
 	}
+	if err == nil && m.domain != nil && !m.active {
+		err = addSnapshots(ctx, m.domain, status.Disks)
+	}
 	if err != nil {
 		return kvmbackup.DomainStatus{}, fmt.Errorf("inspect %q: %w", ref.Name, err)
 	}
@@ -167,7 +170,9 @@ func liveDisks(ctx context.Context, m *machine, job kvmbackup.JobState, detail s
 	}
 	var out []kvmbackup.DiskStatus
 	for _, d := range m.disks {
-		status := kvmbackup.DiskStatus{Device: d.device, Source: d.source, Serial: d.serial, Format: d.format, Skip: d.skip}
+		status := kvmbackup.DiskStatus{
+			Device: d.device, Source: d.source, Path: d.path, Serial: d.serial, Format: d.format, Encryption: d.encryption, Skip: d.skip,
+		}
 		if d.skip == "" {
 			if err := liveDisk(ctx, m.domain, d, g.chain(d), &status); err != nil {
 				return nil, err

@@ -56,8 +56,9 @@ func (e *Executor) read(ctx context.Context, m *machine) error {
 		return err
 	}
 	m.disks = disksOf(m.def)
+	e.resolve(ctx, m.disks)
 	if !active {
-		m.images = e.images(ctx, m.disks, m.def)
+		m.images = e.images(ctx, m.disks)
 	}
 	return nil
 }

@@ -18,7 +18,8 @@ import (
 func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskStatus, error) {
 	var out []kvmbackup.DiskStatus
 	for _, d := range disks {
-		status := kvmbackup.DiskStatus{Device: d.Device, Source: d.describe(), Serial: d.Serial, Format: d.Format, Skip: d.Skip}
+		status := kvmbackup.DiskStatus{Device: d.Device, Source: d.describe(), Path: d.Path, Serial: d.Serial, Format: d.Format, Skip: d.Skip}
+		status.Encryption = d.Encryption
 		if len(d.Below) > 0 {
 			status.StackedOn = d.Below[0]
 		}
@@ -26,6 +27,8 @@ func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskSt
 		case d.Skip != "":
 		case d.Path == "":
 			status.Unreadable = "it has no local path, so it can be read only while the domain runs"
+		case d.Encryption != "" && d.Format != string(qcow2.FormatQcow2): // nothing but ciphertext, whose size is not the disk's
+			status.Unreadable, status.Untrackable = sealed(d.Encryption), d.Format
 		default:
 			err := im.inspect(ctx, d, &status)
 			if err != nil && !unreadable(err) {
@@ -45,7 +48,7 @@ func unreadable(err error) bool {
 	if errors.Is(err, qcow2.ErrLocked) || errors.Is(err, qcow2.ErrNoLocks) {
 		return false
 	}
-	return slices.ContainsFunc([]error{qcow2.ErrNotFound, qcow2.ErrPermission, qcow2.ErrFormat, qcow2.ErrCorrupt, qcow2.ErrTooNew, qcow2.ErrIO},
+	return slices.ContainsFunc([]error{qcow2.ErrNotFound, qcow2.ErrPermission, qcow2.ErrFormat, qcow2.ErrCorrupt, qcow2.ErrTooNew, qcow2.ErrIO, errNotLocal},
 		func(sentinel error) bool { return errors.Is(err, sentinel) })
 }
 
@@ -58,20 +61,45 @@ func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskSta
 		status.Unreadable = err.Error()
 	}
 	top := chain[0].info
+	status.Snapshots = top.Snapshots
+	if status.Encryption == "" {
+		status.Encryption = encryption(chain)
+	}
 	status.VirtualSize, status.AllocatedBytes = top.VirtualSizeBytes, allocated(chain)
 	switch {
 	case d.Format != string(qcow2.FormatQcow2):
 		status.Untrackable = d.Format
 	case top.Compat == "0.10":
 		status.Untrackable = "qcow2 version 2"
+	case status.Encryption != "": // its bitmaps can't be changed without the secret either
+		status.Layers, status.BitmapsUnknown = paths(chain), "the image is encrypted"
 	default:
 		status.Layers, status.Bitmaps = paths(chain), bitmapStatuses(chain)
+	}
+	if status.Encryption != "" {
+		status.Unreadable = sealed(status.Encryption)
 	}
 	return nil
 }
 
+// sealed is why an encrypted image can't be read, with the way out.
+func sealed(kind string) string {
+	return "it is encrypted (" + kind + "), and QEMU has its secret only while the domain runs; start the domain for a backup of it, paused is enough"
+}
+
+// encryption is the kind of the first encrypted layer.
+func encryption(chain []layer) string {
+	for _, l := range chain {
+		if l.info.Encrypted {
+			return l.info.Encryption
+		}
+	}
+	return ""
+}
+
 // DropBitmap removes the bitmap of that name from every layer of the disks. A disk or file that isn't there, or has no
-// such bitmap, is no error.
+// such bitmap, is no error. Nor is an encrypted one, which can't be changed without its secret: its bitmap stays until the domain
+// runs, and is a warning.
 func (im *Images) DropBitmap(ctx context.Context, disks []Disk, name kvmbackup.CheckpointName) error {
 	var errs []error
 	for _, d := range disks {
@@ -89,6 +117,10 @@ func (im *Images) dropBitmap(ctx context.Context, d Disk, name string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if kind := encryption(chain); kind != "" && len(having(chain, name)) > 0 {
+		im.log.Warn("a bitmap stays until the domain runs: the image is encrypted", "device", d.Device, "bitmap", name, "encryption", kind)
+		return nil
 	}
 	for _, l := range chain {
 		if _, ok := l.info.Bitmap(name); !ok {
@@ -112,7 +144,7 @@ func (im *Images) DirtyBytes(ctx context.Context, disks []Disk, name kvmbackup.C
 		if err != nil {
 			return nil, err
 		}
-		if !usable(chain, string(name)) {
+		if !usable(chain, string(name)) || encryption(chain) != "" {
 			continue
 		}
 		if sizes[d.Device], err = im.tool.DirtyBytes(ctx, d.Path, string(name)); err != nil {

@@ -60,6 +60,9 @@ func (im *Images) sourceOf(ctx context.Context, disks []Disk, spec kvmbackup.Job
 	if d.Path == "" {
 		return Disk{}, fmt.Errorf("%w: disk %s (%s) can only be read while the domain runs", kvmbackup.ErrUnsupported, d.Device, d.describe())
 	}
+	if d.Encryption != "" {
+		return Disk{}, fmt.Errorf("%w: disk %s: %s", kvmbackup.ErrUnsupported, d.Device, sealed(d.Encryption))
+	}
 	chain, err := im.layers(ctx, d)
 	if err != nil {
 		return Disk{}, err
@@ -68,8 +71,8 @@ func (im *Images) sourceOf(ctx context.Context, disks []Disk, spec kvmbackup.Job
 		return Disk{}, err
 	}
 	switch {
-	case slices.ContainsFunc(chain, func(l layer) bool { return l.info.Encrypted }):
-		return Disk{}, fmt.Errorf("%w: disk %s is encrypted and can only be read while the domain runs", kvmbackup.ErrUnsupported, d.Device)
+	case encryption(chain) != "":
+		return Disk{}, fmt.Errorf("%w: disk %s: %s", kvmbackup.ErrUnsupported, d.Device, sealed(encryption(chain)))
 	case v.Kind == kvmbackup.KindIncremental && !usable(chain, string(spec.Base)):
 		return Disk{}, fmt.Errorf("%w: bitmap %s of %s", kvmbackup.ErrCheckpointInconsistent, spec.Base, d.Device)
 	}

@@ -37,8 +37,12 @@ type Info struct {
 	// ExtendedL2 says whether the image has subclusters.
 	ExtendedL2 bool
 	Encrypted  bool
+	// Encryption is the kind of an encrypted image: "luks", "aes" (of old qcow2 images), or its format.
+	Encryption string
 	// Dirty says that the image was not closed properly, Corrupt that QEMU found damage.
 	Dirty, Corrupt bool
+	// Snapshots names the internal snapshots, in the order of the file.
+	Snapshots []string
 	// Bitmaps are the persistent bitmaps, in the order of the file.
 	Bitmaps []Bitmap
 }
@@ -75,14 +79,17 @@ func findBitmap(list []Bitmap, name string) (Bitmap, bool) {
 
 // infoJSON is the output of qemu-img info.
 type infoJSON struct {
-	Format         Format `json:"format"`
-	VirtualSize    int64  `json:"virtual-size"`
-	ActualSize     int64  `json:"actual-size"`
-	ClusterSize    int64  `json:"cluster-size"`
-	Backing        string `json:"backing-filename"`
-	BackingFormat  Format `json:"backing-filename-format"`
-	Encrypted      bool   `json:"encrypted"`
-	Dirty          bool   `json:"dirty-flag"`
+	Format        Format `json:"format"`
+	VirtualSize   int64  `json:"virtual-size"`
+	ActualSize    int64  `json:"actual-size"`
+	ClusterSize   int64  `json:"cluster-size"`
+	Backing       string `json:"backing-filename"`
+	BackingFormat Format `json:"backing-filename-format"`
+	Encrypted     bool   `json:"encrypted"`
+	Dirty         bool   `json:"dirty-flag"`
+	Snapshots     []struct {
+		Name string `json:"name"`
+	} `json:"snapshots"`
 	FormatSpecific struct {
 		Type string          `json:"type"`
 		Data json.RawMessage `json:"data"`
@@ -96,7 +103,10 @@ type qcow2JSON struct {
 	DataFile    string `json:"data-file"`
 	Corrupt     bool   `json:"corrupt"`
 	ExtendedL2  bool   `json:"extended-l2"`
-	Bitmaps     []struct {
+	Encrypt     struct {
+		Format string `json:"format"`
+	} `json:"encrypt"`
+	Bitmaps []struct {
 		Name        string   `json:"name"`
 		Granularity int64    `json:"granularity"`
 		Flags       []string `json:"flags"`
@@ -142,12 +152,21 @@ func (raw infoJSON) info() (Info, error) {
 		Encrypted:        raw.Encrypted,
 		Dirty:            raw.Dirty,
 	}
+	if raw.Encrypted {
+		info.Encryption = string(raw.Format)
+	}
+	for _, s := range raw.Snapshots {
+		info.Snapshots = append(info.Snapshots, s.Name)
+	}
 	if raw.FormatSpecific.Type != string(FormatQcow2) {
 		return info, nil
 	}
 	var data qcow2JSON
 	if err := decode("info", raw.FormatSpecific.Data, &data); err != nil {
 		return Info{}, err
+	}
+	if data.Encrypt.Format != "" {
+		info.Encryption = data.Encrypt.Format
 	}
 	info.Compat = data.Compat
 	info.CompressionType = data.Compression

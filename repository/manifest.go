@@ -74,6 +74,7 @@ type Volume struct {
 	StoredSize   int64   `json:"stored_size"`           // bytes the file took on the storage (allocated) when written
 	DirtyBytes   int64   `json:"dirty_bytes"`           // bytes the bitmap said were to be copied; full: what was in use
 	SourceFormat string  `json:"source_format,omitempty"`
+	Encryption   string  `json:"encryption,omitempty"`  // of the disk on its host, e.g. "luks"; the file isn't encrypted
 	Tracked      bool    `json:"tracked,omitempty"`     // the backup's checkpoint has a bitmap on this disk
 	Digest       *Digest `json:"digest,omitempty"`      // of the bytes the guest sees; nil: not computed
 	FileDigest   *Digest `json:"file_digest,omitempty"` // of the file's own bytes; nil: not computed

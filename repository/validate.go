@@ -112,6 +112,7 @@ func (c *checker) volume(m Manifest, v Volume) {
 		c.err("device", validName("device", v.Device, MaxNameBytes))
 	}
 	c.text("source_format", v.SourceFormat)
+	c.text("encryption", v.Encryption)
 	for _, n := range []int64{v.VirtualSize, v.StoredSize, v.DirtyBytes} {
 		c.that(n >= 0 && n <= MaxVolumeBytes, "volume %.200q: size %d", v.VolumeID, n)
 	}

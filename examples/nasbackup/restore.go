@@ -22,6 +22,7 @@ type restoreFlags struct {
 	inPlace   bool
 	bandwidth int64
 	noRoom    bool
+	dropSnaps bool
 }
 
 func (a *app) restoreCommand() *cobra.Command {
@@ -52,6 +53,7 @@ domain must be off, and its next backup is a full.`,
 	f.BoolVar(&flags.inPlace, "in-place", false, "overwrite the VM's own disks; PATH is then the device to overwrite")
 	f.Int64Var(&flags.bandwidth, "bandwidth", 0, "limit each volume's copy to `MIB_PER_S` (default no limit)")
 	f.BoolVar(&flags.noRoom, "ignore-space", false, "begin although the target's file system seems to have too little room")
+	f.BoolVar(&flags.dropSnaps, "drop-snapshots", false, "in place: replace also images with internal snapshots, which are lost then")
 	cmd.MarkFlagsMutuallyExclusive("in-place", "format")
 	return cmd
 }
@@ -68,6 +70,8 @@ func (f restoreFlags) check() error {
 	switch {
 	case f.inPlace && f.to != "":
 		return usage("restore either --to a folder or --in-place")
+	case f.dropSnaps && !f.inPlace:
+		return usage("--drop-snapshots goes with --in-place: nothing else replaces an image")
 	case !f.inPlace && f.to == "" && !everyHasPath:
 		return usage("say where to restore: --to DIR, --volume ID=PATH for each volume, or --in-place")
 	case f.format != "qcow2" && f.format != "raw":
@@ -111,7 +115,7 @@ func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int6
 		IgnoreSpace: f.noRoom,
 	}
 	if f.inPlace {
-		req.InPlace = &kvmbackup.InPlace{}
+		req.InPlace = &kvmbackup.InPlace{DropSnapshots: f.dropSnaps}
 	}
 	for _, v := range f.volumes {
 		name, path, _ := strings.Cut(v, "=")
@@ -147,6 +151,7 @@ type restoredVolume struct {
 	Path        string             `json:"path"`
 	Format      qcow2.Format       `json:"format"`
 	VirtualSize int64              `json:"virtual_size"`
+	Encryption  string             `json:"encryption,omitempty"`
 }
 
 func restoredJSON(r kvmbackup.Restored) restored {
@@ -164,4 +169,9 @@ func printRestored(w io.Writer, r kvmbackup.Restored) {
 		t.row(" ", v.Device, size(v.VirtualSize), v.Path)
 	}
 	t.print(w)
+	for _, v := range r.Volumes {
+		if v.Encryption != "" {
+			fmt.Fprintf(w, "  %s was encrypted on its host (%s); %s is not\n", v.Device, v.Encryption, v.Path)
+		}
+	}
 }

@@ -102,7 +102,7 @@ type offHost struct {
 func (h *offHost) Inspect(context.Context, kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
 	st := kvmbackup.DomainStatus{Name: vm, State: kvmbackup.DomainStopped}
 	for _, d := range h.disks {
-		s := kvmbackup.DiskStatus{Device: d.Device, Source: d.Source, Format: d.Format}
+		s := kvmbackup.DiskStatus{Device: d.Device, Source: d.Source, Path: d.Source, Format: d.Format}
 		if _, err := os.Stat(d.Source); errors.Is(err, os.ErrNotExist) {
 			s.Unreadable = "missing"
 		}
