@@ -145,13 +145,19 @@ type DiskStatus struct {
 	StackedOn string
 	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
 	AllocatedBytes int64
-	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is
-	Unreadable     string   // why its image can't be read, e.g. a missing file of a stopped domain; empty: it can
-	Untrackable    string   // why it can't have a bitmap: raw, qcow2 version 2, ...; empty: it can
+	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media, lun, vhost; empty: it is
+	SkipsData      bool     // what Skip passes over may hold data that the guest writes: lun, vhost
+	Unreadable     string   // why its image can't be read now, e.g. a missing file of a stopped domain, and the way out; empty: it can
+	InUse          bool     // Unreadable because another process has the image of the stopped domain open
+	UsedBy         string   // who that is, where it is known to be another than the domain itself; empty: it may run elsewhere
+	Untrackable    string   // why it can't have a bitmap: its format, or UntrackableVersion2; empty: it can
 	Layers         []string // paths of the image and of those below it, top first, as far as they are known
 	Bitmaps        []BitmapStatus
 	BitmapsUnknown string // why the bitmaps could not be listed; empty: they were
 }
+
+// UntrackableVersion2 is the DiskStatus.Untrackable of a qcow2 image of version 2, which can be mended in place.
+const UntrackableVersion2 = "qcow2 version 2"
 
 // BitmapStatus is one dirty bitmap on a disk.
 type BitmapStatus struct {

@@ -80,7 +80,7 @@ type view struct {
 	record  VMRecord
 	stamp   repository.Stamp
 	volumes []chosen
-	skipped []Reason
+	left    []leftOut
 	input   DecideInput
 }
 
@@ -91,10 +91,10 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	o.step("inspect")
 	v := view{req: req}
 	var err error
-	if v.status, err = o.e.inspect(ctx, req.ref()); err != nil {
+	if v.status, err = o.e.look(ctx, req.ref()); err != nil {
 		return v, err
 	}
-	if v.volumes, v.skipped, err = req.choose(v.status); err != nil {
+	if v.volumes, v.left, err = req.choose(v.status); err != nil {
 		return v, err
 	}
 	if v.record, err = o.e.cfg.Store.VM(ctx, req.VM); err != nil {
@@ -109,11 +109,15 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	for _, c := range v.volumes {
 		v.input.Volumes = append(v.input.Volumes, VolumeFacts{
 			VolumeID: c.ID, Device: c.Device, Format: c.Disk.Format, VirtualSize: c.Disk.VirtualSize,
-			Untrackable: c.Disk.Untrackable, Bitmap: c.Disk.bitmapState(v.record.ActiveCheckpoint),
+			Untrackable: c.Disk.whyUntrackable(), Bitmap: c.Disk.bitmapState(v.record.ActiveCheckpoint),
 			BitmapBegan: c.Disk.bitmapBegan(v.record.ActiveCheckpoint),
 		})
 	}
-	return v, o.observeParent(ctx, &v.input)
+	err = o.observeParent(ctx, &v.input)
+	if v.input.Newest != nil {
+		v.input.LeftOut = present(*v.input.Newest, v.left)
+	}
+	return v, err
 }
 
 // observeParent looks at the newest backup and, if it could be a parent, whether its chain's files are there.
@@ -172,7 +176,7 @@ func (o *op) decide(v view) (Decision, error) {
 	if err := d.Check(v.input); err != nil {
 		return Decision{}, err
 	}
-	d.Reasons = append(d.Reasons, v.skipped...)
+	d.Reasons = append(d.Reasons, reasonsOf(v.left)...)
 	return d, nil
 }
 

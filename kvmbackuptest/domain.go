@@ -45,6 +45,7 @@ type checkpoint struct {
 // disk is a disk of a domain.
 type disk struct {
 	device, serial, skip string
+	remote               bool
 	image                *storedImage
 }
 

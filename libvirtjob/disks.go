@@ -20,8 +20,10 @@ type disk struct {
 	path                   string // of the file or block device; empty where there is none
 	empty                  bool   // no media
 	skip                   string
+	skipsData              bool     // skip passes over what the guest may write to
 	layers                 []uint   // libvirt's numbers of the image and of what is below it; live XML only
 	below                  []string // what the XML names below it, top first
+	belowFormats           []string // and the formats that it gives them; empty: it doesn't say
 	ends                   bool     // and says that nothing is below those
 	blockJob               string   // kind of a copy or commit that runs on it
 }
@@ -60,19 +62,28 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 	out.source, out.path = describeSource(d.Source)
 	out.empty = out.source == ""
 	out.skip = skipReason(d, out.empty)
+	out.skipsData = d.Device == "lun" || d.Source != nil && (d.Source.VHostUser != nil || d.Source.VHostVDPA != nil)
 	if d.Source != nil {
 		out.layers = append(out.layers, d.Source.Index)
 	}
 	for b := d.BackingStore; b != nil && !out.ends; b = b.BackingStore {
 		text, _ := describeSource(b.Source)
 		if out.ends = text == ""; !out.ends {
-			out.layers, out.below = append(out.layers, b.Index), append(out.below, text)
+			out.layers, out.below, out.belowFormats = append(out.layers, b.Index), append(out.below, text), append(out.belowFormats, formatOf(b))
 		}
 	}
 	if d.Mirror != nil {
 		out.blockJob = d.Mirror.Job
 	}
 	return out
+}
+
+// formatOf is what the XML says of an image below another.
+func formatOf(b *libvirtxml.DomainDiskBackingStore) string {
+	if b.Format == nil {
+		return ""
+	}
+	return b.Format.Type
 }
 
 // skipReason says why a disk is never backed up.
@@ -145,7 +156,8 @@ func byDevice(disks []disk, device string) (disk, bool) {
 func (e *Executor) images(ctx context.Context, disks []disk, def libvirtxml.Domain) []offline.Disk {
 	var out []offline.Disk
 	for i, d := range disks {
-		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, Below: d.below, Ends: d.ends}
+		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial,
+			Skip: d.skip, SkipsData: d.skipsData, Below: d.below, BelowFormats: d.belowFormats, Ends: d.ends}
 		if v := poolVolume(def, i); v != nil && d.skip == "" {
 			image.Path = e.volumePath(ctx, v)
 		}
