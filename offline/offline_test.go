@@ -337,8 +337,10 @@ func TestBackingFormatFromDefinition(t *testing.T) {
 		t.Fatalf("disk is %+v", got)
 	}
 	v := volume(top, "v", "")
-	b.backup(b.spec("c1", "", v), top)
-	b.run("cp", b.path("v"), top.Path, base.Path, "/tmp/cdbg/")
+	job := b.prepare(b.spec("c1", "", v), top)
+	b.must(job.Begin(b.Context()))
+	_, err = job.Wait(b.Context(), nil)
+	b.must(err)
 	b.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", base.Path, "-F", "raw", top.Path)
 	b.run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", top.Path, b.path(v.File))
 
