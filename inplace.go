@@ -178,6 +178,9 @@ func sources(st DomainStatus) []string {
 
 func (j *copyJob) aimOver(ctx context.Context, d DiskStatus) error {
 	j.out.Path, j.out.Format = d.Source, qcow2.Format(d.Format)
+	if d.InUse {
+		return fmt.Errorf("%w: disk %s: %s", ErrImageLocked, d.Device, d.Unreadable)
+	}
 	if d.Format != "qcow2" && d.Format != "raw" {
 		return fmt.Errorf("%w: disk %s has format %q; restore it to a file and convert that", ErrUnsupported, d.Device, d.Format)
 	}

@@ -33,7 +33,7 @@ func (p Plan) String() string {
 		fmt.Fprintf(&s, "  because: %s\n", r)
 	}
 	for _, v := range p.Decision.Volumes {
-		fmt.Fprintf(&s, "  %s (%s): %v, %s\n", v.VolumeID, v.Device, v.Kind, v.Reason.Code)
+		fmt.Fprintf(&s, "  %s (%s): %v, %s\n", v.VolumeID, v.Device, v.Kind, Reason{Code: v.Reason.Code, Detail: v.Reason.Detail})
 	}
 	return s.String()
 }

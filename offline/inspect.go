@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/logctx"
@@ -41,14 +42,15 @@ func aboutTheDisk(ctx context.Context, err error) bool {
 	return err != nil && ctx.Err() == nil && !errors.Is(err, qcow2.ErrToolMissing) && !errors.Is(err, kvmbackup.ErrInvalid)
 }
 
-// wayOut adds it for images that are gone or no longer what they were.
+// wayOut is the error in one line, with what can be done about images that are gone or no longer what they were.
 func wayOut(err error) string {
+	text := strings.ReplaceAll(err.Error(), "\n", "; ")
 	for _, gone := range []error{qcow2.ErrNotFound, qcow2.ErrFormat, qcow2.ErrCorrupt} {
 		if errors.Is(err, gone) {
-			return err.Error() + "; recover the VM if a restore was interrupted, or restore over it"
+			return text + "; recover the VM if a restore was interrupted, or restore over it"
 		}
 	}
-	return err.Error()
+	return text
 }
 
 func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskStatus) error {
