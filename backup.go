@@ -388,8 +388,12 @@ func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error
 	if err != nil {
 		return nil, err
 	}
+	if def.TPMNotSaved != "" {
+		r.warn("the state of the TPM is not saved", "cause", def.TPMNotSaved)
+		r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonTPMNotSaved, Detail: def.TPMNotSaved})
+	}
 	var files []repository.FileEntry
-	for name, data := range map[string][]byte{fileDomainXML: def.XML, fileNVRAM: def.NVRAM} {
+	for name, data := range map[string][]byte{fileDomainXML: def.XML, fileNVRAM: def.NVRAM, fileTPM: def.TPM} {
 		if data == nil {
 			continue
 		}

@@ -50,7 +50,7 @@ type Executor interface {
 	Thaw(ctx context.Context, dom DomainRef) error
 	// Resume lets a paused guest run on.
 	Resume(ctx context.Context, dom DomainRef) error
-	// Definition returns the inactive domain XML and the UEFI variable store. The XML is nil for a domain that
+	// Definition returns the inactive domain XML, the UEFI variable store and the state of an emulated TPM. The XML is nil for a domain that
 	// is not defined. Secrets, such as a VNC password, are included only when asked for.
 	Definition(ctx context.Context, dom DomainRef, secrets bool) (Definition, error)
 }
@@ -237,4 +237,6 @@ type Definition struct {
 	XML           []byte // inactive domain XML; nil when the domain is not defined
 	NVRAM         []byte // UEFI variable store; nil when there is none
 	NVRAMTemplate string // path of its template on the host it came from
+	TPM           []byte // state of an emulated TPM; nil when there is none
+	TPMNotSaved   string // why the state of the TPM that the domain has can't be had; empty: it was, or there is no TPM
 }

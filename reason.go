@@ -44,6 +44,7 @@ const (
 	ReasonThawFailed    ReasonCode = "thaw-failed"         // the guest may need attention
 	ReasonRecovered     ReasonCode = "recovered"           // finished by recovery
 	ReasonGuestResumed  ReasonCode = "guest-resumed"       // an I/O error had paused the guest during the job
+	ReasonTPMNotSaved   ReasonCode = "tpm-not-saved"       // the VM has a TPM whose state is not in the backup
 	ReasonNextFull      ReasonCode = "checkpoint-unusable" // the job's checkpoint is gone: the next backup is full
 )
 

@@ -96,7 +96,7 @@ func (k *disk) readable(m *machine, st *kvmbackup.DiskStatus) {
 func (e *executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, secrets bool) (def kvmbackup.Definition, err error) {
 	err = e.do(ctx, "Definition", ref, func(m *machine) error {
 		if m.known {
-			def = kvmbackup.Definition{XML: m.xml(secrets), NVRAM: slices.Clone(m.nvram)}
+			def = kvmbackup.Definition{XML: m.xml(secrets), NVRAM: slices.Clone(m.nvram), TPM: slices.Clone(m.tpm)}
 		}
 		return nil
 	})

@@ -159,9 +159,8 @@ var causes = []struct {
 
 // Cause is the word for an error in the cause label, or "other". What calls for somebody to look: no-space; flush, where the storage lost
 // data; read-only; repository, where another share or none is mounted; unavailable, where libvirt, a QEMU, the store or the
-// storage can't be reached; stalled, stuck, lease-lost, target-access, damaged, missing-file,
-// disk-left-out, unreadable-disk. The rest: busy, canceled,
-// deadline, not-consistent, image-locked, no-domain, invalid, job.
+// storage can't be reached; stalled, stuck, lease-lost, target-access, damaged, missing-file, disk-left-out,
+// unreadable-disk. The rest: busy, canceled, deadline, not-consistent, image-locked, no-domain, invalid, job.
 func Cause(err error) string {
 	for _, c := range causes {
 		if errors.Is(err, c.err) {
