@@ -19,8 +19,11 @@ import (
 // that is unreachable) the record stays running and the next operation on the VM, or Recover, settles it.
 // A context that ends makes it return within seconds, with the context's cause; from publication on, the backup is completed instead.
 //
-// Errors: ErrBusy, ErrNoDomain, ErrNothingToBackUp, ErrNoVolume, ErrUnsupported, ErrNoSpace, ErrTargetAccess, ErrNotConsistent,
-// ErrStalled, ErrJobFailed, ErrJobStuck, ErrLeaseLost, ErrInvalid, those of the repository, and those of the store; all within an *OpError.
+// A disk that can't be read is left out where others can be saved: Backup.Reasons, an event and a warning say so. RequireAllDisks forbids it.
+//
+// Errors: ErrBusy, ErrNoDomain, ErrNothingToBackUp, ErrUnreadable, ErrDiskLeftOut, ErrImageLocked, ErrNoVolume, ErrUnsupported,
+// ErrNoSpace, ErrTargetAccess, ErrNotConsistent, ErrStalled, ErrJobFailed, ErrJobStuck, ErrLeaseLost, ErrInvalid, those of the
+// repository, and those of the store; all within an *OpError.
 func (e *Engine) Backup(ctx context.Context, req BackupRequest) (Backup, error) {
 	o := e.newOp("backup", req.VM)
 	if err := errors.Join(e.needHypervisor(), req.validate()); err != nil {
@@ -117,7 +120,18 @@ func (r *run) decideNow(ctx context.Context) (err error) {
 		return err
 	}
 	r.emit(Event{Type: EventDecided, Decision: &r.decision})
+	r.warnOfLeftOut()
 	return nil
+}
+
+// warnOfLeftOut tells of the disks that the request wants and that can't be read now.
+func (r *run) warnOfLeftOut() {
+	for _, l := range r.view.left {
+		if l.Code == ReasonDiskUnreadable {
+			r.warn("a disk is not in the backup", "device", l.Disk.Device, "volume", string(l.VolumeID), "cause", l.Disk.Unreadable)
+			r.emit(Event{Type: EventLeftOut, Detail: l.Reason.String()})
+		}
+	}
 }
 
 // registerBase does nothing when libvirt knows the base checkpoint on just the devices that need it.
@@ -378,8 +392,12 @@ func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error
 	if err != nil {
 		return nil, err
 	}
+	if def.TPMNotSaved != "" {
+		r.warn("the state of the TPM is not saved", "cause", def.TPMNotSaved)
+		r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonTPMNotSaved, Detail: def.TPMNotSaved})
+	}
 	var files []repository.FileEntry
-	for name, data := range map[string][]byte{fileDomainXML: def.XML, fileNVRAM: def.NVRAM} {
+	for name, data := range map[string][]byte{fileDomainXML: def.XML, fileNVRAM: def.NVRAM, fileTPM: def.TPM} {
 		if data == nil {
 			continue
 		}

@@ -26,6 +26,7 @@ type DecideInput struct {
 	MissingFiles     []string // files of Newest and its ancestors that are not there
 	Damaged          []string // what the last verifications of Newest and its ancestors found, unless a later one has disproved it
 	Volumes          []VolumeFacts
+	LeftOut          []VolumeID // volumes of Newest that the VM still has, and that this backup leaves out
 
 	NewCheckpoint CheckpointName // the name the new checkpoint gets, if there is one
 	NewChain      ChainID        // the ID that a new chain gets, if there is one
@@ -171,7 +172,8 @@ func (in DecideInput) validate() error {
 	return errors.Join(errs...)
 }
 
-// full is tracked unless the feature is off or nothing on the VM can be tracked.
+// full is tracked unless the feature is off or nothing on the VM can be tracked. What will keep a volume from being incremental the next
+// time too is said with every full, unless nothing is to be incremental.
 func full(in DecideInput, why Reason) Decision {
 	d := Decision{Kind: KindFull, ChainID: in.NewChain, Reasons: []Reason{why}}
 	for _, v := range in.Volumes {
@@ -179,10 +181,11 @@ func full(in DecideInput, why Reason) Decision {
 		if tracked {
 			d.Checkpoint = in.NewCheckpoint
 		}
-		d.Volumes = append(d.Volumes, VolumeDecision{
-			VolumeID: v.VolumeID, Device: v.Device, Kind: KindFull, Tracked: tracked,
-			Reason: Reason{Code: ReasonBackupFull, VolumeID: v.VolumeID},
-		})
+		because := Reason{Code: ReasonBackupFull, VolumeID: v.VolumeID}
+		if v.Untrackable != "" && why.Code != ReasonIncrementalDisabled && why.Code != ReasonEveryFull {
+			because.Code, because.Detail = ReasonVolumeUntrackable, v.Untrackable
+		}
+		d.Volumes = append(d.Volumes, VolumeDecision{VolumeID: v.VolumeID, Device: v.Device, Kind: KindFull, Tracked: tracked, Reason: because})
 	}
 	return d
 }
@@ -199,7 +202,7 @@ func incremental(in DecideInput) Decision {
 		present[v.VolumeID] = true
 	}
 	for _, v := range in.Newest.Volumes {
-		if !present[v.VolumeID] {
+		if !present[v.VolumeID] && !slices.Contains(in.LeftOut, v.VolumeID) {
 			d.Reasons = append(d.Reasons, Reason{Code: ReasonVolumeGone, VolumeID: v.VolumeID, Detail: "was " + v.Device})
 		}
 	}

@@ -25,6 +25,7 @@ const (
 	FindingBitmapMoved       FindingCode = "bitmap-moved"        // it begins in a file that the volume had not at its last backup
 	FindingShrank            FindingCode = "volume-shrank"       // a volume is smaller than at its last backup
 	FindingUnreadable        FindingCode = "unreadable-disk"     // a disk's image is missing or can't be read
+	FindingUntrackable       FindingCode = "untrackable-disk"    // it can't have a bitmap, so that it is full in every backup: worth knowing
 	FindingMissingFile       FindingCode = "missing-file"        // a recorded backup lacks a file
 	FindingUnrecorded        FindingCode = "unrecorded-folder"   // a published folder without a record
 	FindingLeftPartial       FindingCode = "left-partial"        // a partial folder of a record that is not running
@@ -45,6 +46,7 @@ type Finding struct {
 	Path    string         `json:"path,omitempty"`
 	Name    CheckpointName `json:"checkpoint,omitempty"`
 	foreign bool
+	advice  bool // nothing is wrong, and something could be better
 }
 
 // Diagnosis is what Inspect found about one VM.
@@ -55,9 +57,9 @@ type Diagnosis struct {
 	Findings []Finding
 }
 
-// Healthy says whether there is nothing to repair. What is foreign doesn't count.
+// Healthy says whether there is nothing to repair. What is foreign doesn't count, nor do disks that can't have bitmaps.
 func (d Diagnosis) Healthy() bool {
-	return !slices.ContainsFunc(d.Findings, func(f Finding) bool { return !f.foreign })
+	return !slices.ContainsFunc(d.Findings, func(f Finding) bool { return !f.foreign && !f.advice })
 }
 
 // Inspect compares the four truths about a VM: store, libvirt's checkpoints, bitmaps in QEMU or in the image files, and files in the repository. It
@@ -135,7 +137,7 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 	}
 	d.addRecords(records)
 	o.step("inspect domain")
-	st, err := o.e.inspect(ctx, req.ref())
+	st, err := o.e.look(ctx, req.ref())
 	switch {
 	case err == nil:
 		d.Domain = &st
@@ -208,11 +210,25 @@ func (d *Diagnosis) addDomain(prefix string, st DomainStatus, records []Backup, 
 	for _, k := range st.Disks {
 		if k.Unreadable != "" {
 			d.add(Finding{Code: FindingUnreadable, Device: k.Device, Path: k.Path, Detail: fmt.Sprintf("%s can't be read: %s", k.Device, k.Unreadable),
-				Effect: "no backup with this disk is taken; recover the VM if a restore was interrupted, or restore over it"})
+				Effect: "backups leave this disk out, and none is taken where nothing else can be saved or all disks are required"})
 		}
 	}
+	d.addUntrackable(st, req)
 	if newest := newestOf(records); newest != nil && d.Record.ActiveCheckpoint != "" && newest.Checkpoint == d.Record.ActiveCheckpoint {
 		d.addActive(st, *newest, req)
+	}
+}
+
+// addUntrackable tells of the volumes that are full every time.
+func (d *Diagnosis) addUntrackable(st DomainStatus, req BackupRequest) {
+	vols, _, err := req.choose(st)
+	if err != nil {
+		return // the next backup reports it
+	}
+	for _, v := range vols {
+		if why := v.Disk.whyUntrackable(); why != "" {
+			d.add(Finding{Code: FindingUntrackable, Device: v.Device, Path: v.Disk.Path, Detail: why, Effect: fmt.Sprintf("volume %s is full in every backup", v.ID), advice: true})
+		}
 	}
 }
 
@@ -224,13 +240,13 @@ func (d *Diagnosis) addActive(st DomainStatus, newest Backup, req BackupRequest)
 		d.add(Finding{Code: FindingActiveUnlisted, Name: active, Detail: fmt.Sprintf("libvirt doesn't list the active checkpoint %s", active),
 			Effect: "none: the next backup registers it again where its bitmaps are there"})
 	}
-	vols, _, err := req.pick(st)
+	vols, _, err := req.choose(st)
 	if err != nil {
 		return // the next backup reports it
 	}
 	for _, v := range vols {
 		part, ok := newest.Volume(v.ID)
-		if !ok || !part.Tracked || v.Disk.Unreadable != "" {
+		if !ok || !part.Tracked {
 			continue
 		}
 		if f := findBitmap(active, v, part); f.Code != "" {

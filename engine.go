@@ -121,8 +121,20 @@ func (e *Engine) cleanup(ctx context.Context) (context.Context, context.CancelFu
 	return context.WithTimeout(context.WithoutCancel(ctx), e.cfg.CleanupLimit)
 }
 
-// inspect begins whatever is done to a domain.
+// inspect begins whatever is done to a domain. A stopped one may run elsewhere while an unknown process has an image of it open, so that
+// is an ErrImageLocked.
 func (e *Engine) inspect(ctx context.Context, dom DomainRef) (DomainStatus, error) {
+	st, err := e.look(ctx, dom)
+	for _, d := range st.Disks {
+		if err == nil && d.mayRun() {
+			err = fmt.Errorf("%w: %s of domain %q: %s", ErrImageLocked, d.Device, st.Name, d.Unreadable)
+		}
+	}
+	return st, err
+}
+
+// look is for those who only look, or see to the images that are in use themselves.
+func (e *Engine) look(ctx context.Context, dom DomainRef) (DomainStatus, error) {
 	return ask(ctx, e, func(ctx context.Context) (DomainStatus, error) { return e.cfg.Executor.Inspect(ctx, dom) })
 }
 

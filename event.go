@@ -15,6 +15,7 @@ type EventType string
 const (
 	EventStarted   EventType = "started"   // the operation holds the lease
 	EventDecided   EventType = "decided"   // Decision is set
+	EventLeftOut   EventType = "left-out"  // a disk that should be in the backup can't be read and is left out; Detail says which and why
 	EventProgress  EventType = "progress"  // Progress is set
 	EventFrozen    EventType = "frozen"    // the guest's file systems are frozen
 	EventThawed    EventType = "thawed"    // Elapsed says how long they were

@@ -50,7 +50,7 @@ type Executor interface {
 	Thaw(ctx context.Context, dom DomainRef) error
 	// Resume lets a paused guest run on.
 	Resume(ctx context.Context, dom DomainRef) error
-	// Definition returns the inactive domain XML and the UEFI variable store. The XML is nil for a domain that
+	// Definition returns the inactive domain XML, the UEFI variable store and the state of an emulated TPM. The XML is nil for a domain that
 	// is not defined. Secrets, such as a VNC password, are included only when asked for.
 	Definition(ctx context.Context, dom DomainRef, secrets bool) (Definition, error)
 }
@@ -161,13 +161,19 @@ type DiskStatus struct {
 	Snapshots []string
 	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
 	AllocatedBytes int64
-	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is
-	Unreadable     string   // why its image can't be read, e.g. a missing file of a stopped domain; empty: it can
-	Untrackable    string   // why it can't have a bitmap: raw, qcow2 version 2, ...; empty: it can
+	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media, lun, vhost; empty: it is
+	SkipsData      bool     // what Skip passes over may hold data that the guest writes: lun, vhost
+	Unreadable     string   // why its image can't be read now, e.g. a missing file of a stopped domain, and the way out; empty: it can
+	InUse          bool     // Unreadable because another process has the image of the stopped domain open
+	UsedBy         string   // who that is, where it is known to be another than the domain itself; empty: it may run elsewhere
+	Untrackable    string   // why it can't have a bitmap: its format, or UntrackableVersion2; empty: it can
 	Layers         []string // paths of the image and of those below it, top first, as far as they are known
 	Bitmaps        []BitmapStatus
 	BitmapsUnknown string // why the bitmaps could not be listed; empty: they were
 }
+
+// UntrackableVersion2 is the DiskStatus.Untrackable of a qcow2 image of version 2, which can be mended in place.
+const UntrackableVersion2 = "qcow2 version 2"
 
 // BitmapStatus is one dirty bitmap on a disk.
 type BitmapStatus struct {
@@ -247,4 +253,6 @@ type Definition struct {
 	XML           []byte // inactive domain XML; nil when the domain is not defined
 	NVRAM         []byte // UEFI variable store; nil when there is none
 	NVRAMTemplate string // path of its template on the host it came from
+	TPM           []byte // state of an emulated TPM; nil when there is none
+	TPMNotSaved   string // why the state of the TPM that the domain has can't be had; empty: it was, or there is no TPM
 }

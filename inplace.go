@@ -165,12 +165,8 @@ func (e *Engine) aimInPlace(ctx context.Context, o *op, over BackupRequest, req 
 func (r BackupRequest) targets(st DomainStatus) []chosen {
 	var found []chosen
 	for _, d := range st.Disks {
-		at := slices.IndexFunc(r.Volumes, func(v Volume) bool { return v.Device == d.Device })
-		switch {
-		case at >= 0:
-			found = append(found, chosen{r.Volumes[at], d})
-		case len(r.Volumes) == 0 && d.Skip == "":
-			found = append(found, chosen{Volume{ID: derivedID(st, d), Device: d.Device}, d})
+		if v, named := r.volumeOn(st, d); named || len(r.Volumes) == 0 && d.Skip == "" {
+			found = append(found, chosen{v, d})
 		}
 	}
 	return found

@@ -99,11 +99,12 @@ func BackupFromManifest(m repository.Manifest, repositoryID string) (Backup, err
 }
 
 // sideFiles are the names a backup's folder may have beside its volumes and its manifest.
-var sideFiles = []string{fileDomainXML, fileNVRAM}
+var sideFiles = []string{fileDomainXML, fileNVRAM, fileTPM}
 
 const (
 	fileDomainXML = repository.DomainXMLName
 	fileNVRAM     = repository.NVRAMName
+	fileTPM       = repository.TPMName
 )
 
 // target is what the repository is told to remove: names that are ours.

@@ -33,7 +33,7 @@ func (p Plan) String() string {
 		fmt.Fprintf(&s, "  because: %s\n", r)
 	}
 	for _, v := range p.Decision.Volumes {
-		fmt.Fprintf(&s, "  %s (%s): %v, %s\n", v.VolumeID, v.Device, v.Kind, v.Reason.Code)
+		fmt.Fprintf(&s, "  %s (%s): %v, %s\n", v.VolumeID, v.Device, v.Kind, Reason{Code: v.Reason.Code, Detail: v.Reason.Detail})
 	}
 	return s.String()
 }
@@ -83,7 +83,7 @@ type view struct {
 	record  VMRecord
 	stamp   repository.Stamp
 	volumes []chosen
-	skipped []Reason
+	left    []leftOut
 	input   DecideInput
 }
 
@@ -94,10 +94,10 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	o.step("inspect")
 	v := view{req: req}
 	var err error
-	if v.status, err = o.e.inspect(ctx, req.ref()); err != nil {
+	if v.status, err = o.e.look(ctx, req.ref()); err != nil {
 		return v, err
 	}
-	if v.volumes, v.skipped, err = req.choose(v.status); err != nil {
+	if v.volumes, v.left, err = req.choose(v.status); err != nil {
 		return v, err
 	}
 	if v.record, err = o.e.cfg.Store.VM(ctx, req.VM); err != nil {
@@ -112,12 +112,15 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	for _, c := range v.volumes {
 		v.input.Volumes = append(v.input.Volumes, VolumeFacts{
 			VolumeID: c.ID, Device: c.Device, Format: c.Disk.Format, VirtualSize: c.Disk.VirtualSize,
-			Encryption: c.Disk.Encryption, Untrackable: c.Disk.Untrackable, Bitmap: c.Disk.bitmapState(v.record.ActiveCheckpoint),
+			Encryption: c.Disk.Encryption, Untrackable: c.Disk.whyUntrackable(), Bitmap: c.Disk.bitmapState(v.record.ActiveCheckpoint),
 			BitmapBegan: c.Disk.bitmapBegan(v.record.ActiveCheckpoint),
 		})
 	}
 	if err := o.observeParent(ctx, &v.input); err != nil {
 		return v, err
+	}
+	if v.input.Newest != nil {
+		v.input.LeftOut = present(*v.input.Newest, v.left)
 	}
 	return v, v.sameEncryption()
 }
@@ -178,7 +181,7 @@ func (o *op) decide(v view) (Decision, error) {
 	if err := d.Check(v.input); err != nil {
 		return Decision{}, err
 	}
-	d.Reasons = append(append(d.Reasons, v.skipped...), encrypted(v.volumes)...)
+	d.Reasons = append(append(d.Reasons, reasonsOf(v.left)...), encrypted(v.volumes)...)
 	return d, nil
 }
 

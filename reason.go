@@ -27,8 +27,8 @@ const (
 const (
 	ReasonBackupFull               ReasonCode = "backup-full"                // the whole backup is full
 	ReasonVolumeIncremental        ReasonCode = "volume-incremental"         // only dirty clusters are copied
-	ReasonVolumeNew                ReasonCode = "volume-new"                 // new or replaced: the parent doesn't have this identity
-	ReasonVolumeUntrackable        ReasonCode = "volume-untrackable"         // raw, qcow2 version 2 or otherwise without bitmaps
+	ReasonVolumeNew                ReasonCode = "volume-new"                 // new, replaced or left out before: the parent doesn't have this identity
+	ReasonVolumeUntrackable        ReasonCode = "volume-untrackable"         // raw, qcow2 version 2 or otherwise without bitmaps; the detail has the way out
 	ReasonVolumeBitmapMissing      ReasonCode = "volume-bitmap-missing"      // the active checkpoint has no bitmap on it
 	ReasonVolumeBitmapInconsistent ReasonCode = "volume-bitmap-inconsistent" // QEMU marked the bitmap inconsistent, e.g. after a crash
 	ReasonVolumeBitmapMoved        ReasonCode = "volume-bitmap-moved"        // it begins in a file that was not the volume's then: the disk was moved, or a part is lost
@@ -45,6 +45,7 @@ const (
 	ReasonThawFailed    ReasonCode = "thaw-failed"         // the guest may need attention
 	ReasonRecovered     ReasonCode = "recovered"           // finished by recovery
 	ReasonGuestResumed  ReasonCode = "guest-resumed"       // an I/O error had paused the guest during the job
+	ReasonTPMNotSaved   ReasonCode = "tpm-not-saved"       // the VM has a TPM whose state is not in the backup
 	ReasonNextFull      ReasonCode = "checkpoint-unusable" // the job's checkpoint is gone: the next backup is full
 )
 

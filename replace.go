@@ -13,6 +13,8 @@ func (p InPlace) mayReplace(o *op, st DomainStatus, d DiskStatus, j *copyJob) er
 	case !filepath.IsAbs(d.Path):
 		return fmt.Errorf("%w: disk %s (%s) is no file or block device here to restore over; restore volume %q to a file and copy it there, or leave it out",
 			ErrUnsupported, d.Device, d.Source, part.VolumeID)
+	case d.InUse:
+		return fmt.Errorf("%w: disk %s: %s", ErrImageLocked, d.Device, d.Unreadable)
 	case d.Encryption != "":
 		return fmt.Errorf("%w: disk %s is encrypted (%s), and its secret is not known here; restore volume %q to a file, and write that into the encrypted "+
 			"image with qemu-img convert -n and the secret, or leave it out", ErrUnsupported, d.Device, d.Encryption, part.VolumeID)

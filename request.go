@@ -2,7 +2,6 @@ package kvmbackup
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -22,11 +21,17 @@ type BackupRequest struct {
 	DomainUUID string
 	// Disks describes a stopped domain that is not defined, as on hosts with transient domains.
 	Disks []DiskRef
-	// Volumes gives the disks their identities, by device. Those not named are not backed up. Empty: every disk that can be
+	// Volumes gives the disks their identities, by device. Those not named are left out, with a reason. Empty: every disk that can be
 	// backed up, its identity derived from the disk's serial or else from its path, which a move of the file changes.
 	Volumes []Volume
-	Policy  Policy
-	Quiesce Quiesce
+	// Exclude names devices to leave out, with a reason on record. A device that the domain doesn't have is an ErrNoVolume.
+	Exclude []string
+	// RequireAllDisks fails with ErrDiskLeftOut, naming each, rather than leave out a disk that holds the VM's data: one that can't be
+	// read, that other VMs share, or that Volumes doesn't name. By default the others are saved, and the record says what is missing.
+	// Drives without data of the VM's own (cdrom, floppy, read-only, transient, no media) and those in Exclude are left out all the same.
+	RequireAllDisks bool
+	Policy          Policy
+	Quiesce         Quiesce
 	// BandwidthBytes limits the job to so many bytes per second over all volumes. 0: no limit.
 	BandwidthBytes int64
 	// Secrets saves the domain XML with its secrets, such as a VNC password.
@@ -45,9 +50,9 @@ type JobControl interface {
 
 // Volume gives the disk on a device its identity.
 type Volume struct {
-	ID     VolumeID
-	Device string // the target, e.g. vda
-	// Root marks the disk the VM boots from, whose file is named root.ID.qcow2. If none is marked, the first is.
+	ID     VolumeID // empty: derived, as for a request that names no volumes
+	Device string   // the target, e.g. vda
+	// Root marks the disk the VM boots from, whose file is named root.ID.qcow2. If none is marked, the first is, also where it is left out.
 	Root bool
 }
 
@@ -85,69 +90,20 @@ func (r BackupRequest) validate() error {
 	}
 	ids, devices := map[VolumeID]bool{}, map[string]bool{}
 	for _, v := range r.Volumes {
-		if err := repository.ValidName(string(v.ID)); err != nil {
+		if err := repository.ValidName(string(v.ID)); err != nil && v.ID != "" {
 			return fmt.Errorf("%w volume on device %q: %w", ErrInvalid, v.Device, err)
 		}
-		if ids[v.ID] || devices[v.Device] || v.Device == "" {
+		if ids[v.ID] && v.ID != "" || devices[v.Device] || v.Device == "" {
 			return fmt.Errorf("%w request for %q: volume %q on device %q is named twice or has no device", ErrInvalid, r.VM, v.ID, v.Device)
 		}
 		ids[v.ID], devices[v.Device] = true, true
 	}
+	for _, device := range r.Exclude {
+		if devices[device] {
+			return fmt.Errorf("%w request for %q: device %q is named and excluded", ErrInvalid, r.VM, device)
+		}
+	}
 	return nil
-}
-
-// chosen is a volume with its disk.
-type chosen struct {
-	Volume
-	Disk DiskStatus
-}
-
-// choose matches the request's volumes with the domain's disks. Disks that are never backed up are reported as reasons when
-// the request named no volumes, and are an error when it named them.
-func (r BackupRequest) choose(st DomainStatus) ([]chosen, []Reason, error) {
-	vols, skipped, err := r.pick(st)
-	for _, v := range vols {
-		if v.Disk.Unreadable != "" {
-			err = errors.Join(err, fmt.Errorf("%w: %s of domain %q: %s; recover the VM if a restore was interrupted, or restore over it",
-				ErrUnreadable, v.Device, st.Name, v.Disk.Unreadable))
-		}
-	}
-	return vols, skipped, err
-}
-
-func (r BackupRequest) pick(st DomainStatus) ([]chosen, []Reason, error) {
-	if len(r.Volumes) > 0 {
-		vols, err := r.named(st)
-		return vols, nil, err
-	}
-	var vols []chosen
-	var skipped []Reason
-	for _, d := range st.Disks {
-		if d.Skip != "" {
-			skipped = append(skipped, Reason{Code: ReasonDiskSkipped, Detail: d.Device + ": " + d.Skip})
-			continue
-		}
-		vols = append(vols, chosen{Volume{ID: derivedID(st, d), Device: d.Device}, d})
-	}
-	if len(vols) == 0 {
-		return nil, nil, fmt.Errorf("%w: domain %q has no disk that can be backed up (%v)", ErrNothingToBackUp, st.Name, skipped)
-	}
-	return vols, skipped, nil
-}
-
-func (r BackupRequest) named(st DomainStatus) ([]chosen, error) {
-	var vols []chosen
-	for _, v := range r.Volumes {
-		i := slices.IndexFunc(st.Disks, func(d DiskStatus) bool { return d.Device == v.Device })
-		if i < 0 {
-			return nil, fmt.Errorf("%w: domain %q has no device %q for volume %q; it has %s", ErrNoVolume, st.Name, v.Device, v.ID, devicesOn(st))
-		}
-		if d := st.Disks[i]; d.Skip != "" {
-			return nil, fmt.Errorf("%w: device %q of domain %q can't be backed up: %s; leave it out of the request", ErrUnsupported, v.Device, st.Name, d.Skip)
-		}
-		vols = append(vols, chosen{v, st.Disks[i]})
-	}
-	return vols, nil
 }
 
 // devicesOn names the domain's disks, for those who named another.
@@ -185,14 +141,13 @@ func fileName(name string, root bool) string {
 // fileNames gives every volume its file, by identity. No two names differ in upper and lower case alone: many shares don't tell
 // these apart.
 func fileNames(vols []chosen) map[VolumeID]string {
-	root := max(slices.IndexFunc(vols, func(v chosen) bool { return v.Root }), 0)
 	m := map[VolumeID]string{}
-	for i, v := range vols {
+	for _, v := range vols {
 		name := string(v.ID)
 		if slices.ContainsFunc(vols, func(o chosen) bool { return alike(v.ID, o.ID) }) {
 			name += fmt.Sprintf("-%.8x", sha256.Sum256([]byte(v.ID)))
 		}
-		m[v.ID] = fileName(name, i == root)
+		m[v.ID] = fileName(name, v.Root)
 	}
 	return m
 }

@@ -25,7 +25,7 @@ const (
 	ProblemCheck    ProblemCode = "structure" // qemu-img check found corruption
 	ProblemContent  ProblemCode = "content"   // a digest differs
 	ProblemChain    ProblemCode = "chain"     // the records of the chain contradict each other
-	ProblemSideFile ProblemCode = "side-file" // domain.xml or nvram differs from its checksum
+	ProblemSideFile ProblemCode = "side-file" // domain.xml, nvram or tpm differs from its checksum
 )
 
 // Problem is one finding of a verification.

@@ -14,7 +14,7 @@ func (h *Hypervisor) plug(d *domain, s Disk) error {
 	if _, err := d.disk(s.Device); err == nil || s.Device == "" {
 		return fmt.Errorf("%w: device %q of %q is there or has no name", kvmbackup.ErrInvalid, s.Device, d.name)
 	}
-	k := &disk{device: s.Device, serial: s.Serial, encryption: s.Encryption, skip: s.skipReason()}
+	k := &disk{device: s.Device, serial: s.Serial, encryption: s.Encryption, skip: s.skipReason(), remote: s.Remote}
 	if !s.NoMedia {
 		im, err := h.store.image(d.name, s)
 		if err != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // Disk describes a simulated disk and the image behind it.
@@ -25,6 +27,8 @@ type Disk struct {
 	Medium string
 	// ReadOnly and Transient disks are never backed up; one with NoMedia is an empty drive.
 	ReadOnly, Transient, NoMedia bool
+	// Remote is a disk on a network server, which only a QEMU reaches: nobody can read it while the domain is off.
+	Remote bool
 }
 
 // storedImage is the image behind a disk: it stays when the domain that used it goes.
@@ -62,7 +66,7 @@ func (im *storedImage) untrackable() string {
 	case im.format != "qcow2":
 		return im.format
 	case im.version == 2:
-		return "qcow2 version 2"
+		return kvmbackup.UntrackableVersion2
 	}
 	return ""
 }

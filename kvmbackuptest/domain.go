@@ -17,6 +17,7 @@ type Domain struct {
 	Disks     []Disk
 	Agent     Agent  // the guest agent. Defaults to AgentMissing
 	NVRAM     []byte // UEFI variable store; nil: none
+	TPM       []byte // state of an emulated TPM; nil: none
 }
 
 // domain is a Domain and its state. That of a transient domain that is off is what the host's own program knows.
@@ -33,7 +34,7 @@ type domain struct {
 	foreign       *foreignJob
 	guest         guest
 	target        Target
-	nvram         []byte
+	nvram, tpm    []byte
 }
 
 // checkpoint is what libvirt records of one.
@@ -46,6 +47,7 @@ type checkpoint struct {
 type disk struct {
 	device, serial, skip string
 	encryption           string // as Disk has it
+	remote               bool
 	image                *storedImage
 }
 
@@ -73,7 +75,7 @@ func (h *Hypervisor) Define(spec Domain) error {
 	}
 	d := &domain{
 		name: spec.Name, uuid: spec.UUID, persistent: !spec.Transient, state: kvmbackup.DomainStopped,
-		checkpoints: map[string]checkpoint{}, guest: guest{agent: spec.Agent}, nvram: slices.Clone(spec.NVRAM),
+		checkpoints: map[string]checkpoint{}, guest: guest{agent: spec.Agent}, nvram: slices.Clone(spec.NVRAM), tpm: slices.Clone(spec.TPM),
 	}
 	if d.uuid == "" {
 		d.uuid = derivedUUID(spec.Name)

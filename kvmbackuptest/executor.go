@@ -29,6 +29,7 @@ type machine struct {
 	*domain
 	disks  []*disk
 	known  bool // to libvirt
+	host   *Hypervisor
 	target Target
 }
 
@@ -50,12 +51,12 @@ func (h *Hypervisor) find(ref kvmbackup.DomainRef) (*machine, error) {
 		if ref.UUID != "" && ref.UUID != d.uuid {
 			return nil, fmt.Errorf("%w: %q has the UUID %s, not %s", kvmbackup.ErrNoDomain, ref.Name, d.uuid, ref.UUID)
 		}
-		return &machine{domain: d, disks: d.disks, known: true, target: d.target}, nil
+		return &machine{domain: d, disks: d.disks, known: true, host: h, target: d.target}, nil
 	}
 	if len(ref.Disks) == 0 {
 		return nil, fmt.Errorf("%w: %q", kvmbackup.ErrNoDomain, ref.Name)
 	}
-	m := &machine{}
+	m := &machine{host: h}
 	if d != nil {
 		m.target = d.target
 	}

@@ -18,7 +18,7 @@ func (e *executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (st kvm
 			m.domain.inspect(&st)
 		}
 		for _, k := range m.disks {
-			d := k.inspect(m.running())
+			d := k.inspect(m)
 			if !m.running() && m.known && m.persistent && k.image != nil && len(k.image.layers) > 1 {
 				d.StackedOn = k.image.layers[1].path
 			}
@@ -45,7 +45,7 @@ func (d *domain) inspect(st *kvmbackup.DomainStatus) {
 	}
 }
 
-func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
+func (k *disk) inspect(m *machine) kvmbackup.DiskStatus {
 	st := kvmbackup.DiskStatus{Device: k.device, Serial: k.serial, Skip: k.skip}
 	if k.image == nil {
 		return st
@@ -54,17 +54,21 @@ func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
 	if st.Encryption = k.encryption; k.skip != "" {
 		return st
 	}
-	if !running && k.encryption != "" {
+	if k.remote {
+		st.Path = ""
+	}
+	if !m.running() && k.encryption != "" {
 		st.Unreadable, st.BitmapsUnknown = "it is encrypted ("+k.encryption+")", "the image is encrypted"
 		return st
 	}
-	if !running && k.image.user == nil {
-		if err := k.image.load(); err != nil {
-			st.Unreadable = err.Error()
+	if !m.running() {
+		k.readable(m, &st)
+		if st.Unreadable != "" {
+			st.BitmapsUnknown = "the image can't be read"
 			return st
 		}
 	}
-	if !running {
+	if !m.running() {
 		st.Snapshots = slices.Clone(k.image.snapshots)
 	}
 	st.VirtualSize, st.Untrackable = k.image.size(), k.image.untrackable()
@@ -78,11 +82,31 @@ func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
 	return st
 }
 
+// readable fills in why the image of a stopped domain can't be read, if it can't. Who has it open is known for domains of this host; of
+// a domain that libvirt doesn't know it may be any, under another name.
+func (k *disk) readable(m *machine, st *kvmbackup.DiskStatus) {
+	if k.remote {
+		st.Unreadable = "it has no local path, so it can be read only while the domain runs"
+		return
+	}
+	switch user := k.image.user.(type) {
+	case *domain:
+		st.Unreadable, st.InUse = fmt.Sprintf("%v: %s", kvmbackup.ErrImageLocked, k.image.path), true
+		if m.known && m.host.domains[user.name] == user {
+			st.UsedBy = "domain " + user.name
+		}
+	case nil:
+		if err := k.image.load(); err != nil {
+			st.Unreadable = err.Error()
+		}
+	}
+}
+
 // Definition implements kvmbackup.Executor.
 func (e *executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, secrets bool) (def kvmbackup.Definition, err error) {
 	err = e.do(ctx, "Definition", ref, func(m *machine) error {
 		if m.known {
-			def = kvmbackup.Definition{XML: m.xml(secrets), NVRAM: slices.Clone(m.nvram)}
+			def = kvmbackup.Definition{XML: m.xml(secrets), NVRAM: slices.Clone(m.nvram), TPM: slices.Clone(m.tpm)}
 		}
 		return nil
 	})

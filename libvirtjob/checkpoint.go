@@ -11,6 +11,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/logctx"
+	"github.com/kvmbackup/kvmbackup/offline"
 )
 
 // RegisterCheckpoint implements kvmbackup.Executor. One that libvirt knows already is replaced by the one described.
@@ -97,9 +98,26 @@ func (e *Executor) dropCheckpoint(ctx context.Context, m *machine, name kvmbacku
 		}
 	}
 	if !m.active {
-		return e.offline.DropBitmap(ctx, m.images, name)
+		return e.dropStoppedBitmaps(ctx, m, name)
 	}
 	return e.dropLiveBitmaps(ctx, m, name)
+}
+
+// dropStoppedBitmaps leaves alone what is on an image that another domain has open: a stopped domain whose disk is shared would
+// wait for that one. It is dropped with other stale ones when the image is free.
+func (e *Executor) dropStoppedBitmaps(ctx context.Context, m *machine, name kvmbackup.CheckpointName) error {
+	var errs []error
+	for _, d := range m.images {
+		err := e.offline.DropBitmap(ctx, []offline.Disk{d}, name)
+		if errors.Is(err, kvmbackup.ErrImageLocked) && m.domain != nil {
+			if user := e.userOf(ctx, m, d); user != "" {
+				logctx.Logger(ctx, e.log).Warn("a disk is in use, and may have a bitmap still", "device", d.Device, "bitmap", name, "user", user)
+				continue
+			}
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // deleteCheckpoint deletes libvirt's checkpoint and its bitmaps; where they can't be had, only its record. It is no

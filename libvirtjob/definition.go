@@ -51,6 +51,7 @@ func definition(ctx context.Context, d *domain, secrets bool) (kvmbackup.Definit
 	if path != "" {
 		out.NVRAM, err = detached(ctx, func() ([]byte, error) { return readNVRAM(path) }, nil)
 	}
+	out.TPM, out.TPMNotSaved = saveTPM(ctx, d, def)
 	return out, err
 }
 

@@ -23,8 +23,10 @@ type disk struct {
 	encryption             string // kind of the image's, or of one below it; empty: none
 	empty                  bool   // no media
 	skip                   string
+	skipsData              bool          // skip passes over what the guest may write to
 	layers                 []uint        // libvirt's numbers of the image and of what is below it; live XML only
 	below                  []string      // what the XML names below it, top first
+	belowFormats           []string      // and the formats that it gives them; empty: it doesn't say
 	pools                  []*poolVolume // of those below; nil for what is no pool's
 	ends                   bool          // and says that nothing is below those
 	blockJob               string        // kind of a copy or commit that runs on it
@@ -68,13 +70,15 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 	out.empty = out.source == ""
 	out.skip = skipReason(d, out.empty)
 	out.encryption = encryptionOf(d)
+	out.skipsData = d.Device == "lun" || d.Source != nil && (d.Source.VHostUser != nil || d.Source.VHostVDPA != nil)
 	if d.Source != nil {
 		out.layers, out.pool = append(out.layers, d.Source.Index), d.Source.Volume
 	}
 	for b := d.BackingStore; b != nil && !out.ends; b = b.BackingStore {
 		text, _ := describeSource(b.Source)
 		if out.ends = text == ""; !out.ends {
-			out.layers, out.below, out.pools = append(out.layers, b.Index), append(out.below, text), append(out.pools, b.Source.Volume)
+			out.layers, out.below = append(out.layers, b.Index), append(out.below, text)
+			out.belowFormats, out.pools = append(out.belowFormats, formatOf(b)), append(out.pools, b.Source.Volume)
 		}
 	}
 	if d.Mirror != nil {
@@ -97,6 +101,14 @@ func encryptionOf(d libvirtxml.DomainDisk) string {
 		}
 	}
 	return ""
+}
+
+// formatOf is what the XML says of an image below another.
+func formatOf(b *libvirtxml.DomainDiskBackingStore) string {
+	if b.Format == nil {
+		return ""
+	}
+	return b.Format.Type
 }
 
 // skipReason says why a disk is never backed up.
@@ -184,8 +196,8 @@ func (e *Executor) images(ctx context.Context, disks []disk) []offline.Disk {
 	var out []offline.Disk
 	for _, d := range disks {
 		out = append(out, offline.Disk{
-			Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip,
-			Encryption: d.encryption, Below: e.belowPaths(ctx, d), Ends: d.ends,
+			Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, SkipsData: d.skipsData,
+			Encryption: d.encryption, Below: e.belowPaths(ctx, d), BelowFormats: d.belowFormats, Ends: d.ends,
 		})
 	}
 	return out

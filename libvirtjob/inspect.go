@@ -33,6 +33,7 @@ func (e *Executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (kvmbac
 		status.Disks, err = liveDisks(ctx, m, status.Job, status.JobDetail)
 	} else {
 		status.Disks, err = e.offline.Inspect(ctx, m.images)
+		e.nameUsers(ctx, m, status.Disks)
 	}
 	if err == nil && m.domain != nil && !m.active {
 		err = addSnapshots(ctx, m.domain, status.Disks)
@@ -171,7 +172,8 @@ func liveDisks(ctx context.Context, m *machine, job kvmbackup.JobState, detail s
 	var out []kvmbackup.DiskStatus
 	for _, d := range m.disks {
 		status := kvmbackup.DiskStatus{
-			Device: d.device, Source: d.source, Path: d.path, Serial: d.serial, Format: d.format, Encryption: d.encryption, Skip: d.skip,
+			Device: d.device, Source: d.source, Path: d.path, Serial: d.serial, Format: d.format, Encryption: d.encryption,
+			Skip: d.skip, SkipsData: d.skipsData,
 		}
 		if d.skip == "" {
 			if err := liveDisk(ctx, m.domain, d, g.chain(d), &status); err != nil {
@@ -204,7 +206,7 @@ func liveDisk(ctx context.Context, dom *domain, d disk, chain []node, status *kv
 	case len(chain) == 0:
 		status.BitmapsUnknown = "QEMU has no block node of the name that libvirt gives it"
 	case chain[0].Image.Specific.Data.Compat == "0.10":
-		status.Untrackable = "qcow2 version 2"
+		status.Untrackable = kvmbackup.UntrackableVersion2
 	default:
 		status.Layers, status.Bitmaps = files(chain), bitmapStatuses(chain)
 	}

@@ -52,7 +52,7 @@ func Disks(volumes []kvmbackup.RestoredVolume) map[string]DefinitionDisk {
 
 // RewriteDefinition turns the domain XML that was saved with a backup into a definition of a domain on restored disks. It
 // changes what DefinitionOptions names, and drops what belongs to the original's run: backing chains and numbers of its
-// images, generated security labels, names of its network devices on the host, and sockets and log files that
+// images, the place of its TPM's state (see TPMStateFile), generated security labels, names of its network devices on the host, and sockets and log files that
 // libvirt made up from its name. Everything else is kept, also what this library doesn't know of: paths of other
 // things on the host, such as kernels, shared folders or passed-through devices, are the caller's to look after.
 //
@@ -242,6 +242,11 @@ func (r redefinition) devices() error {
 				return err
 			}
 			n.MAC = &libvirtxml.DomainInterfaceMAC{Address: mac}
+		}
+	}
+	for i := range r.def.Devices.TPMs {
+		if b := r.def.Devices.TPMs[i].Backend; b != nil && b.Emulator != nil {
+			b.Emulator.Source = nil // the original's state; libvirt has a place of its own for each UUID
 		}
 	}
 	for i := range r.def.Devices.Channels {

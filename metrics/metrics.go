@@ -152,14 +152,15 @@ var causes = []struct {
 	{repository.ErrNotRepository, "repository"}, {repository.ErrOtherRepository, "repository"}, {kvmbackup.ErrOtherRepository, "repository"},
 	{kvmbackup.ErrUnavailable, "unavailable"}, {repository.ErrUnavailable, "unavailable"}, {kvmbackup.ErrBusy, "busy"}, {kvmbackup.ErrNotConsistent, "not-consistent"},
 	{kvmbackup.ErrTargetAccess, "target-access"}, {kvmbackup.ErrImageLocked, "image-locked"}, {kvmbackup.ErrNoLocks, "no-locks"}, {kvmbackup.ErrNoDomain, "no-domain"},
+	{kvmbackup.ErrDiskLeftOut, "disk-left-out"}, {kvmbackup.ErrUnreadable, "unreadable-disk"},
 	{kvmbackup.ErrDamaged, "damaged"}, {kvmbackup.ErrMissingFile, "missing-file"}, {kvmbackup.ErrInvalid, "invalid"},
 	{context.DeadlineExceeded, "deadline"}, {kvmbackup.ErrJobFailed, "job"},
 }
 
 // Cause is the word for an error in the cause label, or "other". What calls for somebody to look: no-space; flush, where the storage lost
 // data; read-only; repository, where another share or none is mounted; unavailable, where libvirt, a QEMU, the store or the
-// storage can't be reached; stalled, stuck, lease-lost, target-access, no-locks, damaged, missing-file. The rest: busy, canceled,
-// deadline, not-consistent, image-locked, no-domain, invalid, job.
+// storage can't be reached; stalled, stuck, lease-lost, target-access, no-locks, damaged, missing-file, disk-left-out,
+// unreadable-disk. The rest: busy, canceled, deadline, not-consistent, image-locked, no-domain, invalid, job.
 func Cause(err error) string {
 	for _, c := range causes {
 		if errors.Is(err, c.err) {

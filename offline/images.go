@@ -43,8 +43,11 @@ type Disk struct {
 	Serial      string
 	Encryption  string   // as the domain's definition has it, e.g. luks; empty: none, unless the image itself says so
 	Skip        string   // why it is never backed up; the image of such a disk is not opened
+	SkipsData   bool     // as in a DiskStatus
 	Below       []string // the files that the domain's definition names below Path, top first: libvirt starts with these
-	Ends        bool     // the definition says that nothing is below those; otherwise the lowest says itself what is
+	// BelowFormats are the formats that the definition gives those files, in the same order; empty: it gives none.
+	BelowFormats []string
+	Ends         bool // the definition says that nothing is below those; otherwise the lowest says itself what is
 }
 
 func (d Disk) describe() string {
@@ -52,4 +55,12 @@ func (d Disk) describe() string {
 		return d.Description
 	}
 	return d.Path
+}
+
+// formatBelow is the format that the definition gives the i-th file below the image, if it is that one; empty: it gives none.
+func (d Disk) formatBelow(i int, path string) qcow2.Format {
+	if i >= len(d.Below) || i >= len(d.BelowFormats) || !SameFile(d.Below[i], path) {
+		return ""
+	}
+	return qcow2.Format(d.BelowFormats[i])
 }

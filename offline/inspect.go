@@ -4,38 +4,37 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"slices"
+	"strings"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// Inspect describes the disks in their order. An image that another process has open for writing is an
-// ErrImageLocked: the domain is not stopped, or somebody works on it. Bitmaps of which a part is on a lower layer, or
-// which don't record, are reported as inconsistent. One image that is missing or damaged, or that lies over another file than the domain's
-// definition says, doesn't hide the others: its disk is reported as unreadable.
+// Inspect describes the disks in their order. Bitmaps of which a part is on a lower layer, or which don't record, are reported as inconsistent.
+// One image that can't be read doesn't hide the others: its disk is reported as unreadable, and as in use where another process has it open for
+// writing: then the domain is not stopped, or somebody works on it. kvmbackup.ErrInvalid for a disk without a format.
 func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskStatus, error) {
 	var out []kvmbackup.DiskStatus
 	for _, d := range disks {
-		status := kvmbackup.DiskStatus{Device: d.Device, Source: d.describe(), Path: d.Path, Serial: d.Serial, Format: d.Format, Skip: d.Skip}
-		status.Encryption = d.Encryption
+		status := kvmbackup.DiskStatus{
+			Device: d.Device, Source: d.describe(), Path: d.Path, Serial: d.Serial, Format: d.Format, Encryption: d.Encryption,
+			Skip: d.Skip, SkipsData: d.SkipsData,
+		}
 		if len(d.Below) > 0 {
 			status.StackedOn = d.Below[0]
 		}
 		switch {
 		case d.Skip != "":
 		case d.Path == "":
-			status.Unreadable = "it has no local path, so it can be read only while the domain runs"
+			status.Unreadable = "it has no local path, so it can be read only while the domain runs: start it, or leave the disk out"
 		case d.Encryption != "" && d.Format != string(qcow2.FormatQcow2): // nothing but ciphertext, whose size is not the disk's
 			status.Unreadable, status.Untrackable = sealed(d.Encryption), d.Format
 		default:
-			err := im.inspect(ctx, d, &status)
-			if err != nil && !unreadable(err) {
+			if err := im.inspect(ctx, d, &status); aboutTheDisk(ctx, err) {
+				status.Unreadable, status.BitmapsUnknown = wayOut(err), "the image can't be read"
+			} else if err != nil {
 				return nil, err
-			}
-			if err != nil {
-				status.Unreadable, status.BitmapsUnknown = err.Error(), "the image can't be read"
 			}
 		}
 		out = append(out, status)
@@ -43,18 +42,28 @@ func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskSt
 	return out, nil
 }
 
-// unreadable says whether the error is about what the image is, and not about who uses it or how it was looked at.
-func unreadable(err error) bool {
-	if errors.Is(err, qcow2.ErrLocked) || errors.Is(err, qcow2.ErrNoLocks) {
-		return false
+// aboutTheDisk says whether the error is this disk's own, and not about who asks.
+func aboutTheDisk(ctx context.Context, err error) bool {
+	return err != nil && ctx.Err() == nil && !errors.Is(err, qcow2.ErrToolMissing) && !errors.Is(err, kvmbackup.ErrInvalid)
+}
+
+// wayOut is the error in one line, with what can be done about images that are gone or no longer what they were.
+func wayOut(err error) string {
+	text := strings.ReplaceAll(err.Error(), "\n", "; ")
+	for _, gone := range []error{qcow2.ErrNotFound, qcow2.ErrFormat, qcow2.ErrCorrupt} {
+		if errors.Is(err, gone) {
+			return text + "; recover the VM if a restore was interrupted, or restore over it"
+		}
 	}
-	return slices.ContainsFunc([]error{qcow2.ErrNotFound, qcow2.ErrPermission, qcow2.ErrFormat, qcow2.ErrCorrupt, qcow2.ErrTooNew, qcow2.ErrIO, errNotLocal},
-		func(sentinel error) bool { return errors.Is(err, sentinel) })
+	return text
 }
 
 func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskStatus) error {
 	chain, err := im.layers(ctx, d)
 	if err != nil {
+		if status.InUse = errors.Is(err, qcow2.ErrLocked); status.InUse && len(chain) > 0 {
+			status.UsedBy = "a process that writes to a layer below the image" // which is none that runs the domain
+		}
 		return err
 	}
 	if err := agree(d, chain); err != nil {
@@ -70,7 +79,7 @@ func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskSta
 	case d.Format != string(qcow2.FormatQcow2):
 		status.Untrackable = d.Format
 	case top.Compat == "0.10":
-		status.Untrackable = "qcow2 version 2"
+		status.Untrackable = kvmbackup.UntrackableVersion2
 	case status.Encryption != "": // its bitmaps can't be changed without the secret either
 		status.Layers, status.BitmapsUnknown = paths(chain), "the image is encrypted"
 	default:
@@ -97,9 +106,9 @@ func encryption(chain []layer) string {
 	return ""
 }
 
-// DropBitmap removes the bitmap of that name from every layer of the disks. A disk or file that isn't there, or has no
-// such bitmap, is no error. Nor is an encrypted one, which can't be changed without its secret: its bitmap stays until the domain
-// runs, and is a warning.
+// DropBitmap removes the bitmap of that name from every layer of the disks. What can't be read, or has no such bitmap, is no error; a disk
+// that is in use is a kvmbackup.ErrImageLocked. The bitmap of an encrypted one, which can't be changed without its secret, stays until the
+// domain runs, and is a warning.
 func (im *Images) DropBitmap(ctx context.Context, disks []Disk, name kvmbackup.CheckpointName) error {
 	var errs []error
 	for _, d := range disks {
@@ -112,10 +121,13 @@ func (im *Images) DropBitmap(ctx context.Context, disks []Disk, name kvmbackup.C
 
 func (im *Images) dropBitmap(ctx context.Context, d Disk, name string) error {
 	chain, err := im.layers(ctx, d)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case err == nil:
+	case errors.Is(err, qcow2.ErrNotFound) && len(chain) == 0:
 		return nil
-	}
-	if err != nil {
+	case aboutTheDisk(ctx, err) && (len(chain) > 0 || !errors.Is(err, qcow2.ErrLocked)): // those above it can be cleaned
+		logctx.Logger(ctx, im.log).Warn("a disk can't be read, and may have a bitmap still", "device", d.Device, "bitmap", name, "error", err)
+	default:
 		return err
 	}
 	if kind := encryption(chain); kind != "" && len(having(chain, name)) > 0 {
@@ -141,6 +153,9 @@ func (im *Images) DirtyBytes(ctx context.Context, disks []Disk, name kvmbackup.C
 			continue
 		}
 		chain, err := im.layers(ctx, d)
+		if aboutTheDisk(ctx, err) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -17,7 +17,7 @@ import (
 type job struct {
 	images *Images
 	domain string
-	disks  []Disk // those of the spec's volumes, in their order
+	disks  []source // those of the spec's volumes, in their order
 	spec   kvmbackup.JobSpec
 
 	mu        sync.Mutex
@@ -27,6 +27,12 @@ type job struct {
 	progress  []qcow2.DiskProgress
 	bandwidth int64
 	copying   int // disks that shared the bandwidth last
+}
+
+// source is a disk that is copied, with the layers below its image.
+type source struct {
+	Disk
+	below []qcow2.Layer
 }
 
 // PrepareJob creates the targets of a job on the images of the stopped domain, whose name is for messages. The job's
@@ -48,35 +54,35 @@ func (im *Images) PrepareJob(ctx context.Context, domain string, disks []Disk, s
 }
 
 // sourceOf finds a volume's disk and checks that the job can be done on it.
-func (im *Images) sourceOf(ctx context.Context, disks []Disk, spec kvmbackup.JobSpec, v kvmbackup.JobVolume) (Disk, error) {
+func (im *Images) sourceOf(ctx context.Context, disks []Disk, spec kvmbackup.JobSpec, v kvmbackup.JobVolume) (source, error) {
 	i := slices.IndexFunc(disks, func(d Disk) bool { return d.Device == v.Device })
 	if i < 0 {
-		return Disk{}, fmt.Errorf("%w: %s", kvmbackup.ErrNoVolume, v.Device)
+		return source{}, fmt.Errorf("%w: %s", kvmbackup.ErrNoVolume, v.Device)
 	}
 	d := disks[i]
 	if err := v.CheckSource(d.describe(), d.Below...); err != nil {
-		return Disk{}, err
+		return source{}, err
 	}
 	if d.Path == "" {
-		return Disk{}, fmt.Errorf("%w: disk %s (%s) can only be read while the domain runs", kvmbackup.ErrUnsupported, d.Device, d.describe())
+		return source{}, fmt.Errorf("%w: disk %s (%s) can only be read while the domain runs", kvmbackup.ErrUnsupported, d.Device, d.describe())
 	}
 	if d.Encryption != "" {
-		return Disk{}, fmt.Errorf("%w: disk %s: %s", kvmbackup.ErrUnsupported, d.Device, sealed(d.Encryption))
+		return source{}, fmt.Errorf("%w: disk %s: %s", kvmbackup.ErrUnsupported, d.Device, sealed(d.Encryption))
 	}
 	chain, err := im.layers(ctx, d)
 	if err != nil {
-		return Disk{}, err
+		return source{}, err
 	}
 	if err := agree(d, chain); err != nil {
-		return Disk{}, err
+		return source{}, err
 	}
 	switch {
 	case encryption(chain) != "":
-		return Disk{}, fmt.Errorf("%w: disk %s: %s", kvmbackup.ErrUnsupported, d.Device, sealed(encryption(chain)))
+		return source{}, fmt.Errorf("%w: disk %s: %s", kvmbackup.ErrUnsupported, d.Device, sealed(encryption(chain)))
 	case v.Kind == kvmbackup.KindIncremental && !usable(chain, string(spec.Base)):
-		return Disk{}, fmt.Errorf("%w: bitmap %s of %s", kvmbackup.ErrCheckpointInconsistent, spec.Base, d.Device)
+		return source{}, fmt.Errorf("%w: bitmap %s of %s", kvmbackup.ErrCheckpointInconsistent, spec.Base, d.Device)
 	}
-	return d, nil
+	return source{d, backing(chain)}, nil
 }
 
 // Begin implements kvmbackup.Job.
@@ -108,7 +114,7 @@ func (j *job) addBitmaps(ctx context.Context) (added []Disk, err error) {
 		if err := j.images.tool.BitmapAdd(ctx, j.disks[i].Path, string(j.spec.Checkpoint), qcow2.BitmapAddOptions{}); err != nil {
 			return added, fmt.Errorf("disk %s: %w", v.Device, err)
 		}
-		added = append(added, j.disks[i])
+		added = append(added, j.disks[i].Disk)
 	}
 	return added, nil
 }
@@ -129,7 +135,7 @@ func (j *job) backup() qcow2.OfflineBackup {
 	b := qcow2.OfflineBackup{BandwidthBytes: share(j.bandwidth, len(j.disks))}
 	for i, v := range j.spec.Volumes {
 		d := qcow2.OfflineDisk{
-			Device: v.Device, Source: j.disks[i].Path, SourceFormat: qcow2.Format(j.disks[i].Format),
+			Device: v.Device, Source: j.disks[i].Path, SourceFormat: qcow2.Format(j.disks[i].Format), Backing: j.disks[i].below,
 			Target: filepath.Join(j.spec.Dir, v.File),
 		}
 		if v.Kind == kvmbackup.KindIncremental {

@@ -16,8 +16,9 @@ import (
 
 // layer is one image of a disk's chain.
 type layer struct {
-	path string
-	info qcow2.Info
+	path   string
+	format qcow2.Format
+	info   qcow2.Info
 }
 
 // errNotLocal is for an image below a disk's that can't be read here.
@@ -26,7 +27,7 @@ var errNotLocal = errors.New("is not a local file, and can be read only while th
 // maxLayers ends a chain that goes in circles.
 const maxLayers = 200
 
-// layers reads the disk's image and those below it, top first.
+// layers reads the disk's image and those below it, top first. Those that were read come beside an error.
 func (im *Images) layers(ctx context.Context, d Disk) ([]layer, error) {
 	if d.Format == "" || d.Format == string(qcow2.FormatAuto) {
 		return nil, fmt.Errorf("%w: disk %s has no format, and formats are not guessed", kvmbackup.ErrInvalid, d.Device)
@@ -36,29 +37,46 @@ func (im *Images) layers(ctx context.Context, d Disk) ([]layer, error) {
 	for {
 		info, err := im.tool.Info(ctx, path, qcow2.InfoOptions{Format: format})
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.Device, translate(err))
+			return chain, fmt.Errorf("disk %s: %w", d.Device, translate(err))
 		}
-		chain = append(chain, layer{path, info})
+		chain = append(chain, layer{path, format, info})
 		if info.BackingFile == "" {
 			return chain, nil
 		}
 		if len(chain) == maxLayers {
-			return nil, fmt.Errorf("%w: disk %s: the backing chain has more than %d layers", kvmbackup.ErrUnsupported, d.Device, maxLayers)
+			return chain, fmt.Errorf("%w: disk %s: the backing chain has more than %d layers", kvmbackup.ErrUnsupported, d.Device, maxLayers)
 		}
-		if path, err = backingPath(path, info); err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.Device, err)
+		if path, format, err = below(d, chain); err != nil {
+			return chain, fmt.Errorf("disk %s: %w", d.Device, err)
 		}
-		format = info.BackingFormat
 	}
 }
 
-// backingPath resolves the backing file of an image as QEMU does.
-func backingPath(path string, info qcow2.Info) (string, error) {
-	name := info.BackingFile
-	if info.BackingFormat == "" {
-		return "", fmt.Errorf("%w: %s doesn't say which format its backing file has; qemu-img rebase -u -F sets it", kvmbackup.ErrUnsupported, path)
+// below resolves the backing file of a chain's lowest image as QEMU does. A format that the image doesn't say is taken from the
+// definition, with which libvirt starts; where neither says it, nobody may guess.
+func below(d Disk, chain []layer) (path string, format qcow2.Format, err error) {
+	image := chain[len(chain)-1]
+	if path, err = backingPath(image.path, image.info); err != nil {
+		return "", "", err
 	}
-	name = strings.TrimPrefix(name, "file:")
+	said, defined := image.info.BackingFormat, d.formatBelow(len(chain)-1, path)
+	switch {
+	case said == "" && defined == "":
+		return "", "", fmt.Errorf("%w: neither %s nor the definition says which format its backing file has, and formats are not guessed; "+
+			"while the VM is off tell it the right one: qemu-img rebase -u -b %s -F FORMAT %s",
+			kvmbackup.ErrUnsupported, image.path, image.info.BackingFile, image.path)
+	case said == "":
+		return path, defined, nil
+	case defined != "" && defined != said:
+		return "", "", fmt.Errorf("%w: the definition says that %s is %s, and %s says %s; it can be backed up only while the domain runs",
+			kvmbackup.ErrUnsupported, path, defined, image.path, said)
+	}
+	return path, said, nil
+}
+
+// backingPath is the place of an image's backing file.
+func backingPath(path string, info qcow2.Info) (string, error) {
+	name := strings.TrimPrefix(info.BackingFile, "file:")
 	if filepath.IsAbs(name) {
 		return name, nil
 	}
@@ -73,7 +91,7 @@ func backingPath(path string, info qcow2.Info) (string, error) {
 func agree(d Disk, chain []layer) error {
 	below := paths(chain[1:])
 	same := len(d.Below) <= len(below) && (!d.Ends || len(d.Below) == len(below)) &&
-		slices.EqualFunc(d.Below, below[:min(len(d.Below), len(below))], sameFile)
+		slices.EqualFunc(d.Below, below[:min(len(d.Below), len(below))], SameFile)
 	if same {
 		return nil
 	}
@@ -81,7 +99,8 @@ func agree(d Disk, chain []layer) error {
 		kvmbackup.ErrUnsupported, d.Device, d.Below, below)
 }
 
-func sameFile(a, b string) bool {
+// SameFile says whether two paths lead to one file.
+func SameFile(a, b string) bool {
 	if filepath.Clean(a) == filepath.Clean(b) {
 		return true
 	}
@@ -152,4 +171,13 @@ func usable(chain []layer, name string) bool {
 		_, below := l.info.Bitmap(name)
 		return below
 	})
+}
+
+// backing describes the layers below the first, as the tools take them. None may look for others.
+func backing(chain []layer) []qcow2.Layer {
+	below := []qcow2.Layer{}
+	for _, l := range chain[1:] {
+		below = append(below, qcow2.Layer{Path: l.path, Format: l.format})
+	}
+	return below
 }

@@ -388,8 +388,70 @@ func TestFormatsAreNotGuessed(t *testing.T) {
 	top := offline.Disk{Device: "top", Path: b.path("top.qcow2"), Format: "qcow2"}
 	b.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", top.Path)
 	b.forgetBackingFormat(top.Path)
-	_, err := b.images.Inspect(b.Context(), []offline.Disk{top})
-	b.wantErr(err, kvmbackup.ErrUnsupported)
+	if got := b.inspect(top); !strings.Contains(got.Unreadable, "qemu-img rebase -u -b base.raw -F FORMAT "+top.Path) {
+		t.Errorf("unreadable is %q", got.Unreadable)
+	}
+}
+
+// A backing file of which the image doesn't say the format has the one that libvirt starts with, and what the two say differently is refused. A
+// guest's own header in a raw backing file counts for nothing.
+func TestBackingFormatFromDefinition(t *testing.T) {
+	b := newBench(t)
+	base := b.create("base.raw", "raw")
+	b.write(base, 1, 0, 1<<20)
+	hostile, err := os.ReadFile(b.create("hostile.qcow2", "qcow2", "-b", "/etc/passwd", "-F", "raw").Path)
+	b.must(err)
+	f, err := os.OpenFile(base.Path, os.O_WRONLY, 0)
+	b.must(err)
+	_, err = f.Write(hostile)
+	b.must(errors.Join(err, f.Close()))
+	top := offline.Disk{Device: "top", Path: b.path("top.qcow2"), Format: "qcow2", Below: []string{base.Path}, BelowFormats: []string{"raw"}, Ends: true}
+	b.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", top.Path)
+	b.write(top, 2, 2<<20, 1<<20)
+	b.forgetBackingFormat(top.Path)
+	if got := b.inspect(top); got.Unreadable != "" || len(got.Layers) != 2 {
+		t.Fatalf("disk is %+v", got)
+	}
+	v := volume(top, "v", "")
+	job := b.prepare(b.spec("c1", "", v), top)
+	b.must(job.Begin(b.Context()))
+	_, err = job.Wait(b.Context(), nil)
+	b.must(err)
+	b.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", base.Path, "-F", "raw", top.Path)
+	b.run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", top.Path, b.path(v.File))
+
+	for name, formats := range map[string][]string{"another": {"qcow2"}, "none": {""}} {
+		top.BelowFormats = formats
+		if got := b.inspect(top); (got.Unreadable != "") != (name == "another") {
+			t.Errorf("%s: unreadable is %q", name, got.Unreadable)
+		}
+	}
+}
+
+// One image that nobody can read doesn't hide the others, whatever is wrong with it.
+func TestUnreadable(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	remote := b.create("remote.qcow2", "qcow2")
+	b.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "nbd://localhost:1/x", "-F", "raw", remote.Path)
+	b.must(os.WriteFile(b.path("text"), []byte("this was an image"), 0o644))
+	for name, d := range map[string]offline.Disk{
+		"remote base": remote, "network": {Device: "vdb", Format: "raw", Description: "nbd:x"},
+		"damaged": {Device: "vdb", Path: b.path("text"), Format: "qcow2"}, "missing": {Device: "vdb", Path: b.path("gone"), Format: "qcow2"},
+		"a folder": {Device: "vdb", Path: b.path("."), Format: "raw"},
+	} {
+		status, err := b.images.Inspect(b.Context(), []offline.Disk{vda, d})
+		b.must(err)
+		if status[0].Unreadable != "" || status[1].Unreadable == "" || status[1].InUse {
+			t.Errorf("%s: status is %+v", name, status)
+		}
+		t.Log(name, status[1].Unreadable)
+		sizes, err := b.images.DirtyBytes(b.Context(), []offline.Disk{vda, d}, "c1")
+		if b.must(err); len(sizes) != 0 {
+			t.Errorf("%s: dirty bytes are %v", name, sizes)
+		}
+		b.must(b.images.DropBitmap(b.Context(), []offline.Disk{vda, d}, "c1"))
+	}
 }
 
 // forgetBackingFormat blanks the header extension that has the backing file's format.

@@ -23,8 +23,11 @@ type OfflineDisk struct {
 	// progress and errors only.
 	Device string
 	// Source is the VM's image: a file or a block device, UTF-8. It is opened read-only,
-	// with the backing chain that its header names.
+	// with the backing chain that its header names, or with Backing.
 	Source string
+	// Backing, if not nil, are exactly the layers below Source, nearest first, whatever the
+	// headers say.
+	Backing []Layer
 	// SourceFormat defaults to FormatQcow2.
 	SourceFormat Format
 	// Target is an existing fresh qcow2 of exactly the source's virtual size (see Create).
@@ -140,6 +143,9 @@ func (j *OfflineJob) start(ctx context.Context, bandwidth int64) error {
 func (j *OfflineJob) open(ctx context.Context, i int, disk OfflineDisk) error {
 	t := j.daemon.process.tool
 	from, err := t.imageNode(ctx, disk.Source, disk.SourceFormat)
+	if err == nil && disk.Backing != nil {
+		from, err = t.layered(ctx, disk.Source, disk.SourceFormat, disk.Backing)
+	}
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}

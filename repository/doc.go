@@ -5,7 +5,7 @@
 //	ROOT/kvmbackup-repository.json              the marker: this folder is a repository, and which
 //	ROOT/VM/2026.11.23.07.04.50/                a backup
 //	    root.VOLUMEID.qcow2                     one file per volume
-//	    domain.xml  nvram                       side files
+//	    domain.xml  nvram  tpm                  side files
 //	    backup.json                             the manifest, written last
 //	ROOT/VM/2026.11.23.08.04.50.partial-ID/     being written, or left by a crash
 //	ROOT/VM/2026.11.23.06.04.50.deleting-ID/    being removed, or left by a crash

@@ -15,6 +15,7 @@ const (
 	ManifestName  = "backup.json"
 	DomainXMLName = "domain.xml"
 	NVRAMName     = "nvram"
+	TPMName       = "tpm"
 )
 
 // CreatePartial makes the folder VM/STAMP.partial-ID for the backup id that will be published as path (VM/STAMP) and

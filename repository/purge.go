@@ -98,7 +98,7 @@ func (s *session) sort(dir string, names []string) (own []FileInfo, foreign []st
 
 // isOwn knows the names that every backup may have.
 func isOwn(name string) bool {
-	return name == ManifestName || name == DomainXMLName || name == NVRAMName || isTemp(name)
+	return name == ManifestName || name == DomainXMLName || name == NVRAMName || name == TPMName || isTemp(name)
 }
 
 func isTemp(name string) bool { return strings.HasPrefix(name, tempMark) }

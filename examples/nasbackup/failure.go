@@ -72,6 +72,8 @@ var classes = []struct {
 	{kvmbackup.ErrDomainRunning, "domain-running", exitFailed},
 	{kvmbackup.ErrDomainStopped, "domain-stopped", exitFailed},
 	{kvmbackup.ErrNothingToBackUp, "nothing-to-back-up", exitFailed},
+	{kvmbackup.ErrDiskLeftOut, "disk-left-out", exitFailed},
+	{kvmbackup.ErrUnreadable, "unreadable-disk", exitFailed},
 	{kvmbackup.ErrNoAgent, "no-agent", exitFailed},
 	{kvmbackup.ErrHeld, "held", exitFailed},
 	{kvmbackup.ErrStatus, "wrong-status", exitFailed},

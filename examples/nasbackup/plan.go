@@ -82,6 +82,11 @@ func printPlan(w io.Writer, p kvmbackup.Plan) {
 	for _, r := range p.Decision.Reasons {
 		fmt.Fprintf(w, "  because: %s\n", r)
 	}
+	for _, v := range p.Decision.Volumes {
+		if v.Reason.Detail != "" {
+			fmt.Fprintf(w, "  because: %s\n", v.Reason)
+		}
+	}
 	t := table{}
 	for _, v := range p.Decision.Volumes {
 		t.row(" ", v.Device, string(v.VolumeID), v.Kind.String(), string(v.Reason.Code))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -22,11 +23,14 @@ func (v *vmFlag) request(domain string) kvmbackup.BackupRequest {
 	return kvmbackup.BackupRequest{VM: v.vm(domain), Domain: domain}
 }
 
-// policyFlags are the options of plan and backup that decide the kind.
+// policyFlags are the options of plan and backup that decide the kind, and which disks.
 type policyFlags struct {
 	vmFlag
 	policy    kvmbackup.Policy
 	fullEvery int
+	disks     []string
+	exclude   []string
+	allDisks  bool
 }
 
 func (p *policyFlags) add(cmd *cobra.Command) {
@@ -36,6 +40,11 @@ func (p *policyFlags) add(cmd *cobra.Command) {
 	f.IntVar(&p.fullEvery, "full-every", kvmbackup.DefaultFullEvery, "backups of a chain, its full included; 1 makes every backup a full")
 	f.BoolVar(&p.policy.DisableIncremental, "no-incremental", false, "take a full without a checkpoint; the chain so far goes on later only if nothing else was taken")
 	f.BoolVar(&p.policy.OfflineIncremental, "offline-incremental", false, "allow incrementals of a VM that is off; otherwise they are full")
+	f.StringArrayVar(&p.disks, "disk", nil, "back up only this `DEVICE`, e.g. vda; may be repeated (default all that can be backed up)")
+	f.StringArrayVar(&p.exclude, "exclude-disk", nil, "leave this `DEVICE` out; may be repeated")
+	f.BoolVar(&p.allDisks, "require-all-disks", false, "fail rather than leave out a disk with the VM's data that can't be read or is shared; excluded ones may be missing")
+	cmd.MarkFlagsMutuallyExclusive("disk", "exclude-disk")
+	cmd.MarkFlagsMutuallyExclusive("disk", "require-all-disks")
 }
 
 func (p *policyFlags) request(domain string) (kvmbackup.BackupRequest, error) {
@@ -45,5 +54,12 @@ func (p *policyFlags) request(domain string) (kvmbackup.BackupRequest, error) {
 	req := p.vmFlag.request(domain)
 	req.Policy = p.policy
 	req.Policy.FullEvery = p.fullEvery
+	req.Exclude, req.RequireAllDisks = p.exclude, p.allDisks
+	for i, device := range p.disks {
+		if slices.Contains(p.disks[:i], device) || device == "" {
+			return req, usage("--disk %q is empty or there twice", device)
+		}
+		req.Volumes = append(req.Volumes, kvmbackup.Volume{Device: device}) // with the identity that it has without --disk
+	}
 	return req, nil
 }

@@ -43,8 +43,10 @@ func TestRestoreInPlace(t *testing.T) {
 		back()
 		s.full(kvmbackup.ReasonNoActiveCheckpoint)
 		s.must(os.Remove(s.guest.Image("vdb")))
-		_, err = s.engine.Backup(s.ctx, s.request())
-		s.wantErr(err, kvmbackup.ErrUnreadable)
+		required := s.request()
+		required.RequireAllDisks = true
+		_, err = s.engine.Backup(s.ctx, required)
+		s.wantErr(err, kvmbackup.ErrDiskLeftOut)
 		back()
 		s.full(kvmbackup.ReasonNoActiveCheckpoint)
 		s.must(os.WriteFile(s.guest.Image("vda"), []byte("this was an image"), 0o666))

@@ -132,11 +132,10 @@ func TestImageMissing(t *testing.T) {
 	s.full(kvmbackup.ReasonStopped)
 	image := s.guest.Image("vdb")
 	s.must(os.Rename(image, image+".away"))
-	_, err := s.engine.Backup(s.ctx, s.request())
-	s.wantErr(err, kvmbackup.ErrUnreadable)
-	s.Log(err)
+	s.without(s.request(), []string{"vda"}, map[string]kvmbackup.ReasonCode{"vdb": kvmbackup.ReasonDiskUnreadable})
+	s.requireAll(s.request(), kvmbackup.ErrDiskLeftOut)
 	s.must(os.Rename(image+".away", image))
-	s.inOrder()
+	s.finds(kvmbackup.FindingStaleCheckpoint) // its bitmap of the first backup
 	s.full(kvmbackup.ReasonStopped)
 	s.restoreAll()
 }
