@@ -369,10 +369,10 @@ func TestRemovalFails(t *testing.T) {
 			ok(w.t, os.Mkdir(w.dir, 0o700))
 			return func() { ok(w.t, os.RemoveAll(w.dir)); ok(w.t, os.Rename(w.dir+".gone", w.dir)) }
 		},
-		"a foreign file": func(w *world) func() {
-			note := filepath.Join(w.dir, w.get("B").Path, "notes.txt")
-			ok(w.t, os.WriteFile(note, []byte("mine"), 0o600))
-			return func() { ok(w.t, os.Remove(note)) }
+		"a file in its way": func(w *world) func() {
+			file := filepath.Join(w.dir, w.get("B").Path+".deleting-"+string(idOf("B")))
+			ok(w.t, os.WriteFile(file, []byte("mine"), 0o600))
+			return func() { ok(w.t, os.Remove(file)) }
 		},
 	}
 	for trouble, begin := range troubles {

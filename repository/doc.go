@@ -9,6 +9,7 @@
 //	    backup.json                             the manifest, written last
 //	ROOT/VM/2026.11.23.08.04.50.partial-ID/     being written, or left by a crash
 //	ROOT/VM/2026.11.23.06.04.50.deleting-ID/    being removed, or left by a crash
+//	ROOT/VM/2026.11.23.05.04.50.left-ID/        what others had put into the folder of a backup that is removed
 //
 // docs/format.md is the format's reference.
 //

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Modes of what is made here, before the umask. QEMU runs as another user and must get through the folders; the side files
-// may hold secrets of the guest. Volume files are made by others and are never changed.
+// Modes of what is made here, of files before the umask. QEMU runs as another user and must get through the folders; the side
+// files may hold secrets of the guest. Volume files are made by others and are never changed.
 const (
 	dirMode  fs.FileMode = 0o755
 	infoMode fs.FileMode = 0o644
