@@ -109,6 +109,9 @@ func TestDecideIncremental(t *testing.T) {
 		"stopped, allowed": func(in *kvmbackup.DecideInput) {
 			in.State, in.Policy.OfflineIncremental = kvmbackup.DomainStopped, true
 		},
+		"encrypted as before": func(in *kvmbackup.DecideInput) {
+			in.Newest.Volumes[0].Encryption, in.Volumes[0].Encryption = "luks", "luks"
+		},
 		"last place":         func(in *kvmbackup.DecideInput) { in.Newest.Position, in.Policy.FullEvery = 1, 3 },
 		"volumes reordered":  func(in *kvmbackup.DecideInput) { in.Volumes[0], in.Volumes[1] = in.Volumes[1], in.Volumes[0] },
 		"device names moved": func(in *kvmbackup.DecideInput) { in.Volumes[0].Device, in.Volumes[1].Device = "vdb", "vda" },
@@ -152,6 +155,12 @@ func TestDecideVolumes(t *testing.T) {
 			in.Newest.Volumes[1].Layers, v.BitmapBegan = []string{"/images/base"}, "/images/base.snap1"
 		}, kvmbackup.ReasonVolumeBitmapMoved, true},
 		{"bitmap of a record without layers", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.BitmapBegan = "/images/base" }, kvmbackup.ReasonVolumeBitmapMoved, true},
+		{"encrypted since", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Encryption = "luks" }, kvmbackup.ReasonVolumeReencrypted, true},
+		{"decrypted since", func(in *kvmbackup.DecideInput, _ *kvmbackup.VolumeFacts) { in.Newest.Volumes[1].Encryption = "luks" }, kvmbackup.ReasonVolumeReencrypted, true},
+		{"encrypted otherwise and shrank", func(in *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) {
+			in.Newest.Volumes[1].Encryption, v.Encryption, v.VirtualSize = "aes", "luks", 1
+		}, kvmbackup.ReasonVolumeReencrypted, true},
+		{"encrypted since and raw", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Encryption, v.Untrackable = "luks", "raw" }, kvmbackup.ReasonVolumeUntrackable, false},
 		{"shrank", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.VirtualSize-- }, kvmbackup.ReasonVolumeShrank, true},
 		{"no parent file", func(in *kvmbackup.DecideInput, _ *kvmbackup.VolumeFacts) { in.Newest.Volumes[1].File = "" }, kvmbackup.ReasonVolumeNoParentFile, true},
 	}

@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/logctx"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -49,7 +48,7 @@ func unreadable(err error) bool {
 	if errors.Is(err, qcow2.ErrLocked) {
 		return false
 	}
-	return slices.ContainsFunc([]error{qcow2.ErrNotFound, qcow2.ErrPermission, qcow2.ErrFormat, qcow2.ErrCorrupt, qcow2.ErrTooNew, qcow2.ErrIO},
+	return slices.ContainsFunc([]error{qcow2.ErrNotFound, qcow2.ErrPermission, qcow2.ErrFormat, qcow2.ErrCorrupt, qcow2.ErrTooNew, qcow2.ErrIO, errNotLocal},
 		func(sentinel error) bool { return errors.Is(err, sentinel) })
 }
 
@@ -120,7 +119,7 @@ func (im *Images) dropBitmap(ctx context.Context, d Disk, name string) error {
 		return err
 	}
 	if kind := encryption(chain); kind != "" && len(having(chain, name)) > 0 {
-		logctx.Logger(ctx, im.log).Warn("a bitmap stays until the domain runs: the image is encrypted", "device", d.Device, "bitmap", name, "encryption", kind)
+		im.log.Warn("a bitmap stays until the domain runs: the image is encrypted", "device", d.Device, "bitmap", name, "encryption", kind)
 		return nil
 	}
 	for _, l := range chain {

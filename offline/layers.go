@@ -2,6 +2,7 @@ package offline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -18,6 +19,9 @@ type layer struct {
 	path string
 	info qcow2.Info
 }
+
+// errNotLocal is for an image below a disk's that can't be read here.
+var errNotLocal = errors.New("is not a local file, and can be read only while the domain runs")
 
 // maxLayers ends a chain that goes in circles.
 const maxLayers = 200
@@ -59,7 +63,7 @@ func backingPath(path string, info qcow2.Info) (string, error) {
 		return name, nil
 	}
 	if colon, slash := strings.IndexByte(name, ':'), strings.IndexByte(name, '/'); colon >= 0 && (slash < 0 || colon < slash) {
-		return "", fmt.Errorf("%w: backing file %q of %s is not a local file", kvmbackup.ErrUnsupported, name, path)
+		return "", fmt.Errorf("%w: backing file %q of %s %w", kvmbackup.ErrUnsupported, name, path, errNotLocal)
 	}
 	return filepath.Join(filepath.Dir(path), name), nil
 }

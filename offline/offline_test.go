@@ -296,6 +296,82 @@ func TestInspect(t *testing.T) {
 	b.wantErr(err, kvmbackup.ErrUnsupported)
 }
 
+// What is encrypted says so and can't be read, and nobody tries to change it; what was only made to look so by a guest is not.
+func TestEncrypted(t *testing.T) {
+	b := newBench(t)
+	secret := func(format, option string) []string {
+		return []string{"--object", "secret,id=s,data=x", "-o", option + "key-secret=s" + map[bool]string{true: "," + option + "iter-time=10"}[format == "luks"]}
+	}
+	luks := b.create("luks.qcow2", "qcow2", append([]string{"-o", "encrypt.format=luks"}, secret("luks", "encrypt.")...)...)
+	aes := b.create("aes.qcow2", "qcow2", append([]string{"-o", "encrypt.format=aes"}, secret("aes", "encrypt.")...)...)
+	inner := b.create("inner.luks", "luks", secret("luks", "")...)
+	over := func(name string, below offline.Disk) offline.Disk {
+		d := offline.Disk{Device: name, Path: b.path(name), Format: "qcow2"}
+		b.run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", below.Path, "-F", below.Format, d.Path, strconv.Itoa(size))
+		return d
+	}
+	defined := offline.Disk{Device: "raw", Path: inner.Path, Format: "raw", Encryption: "luks"}
+	for _, c := range []struct {
+		disk offline.Disk
+		want string
+	}{{luks, "luks"}, {aes, "aes"}, {over("a", luks), "luks"}, {over("b", aes), "aes"}, {over("c", inner), "luks"}, {defined, "luks"}} {
+		got := b.inspect(c.disk)
+		if got.Encryption != c.want || !strings.Contains(got.Unreadable, "encrypted ("+c.want+")") || got.Bitmaps != nil {
+			b.Errorf("%s: disk is %+v", c.disk.Device, got)
+		}
+		_, err := b.images.PrepareJob(b.Context(), "vm", []offline.Disk{c.disk}, b.spec("c1", "", volume(c.disk, "t", "")))
+		b.wantErr(err, kvmbackup.ErrUnsupported)
+	}
+	if got := b.inspect(defined); got.VirtualSize != 0 || got.Untrackable != "raw" {
+		b.Errorf("a raw one's size can't be told: %+v", got)
+	}
+	guests := offline.Disk{Device: "raw", Path: inner.Path, Format: "raw"} // encrypted by the guest itself
+	if got := b.inspect(guests); got.Encryption != "" || got.Unreadable != "" {
+		b.Errorf("disk is %+v", got)
+	}
+
+	b.run("qemu-img", "bitmap", "--add", "--object", "secret,id=s,data=x", "--image-opts", "driver=qcow2,encrypt.key-secret=s,file.filename="+luks.Path, "c1")
+	plain := b.create("plain.qcow2", "qcow2")
+	b.run("qemu-img", "bitmap", "--add", plain.Path, "c1")
+	both := []offline.Disk{luks, plain}
+	if sizes, err := b.images.DirtyBytes(b.Context(), both, "c1"); err != nil || len(sizes) != 1 {
+		b.Errorf("dirty bytes are %v, %v", sizes, err)
+	}
+	b.must(b.images.DropBitmap(b.Context(), both, "c1"))
+	b.wantBitmaps(plain, "")
+	if out, err := exec.Command("qemu-img", "info", luks.Path).Output(); err != nil || !strings.Contains(string(out), "c1") {
+		b.Errorf("the bitmap is not there: %v, %s", err, out)
+	}
+}
+
+// One disk over an image that is elsewhere doesn't hide the others.
+func TestBelowIsElsewhere(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	var disks []offline.Disk
+	for i, below := range []string{"nbd://localhost/x", `json:{"driver":"raw","file":{"driver":"nbd","host":"h","port":"1"}}`} {
+		d := offline.Disk{Device: "vd" + strconv.Itoa(i), Path: b.path(strconv.Itoa(i)), Format: "qcow2"}
+		b.run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", below, "-F", "raw", d.Path, strconv.Itoa(size))
+		disks = append(disks, d)
+	}
+	got, err := b.images.Inspect(b.Context(), append(disks, vda))
+	b.must(err)
+	if got[0].Unreadable == "" || got[1].Unreadable == "" || got[2].Unreadable != "" {
+		b.Errorf("disks are %+v", got)
+	}
+}
+
+func TestInternalSnapshots(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	for _, name := range []string{"one", "another one"} {
+		b.run("qemu-img", "snapshot", "-c", name, vda.Path)
+	}
+	if got := b.inspect(vda).Snapshots; len(got) != 2 || got[0] != "one" || got[1] != "another one" {
+		b.Errorf("snapshots are %q", got)
+	}
+}
+
 // A raw disk whose guest has written a qcow2 header into it stays raw, and a backing file without a format is refused.
 func TestFormatsAreNotGuessed(t *testing.T) {
 	b := newBench(t)

@@ -112,6 +112,7 @@ func TestUsage(t *testing.T) {
 		{"verify", web1, "--all"},
 		{"restore", web1},
 		{"restore", web1, "--to", "x", "--in-place"},
+		{"restore", web1, "--to", "x", "--drop-snapshots"},
 		{"restore", web1, "--to", "x", "--format", "vmdk"},
 		{"restore", web1, "--to", "x", "--volume", "=x"},
 		{"restore", web1, "--to", "x", "--volume", "vda", "--volume", "disk-web"},

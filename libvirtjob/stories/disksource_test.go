@@ -157,7 +157,7 @@ func nbd(t *testing.T) (image, source string) {
 	image = filepath.Join(dir, "served.raw")
 	socket := filepath.Join(dir, "s")
 	create(t, "-f", "raw", image, sprint(16*mib))
-	cmd := exec.Command("qemu-nbd", "-f", "raw", "-t", "-e", "4", "-k", socket, "-x", "e", image) //nolint:noctx // it ends with the test
+	cmd := exec.Command("qemu-nbd", "-f", "raw", "-t", "-e", "4", "-k", socket, "-x", "e", image)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
