@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/internal/logctx"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
