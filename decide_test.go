@@ -185,6 +185,37 @@ func TestDecideVolumes(t *testing.T) {
 			t.Errorf("decided %+v", d)
 		}
 	})
+	t.Run("left out", func(t *testing.T) {
+		in := parentInput()
+		in.Volumes, in.LeftOut = in.Volumes[:1], []kvmbackup.VolumeID{"v2"}
+		if d := decide(t, in); len(d.Volumes) != 1 || len(d.Reasons) != 1 {
+			t.Errorf("decided %+v", d)
+		}
+	})
+}
+
+// What can't be tracked is said with a full for any reason, unless nothing is to be incremental anyway.
+func TestDecideTellsOfTheUntrackable(t *testing.T) {
+	for name, r := range map[string]struct {
+		change func(in *kvmbackup.DecideInput)
+		want   kvmbackup.ReasonCode
+	}{
+		"first":      {func(in *kvmbackup.DecideInput) { in.ActiveCheckpoint = "" }, kvmbackup.ReasonVolumeUntrackable},
+		"forced":     {func(in *kvmbackup.DecideInput) { in.Policy.ForceFull = true }, kvmbackup.ReasonVolumeUntrackable},
+		"off":        {func(in *kvmbackup.DecideInput) { in.Policy.DisableIncremental = true }, kvmbackup.ReasonBackupFull},
+		"every full": {func(in *kvmbackup.DecideInput) { in.Policy.FullEvery = 1 }, kvmbackup.ReasonBackupFull},
+	} {
+		in := parentInput()
+		in.Volumes[1].Untrackable = "raw, and the way out"
+		r.change(&in)
+		d := decide(t, in)
+		if why := d.Volumes[1].Reason; why.Code != r.want || (why.Detail == in.Volumes[1].Untrackable) != (r.want == kvmbackup.ReasonVolumeUntrackable) {
+			t.Errorf("%s: %+v", name, d.Volumes)
+		}
+		if why := d.Volumes[0].Reason; why.Code != kvmbackup.ReasonBackupFull {
+			t.Errorf("%s: %+v", name, d.Volumes)
+		}
+	}
 }
 
 func TestDecideRefuses(t *testing.T) {

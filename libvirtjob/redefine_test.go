@@ -39,6 +39,7 @@ const savedXML = `<domain type='kvm' id='7'>
     <interface type='network'><mac address='52:54:00:11:22:33'/><source network='default'/><target dev='vnet4'/></interface>
     <interface type='bridge'><mac address='52:54:00:11:22:34'/><source bridge='br0'/><target dev='shop0'/></interface>
     <channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-7-shop/org.qemu.guest_agent.0'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='dir' path='/old/tpm'/></backend></tpm>
   </devices>
   <seclabel type='dynamic' model='apparmor' relabel='yes'><label>libvirt-11111111-2222-3333-4444-555555555555</label></seclabel>
   <seclabel type='none' model='dac'/>
@@ -62,7 +63,7 @@ func TestRewriteDefinition(t *testing.T) {
 			t.Errorf("%q is still in\n%s", stale, text)
 		}
 	}
-	for _, kept := range []string{"shop2", "/new/VARS.fd", "/fw/VARS.fd", "/fw/CODE.fd", "kept", "shop0", "cache=\"none\"", "discard=\"unmap\"", "<serial>s1</serial>", "org.qemu.guest_agent.0", "type=\"none\""} {
+	for _, kept := range []string{"shop2", "/new/VARS.fd", "/fw/VARS.fd", "/fw/CODE.fd", "kept", "shop0", "cache=\"none\"", "discard=\"unmap\"", "<serial>s1</serial>", "org.qemu.guest_agent.0", "type=\"none\"", "tpm-crb"} {
 		if !strings.Contains(text, kept) {
 			t.Errorf("%q is not in\n%s", kept, text)
 		}

@@ -125,7 +125,7 @@ func (im *Images) dropBitmap(ctx context.Context, d Disk, name string) error {
 	case errors.Is(err, qcow2.ErrNotFound) && len(chain) == 0:
 		return nil
 	case aboutTheDisk(ctx, err) && (len(chain) > 0 || !errors.Is(err, qcow2.ErrLocked)): // those above it can be cleaned
-		logctx.Logger(ctx, im.log).Warn("a disk can't be read, and may have a bitmap still", "device", d.Device, "bitmap", name, "error", err)
+		im.log.WarnContext(ctx, "a disk can't be read, and may have a bitmap still", "device", d.Device, "bitmap", name, "error", err)
 	default:
 		return err
 	}
