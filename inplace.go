@@ -74,6 +74,9 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.makeRoom(ctx, req, jobs, at); err != nil {
 		return Restored{}, err
 	}
+	if err := e.notInUse(ctx, over.ref(), targetsOf(jobs), targetsOf(jobs)); err != nil {
+		return Restored{}, err
+	}
 	o.step("clear active checkpoint")
 	if err := e.cfg.Store.SetActive(ctx, h.lease(), ""); err != nil {
 		return Restored{}, err
@@ -81,15 +84,23 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.dropStale(tctx, t, over.ref()); err != nil {
 		o.warn("drop the cleared checkpoint", "error", err)
 	}
+	if err := e.notInUse(ctx, over.ref(), blockDevicesOf(jobs), blockDevicesOf(jobs)); err != nil {
+		return Restored{}, err
+	}
 	o.step("copy")
 	if err := e.copyAside(ctx, req, jobs, at); err != nil {
 		return Restored{}, err
 	}
 	o.step("swap")
 	owner := e.owner(over.VM)
-	off := func() error { return e.stillOff(ctx, over) }
+	free := func(files []string) error {
+		if err := e.stillOff(ctx, over); err != nil {
+			return err
+		}
+		return e.notInUse(ctx, over.ref(), filesOf(jobs), files)
+	}
 	err = e.changing(ctx, at, func(w *fileWork) error {
-		err := swapWork{w, owner}.swapAll(filesOf(jobs), off)
+		err := swapWork{w, owner}.swapAll(filesOf(jobs), free)
 		if err != nil {
 			err = errors.Join(err, w.removeAsides(jobs))
 		}
