@@ -19,6 +19,18 @@ type InPlace struct {
 	Disks []DiskRef
 	// Volumes gives that VM's disks their identities, as in a BackupRequest.
 	Volumes []Volume
+	// OtherDomain allows that the VM has the backup's name and another UUID: another VM then, whose disks are overwritten. A VM of another
+	// name is allowed by naming it in VM.
+	OtherDomain bool
+}
+
+// allows refuses to restore over a VM that isn't the backup's, unless the request says so.
+func (p InPlace) allows(b Backup, st DomainStatus) error {
+	if p.OtherDomain || p.VM != "" && p.VM != b.VM || !otherDomain(b.DomainUUID, st.UUID) {
+		return nil
+	}
+	return fmt.Errorf("%w: backup %s was taken of the domain with UUID %s, and %q is another one of that name, with UUID %s; restore to new files, or allow to overwrite it (InPlace.OtherDomain)",
+		ErrOtherDomain, b.ID, b.DomainUUID, st.Name, st.UUID)
 }
 
 func (p InPlace) request(b Backup) BackupRequest {
@@ -63,6 +75,13 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	}
 	over := req.InPlace.request(b)
 	o.step("check targets")
+	st, err := e.inspect(ctx, over.ref())
+	if err != nil {
+		return Restored{}, err
+	}
+	if err := req.InPlace.allows(e.ofDomain(ctx, b), st); err != nil {
+		return Restored{}, err
+	}
 	t, tctx := o.on(ctx, o.name, over.VM, o.backup)
 	if err := e.settle(tctx, t, h, over.ref()); err != nil {
 		return Restored{}, err

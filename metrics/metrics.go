@@ -151,7 +151,7 @@ var causes = []struct {
 	{kvmbackup.ErrLeaseLost, "lease-lost"}, {context.Canceled, "canceled"},
 	{repository.ErrNotRepository, "repository"}, {repository.ErrOtherRepository, "repository"}, {kvmbackup.ErrOtherRepository, "repository"},
 	{kvmbackup.ErrUnavailable, "unavailable"}, {repository.ErrUnavailable, "unavailable"}, {kvmbackup.ErrBusy, "busy"}, {kvmbackup.ErrNotConsistent, "not-consistent"},
-	{kvmbackup.ErrTargetAccess, "target-access"}, {kvmbackup.ErrImageLocked, "image-locked"}, {kvmbackup.ErrNoDomain, "no-domain"},
+	{kvmbackup.ErrOtherDomain, "other-domain"}, {kvmbackup.ErrTargetAccess, "target-access"}, {kvmbackup.ErrImageLocked, "image-locked"}, {kvmbackup.ErrNoDomain, "no-domain"},
 	{kvmbackup.ErrDamaged, "damaged"}, {kvmbackup.ErrMissingFile, "missing-file"}, {kvmbackup.ErrInvalid, "invalid"},
 	{context.DeadlineExceeded, "deadline"}, {kvmbackup.ErrJobFailed, "job"},
 }
