@@ -130,3 +130,43 @@ func TestImageInUseByTheKernel(t *testing.T) {
 	s.must(err)
 	s.restoreAll()
 }
+
+// A VM is deleted, and another one gets its name and even its disk: its UUID tells it from the old one.
+func TestNameOfAnotherVM(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda"), Persistent: true})
+	s.write("vda", 0x11, 0, 4)
+	old := s.full(kvmbackup.ReasonNoActiveCheckpoint)
+	if old.DomainUUID != s.guest.UUID {
+		t.Errorf("the backup says %q, the domain has %s", old.DomainUUID, s.guest.UUID)
+	}
+	s.guest.Destroy()
+	s.must(s.guest.Domain().UndefineFlags(libvirt.DOMAIN_UNDEFINE_CHECKPOINTS_METADATA))
+	was := s.guest
+	s.guest = startGuest(t, config{
+		Name: was.Name, Disks: []disk{{Device: "vda", Path: was.Image("vda"), SizeBytes: 16 * mib}}, Persistent: true, Stopped: true,
+	})
+	s.run("cp", "--sparse=always", was.Model("vda").Path(), s.guest.Model("vda").Path())
+
+	s.refusesInPlace("another VM of that name", kvmbackup.ErrOtherDomain)
+	s.start()
+	s.write("vda", 0x22, 1, 4)
+	b := s.full(kvmbackup.ReasonParentOtherDomain)
+	s.write("vda", 0x33, 2, 4)
+	s.incremental()
+	p, err := s.engine.PlanRetain(s.ctx, s.vm(), kvmbackup.RetentionPolicy{Last: 2})
+	s.must(err)
+	for _, d := range p.Backups {
+		if !d.Keep() {
+			t.Errorf("%s is deleted", d.Backup.Path)
+		}
+	}
+	s.guest.Destroy()
+	_, err = s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: old.ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes, OtherDomain: true}})
+	s.must(err)
+	s.same(s.taken[0])
+	if b.DomainUUID != s.guest.UUID {
+		t.Errorf("the new VM's backup says %q, the domain has %s", b.DomainUUID, s.guest.UUID)
+	}
+	s.restoreAll()
+}
