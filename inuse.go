@@ -18,13 +18,6 @@ import (
 //	loop devices     they hold their file without a process
 //	a write lease    the kernel grants it for a file that nobody has open, itself included; to root and the owner, on local storage
 
-// ImageUsers is what an Executor may know beside its contract: which images are in use. An Executor that doesn't have it is not asked.
-type ImageUsers interface {
-	// ImageUsers returns the images of the hypervisor's running domains, and those below them, by path, each with the name of the domain.
-	// Those of the domain itself are left out. It may be called concurrently.
-	ImageUsers(ctx context.Context, except DomainRef) (map[string]string, error)
-}
-
 // lookInterval and lookLimit are for those who open an image for no more than a moment, to look at it.
 const (
 	lookInterval = 100 * time.Millisecond
