@@ -1,6 +1,7 @@
 package kvmbackup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -191,7 +192,7 @@ func (r *run) begin(ctx context.Context) (err error) {
 	r.op.backup = NewBackupID()
 	files := fileNames(v.volumes)
 	b := Backup{
-		ID: r.op.backup, VM: r.vm, Domain: v.status.Name, Host: r.e.cfg.Host, Kind: d.Kind, Status: StatusRunning, ChainID: d.ChainID, Position: d.Position,
+		ID: r.op.backup, VM: r.vm, Domain: v.status.Name, DomainUUID: v.status.UUID, Host: r.e.cfg.Host, Kind: d.Kind, Status: StatusRunning, ChainID: d.ChainID, Position: d.Position,
 		ParentID: d.ParentID, Checkpoint: d.Checkpoint, Repository: r.e.cfg.Repository.ID(), Path: v.path(),
 		StartedAt: r.e.now().Truncate(time.Microsecond), Consistency: ConsistencyCrash, Reasons: d.Reasons,
 		GuestRan: v.status.State == DomainRunning,
@@ -382,7 +383,8 @@ func (r *run) describe(ctx context.Context) (repository.Manifest, error) {
 		return repository.Manifest{}, err
 	}
 	r.record.CompletedAt = r.e.now().Truncate(time.Microsecond)
-	return manifestOf(r.record, r.parent, files, r.view.status.UUID), nil
+	r.record.DomainUUID = cmp.Or(r.record.DomainUUID, r.view.status.UUID) // an earlier version has begun it
+	return manifestOf(r.record, r.parent, files), nil
 }
 
 func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error) {

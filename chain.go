@@ -50,9 +50,11 @@ type Backup struct {
 	ID     BackupID `json:"id"`
 	VM     VMID     `json:"vm"`
 	Domain string   `json:"domain,omitempty"` // libvirt's name for the VM
-	Host   string   `json:"host,omitempty"`   // where it was taken; see Config.Host
-	Kind   Kind     `json:"kind"`
-	Status Status   `json:"status"`
+	// DomainUUID is libvirt's UUID of the VM. It tells VMs apart that had the name one after the other; empty: not known.
+	DomainUUID string `json:"domain_uuid,omitempty"`
+	Host       string `json:"host,omitempty"` // where it was taken; see Config.Host
+	Kind       Kind   `json:"kind"`
+	Status     Status `json:"status"`
 
 	ChainID    ChainID        `json:"chain_id"`
 	Position   int            `json:"position"`             // 0 is the full

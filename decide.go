@@ -20,6 +20,7 @@ type DecideInput struct {
 	VM               VMID
 	Policy           Policy
 	State            DomainState
+	DomainUUID       string // libvirt's; empty: not known
 	ActiveCheckpoint CheckpointName
 	Newest           *Backup  // the newest completed or delete-pending backup; nil when there is none
 	Repository       string   // ID of the repository that the backup goes to
@@ -100,6 +101,10 @@ var fullRules = []rule{
 	}},
 	{ReasonNoActiveCheckpoint, func(in DecideInput) (string, bool) { return "", in.ActiveCheckpoint == "" }},
 	{ReasonNotNewest, activeNotNewest},
+	{ReasonParentOtherDomain, func(in DecideInput) (string, bool) {
+		return fmt.Sprintf("backup %s is of the domain with UUID %s, which had this name", in.Newest.ID, in.Newest.DomainUUID),
+			otherDomain(in.Newest.DomainUUID, in.DomainUUID)
+	}},
 	{ReasonParentDeletePending, func(in DecideInput) (string, bool) {
 		return "backup " + in.Newest.ID.String(), in.Newest.Status != StatusCompleted
 	}},
@@ -261,7 +266,8 @@ func (d Decision) Check(in DecideInput) error {
 	safest := Decision{}
 	if d.Kind == KindIncremental {
 		if in.Newest == nil || in.ActiveCheckpoint == "" || in.Newest.Checkpoint != in.ActiveCheckpoint ||
-			in.Newest.Status != StatusCompleted || in.Newest.Repository != in.Repository || len(in.MissingFiles) > 0 || len(in.Damaged) > 0 {
+			in.Newest.Status != StatusCompleted || in.Newest.Repository != in.Repository || otherDomain(in.Newest.DomainUUID, in.DomainUUID) ||
+			len(in.MissingFiles) > 0 || len(in.Damaged) > 0 {
 			return fmt.Errorf("%w decision for %q: there is nothing that an incremental could start from", ErrInvalid, in.VM)
 		}
 		safest = incremental(in)

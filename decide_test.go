@@ -2,7 +2,10 @@ package kvmbackup_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
+
+	"github.com/google/uuid"
 
 	"github.com/kvmbackup/kvmbackup"
 )
@@ -60,6 +63,13 @@ func TestDecideRules(t *testing.T) {
 		{"active without any backup", func(in *kvmbackup.DecideInput) { in.Newest = nil }, kvmbackup.ReasonNotNewest, false},
 		{"newest has another checkpoint", func(in *kvmbackup.DecideInput) { in.Newest.Checkpoint = "kvmbackup-2026.11.23.07.30.00" }, kvmbackup.ReasonNotNewest, false},
 		{"newest is untracked", func(in *kvmbackup.DecideInput) { in.Newest.Checkpoint = "" }, kvmbackup.ReasonNotNewest, false},
+		{"parent of another domain", func(in *kvmbackup.DecideInput) { in.Newest.DomainUUID, in.DomainUUID = oldUUID, newUUID }, kvmbackup.ReasonParentOtherDomain, false},
+		{"not newest wins over another domain", func(in *kvmbackup.DecideInput) {
+			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Checkpoint = oldUUID, newUUID, ""
+		}, kvmbackup.ReasonNotNewest, false},
+		{"another domain wins over delete-pending", func(in *kvmbackup.DecideInput) {
+			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Status = oldUUID, newUUID, kvmbackup.StatusDeletePending
+		}, kvmbackup.ReasonParentOtherDomain, false},
 		{"parent delete-pending", func(in *kvmbackup.DecideInput) { in.Newest.Status = kvmbackup.StatusDeletePending }, kvmbackup.ReasonParentDeletePending, false},
 		{"parent without chain", func(in *kvmbackup.DecideInput) { in.Newest.ChainID = "" }, kvmbackup.ReasonParentNoChainData, false},
 		{"parent without volumes", func(in *kvmbackup.DecideInput) { in.Newest.Volumes = nil }, kvmbackup.ReasonParentNoChainData, false},
@@ -105,7 +115,12 @@ func TestDecideRules(t *testing.T) {
 func TestDecideIncremental(t *testing.T) {
 	for name, change := range map[string]func(in *kvmbackup.DecideInput){
 		"running": func(*kvmbackup.DecideInput) {},
-		"paused":  func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainPaused },
+		"same domain": func(in *kvmbackup.DecideInput) {
+			in.Newest.DomainUUID, in.DomainUUID = strings.ToUpper(oldUUID), oldUUID
+		},
+		"domain not known": func(in *kvmbackup.DecideInput) { in.DomainUUID = oldUUID },
+		"nil UUID":         func(in *kvmbackup.DecideInput) { in.Newest.DomainUUID, in.DomainUUID = oldUUID, uuid.Nil.String() },
+		"paused":           func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainPaused },
 		"stopped, allowed": func(in *kvmbackup.DecideInput) {
 			in.State, in.Policy.OfflineIncremental = kvmbackup.DomainStopped, true
 		},
@@ -246,6 +261,9 @@ func TestCheckRefuses(t *testing.T) {
 		"incremental on a missing file":         func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) { in.MissingFiles = []string{"x"} },
 		"incremental without bitmap": func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) {
 			in.Volumes[0].Bitmap = kvmbackup.BitmapInconsistent
+		},
+		"incremental on another domain's": func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) {
+			in.Newest.DomainUUID, in.DomainUUID = oldUUID, newUUID
 		},
 		"another parent":     func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.ParentID = "other" },
 		"another position":   func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Position = 5 },

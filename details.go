@@ -27,6 +27,7 @@ const (
 	detailID           = "kvmbackup.id"
 	detailVM           = "kvmbackup.vm"
 	detailDomain       = "kvmbackup.domain"
+	detailDomainUUID   = "kvmbackup.domain_uuid"
 	detailHost         = "kvmbackup.host"
 	detailStatus       = "kvmbackup.status"
 	detailRepository   = "kvmbackup.repository"
@@ -50,7 +51,7 @@ func (b Backup) Details() map[string]string {
 	m := map[string]string{
 		DetailChainID: string(b.ChainID), DetailChainPosition: strconv.Itoa(b.Position), DetailParentID: string(b.ParentID),
 		DetailBitmapName: string(b.Checkpoint), DetailType: b.Kind.String(),
-		detailID: string(b.ID), detailVM: string(b.VM), detailDomain: b.Domain, detailHost: b.Host, detailStatus: b.Status.String(),
+		detailID: string(b.ID), detailVM: string(b.VM), detailDomain: b.Domain, detailDomainUUID: b.DomainUUID, detailHost: b.Host, detailStatus: b.Status.String(),
 		detailRepository: b.Repository, detailPath: b.Path, detailSequence: strconv.FormatInt(b.Sequence, 10),
 		detailStartedAt: timeDetail(b.StartedAt), detailCompletedAt: timeDetail(b.CompletedAt),
 		detailConsistency: b.Consistency.String(), detailError: b.Error,
@@ -96,7 +97,7 @@ func BackupFromDetails(m map[string]string) (Backup, error) {
 	}
 	r := detailReader{m: m}
 	b := Backup{
-		ID: BackupID(m[detailID]), VM: VMID(m[detailVM]), Domain: m[detailDomain], Host: m[detailHost],
+		ID: BackupID(m[detailID]), VM: VMID(m[detailVM]), Domain: m[detailDomain], DomainUUID: m[detailDomainUUID], Host: m[detailHost],
 		ChainID: ChainID(m[DetailChainID]), ParentID: BackupID(m[DetailParentID]), Checkpoint: CheckpointName(m[DetailBitmapName]),
 		Repository: m[detailRepository], Path: m[detailPath], Error: m[detailError],
 		Position: int(r.int(DetailChainPosition)), Sequence: r.int(detailSequence),

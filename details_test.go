@@ -23,7 +23,7 @@ func drawBackup(t *rapid.T) kvmbackup.Backup {
 	})
 	id := func(label string) kvmbackup.BackupID { return idOf(rapid.String().Draw(t, label)) }
 	b := kvmbackup.Backup{
-		ID: idOf("this"), VM: kvmbackup.VMID(rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_-]{0,20}`).Draw(t, "vm")), Domain: text.Draw(t, "domain"),
+		ID: idOf("this"), VM: kvmbackup.VMID(rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_-]{0,20}`).Draw(t, "vm")), Domain: text.Draw(t, "domain"), DomainUUID: text.Draw(t, "uuid"),
 		Kind: rapid.SampledFrom([]kvmbackup.Kind{kvmbackup.KindFull, kvmbackup.KindIncremental}).Draw(t, "kind"),
 		Status: rapid.SampledFrom([]kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusCompleted, kvmbackup.StatusFailed,
 			kvmbackup.StatusDeletePending}).Draw(t, "status"),

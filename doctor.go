@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -30,6 +31,7 @@ const (
 	FindingUnrecorded        FindingCode = "unrecorded-folder"   // a published folder without a record
 	FindingLeftPartial       FindingCode = "left-partial"        // a partial folder of a record that is not running
 	FindingLeftDeleting      FindingCode = "left-deleting"       // a folder whose removal was begun
+	FindingOtherDomain       FindingCode = "other-domain"        // backups of another VM, which had the name before: left alone
 	FindingForeignPartial    FindingCode = "foreign-partial"     // a partial folder that this store knows nothing of
 	FindingForeignCheckpoint FindingCode = "foreign-checkpoint"  // another consumer's checkpoint or bitmap: left alone
 	FindingForeignFolder     FindingCode = "foreign-folder"      // something in the VM's folder that is no backup: left alone
@@ -150,6 +152,7 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 	if err != nil {
 		return d, err
 	}
+	d.addOtherDomain(records)
 	d.addFolders(entries, records)
 	o.step("look for files")
 	err = o.addFiles(ctx, &d, records)
@@ -296,6 +299,8 @@ func (d *Diagnosis) addFolders(entries []repository.Entry, records []Backup) {
 			f.Code, f.Detail = FindingUnrecorded, fmt.Sprintf("%s has no record of a whole backup, and its manifest can't be used: %v; mend it, then Import adds it", e.Path, e.Err)
 		case e.Kind == repository.FolderPublished && known && b.Status == StatusFailed:
 			f.Code, f.Detail, f.Effect = FindingUnrecorded, fmt.Sprintf("%s is whole, and recorded as failed; Import adds it", e.Path), "none"
+		case e.Kind == repository.FolderPublished && !known && d.ofOther(e.Manifest.DomainUUID):
+			f.Code, f.foreign, f.Detail = FindingOtherDomain, true, fmt.Sprintf("%s has no record, and is of the domain with UUID %s, which had this name", e.Path, e.Manifest.DomainUUID)
 		case e.Kind == repository.FolderPublished && !known:
 			f.Code, f.Detail, f.Effect = FindingUnrecorded, fmt.Sprintf("%s has no record; Import adds it", e.Path), "none"
 		case e.Kind == repository.FolderLeft:
@@ -306,6 +311,25 @@ func (d *Diagnosis) addFolders(entries []repository.Entry, records []Backup) {
 			continue
 		}
 		d.add(f)
+	}
+}
+
+// ofOther says whether a UUID is not that of the domain as it is now.
+func (d *Diagnosis) ofOther(uuid string) bool {
+	return d.Domain != nil && otherDomain(uuid, d.Domain.UUID)
+}
+
+// addOtherDomain tells of the recorded backups of VMs that had the name before.
+func (d *Diagnosis) addOtherDomain(records []Backup) {
+	count := map[string]int{}
+	for _, b := range records {
+		if b.Status == StatusCompleted && d.ofOther(b.DomainUUID) {
+			count[b.DomainUUID]++
+		}
+	}
+	for _, uuid := range slices.Sorted(maps.Keys(count)) {
+		d.add(Finding{Code: FindingOtherDomain, foreign: true, Detail: fmt.Sprintf("%d backups are of the domain with UUID %s, which had this name", count[uuid], uuid),
+			Effect: "they are kept as those of a VM of its own; delete them by their IDs when nobody needs them"})
 	}
 }
 

@@ -96,6 +96,8 @@ var (
 	ErrTooSmall = errors.New("target is too small")
 	// ErrTargetExists is returned for a restore target that is there already.
 	ErrTargetExists = errors.New("target exists")
+	// ErrOtherDomain is returned by a restore in place of a backup of another VM, which had the same name and another UUID.
+	ErrOtherDomain = errors.New("backup is of another domain")
 	// ErrOtherRepository is returned for a backup that lives in another repository than the engine's.
 	ErrOtherRepository = errors.New("backup is in another repository")
 )

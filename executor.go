@@ -55,6 +55,13 @@ type Executor interface {
 	Definition(ctx context.Context, dom DomainRef, secrets bool) (Definition, error)
 }
 
+// ImageUsers is what an Executor may know beside its contract: which images are in use. An Executor that doesn't have it is not asked.
+type ImageUsers interface {
+	// ImageUsers returns the images of the hypervisor's running domains, and those below them, by path, each with the name of the domain.
+	// Those of the domain itself are left out. It may be called concurrently.
+	ImageUsers(ctx context.Context, except DomainRef) (map[string]string, error)
+}
+
 // Job is one backup job on one domain. Its methods may be called concurrently.
 type Job interface {
 	// Begin starts copying and creates the checkpoint, on all volumes at one instant. It fails with ErrBusy

@@ -1,6 +1,7 @@
 package kvmbackup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -230,7 +231,8 @@ func (e *Engine) exportOne(ctx context.Context, id BackupID) (written bool, err 
 	if err != nil {
 		return false, repositoryError(err)
 	}
-	m := manifestOf(b, nil, has.Files, has.DomainUUID)
+	m := manifestOf(b, nil, has.Files)
+	m.DomainUUID = cmp.Or(m.DomainUUID, has.DomainUUID)
 	m.ParentPath = has.ParentPath
 	if m.VerifiedAt.Before(has.VerifiedAt) { // the last verification that found nothing: a record has but the last
 		m.VerifiedAt = has.VerifiedAt

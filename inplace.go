@@ -23,6 +23,18 @@ type InPlace struct {
 	// DropSnapshots replaces also an image that has internal snapshots, which are lost with it, and a disk of which libvirt has
 	// snapshots, which it goes on listing. Otherwise such a disk is an ErrUnsupported that names them.
 	DropSnapshots bool
+	// OtherDomain allows that the VM has the backup's name and another UUID: another VM then, whose disks are overwritten. A VM of another
+	// name is allowed by naming it in VM.
+	OtherDomain bool
+}
+
+// allows refuses to restore over a VM that isn't the backup's, unless the request says so.
+func (p InPlace) allows(b Backup, st DomainStatus) error {
+	if p.OtherDomain || p.VM != "" && p.VM != b.VM || !otherDomain(b.DomainUUID, st.UUID) {
+		return nil
+	}
+	return fmt.Errorf("%w: backup %s was taken of the domain with UUID %s, and %q is another one of that name, with UUID %s; restore to new files, or allow to overwrite it (InPlace.OtherDomain)",
+		ErrOtherDomain, b.ID, b.DomainUUID, st.Name, st.UUID)
 }
 
 func (p InPlace) request(b Backup) BackupRequest {
@@ -67,6 +79,13 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	}
 	over := req.InPlace.request(b)
 	o.step("check targets")
+	st, err := e.inspect(ctx, over.ref())
+	if err != nil {
+		return Restored{}, err
+	}
+	if err := req.InPlace.allows(e.ofDomain(ctx, b), st); err != nil {
+		return Restored{}, err
+	}
 	t, tctx := o.on(ctx, o.name, over.VM, o.backup)
 	if err := e.settle(tctx, t, h, over.ref()); err != nil {
 		return Restored{}, err
@@ -78,6 +97,9 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.makeRoom(ctx, req, jobs, at); err != nil {
 		return Restored{}, err
 	}
+	if err := e.notInUse(ctx, over.ref(), targetsOf(jobs), targetsOf(jobs)); err != nil {
+		return Restored{}, err
+	}
 	o.step("clear active checkpoint")
 	if err := e.cfg.Store.SetActive(ctx, h.lease(), ""); err != nil {
 		return Restored{}, err
@@ -85,15 +107,23 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 	if err := e.dropStale(tctx, t, over.ref()); err != nil {
 		o.warn("drop the cleared checkpoint", "error", err)
 	}
+	if err := e.notInUse(ctx, over.ref(), blockDevicesOf(jobs), blockDevicesOf(jobs)); err != nil {
+		return Restored{}, err
+	}
 	o.step("copy")
 	if err := e.copyAside(ctx, req, jobs, at); err != nil {
 		return Restored{}, err
 	}
 	o.step("swap")
 	owner := e.owner(over.VM)
-	off := func() error { return e.stillOff(ctx, over) }
+	free := func(files []string) error {
+		if err := e.stillOff(ctx, over); err != nil {
+			return err
+		}
+		return e.notInUse(ctx, over.ref(), filesOf(jobs), files)
+	}
 	err = e.changing(ctx, at, func(w *fileWork) error {
-		err := swapWork{w, owner}.swapAll(filesOf(jobs), off)
+		err := swapWork{w, owner}.swapAll(filesOf(jobs), free)
 		if err != nil {
 			err = errors.Join(err, w.removeAsides(jobs))
 		}

@@ -10,9 +10,9 @@ import (
 )
 
 // manifestOf is the backup as its folder describes it.
-func manifestOf(b Backup, parent *Backup, files []repository.FileEntry, uuid string) repository.Manifest {
+func manifestOf(b Backup, parent *Backup, files []repository.FileEntry) repository.Manifest {
 	m := repository.Manifest{
-		ID: string(b.ID), VM: string(b.VM), Domain: b.Domain, DomainUUID: uuid, Kind: repository.Kind(b.Kind.String()),
+		ID: string(b.ID), VM: string(b.VM), Domain: b.Domain, DomainUUID: b.DomainUUID, Kind: repository.Kind(b.Kind.String()),
 		ChainID: string(b.ChainID), Position: b.Position, ParentID: string(b.ParentID),
 		Tracked: b.Tracked(), Checkpoint: string(b.Checkpoint), Path: b.Path, Sequence: b.Sequence,
 		StartedAt: b.StartedAt, CompletedAt: b.CompletedAt, Consistency: repository.Consistency(b.Consistency.String()),
@@ -69,7 +69,7 @@ func digestOf(d *repository.Digest) string {
 // BackupFromManifest is the record of a published backup: completed, in the repository with that ID.
 func BackupFromManifest(m repository.Manifest, repositoryID string) (Backup, error) {
 	b := Backup{
-		ID: BackupID(m.ID), VM: VMID(m.VM), Domain: m.Domain, Status: StatusCompleted,
+		ID: BackupID(m.ID), VM: VMID(m.VM), Domain: m.Domain, DomainUUID: m.DomainUUID, Status: StatusCompleted,
 		ChainID: ChainID(m.ChainID), Position: m.Position, ParentID: BackupID(m.ParentID),
 		Checkpoint: CheckpointName(m.Checkpoint), Repository: repositoryID, Path: m.Path, Sequence: m.Sequence,
 		StartedAt: m.StartedAt, CompletedAt: m.CompletedAt, FrozenFor: time.Duration(m.FrozenMS) * time.Millisecond, Pinned: m.Pinned,

@@ -105,7 +105,7 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	}
 	v.stamp = nextStamp(o.e.now(), v.record, o.e.cfg.Prefix, v.status)
 	v.input = DecideInput{
-		VM: req.VM, Policy: req.Policy, State: v.status.State, ActiveCheckpoint: v.record.ActiveCheckpoint,
+		VM: req.VM, Policy: req.Policy, State: v.status.State, DomainUUID: v.status.UUID, ActiveCheckpoint: v.record.ActiveCheckpoint,
 		Repository: o.e.cfg.Repository.ID(), NewChain: NewChainID(),
 		NewCheckpoint: NewCheckpointName(o.e.cfg.Prefix, v.stamp, req.VM),
 	}
@@ -134,6 +134,7 @@ func (o *op) observeParent(ctx context.Context, in *DecideInput) error {
 	if err != nil {
 		return err
 	}
+	newest = o.e.ofDomain(ctx, newest)
 	in.Newest = &newest
 	if newest.Status != StatusCompleted || newest.Checkpoint != in.ActiveCheckpoint || newest.Repository != in.Repository {
 		return nil

@@ -13,6 +13,7 @@ const (
 	ReasonStopped               ReasonCode = "vm-stopped"              // the VM is off and offline incrementals are not allowed
 	ReasonNoActiveCheckpoint    ReasonCode = "no-active-checkpoint"    // first backup, after a restore, or the newest was deleted
 	ReasonNotNewest             ReasonCode = "active-not-newest"       // the newest completed backup doesn't own the active checkpoint
+	ReasonParentOtherDomain     ReasonCode = "parent-other-domain"     // the newest backup is of another VM, which had the name before
 	ReasonParentDeletePending   ReasonCode = "parent-delete-pending"   // the newest backup is delete-pending
 	ReasonParentNoChainData     ReasonCode = "parent-without-chain"    // the newest backup's record lacks chain data
 	ReasonParentOtherRepository ReasonCode = "parent-other-repository" // the newest backup lives in another repository

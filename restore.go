@@ -97,7 +97,7 @@ func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
 // doesn't answer is left behind CleanupLimit after the context's end (ErrUnavailable), is ErrBusy until it does, and is taken back then.
 //
 // Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
-// ErrDomainRunning in place, ErrImageLocked for a mounted device, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
+// ErrOtherDomain and ErrDomainRunning in place, ErrImageLocked for an image or a device that something uses, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
 func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, error) {
 	b, err := e.cfg.Store.Backup(ctx, req.Backup)
 	if err != nil {
@@ -153,6 +153,9 @@ func (e *Engine) restoreToFiles(ctx context.Context, o *op, req RestoreRequest) 
 		return Restored{}, err
 	}
 	if err := e.makeRoom(ctx, req, jobs, placesOf(jobs)); err != nil {
+		return Restored{}, err
+	}
+	if err := e.notInUse(ctx, DomainRef{}, blockDevicesOf(jobs), blockDevicesOf(jobs)); err != nil {
 		return Restored{}, err
 	}
 	o.step("copy")

@@ -18,6 +18,9 @@ import (
 // place of one that restores. So it doesn't count either, and stays until an operator has looked at it: until it is verified again and
 // whole, or deleted by its ID.
 //
+// The rules count for each VM by itself that has had the name, by its UUID: the backups of one that is gone are not pushed out by those
+// of the next. They go by their IDs.
+//
 // Failed backups go when all that are kept are newer.
 type RetentionPolicy struct {
 	Last, Hourly, Daily, Weekly, Monthly, Yearly int
@@ -223,10 +226,34 @@ func compareLatest(a, b Backup) int {
 	return cmp.Or(cmp.Compare(path.Base(b.Path), path.Base(a.Path)), cmp.Compare(b.Sequence, a.Sequence))
 }
 
+// domains says for each backup of which domain it is, by UUID: a name may have been another VM's before, and each VM has its own rules'
+// worth. A backup whose UUID isn't known counts as of the domain that comes next, or was there last.
+func (p *RetentionPlan) domains() []string {
+	of := make([]string, len(p.Backups))
+	known := ""
+	for _, d := range slices.Backward(p.Backups) {
+		if knownUUID(d.Backup.DomainUUID) {
+			known = d.Backup.DomainUUID // the newest one, in the end
+		}
+	}
+	for i, d := range p.Backups {
+		if knownUUID(d.Backup.DomainUUID) {
+			known = d.Backup.DomainUUID
+		}
+		of[i] = strings.ToLower(known)
+	}
+	return of
+}
+
 func (p *RetentionPlan) apply(r retentionRule, loc *time.Location) {
-	seen := map[string]bool{}
+	domains, all := p.domains(), map[string]map[string]bool{}
 	for i := range p.Backups {
 		d := &p.Backups[i]
+		seen := all[domains[i]]
+		if seen == nil {
+			seen = map[string]bool{}
+			all[domains[i]] = seen
+		}
 		period := r.period(d.Backup.StartedAt.In(loc), d.Backup.Sequence)
 		if d.Backup.Pinned || d.Damage != "" || seen[period] || len(seen) >= r.count {
 			continue
@@ -285,6 +312,9 @@ func (e *Engine) PlanRetain(ctx context.Context, vm VMID, policy RetentionPolicy
 	records, err := e.cfg.Store.List(ctx, Query{VM: vm})
 	if err != nil {
 		return RetentionPlan{}, err
+	}
+	for i := range records {
+		records[i] = e.ofDomain(ctx, records[i])
 	}
 	p, err := planRetention(policy, records, func(b Backup) bool { return b.Repository == e.cfg.Repository.ID() })
 	p.VM = vm

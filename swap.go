@@ -44,30 +44,32 @@ func filesOf(jobs []copyJob) []string {
 }
 
 // swapAll puts the aside files in place of the old ones, which wait for settleSwap to remove them. After a failure the old ones are back,
-// all of them. off is asked whether the VM is still off: once more when the old files are away, so that it can't start any more. One
-// that has started before goes on with the very files that it has open.
-func (w swapWork) swapAll(paths []string, off func() error) error {
+// all of them. free is asked whether the VM is still off and nothing has the old files open, which it is given: once more when they are
+// away, so that nobody can begin to use them any more. One that began before goes on with the very files that it has open.
+func (w swapWork) swapAll(paths []string, free func(files []string) error) error {
 	for _, p := range paths {
 		if err := w.prepareSwap(p); err != nil {
 			return err
 		}
 	}
-	if err := off(); err != nil {
+	if err := free(paths); err != nil {
 		return err
 	}
-	if err := w.swapEach(paths, off); err != nil {
+	if err := w.swapEach(paths, free); err != nil {
 		return errors.Join(err, w.rollBack(paths))
 	}
 	return nil
 }
 
-func (w swapWork) swapEach(paths []string, off func() error) error {
+func (w swapWork) swapEach(paths []string, free func(files []string) error) error {
+	var olds []string
 	for _, p := range paths {
 		if err := w.moveAway(p); err != nil {
 			return err
 		}
+		olds = append(olds, w.old(p))
 	}
-	if err := off(); err != nil {
+	if err := free(olds); err != nil {
 		return err
 	}
 	for _, p := range paths {

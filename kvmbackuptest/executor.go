@@ -174,6 +174,27 @@ func (e *executor) await(ctx context.Context, limit time.Duration) error {
 	return nil
 }
 
+var _ kvmbackup.ImageUsers = (*executor)(nil)
+
+// ImageUsers implements kvmbackup.ImageUsers.
+func (e *executor) ImageUsers(ctx context.Context, except kvmbackup.DomainRef) (map[string]string, error) {
+	users := map[string]string{}
+	err := e.call(ctx, "ImageUsers", func() error {
+		for _, d := range e.h.domains {
+			if !d.running() || d.name == except.Name {
+				continue
+			}
+			for _, k := range d.images() {
+				for _, l := range k.image.layers {
+					users[l.path] = d.name
+				}
+			}
+		}
+		return nil
+	})
+	return users, err
+}
+
 // Freeze implements kvmbackup.Executor.
 func (e *executor) Freeze(ctx context.Context, ref kvmbackup.DomainRef) (n int, err error) {
 	err = e.do(ctx, "Freeze", ref, func(m *machine) error {

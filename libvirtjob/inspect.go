@@ -51,7 +51,7 @@ func (e *Executor) inspectDomain(ctx context.Context, m *machine, status *kvmbac
 	if status.Persistent, err = call(ctx, m.domain, (*libvirt.Domain).IsPersistent); err != nil {
 		return err
 	}
-	if err := state(ctx, m.domain, status); err != nil {
+	if err := state(ctx, m, status); err != nil {
 		return err
 	}
 	if m.active {
@@ -67,33 +67,29 @@ func (e *Executor) inspectDomain(ctx context.Context, m *machine, status *kvmbac
 	return err
 }
 
-// state fills in what the guest is doing. Whatever has a QEMU and doesn't run is paused.
-func state(ctx context.Context, d *domain, status *kvmbackup.DomainStatus) error {
+// state fills in what the guest is doing. Whatever has a QEMU and doesn't run is paused, whatever libvirt calls it: a guest that has
+// crashed may be kept, with its disks open, and one that is shutting down still writes.
+func state(ctx context.Context, m *machine, status *kvmbackup.DomainStatus) error {
 	type pair struct {
 		state  libvirt.DomainState
 		reason int
 	}
-	p, err := call(ctx, d, func(dom *libvirt.Domain) (pair, error) {
+	p, err := call(ctx, m.domain, func(dom *libvirt.Domain) (pair, error) {
 		state, reason, err := dom.GetState()
 		return pair{state, reason}, err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	switch p.state {
-	case libvirt.DOMAIN_RUNNING, libvirt.DOMAIN_BLOCKED:
+	case !m.active:
+		status.State = kvmbackup.DomainStopped
+		status.CleanShutdown = p.state == libvirt.DOMAIN_SHUTOFF && libvirt.DomainShutoffReason(p.reason) == libvirt.DOMAIN_SHUTOFF_SHUTDOWN
+		status.ManagedSave, err = call(ctx, m.domain, func(dom *libvirt.Domain) (bool, error) { return dom.HasManagedSaveImage(0) })
+	case p.state == libvirt.DOMAIN_RUNNING, p.state == libvirt.DOMAIN_BLOCKED:
 		status.State = kvmbackup.DomainRunning
-	case libvirt.DOMAIN_SHUTOFF:
-		status.State = kvmbackup.DomainStopped
-		status.CleanShutdown = libvirt.DomainShutoffReason(p.reason) == libvirt.DOMAIN_SHUTOFF_SHUTDOWN
-		status.ManagedSave, err = call(ctx, d, func(dom *libvirt.Domain) (bool, error) { return dom.HasManagedSaveImage(0) })
-	case libvirt.DOMAIN_CRASHED:
-		status.State = kvmbackup.DomainStopped
-	case libvirt.DOMAIN_PAUSED:
-		status.State = kvmbackup.DomainPaused
-		status.PausedByError = libvirt.DomainPausedReason(p.reason) == libvirt.DOMAIN_PAUSED_IOERROR
 	default:
 		status.State = kvmbackup.DomainPaused
+		status.PausedByError = p.state == libvirt.DOMAIN_PAUSED && libvirt.DomainPausedReason(p.reason) == libvirt.DOMAIN_PAUSED_IOERROR
 	}
 	return err
 }

@@ -2,8 +2,9 @@ package libvirtjob
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
+	"strings"
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
@@ -13,62 +14,86 @@ import (
 	"github.com/kvmbackup/kvmbackup/offline"
 )
 
+var _ kvmbackup.ImageUsers = (*Executor)(nil)
+
+// ImageUsers implements kvmbackup.ImageUsers.
+func (e *Executor) ImageUsers(ctx context.Context, except kvmbackup.DomainRef) (map[string]string, error) {
+	users, err := detached(ctx, func() (map[string]string, error) {
+		conn, err := e.connection()
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _, _ = conn.Close() }()
+		return imageUsers(conn, except)
+	}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("list the images in use: %w", translate(err))
+	}
+	return users, nil
+}
+
+func imageUsers(conn *libvirt.Connect, except kvmbackup.DomainRef) (map[string]string, error) {
+	domains, err := conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
+	if err != nil {
+		return nil, err
+	}
+	users := map[string]string{}
+	for i := range domains {
+		err = errors.Join(err, addImages(users, &domains[i], except), domains[i].Free())
+	}
+	return users, err
+}
+
+// addImages passes over a domain that has ended meanwhile.
+func addImages(users map[string]string, dom *libvirt.Domain, except kvmbackup.DomainRef) error {
+	text, err := dom.GetXMLDesc(0)
+	if isCode(err, libvirt.ERR_NO_DOMAIN) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var def libvirtxml.Domain
+	if err := def.Unmarshal(text); err != nil || def.Name == except.Name {
+		return err
+	}
+	for _, d := range disksOf(def) {
+		for _, image := range append([]string{d.path}, d.below...) {
+			if strings.HasPrefix(image, "/") {
+				users[image] = def.Name
+			}
+		}
+	}
+	return nil
+}
+
 // nameUsers finds out who has the images open that are in use, as far as they are other domains of this host. A domain that libvirt
 // doesn't know may itself run here under another name, so nobody is named for its disks.
 func (e *Executor) nameUsers(ctx context.Context, m *machine, disks []kvmbackup.DiskStatus) {
 	if m.domain == nil {
 		return
 	}
-	for i, d := range m.images {
+	for i := range disks {
 		if !disks[i].InUse || disks[i].UsedBy != "" {
 			continue
 		}
-		if user := e.userOf(ctx, m, d); user != "" {
+		if user := e.userOf(ctx, m, m.images[i]); user != "" {
 			disks[i].UsedBy = user
 			disks[i].Unreadable += "; " + user + " has it open: shut that down, or leave the disk out"
 		}
 	}
 }
 
-// userOf names another running domain of this host that has the image among its disks, or is empty.
+// userOf names another running domain of this host that has the image among its own, or is empty.
 func (e *Executor) userOf(ctx context.Context, m *machine, d offline.Disk) string {
-	user, err := call(ctx, m.domain, func(*libvirt.Domain) (string, error) {
-		conn, err := e.connection()
-		if err != nil {
-			return "", err
-		}
-		defer func() { _, _ = conn.Close() }()
-		all, err := conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
-		if err != nil {
-			return "", err
-		}
-		defer func() {
-			for i := range all {
-				_ = all[i].Free()
-			}
-		}()
-		for i := range all {
-			if name := has(&all[i], m.uuid, d.Path); name != "" {
-				return fmt.Sprintf("the running domain %q", name), nil
-			}
-		}
-		return "", nil
-	})
+	users, err := e.ImageUsers(ctx, kvmbackup.DomainRef{Name: m.name})
 	if err != nil {
 		logctx.Logger(ctx, e.log).Warn("look for the domain that has an image open", "image", d.Path, "error", err)
 	}
-	return user
-}
-
-// has is the domain's name if it is another one than that with the UUID, and has the image. One that is going away has none.
-func has(dom *libvirt.Domain, uuid, image string) string {
-	text, err := dom.GetXMLDesc(0)
-	var def libvirtxml.Domain
-	if err != nil || def.Unmarshal(text) != nil || def.UUID == uuid {
-		return ""
-	}
-	if slices.ContainsFunc(disksOf(def), func(d disk) bool { return offline.SameFile(d.path, image) }) {
-		return def.Name
+	for image, user := range users {
+		if offline.SameFile(image, d.Path) {
+			return fmt.Sprintf("the running domain %q", user)
+		}
 	}
 	return ""
 }

@@ -181,6 +181,44 @@ func (mr *MockExecutorMockRecorder) Thaw(ctx, dom interface{}) *gomock.Call {
 	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Thaw", reflect.TypeOf((*MockExecutor)(nil).Thaw), ctx, dom)
 }
 
+// MockImageUsers is a mock of ImageUsers interface.
+type MockImageUsers struct {
+	ctrl     *gomock.Controller
+	recorder *MockImageUsersMockRecorder
+}
+
+// MockImageUsersMockRecorder is the mock recorder for MockImageUsers.
+type MockImageUsersMockRecorder struct {
+	mock *MockImageUsers
+}
+
+// NewMockImageUsers creates a new mock instance.
+func NewMockImageUsers(ctrl *gomock.Controller) *MockImageUsers {
+	mock := &MockImageUsers{ctrl: ctrl}
+	mock.recorder = &MockImageUsersMockRecorder{mock}
+	return mock
+}
+
+// EXPECT returns an object that allows the caller to indicate expected use.
+func (m *MockImageUsers) EXPECT() *MockImageUsersMockRecorder {
+	return m.recorder
+}
+
+// ImageUsers mocks base method.
+func (m *MockImageUsers) ImageUsers(ctx context.Context, except kvmbackup.DomainRef) (map[string]string, error) {
+	m.ctrl.T.Helper()
+	ret := m.ctrl.Call(m, "ImageUsers", ctx, except)
+	ret0, _ := ret[0].(map[string]string)
+	ret1, _ := ret[1].(error)
+	return ret0, ret1
+}
+
+// ImageUsers indicates an expected call of ImageUsers.
+func (mr *MockImageUsersMockRecorder) ImageUsers(ctx, except interface{}) *gomock.Call {
+	mr.mock.ctrl.T.Helper()
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "ImageUsers", reflect.TypeOf((*MockImageUsers)(nil).ImageUsers), ctx, except)
+}
+
 // MockJob is a mock of Job interface.
 type MockJob struct {
 	ctrl     *gomock.Controller

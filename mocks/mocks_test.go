@@ -21,6 +21,7 @@ import (
 var (
 	_ kvmbackup.Store        = (*mocks.MockStore)(nil)
 	_ kvmbackup.Executor     = (*mocks.MockExecutor)(nil)
+	_ kvmbackup.ImageUsers   = (*mocks.MockImageUsers)(nil)
 	_ kvmbackup.Job          = (*mocks.MockJob)(nil)
 	_ kvmbackup.Repository   = (*mocks.MockRepository)(nil)
 	_ kvmbackup.Images       = (*mocks.MockImages)(nil)

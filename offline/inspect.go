@@ -130,7 +130,7 @@ func (im *Images) dropBitmap(ctx context.Context, d Disk, name string) error {
 		return err
 	}
 	if kind := encryption(chain); kind != "" && len(having(chain, name)) > 0 {
-		im.log.Warn("a bitmap stays until the domain runs: the image is encrypted", "device", d.Device, "bitmap", name, "encryption", kind)
+		im.log.WarnContext(ctx, "a bitmap stays until the domain runs: the image is encrypted", "device", d.Device, "bitmap", name, "encryption", kind)
 		return nil
 	}
 	for _, l := range chain {

@@ -81,6 +81,7 @@ var classes = []struct {
 	{kvmbackup.ErrJobStuck, "job-stuck", exitFailed},
 	{kvmbackup.ErrJobFailed, "job-failed", exitFailed},
 	{kvmbackup.ErrLeaseLost, "lease-lost", exitFailed},
+	{kvmbackup.ErrOtherDomain, "other-domain", exitFailed},
 	{kvmbackup.ErrOtherRepository, "other-repository", exitFailed},
 	{repository.ErrNotRepository, "no-repository", exitFailed},
 	{repository.ErrReadOnly, "repository-read-only", exitFailed},

@@ -63,7 +63,7 @@ func manifest(vm, chain, id string, position int) repository.Manifest {
 	at := func(p int) time.Time { return webTime.Add(time.Duration(p) * 24 * time.Hour) }
 	stamp := func(p int) string { return at(p).Format("2006.01.02.15.04.05") }
 	m := repository.Manifest{
-		ID: id, VM: vm, Domain: vm, Kind: repository.KindFull, ChainID: chain, Position: position, Tracked: true,
+		ID: id, VM: vm, Domain: vm, DomainUUID: "5c1a0000-0000-4000-8000-000000000017", Kind: repository.KindFull, ChainID: chain, Position: position, Tracked: true,
 		Checkpoint: "kvmbackup-" + stamp(position), Path: vm + "/" + stamp(position), Sequence: int64(position + 1),
 		StartedAt: at(position), CompletedAt: at(position).Add(90 * time.Second), Consistency: repository.ConsistencyCrash,
 		Reasons: []repository.Reason{{Code: "no-active-checkpoint"}},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -58,12 +59,15 @@ func printList(w io.Writer, backups []kvmbackup.Backup) {
 		return
 	}
 	t := table{colour: colours(w)}
-	t.row("ID", "FOLDER", "KIND", "POSITION", "STATUS", "STARTED", "STORED", "CHECKED")
+	t.row("ID", "FOLDER", "KIND", "POSITION", "STATUS", "STARTED", "STORED", "CHECKED", "UUID")
 	for _, b := range backups {
-		t.row(string(b.ID[:8]), b.Path, b.Kind.String(), fmt.Sprint(b.Position), b.Status.String(), local(b.StartedAt), size(b.StoredBytes()), checked(b))
+		t.row(string(b.ID[:8]), b.Path, b.Kind.String(), fmt.Sprint(b.Position), b.Status.String(), local(b.StartedAt), size(b.StoredBytes()), checked(b), domainUUID(b))
 	}
 	t.print(w)
 }
+
+// domainUUID tells domains apart that had the same name.
+func domainUUID(b kvmbackup.Backup) string { return cmp.Or(b.DomainUUID, "-") }
 
 // checked is the outcome of the last verification.
 func checked(b kvmbackup.Backup) string {

@@ -20,6 +20,7 @@ type restoreFlags struct {
 	format    string
 	volumes   []string
 	inPlace   bool
+	otherVM   bool
 	bandwidth int64
 	noRoom    bool
 	dropSnaps bool
@@ -32,7 +33,8 @@ func (a *app) restoreCommand() *cobra.Command {
 		Short: "Restore volumes to new files, to block devices or over the VM's own",
 		Long: `Restore volumes to new files in a folder, to paths of their own, or over the VM's own disks. The whole chain is verified
 before the first byte. Nothing that exists is overwritten, unless it is a block device, or --in-place says so. In place the
-domain must be off, and its next backup is a full.`,
+domain must be off, nothing may have its disks open, and its next backup is a full. A domain of the same name with another
+UUID is another one, which --other-domain allows to overwrite.`,
 		Example: `  nasbackup restore vm1/latest --to /srv/restored
   nasbackup restore 3ad34f2e --to /srv/restored --format raw --volume vda
   nasbackup restore 3ad34f2e --volume vda=/dev/vg0/vm1-root
@@ -51,6 +53,7 @@ domain must be off, and its next backup is a full.`,
 	f.StringVar(&flags.format, "format", "qcow2", "`FORMAT` of new files: qcow2 or raw")
 	f.StringArrayVar(&flags.volumes, "volume", nil, "`ID[=PATH]` or DEVICE[=PATH]: only this volume, to that new file or block device; may be repeated")
 	f.BoolVar(&flags.inPlace, "in-place", false, "overwrite the VM's own disks; PATH is then the device to overwrite")
+	f.BoolVar(&flags.otherVM, "other-domain", false, "overwrite also a domain that only has the name of the one that was backed up, and another UUID")
 	f.Int64Var(&flags.bandwidth, "bandwidth", 0, "limit each volume's copy to `MIB_PER_S` (default no limit)")
 	f.BoolVar(&flags.noRoom, "ignore-space", false, "begin although the target's file system seems to have too little room")
 	f.BoolVar(&flags.dropSnaps, "drop-snapshots", false, "in place: replace also images with internal snapshots, which are lost then")
@@ -74,6 +77,8 @@ func (f restoreFlags) check() error {
 		return usage("--drop-snapshots goes with --in-place: nothing else replaces an image")
 	case !f.inPlace && f.to == "" && !everyHasPath:
 		return usage("say where to restore: --to DIR, --volume ID=PATH for each volume, or --in-place")
+	case f.otherVM && !f.inPlace:
+		return usage("--other-domain is for --in-place")
 	case f.format != "qcow2" && f.format != "raw":
 		return usage("--format is qcow2 or raw, not %q", f.format)
 	case f.bandwidth < 0, f.bandwidth > maxMiB:
@@ -115,7 +120,7 @@ func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int6
 		IgnoreSpace: f.noRoom,
 	}
 	if f.inPlace {
-		req.InPlace = &kvmbackup.InPlace{DropSnapshots: f.dropSnaps}
+		req.InPlace = &kvmbackup.InPlace{DropSnapshots: f.dropSnaps, OtherDomain: f.otherVM}
 	}
 	for _, v := range f.volumes {
 		name, path, _ := strings.Cut(v, "=")

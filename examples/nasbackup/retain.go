@@ -23,6 +23,7 @@ func (a *app) retainCommand() *cobra.Command {
 		Short: "Delete the backups that no rule keeps",
 		Long: `Delete a domain's completed backups that no rule keeps. A rule keeps the newest backup of each of the last N hours,
 days, ... that have one; days begin in the local time zone. What a kept backup stands on becomes delete-pending.
+The rules count for each domain by itself that has had the name, by its UUID.
 A backup whose last verification failed takes no whole one's place, and stays until it is verified again or deleted.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
@@ -89,6 +90,7 @@ type retention struct {
 
 type retainedBackup struct {
 	ID     kvmbackup.BackupID `json:"id"`
+	UUID   string             `json:"domain_uuid,omitempty"`
 	Action string             `json:"action"` // keep, remove, or pending
 	KeptBy []string           `json:"kept_by,omitempty"`
 	Damage string             `json:"damage,omitempty"` // what its verification found, when kept_by has "damaged"
@@ -104,17 +106,17 @@ func retentionJSON(vm kvmbackup.VMID, p kvmbackup.RetentionPlan, dryRun bool) re
 		case slices.Contains(p.Pending, d.Backup.ID):
 			action = "pending"
 		}
-		out.Backups = append(out.Backups, retainedBackup{d.Backup.ID, action, d.KeptBy, d.Damage})
+		out.Backups = append(out.Backups, retainedBackup{d.Backup.ID, d.Backup.DomainUUID, action, d.KeptBy, d.Damage})
 	}
 	return out
 }
 
 func printRetention(w io.Writer, p kvmbackup.RetentionPlan, r retention) {
 	t := table{}
-	t.row("ID", "FOLDER", "STARTED", "KIND", "STORED", "ACTION", "KEPT BY")
+	t.row("ID", "FOLDER", "STARTED", "KIND", "STORED", "ACTION", "KEPT BY", "UUID")
 	for i, d := range p.Backups {
 		b := d.Backup
-		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), r.Backups[i].Action, strings.Join(d.KeptBy, ", "))
+		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), r.Backups[i].Action, strings.Join(d.KeptBy, ", "), domainUUID(b))
 	}
 	t.print(w)
 	for _, d := range p.Backups {

@@ -37,6 +37,7 @@ func printBackup(w io.Writer, b kvmbackup.Backup) {
 	}
 	field("id", string(b.ID))
 	field("vm", string(b.VM))
+	field("uuid", b.DomainUUID)
 	field("folder", b.Path)
 	field("kind", b.Kind.String())
 	field("status", b.Status.String())

@@ -36,6 +36,8 @@ type Config struct {
 	OSXML string
 	// FeaturesXML is put into the features element; ACPI and APIC are always there.
 	FeaturesXML string
+	// OnCrash is what libvirt does when the guest's system crashes, e.g. preserve; see Panic.
+	OnCrash string
 	// Running lets the guest's processor run from the start.
 	Running bool
 	// MemoryMiB defaults to 32.
@@ -223,6 +225,9 @@ func (g *Guest) waitStopped() {
 	g.tb.Helper()
 	Eventually(g.tb, "the guest is stopped", func() bool { return !g.Running() })
 }
+
+// Panic has the guest's panic device say that its system has crashed. The guest needs OnCrash.
+func (g *Guest) Panic() { g.tb.Helper(); g.hmp("o /b 0x505 1") }
 
 // Resume lets the guest's processor run.
 func (g *Guest) Resume() { g.tb.Helper(); g.must("resume", g.Domain().Resume()) }

@@ -42,11 +42,18 @@ func (g *Guest) io(device, command string) {
 		}
 		return
 	}
-	out, err := g.Domain().QemuMonitorCommand(fmt.Sprintf(`qemu-io -d %s %q`, g.qdev(device), command), libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-	g.must("write", err)
+	out := g.hmp(fmt.Sprintf(`qemu-io -d %s %q`, g.qdev(device), command))
 	if strings.Contains(out, "rror") || strings.Contains(out, "failed") {
 		g.tb.Fatalf("qemu-io %s on %s: %s", command, device, out)
 	}
+}
+
+// hmp sends a line to QEMU's monitor for people.
+func (g *Guest) hmp(line string) string {
+	g.tb.Helper()
+	out, err := g.Domain().QemuMonitorCommand(line, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+	g.must(line, err)
+	return out
 }
 
 // qdev is the path of the disk's device in QEMU's object tree.

@@ -16,13 +16,17 @@ func (g *Guest) xml() string {
 	for _, d := range g.disks {
 		disks.WriteString(d.xml())
 	}
+	onCrash, panicDevice := "", ""
+	if g.cfg.OnCrash != "" {
+		onCrash, panicDevice = "<on_crash>"+g.cfg.OnCrash+"</on_crash>", "<panic model='isa'/>"
+	}
 	return fmt.Sprintf(`<domain type='%s'>
   <name>%s</name>
   <uuid>%s</uuid>
   <memory unit='MiB'>%d</memory>
   <os><type arch='x86_64' machine='%s'>hvm</type>%s</os>
   <features><acpi/><apic/>%s</features>
-  <on_reboot>restart</on_reboot>
+  <on_reboot>restart</on_reboot>%s
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     %s
@@ -32,7 +36,7 @@ func (g *Guest) xml() string {
     <video><model type='none'/></video>
     %s
   </devices>
-</domain>`, g.virtType(), g.Name, g.UUID, memory, machine, g.cfg.OSXML, g.cfg.FeaturesXML, disks.String(), g.cfg.DevicesXML)
+</domain>`, g.virtType(), g.Name, g.UUID, memory, machine, g.cfg.OSXML, g.cfg.FeaturesXML, onCrash, disks.String(), g.cfg.DevicesXML+panicDevice)
 }
 
 func (d *disk) xml() string {

@@ -73,7 +73,9 @@ func (s *story) same(t taken) {
 	s.Helper()
 	for _, v := range t.Volumes {
 		was := t.content[v.VolumeID].Path()
-		s.must(s.images.Compare(s.ctx, was, s.guest.Image(v.Device), qcow2.CompareOptions{FormatA: qcow2.FormatRaw}))
+		s.must(s.images.Compare(s.ctx, was, s.guest.Image(v.Device), qcow2.CompareOptions{
+			FormatA: qcow2.FormatRaw, FormatB: qcow2.Format(s.disk(v.Device).Format),
+		}))
 		s.run("cp", "--sparse=always", was, s.guest.Model(v.Device).Path())
 	}
 }

@@ -25,7 +25,7 @@ var epoch = time.Date(2026, 11, 23, 7, 4, 50, 123456000, time.FixedZone("", 2*36
 func full(vm kvmbackup.VMID, n int) kvmbackup.Backup {
 	stamp := fmt.Sprintf("2026.11.23.07.%02d.%02d", n/60, n%60)
 	return kvmbackup.Backup{
-		ID: kvmbackup.NewBackupID(), VM: vm, Domain: "i-2-" + string(vm), Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
+		ID: kvmbackup.NewBackupID(), VM: vm, Domain: "i-2-" + string(vm), DomainUUID: "5c1a0000-0000-4000-8000-000000000001", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
 		ChainID: kvmbackup.NewChainID(), Checkpoint: kvmbackup.CheckpointName("backup." + stamp),
 		Repository: "nas-1", Path: string(vm) + "/" + stamp, StartedAt: epoch.Add(time.Duration(n) * time.Second),
 		Consistency: kvmbackup.ConsistencyCrash,
