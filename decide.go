@@ -38,6 +38,7 @@ type VolumeFacts struct {
 	Format      string
 	VirtualSize int64       // bytes
 	Untrackable string      // why it can't have a bitmap; empty: it can
+	NameTaken   string      // the bitmap of another program whose name an incremental would need; empty: none
 	Bitmap      BitmapState // of the active checkpoint's bitmap on it
 	// BitmapBegan is the path of the lowest layer that has this bitmap; empty: not known. It has to be one of the layers that the volume
 	// had when the checkpoint was made.
@@ -217,6 +218,8 @@ func decideVolume(in DecideInput, v VolumeFacts) VolumeDecision {
 		return because(ReasonVolumeNew, "")
 	case v.Untrackable != "":
 		return because(ReasonVolumeUntrackable, v.Untrackable)
+	case v.NameTaken != "":
+		return because(ReasonVolumeNameTaken, v.NameTaken)
 	case parent.File == "":
 		return because(ReasonVolumeNoParentFile, "")
 	case v.VirtualSize < parent.VirtualSize:

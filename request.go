@@ -125,6 +125,10 @@ func (r BackupRequest) pick(st DomainStatus) ([]chosen, []Reason, error) {
 			skipped = append(skipped, Reason{Code: ReasonDiskSkipped, Detail: d.Device + ": " + d.Skip})
 			continue
 		}
+		if d.Shareable {
+			skipped = append(skipped, Reason{Code: ReasonDiskShared, Detail: d.Device + ": " + d.Source + "; name it among the request's volumes to back it up"})
+			continue
+		}
 		vols = append(vols, chosen{Volume{ID: derivedID(st, d), Device: d.Device}, d})
 	}
 	if len(vols) == 0 {

@@ -20,6 +20,7 @@ type disk struct {
 	path                   string // of the file or block device; empty where there is none
 	empty                  bool   // no media
 	skip                   string
+	shareable              bool     // other domains may have it too
 	layers                 []uint   // libvirt's numbers of the image and of what is below it; live XML only
 	below                  []string // what the XML names below it, top first
 	ends                   bool     // and says that nothing is below those
@@ -60,6 +61,7 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 	out.source, out.path = describeSource(d.Source)
 	out.empty = out.source == ""
 	out.skip = skipReason(d, out.empty)
+	out.shareable = d.Shareable != nil
 	if d.Source != nil {
 		out.layers = append(out.layers, d.Source.Index)
 	}
@@ -145,7 +147,7 @@ func byDevice(disks []disk, device string) (disk, bool) {
 func (e *Executor) images(ctx context.Context, disks []disk, def libvirtxml.Domain) []offline.Disk {
 	var out []offline.Disk
 	for i, d := range disks {
-		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, Below: d.below, Ends: d.ends}
+		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, Below: d.below, Ends: d.ends, Shareable: d.shareable}
 		if v := poolVolume(def, i); v != nil && d.skip == "" {
 			image.Path = e.volumePath(ctx, v)
 		}

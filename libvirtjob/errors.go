@@ -58,6 +58,7 @@ var translations = []translation{
 	{libvirt.ERR_INTERNAL_ERROR, "not found in backing chain", kvmbackup.ErrCheckpointInconsistent},
 	{libvirt.ERR_INTERNAL_ERROR, "Cannot store dirty bitmaps in qcow2 v2 files", kvmbackup.ErrUnsupported},
 	{libvirt.ERR_INTERNAL_ERROR, `Failed to get "write" lock`, kvmbackup.ErrImageLocked},
+	{libvirt.ERR_INTERNAL_ERROR, `Failed to get shared "write" lock`, kvmbackup.ErrImageLocked},
 	{libvirt.ERR_INTERNAL_ERROR, "No space left on device", kvmbackup.ErrNoSpace},
 	{libvirt.ERR_INTERNAL_ERROR, "Disk quota exceeded", kvmbackup.ErrNoSpace},
 }

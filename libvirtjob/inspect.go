@@ -167,7 +167,7 @@ func liveDisks(ctx context.Context, m *machine, job kvmbackup.JobState, detail s
 	}
 	var out []kvmbackup.DiskStatus
 	for _, d := range m.disks {
-		status := kvmbackup.DiskStatus{Device: d.device, Source: d.source, Serial: d.serial, Format: d.format, Skip: d.skip}
+		status := kvmbackup.DiskStatus{Device: d.device, Source: d.source, Serial: d.serial, Format: d.format, Skip: d.skip, Shareable: d.shareable}
 		if d.skip == "" {
 			if err := liveDisk(ctx, m.domain, d, g.chain(d), &status); err != nil {
 				return nil, err
@@ -202,6 +202,7 @@ func liveDisk(ctx context.Context, dom *domain, d disk, chain []node, status *kv
 		status.Untrackable = "qcow2 version 2"
 	default:
 		status.Layers, status.Bitmaps = files(chain), bitmapStatuses(chain)
+		status.NameTaken = nameTaken(d, chain[0])
 	}
 	return nil
 }

@@ -41,6 +41,7 @@ type Disk struct {
 	// Description stands for the source in a DiskStatus. Defaults to Path.
 	Description string
 	Serial      string
+	Shareable   bool     // the domain's definition says that other domains may have it too
 	Skip        string   // why it is never backed up; the image of such a disk is not opened
 	Below       []string // the files that the domain's definition names below Path, top first: libvirt starts with these
 	Ends        bool     // the definition says that nothing is below those; otherwise the lowest says itself what is

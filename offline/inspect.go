@@ -18,7 +18,9 @@ import (
 func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskStatus, error) {
 	var out []kvmbackup.DiskStatus
 	for _, d := range disks {
-		status := kvmbackup.DiskStatus{Device: d.Device, Source: d.describe(), Serial: d.Serial, Format: d.Format, Skip: d.Skip}
+		status := kvmbackup.DiskStatus{
+			Device: d.Device, Source: d.describe(), Serial: d.Serial, Format: d.Format, Skip: d.Skip, Shareable: d.Shareable,
+		}
 		if len(d.Below) > 0 {
 			status.StackedOn = d.Below[0]
 		}

@@ -27,6 +27,7 @@ type Disk struct {
 	Empty                  bool   // no media
 	ReadOnly               bool
 	Transient              bool
+	Shareable              bool // other guests may have it too, by its Path
 	Serial                 string
 	// SourceXML replaces the source element, for network disks. Path and Block are ignored.
 	SourceXML, Type string

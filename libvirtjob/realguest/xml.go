@@ -52,6 +52,9 @@ func (d *disk) xml() string {
 	if d.Transient {
 		rest += "<transient/>"
 	}
+	if d.Shareable {
+		rest += "<shareable/>"
+	}
 	if d.Serial != "" {
 		rest += "<serial>" + d.Serial + "</serial>"
 	}
