@@ -23,14 +23,17 @@ type Disk struct {
 	Medium string
 	// ReadOnly and Transient disks are never backed up; one with NoMedia is an empty drive.
 	ReadOnly, Transient, NoMedia bool
+	// Shareable lets other domains have the same Source, and run at the same time. libvirt allows it for raw disks.
+	Shareable bool
 }
 
 // storedImage is the image behind a disk: it stays when the domain that used it goes.
 type storedImage struct {
 	path, format string
 	version      int
-	layers       []*layer // the newest first
-	user         any      // the domain or offline job that has it open
+	layers       []*layer  // the newest first
+	user         any       // the domain or offline job that has it open
+	sharers      []*domain // those that have it open as a shareable disk
 	seen         os.FileInfo
 }
 

@@ -46,7 +46,7 @@ func (d *domain) inspect(st *kvmbackup.DomainStatus) {
 }
 
 func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
-	st := kvmbackup.DiskStatus{Device: k.device, Serial: k.serial, Skip: k.skip}
+	st := kvmbackup.DiskStatus{Device: k.device, Serial: k.serial, Skip: k.skip, Shareable: k.shareable}
 	if k.image == nil {
 		return st
 	}
@@ -54,7 +54,7 @@ func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
 	if k.skip != "" {
 		return st
 	}
-	if !running && k.image.user == nil {
+	if !running && !k.image.inUse() {
 		if err := k.image.load(); err != nil {
 			st.Unreadable = err.Error()
 			return st
@@ -67,9 +67,15 @@ func (k *disk) inspect(running bool) kvmbackup.DiskStatus {
 	st.AllocatedBytes = min(st.AllocatedBytes, st.VirtualSize)
 	if st.Untrackable == "" {
 		st.Layers, st.Bitmaps = k.image.paths(func(*layer) bool { return true }), k.image.bitmapStatuses()
+		if b := k.image.top().bitmaps.find(k.jobBitmap()); running && b != nil && !b.transient {
+			st.NameTaken = b.name
+		}
 	}
 	return st
 }
+
+// jobBitmap is the name of the bitmap that libvirt makes on a disk for the length of an incremental job.
+func (k *disk) jobBitmap() string { return "backup-" + k.device }
 
 // Definition implements kvmbackup.Executor.
 func (e *executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, secrets bool) (def kvmbackup.Definition, err error) {
