@@ -1,10 +1,14 @@
 package libvirtjob_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
@@ -44,6 +48,28 @@ func (b *bench) wantAlive() {
 	if got := b.inspect(); got.Job != kvmbackup.JobNone {
 		b.Errorf("the guest is left with %v: %s", got.Job, got.JobDetail)
 	}
+}
+
+// TestRefusedFirst: libvirt survives when QEMU refuses the first disk, in the order of the backup's XML. That's why shareable disks are
+// the first there.
+func TestRefusedFirst(t *testing.T) {
+	t.Parallel()
+	shared := realguest.Disk{Device: "vdb", Format: "raw", Shareable: true}
+	b := newDaemonBench(t, realguest.Disk{Device: "vda"}, shared)
+	shared.Path = b.guest.Image("vdb")
+	realguest.Start(t, realguest.Config{Host: b.guest.Host, Disks: []realguest.Disk{{Device: "vda"}, shared}})
+	var targets []string
+	for _, device := range []string{"vdb", "vda"} {
+		path := filepath.Join(b.dir, device)
+		b.qemuImg("create", "-q", "-f", "qcow2", path, "64M")
+		targets = append(targets, fmt.Sprintf(`<disk name='%s' type='file'><driver type='qcow2'/><target file='%s'/></disk>`, device, path))
+	}
+	xml := "<domainbackup><disks>" + strings.Join(targets, "") + "</disks></domainbackup>"
+	err := b.guest.Domain().BackupBegin(xml, "", libvirt.DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL)
+	if err == nil || !strings.Contains(err.Error(), "lock") {
+		t.Errorf("error is %v", err)
+	}
+	b.wantAlive()
 }
 
 // TestSharedDiskInUse: the second disk is shared with another guest that runs, so QEMU can't put a backup's filter on it.
