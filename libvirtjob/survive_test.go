@@ -11,6 +11,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
@@ -143,6 +144,44 @@ func TestJobNameTaken(t *testing.T) {
 		"job-id": "backup-vdb-" + b.node("vdb"), "device": "src", "target": "dst", "sync": "none",
 	}, nil)
 	b.wantRefused(b.spec("c1", "", full("vda"), full("vdb")), kvmbackup.ErrBusy)
+}
+
+// TestRehearsalLeavesNothing: on disks with a thread of their own, with writes under way, and after a process that was killed in one.
+func TestRehearsalLeavesNothing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, realguest.Config{Disks: []realguest.Disk{
+		{Device: "vda", IOThread: true}, {Device: "vdb", IOThread: true}, {Device: "vdc", Format: "raw"},
+	}, Persistent: true})
+	b.guest.Write("vda", 0x11, 0, 8<<20)
+	b.guest.QMP("blockdev-add", map[string]any{"driver": "null-co", "node-name": libvirtjob.Stage}, nil)
+	b.backup("c1", "", full("vda"), full("vdb"), untracked(full("vdc")))
+	base := "c1"
+	for i := range 20 {
+		for _, device := range []string{"vda", "vdb", "vdc"} {
+			b.guest.StartWrite(device, byte(i+1), 1<<20, 4<<20)
+		}
+		name := fmt.Sprintf("d%d", i)
+		b.begun(b.spec(name, base, incr("vda"), incr("vdb"), untracked(full("vdc"))))
+		b.drop(base)
+		base = name
+	}
+	var nodes []struct {
+		Name string `json:"node-name"`
+	}
+	b.guest.QMP("query-named-block-nodes", map[string]any{"flat": true}, &nodes)
+	for _, n := range nodes {
+		if n.Name == libvirtjob.Stage {
+			t.Errorf("%s is left", n.Name)
+		}
+	}
+	b.wantBitmaps("vdb", base)
+}
+
+// begun begins a job and follows it to its end. What it copies is another test's.
+func (b *bench) begun(spec kvmbackup.JobSpec) {
+	b.Helper()
+	_, err := b.begin(spec).Wait(b.ctx, nil)
+	b.must(err)
 }
 
 // TestSecondTargetOfAnotherSize: something has put another image in the place of the second target.
