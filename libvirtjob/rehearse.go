@@ -12,7 +12,7 @@ import (
 
 // survives is the oldest libvirt that was seen to survive a begin whose transaction fails after the first disk's part. An older one
 // uses the monitor in its rollback without holding the domain's job, and so meets its own thread that handles the end of the first
-// disk's job, takes that for the end of the backup, and frees what the rollback works with. The repair is in the release notes of 10.8.
+// disk's job, takes that for the end of the backup, and frees what the rollback works with. By its release notes 10.8 has the repair.
 const survives = 11003000
 
 // stage is the node and the job of a rehearsal.
