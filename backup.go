@@ -19,9 +19,9 @@ import (
 // that is unreachable) the record stays running and the next operation on the VM, or Recover, settles it.
 // A context that ends makes it return within seconds, with the context's cause; from publication on, the backup is completed instead.
 //
-// Errors: ErrBusy, ErrNoDomain, ErrNothingToBackUp, ErrNoVolume, ErrImageLocked, ErrCheckpointExists, ErrUnsupported, ErrNoSpace,
-// ErrTargetAccess, ErrNotConsistent, ErrStalled, ErrJobFailed, ErrJobStuck, ErrLeaseLost, ErrInvalid, those of the repository, and
-// those of the store; all within an *OpError.
+// Errors: ErrBusy, ErrNoDomain, ErrNothingToBackUp, ErrNoVolume, ErrImageLocked, ErrCheckpointExists, ErrUnsupported,
+// ErrNoSpace, ErrTargetAccess, ErrNotConsistent, ErrStalled, ErrJobFailed, ErrJobStuck, ErrLeaseLost, ErrInvalid, those
+// of the repository, and those of the store; all within an *OpError.
 func (e *Engine) Backup(ctx context.Context, req BackupRequest) (Backup, error) {
 	o := e.newOp("backup", req.VM)
 	if err := errors.Join(e.needHypervisor(), req.validate()); err != nil {

@@ -57,10 +57,10 @@ type Executor interface {
 
 // Job is one backup job on one domain. Its methods may be called concurrently.
 type Job interface {
-	// Begin starts copying and creates the checkpoint, on all volumes at one instant. It fails with ErrBusy
-	// when the domain has another job, at once, and when a disk has another size by now; with ErrNoVolume when a device has another
-	// disk by now; with ErrImageLocked when another process writes a disk; and with ErrCheckpointExists when a name is taken that the
-	// job needs for a bitmap. After an error there is neither job nor checkpoint.
+	// Begin starts copying and creates the checkpoint, on all volumes at one instant. It fails with ErrBusy when the
+	// domain has another job, at once, and when a disk has another size by now; with ErrNoVolume when a device has
+	// another disk by now; with ErrImageLocked when another process writes a disk; and with ErrCheckpointExists when a
+	// name is taken that the job needs for a bitmap. After an error there is neither job nor checkpoint.
 	Begin(ctx context.Context) error
 	// Wait follows the job to its end and returns only when the hypervisor has closed every target. progress,
 	// if not nil, is called at least every two seconds, also when nothing moves. The result is success that was
@@ -149,7 +149,8 @@ type DiskStatus struct {
 	AllocatedBytes int64
 	// Shareable says that the definition lets other VMs have the disk too, and write it at the same time.
 	Shareable bool
-	// NameTaken is the bitmap of another program whose name the hypervisor would need for an incremental of this disk; empty: none.
+	// NameTaken is the bitmap of another program whose name the hypervisor would need for an incremental of this disk;
+	// empty: none.
 	NameTaken      string
 	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is
 	Unreadable     string   // why its image can't be read, e.g. a missing file of a stopped domain; empty: it can

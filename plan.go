@@ -109,7 +109,8 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	for _, c := range v.volumes {
 		v.input.Volumes = append(v.input.Volumes, VolumeFacts{
 			VolumeID: c.ID, Device: c.Device, Format: c.Disk.Format, VirtualSize: c.Disk.VirtualSize,
-			Untrackable: c.Disk.Untrackable, NameTaken: c.Disk.NameTaken, Bitmap: c.Disk.bitmapState(v.record.ActiveCheckpoint),
+			Untrackable: c.Disk.Untrackable, NameTaken: c.Disk.NameTaken,
+			Bitmap:      c.Disk.bitmapState(v.record.ActiveCheckpoint),
 			BitmapBegan: c.Disk.bitmapBegan(v.record.ActiveCheckpoint),
 		})
 	}

@@ -33,7 +33,7 @@ const (
 	ReasonVolumeBitmapInconsistent ReasonCode = "volume-bitmap-inconsistent" // QEMU marked the bitmap inconsistent, e.g. after a crash
 	ReasonVolumeBitmapMoved        ReasonCode = "volume-bitmap-moved"        // it begins in a file that was not the volume's then: the disk was moved, or a part is lost
 	ReasonVolumeBitmapUnknown      ReasonCode = "volume-bitmap-unknown"      // the bitmap's state could not be had: in doubt, full
-	ReasonVolumeNameTaken          ReasonCode = "volume-bitmap-name-taken"   // a bitmap of another program has the name that an incremental needs
+	ReasonVolumeNameTaken          ReasonCode = "volume-bitmap-name-taken"   // by another program: an incremental needs it
 	ReasonVolumeShrank             ReasonCode = "volume-shrank"              // smaller than in the parent
 	ReasonVolumeNoParentFile       ReasonCode = "volume-without-parent-file" // the parent had no file for it
 	ReasonVolumeGone               ReasonCode = "volume-gone"                // in the parent, no longer on the VM

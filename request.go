@@ -20,9 +20,9 @@ type BackupRequest struct {
 	DomainUUID string
 	// Disks describes a stopped domain that is not defined, as on hosts with transient domains.
 	Disks []DiskRef
-	// Volumes gives the disks their identities, by device. Those not named are not backed up. Empty: every disk that can be
-	// backed up and that no other VM may write, its identity derived from the disk's serial or else from its path, which a move
-	// of the file changes.
+	// Volumes gives the disks their identities, by device. Those not named are not backed up. Empty: every disk that
+	// can be backed up and that no other VM may write, its identity derived from the disk's serial or else from its
+	// path, which a move of the file changes.
 	Volumes []Volume
 	Policy  Policy
 	Quiesce Quiesce
@@ -127,7 +127,9 @@ func (r BackupRequest) pick(st DomainStatus) ([]chosen, []Reason, error) {
 			continue
 		}
 		if d.Shareable {
-			skipped = append(skipped, Reason{Code: ReasonDiskShared, Detail: d.Device + ": " + d.Source + "; name it among the request's volumes to back it up"})
+			skipped = append(skipped, Reason{
+				Code: ReasonDiskShared, Detail: d.Device + ": " + d.Source + "; name it among the request's volumes to back it up",
+			})
 			continue
 		}
 		vols = append(vols, chosen{Volume{ID: derivedID(st, d), Device: d.Device}, d})

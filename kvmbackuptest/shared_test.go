@@ -9,11 +9,13 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// A disk that other VMs may write is left out with a reason, unless the request names it. While another VM has it open a
-// backup that names it is refused, and leaves nothing.
+// A disk that other VMs may write is left out with a reason, unless the request names it. While another VM has it open
+// a backup that names it is refused, and leaves nothing.
 func TestSharedDisk(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
-		shared := kvmbackuptest.Disk{Device: "vdc", Source: "/san/quorum.raw", Format: "raw", SizeBytes: 4 * cluster, Shareable: true}
+		shared := kvmbackuptest.Disk{
+			Device: "vdc", Source: "/san/quorum.raw", Format: "raw", SizeBytes: 4 * cluster, Shareable: true,
+		}
 		s.must(s.h.Attach(vm, shared))
 		s.must(s.h.Define(kvmbackuptest.Domain{Name: "other", Disks: []kvmbackuptest.Disk{shared}}))
 		s.must(s.h.Start("other"))
@@ -28,7 +30,8 @@ func TestSharedDisk(t *testing.T) {
 		unnamed.Volumes = nil
 		b, err := s.engine.Backup(t.Context(), unnamed)
 		s.must(err)
-		if len(b.Volumes) != 2 || !slices.ContainsFunc(b.Reasons, func(r kvmbackup.Reason) bool { return r.Code == kvmbackup.ReasonDiskShared }) {
+		isShared := func(r kvmbackup.Reason) bool { return r.Code == kvmbackup.ReasonDiskShared }
+		if len(b.Volumes) != 2 || !slices.ContainsFunc(b.Reasons, isShared) {
 			t.Errorf("volumes %v, reasons %v", b.Volumes, b.Reasons)
 		}
 

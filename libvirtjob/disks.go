@@ -147,7 +147,10 @@ func byDevice(disks []disk, device string) (disk, bool) {
 func (e *Executor) images(ctx context.Context, disks []disk, def libvirtxml.Domain) []offline.Disk {
 	var out []offline.Disk
 	for i, d := range disks {
-		image := offline.Disk{Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, Below: d.below, Ends: d.ends, Shareable: d.shareable}
+		image := offline.Disk{
+			Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, Below: d.below,
+			Ends: d.ends, Shareable: d.shareable,
+		}
 		if v := poolVolume(def, i); v != nil && d.skip == "" {
 			image.Path = e.volumePath(ctx, v)
 		}

@@ -8,7 +8,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// What would make a begin's transaction fail is looked for before libvirt is asked: an older libvirt dies of it. See rehearse.
+// What would make a begin's transaction fail is looked for before libvirt is asked: an older libvirt dies of it. See
+// rehearse.
 
 // part is one volume of a job with its disk as it is now.
 type part struct {
@@ -43,10 +44,11 @@ func (j *job) foreseePart(ctx context.Context, p part) error {
 		return nil
 	}
 	if size := p.chain[0].Image.VirtualSize; size != p.VirtualSize {
-		return j.busy(fmt.Sprintf("a resize of %s, from %d to %d bytes since the backup was decided", p.Device, p.VirtualSize, size))
+		return j.busy(fmt.Sprintf("a resize of %s, from %d to %d bytes since the decision", p.Device, p.VirtualSize, size))
 	}
 	if p.Kind == kvmbackup.KindIncremental && !usable(p.chain, string(j.spec.Base)) {
-		return fmt.Errorf("%w: missing or broken bitmap %s on %s", kvmbackup.ErrCheckpointInconsistent, j.spec.Base, p.Device)
+		return fmt.Errorf("%w: missing or broken bitmap %s on %s",
+			kvmbackup.ErrCheckpointInconsistent, j.spec.Base, p.Device)
 	}
 	return j.namesFree(p)
 }

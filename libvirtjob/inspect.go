@@ -167,7 +167,9 @@ func liveDisks(ctx context.Context, m *machine, job kvmbackup.JobState, detail s
 	}
 	var out []kvmbackup.DiskStatus
 	for _, d := range m.disks {
-		status := kvmbackup.DiskStatus{Device: d.device, Source: d.source, Serial: d.serial, Format: d.format, Skip: d.skip, Shareable: d.shareable}
+		status := kvmbackup.DiskStatus{
+			Device: d.device, Source: d.source, Serial: d.serial, Format: d.format, Skip: d.skip, Shareable: d.shareable,
+		}
 		if d.skip == "" {
 			if err := liveDisk(ctx, m.domain, d, g.chain(d), &status); err != nil {
 				return nil, err

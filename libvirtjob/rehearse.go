@@ -10,9 +10,10 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// survives is the oldest libvirt that was seen to survive a begin whose transaction fails after the first disk's part. An older one
-// uses the monitor in its rollback without holding the domain's job, and so meets its own thread that handles the end of the first
-// disk's job, takes that for the end of the backup, and frees what the rollback works with. By its release notes 10.8 has the repair.
+// survives is the oldest libvirt that was seen to survive a begin whose transaction fails after the first disk's part.
+// An older one uses the monitor in its rollback without holding the domain's job, and so meets its own thread that
+// handles the end of the first disk's job, takes that for the end of the backup, and frees what the rollback works
+// with. By its release notes 10.8 has the repair.
 const survives = 11003000
 
 // stage is the node and the job of a rehearsal.
@@ -24,10 +25,10 @@ const aborted = "Transaction aborted using Abort action"
 // unstageLimit is for QEMU's answer to the removal of a node, also after the caller's context has ended.
 const unstageLimit = 10 * time.Second
 
-// rehearse has QEMU prepare the job of each disk and take it back, because an older libvirt would die if QEMU refused one after the
-// first. It finds what can't be seen from outside: locks of other processes on a shared image, other jobs on the disk, permissions
-// in QEMU's graph. Nothing is copied, and libvirt takes no notice of jobs that it didn't make. What changes in the milliseconds from
-// here to libvirt's own transaction isn't foreseen.
+// rehearse has QEMU prepare the job of each disk and take it back, because an older libvirt would die if QEMU refused
+// one after the first. It finds what can't be seen from outside: locks of other processes on a shared image, other jobs
+// on the disk, permissions in QEMU's graph. Nothing is copied, and libvirt takes no notice of jobs that it didn't make.
+// What changes in the milliseconds from here to libvirt's own transaction isn't foreseen.
 func (j *job) rehearse(ctx context.Context, parts []part, g graph) error {
 	if len(parts) < 2 {
 		return nil // a transaction that fails at its first job is survived
@@ -108,8 +109,8 @@ func (j *job) refusal(p part, err error) error {
 	case !errors.As(err, &said):
 		return err
 	case strings.Contains(said.desc, `"write" lock`):
-		return fmt.Errorf("%w: another process has %s (%s) open for writing, so QEMU can't copy it as it is at one instant; "+
-			"stop that one, or leave the disk out: %w", kvmbackup.ErrImageLocked, p.Device, p.disk.source, err)
+		return fmt.Errorf("%w: another process has %s (%s) open for writing, so QEMU can't copy it as it is "+
+			"at one instant; stop that one, or leave the disk out: %w", kvmbackup.ErrImageLocked, p.Device, p.disk.source, err)
 	case strings.Contains(said.desc, "is in use by"), strings.Contains(said.desc, "Permission conflict"):
 		return errors.Join(j.busy(fmt.Sprintf("another job in QEMU on %s, which libvirt doesn't know", p.Device)), err)
 	}

@@ -15,8 +15,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
-// A libvirt before 11.3 dies when the transaction of a begin fails after its first disk's job was made. These tests have a daemon of
-// their own, which has to live on.
+// A libvirt before 11.3 dies when the transaction of a begin fails after its first disk's job was made. These tests
+// have a daemon of their own, which has to live on.
 
 // newDaemonBench starts a guest on a daemon that only this test uses.
 func newDaemonBench(t *testing.T, disks ...realguest.Disk) *bench {
@@ -51,8 +51,8 @@ func (b *bench) wantAlive() {
 	}
 }
 
-// TestRefusedFirst: libvirt survives when QEMU refuses the first disk, in the order of the backup's XML. That's why shareable disks are
-// the first there.
+// TestRefusedFirst: libvirt survives when QEMU refuses the first disk, in the order of the backup's XML. That's why
+// shareable disks are the first there.
 func TestRefusedFirst(t *testing.T) {
 	t.Parallel()
 	shared := realguest.Disk{Device: "vdb", Format: "raw", Shareable: true}
@@ -63,7 +63,8 @@ func TestRefusedFirst(t *testing.T) {
 	for _, device := range []string{"vdb", "vda"} {
 		path := filepath.Join(b.dir, device)
 		b.qemuImg("create", "-q", "-f", "qcow2", path, "64M")
-		targets = append(targets, fmt.Sprintf(`<disk name='%s' type='file'><driver type='qcow2'/><target file='%s'/></disk>`, device, path))
+		targets = append(targets,
+			fmt.Sprintf(`<disk name='%s' type='file'><driver type='qcow2'/><target file='%s'/></disk>`, device, path))
 	}
 	xml := "<domainbackup><disks>" + strings.Join(targets, "") + "</disks></domainbackup>"
 	err := b.guest.Domain().BackupBegin(xml, "", libvirt.DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL)
@@ -73,7 +74,8 @@ func TestRefusedFirst(t *testing.T) {
 	b.wantAlive()
 }
 
-// TestSharedDiskInUse: the second disk is shared with another guest that runs, so QEMU can't put a backup's filter on it.
+// TestSharedDiskInUse: the second disk is shared with another guest that runs, so QEMU can't put a backup's filter on
+// it.
 func TestSharedDiskInUse(t *testing.T) {
 	t.Parallel()
 	shared := realguest.Disk{Device: "vdb", Format: "raw", Shareable: true}
@@ -101,7 +103,8 @@ func TestBitmapNamesTaken(t *testing.T) {
 	b := twoDisks(t)
 	b.backup("c1", "", full("vda"), full("vdb"))
 	add := func(name string, persistent bool) {
-		b.guest.QMP("block-dirty-bitmap-add", map[string]any{"node": b.node("vdb"), "name": name, "persistent": persistent}, nil)
+		arguments := map[string]any{"node": b.node("vdb"), "name": name, "persistent": persistent}
+		b.guest.QMP("block-dirty-bitmap-add", arguments, nil)
 	}
 	add("backup-vdb", true)
 	b.wantRefused(b.spec("c2", "c1", incr("vda"), incr("vdb")), kvmbackup.ErrCheckpointExists)
@@ -129,7 +132,9 @@ func TestDiskWithAnotherJob(t *testing.T) {
 	t.Parallel()
 	b := twoDisks(t)
 	b.guest.QMP("blockdev-add", map[string]any{"driver": "null-co", "node-name": "other", "size": 64 << 20}, nil)
-	b.guest.QMP("blockdev-mirror", map[string]any{"job-id": "mine", "device": b.node("vdb"), "target": "other", "sync": "full"}, nil)
+	b.guest.QMP("blockdev-mirror", map[string]any{
+		"job-id": "mine", "device": b.node("vdb"), "target": "other", "sync": "full",
+	}, nil)
 	b.wantRefused(b.spec("c1", "", full("vda"), full("vdb")), kvmbackup.ErrBusy)
 }
 
@@ -146,7 +151,8 @@ func TestJobNameTaken(t *testing.T) {
 	b.wantRefused(b.spec("c1", "", full("vda"), full("vdb")), kvmbackup.ErrBusy)
 }
 
-// TestRehearsalLeavesNothing: on disks with a thread of their own, with writes under way, and after a process that was killed in one.
+// TestRehearsalLeavesNothing: on disks with a thread of their own, with writes under way, and after a process that was
+// killed in one.
 func TestRehearsalLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: []realguest.Disk{
@@ -208,7 +214,8 @@ func TestBitmapOfTwoSizes(t *testing.T) {
 	b.backup("c3", "c1", incr("vda"), full("vdb"))
 }
 
-// TestBitmapInUse: another program has stopped the bitmap from which an incremental of the second disk starts, and exports it.
+// TestBitmapInUse: another program has stopped the bitmap from which an incremental of the second disk starts, and
+// exports it.
 func TestBitmapInUse(t *testing.T) {
 	t.Parallel()
 	b := twoDisks(t)

@@ -70,9 +70,10 @@ func xmlText(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0xFFFE || r == 0xFFFF || r == utf8.RuneError })
 }
 
-// backupXML describes a push backup into files that are there. Every disk with media is listed; what is not in the
-// spec is not backed up. (An empty drive may not even be named.) Shareable disks come first: QEMU may refuse one for what another
-// process does at that moment, and libvirt keeps the order and survives when the first is refused. See rehearse.
+// backupXML describes a push backup into files that are there. Every disk with media is listed; what is not in the spec
+// is not backed up. (An empty drive may not even be named.) Shareable disks come first: QEMU may refuse one for what
+// another process does at that moment, and libvirt keeps the order and survives when the first is refused. See
+// rehearse.
 func backupXML(spec kvmbackup.JobSpec, disks []disk) (string, error) {
 	list := &libvirtxml.DomainBackupPushDisks{}
 	for _, d := range shareableFirst(disks) {

@@ -16,8 +16,8 @@ func (s *story) survived() {
 	}
 }
 
-// TestDiskSharedWithARunningGuest: a disk that other guests may write is left out with a reason. A host that names it gets it while it
-// is alone with it, and an error otherwise; libvirt lives through all of it.
+// TestDiskSharedWithARunningGuest: a disk that other guests may write is left out with a reason. A host that names it
+// gets it while it is alone with it, and an error otherwise; libvirt lives through all of it.
 func TestDiskSharedWithARunningGuest(t *testing.T) {
 	t.Parallel()
 	shared := disk{Device: "vdb", Format: "raw", SizeBytes: 16 * mib, Shareable: true}
@@ -63,14 +63,17 @@ func says(b kvmbackup.Backup, code kvmbackup.ReasonCode, device string) bool {
 	return false
 }
 
-// TestBitmapNameTakenByAnotherProgram: one in the second disk, stored, with the name that libvirt needs. That disk is full each time.
+// TestBitmapNameTakenByAnotherProgram: one in the second disk, stored, with the name that libvirt needs. That disk is
+// full each time.
 func TestBitmapNameTakenByAnotherProgram(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Host: realguest.Daemon(t), Persistent: true, Disks: disks("vda", "vdb")})
 	s.write("vda", 0x11, 0, 2)
 	s.write("vdb", 0x12, 0, 2)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
-	s.guest.QMP("block-dirty-bitmap-add", map[string]any{"node": s.guest.TopNode("vdb"), "name": "backup-vdb", "persistent": true}, nil)
+	s.guest.QMP("block-dirty-bitmap-add", map[string]any{
+		"node": s.guest.TopNode("vdb"), "name": "backup-vdb", "persistent": true,
+	}, nil)
 	s.guest.Destroy()
 	s.guest.Create()
 	for range 2 {
