@@ -91,6 +91,8 @@ type DiskRef struct {
 	Source   string `json:"source"` // absolute path of a file or block device
 	Format   string `json:"format"` // qcow2 or raw
 	ReadOnly bool   `json:"read_only,omitempty"`
+	// Shareable says that other VMs may have it too, as in DiskStatus.
+	Shareable bool `json:"shareable,omitempty"`
 }
 
 // DomainState is what the guest is doing.

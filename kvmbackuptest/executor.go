@@ -64,7 +64,7 @@ func (h *Hypervisor) find(ref kvmbackup.DomainRef) (*machine, error) {
 		if im == nil {
 			return nil, fmt.Errorf("%w: no image %s", kvmbackup.ErrNoVolume, r.Source)
 		}
-		k := &disk{device: r.Device, image: im}
+		k := &disk{device: r.Device, image: im, shareable: r.Shareable}
 		if r.ReadOnly {
 			k.skip = "read-only"
 		}

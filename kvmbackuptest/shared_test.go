@@ -48,6 +48,24 @@ func TestSharedDisk(t *testing.T) {
 	})
 }
 
+// A host that describes the disks of a VM that is off says itself which are shared.
+func TestSharedDiskOfDescribedVM(t *testing.T) {
+	story(t, true, func(t *testing.T, s *teller) {
+		s.must(s.h.Attach(vm, kvmbackuptest.Disk{
+			Device: "vdc", Source: "/san/quorum.raw", Format: "raw", SizeBytes: 4 * cluster, Shareable: true,
+		}))
+		s.must(s.h.Shutdown(vm))
+		req := s.request(everyday)
+		req.Volumes = nil
+		req.Disks = append(req.Disks, kvmbackup.DiskRef{Device: "vdc", Source: "/san/quorum.raw", Format: "raw", Shareable: true})
+		b, err := s.engine.Backup(t.Context(), req)
+		s.must(err)
+		if len(b.Volumes) != 2 {
+			t.Errorf("volumes %v, reasons %v", b.Volumes, b.Reasons)
+		}
+	})
+}
+
 // Another program's bitmap has the name that libvirt would give its own: the disk is full each time, the others aren't.
 func TestBitmapNameTaken(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {

@@ -198,7 +198,9 @@ func (e *Executor) volumePath(ctx context.Context, v *libvirtxml.DomainDiskSourc
 func described(refs []kvmbackup.DiskRef) []offline.Disk {
 	var out []offline.Disk
 	for _, r := range refs {
-		d := offline.Disk{Device: r.Device, Path: r.Source, Description: r.Source, Format: r.Format}
+		d := offline.Disk{
+			Device: r.Device, Path: r.Source, Description: r.Source, Format: r.Format, Shareable: r.Shareable,
+		}
 		if r.ReadOnly {
 			d.Skip = "read-only"
 		}
