@@ -22,9 +22,9 @@ import (
 //
 // A disk that can't be read is left out where others can be saved: Backup.Reasons, an event and a warning say so. RequireAllDisks forbids it.
 //
-// Errors: ErrBusy, ErrNoDomain, ErrNothingToBackUp, ErrUnreadable, ErrDiskLeftOut, ErrImageLocked, ErrNoVolume, ErrUnsupported,
-// ErrNoSpace, ErrTargetAccess, ErrNotConsistent, ErrStalled, ErrJobFailed, ErrJobStuck, ErrLeaseLost, ErrInvalid, those of the
-// repository, and those of the store; all within an *OpError.
+// Errors: ErrBusy, ErrNoDomain, ErrNothingToBackUp, ErrUnreadable, ErrDiskLeftOut, ErrImageLocked, ErrCheckpointExists, ErrNoVolume,
+// ErrUnsupported, ErrNoSpace, ErrTargetAccess, ErrNotConsistent, ErrStalled, ErrJobFailed, ErrJobStuck, ErrLeaseLost, ErrInvalid, those
+// of the repository, and those of the store; all within an *OpError.
 func (e *Engine) Backup(ctx context.Context, req BackupRequest) (Backup, error) {
 	o := e.newOp("backup", req.VM)
 	if err := errors.Join(e.needHypervisor(), req.validate()); err != nil {

@@ -119,6 +119,8 @@ func (r BackupRequest) leaveOut(d DiskStatus, named bool) *leftOut {
 		return because(ReasonDiskExcluded, false, "")
 	case len(r.Volumes) > 0 && !named:
 		return because(ReasonDiskNotNamed, true, "")
+	case d.Shareable && !named:
+		return because(ReasonDiskShared, true, d.Source+"; name it among the request's volumes to back it up")
 	case d.Unreadable != "" && !d.mayRun():
 		return because(ReasonDiskUnreadable, true, d.Unreadable)
 	}

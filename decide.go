@@ -41,6 +41,7 @@ type VolumeFacts struct {
 	VirtualSize int64       // bytes
 	Encryption  string      // as the domain has it, e.g. luks; empty: none
 	Untrackable string      // why it can't have a bitmap; empty: it can
+	NameTaken   string      // the bitmap of another program whose name an incremental would need; empty: none
 	Bitmap      BitmapState // of the active checkpoint's bitmap on it
 	// BitmapBegan is the path of the lowest layer that has this bitmap; empty: not known. It has to be one of the layers that the volume
 	// had when the checkpoint was made.
@@ -226,6 +227,8 @@ func decideVolume(in DecideInput, v VolumeFacts) VolumeDecision {
 		return because(ReasonVolumeNew, "")
 	case v.Untrackable != "":
 		return because(ReasonVolumeUntrackable, v.Untrackable)
+	case v.NameTaken != "":
+		return because(ReasonVolumeNameTaken, v.NameTaken)
 	case parent.File == "":
 		return because(ReasonVolumeNoParentFile, "")
 	case v.Encryption != parent.Encryption: // the guest may see other bytes of the same clusters

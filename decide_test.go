@@ -163,6 +163,10 @@ func TestDecideVolumes(t *testing.T) {
 	}{
 		{"new", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.VolumeID = "v9" }, kvmbackup.ReasonVolumeNew, true},
 		{"raw", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Untrackable = "raw" }, kvmbackup.ReasonVolumeUntrackable, false},
+		{"bitmap's name taken", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.NameTaken = "backup-vdb" }, kvmbackup.ReasonVolumeNameTaken, true},
+		{"raw, and the name taken", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) {
+			v.Untrackable, v.NameTaken = "raw", "backup-vdb"
+		}, kvmbackup.ReasonVolumeUntrackable, false},
 		{"bitmap missing", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapMissing }, kvmbackup.ReasonVolumeBitmapMissing, true},
 		{"bitmap inconsistent", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapInconsistent }, kvmbackup.ReasonVolumeBitmapInconsistent, true},
 		{"bitmap unknown", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapUnknown }, kvmbackup.ReasonVolumeBitmapUnknown, true},

@@ -64,8 +64,10 @@ type ImageUsers interface {
 
 // Job is one backup job on one domain. Its methods may be called concurrently.
 type Job interface {
-	// Begin starts copying and creates the checkpoint, on all volumes at one instant. It fails with ErrBusy
-	// when the domain has another job, at once, and with ErrNoVolume when a device has another disk by now. After an error there is neither job nor checkpoint.
+	// Begin starts copying and creates the checkpoint, on all volumes at one instant. It fails with ErrBusy when the
+	// domain has another job, at once, and when a disk has another size by now; with ErrNoVolume when a device has
+	// another disk by now; with ErrImageLocked when another process writes a disk; and with ErrCheckpointExists when a
+	// name is taken that the job needs for a bitmap. After an error there is neither job nor checkpoint.
 	Begin(ctx context.Context) error
 	// Wait follows the job to its end and returns only when the hypervisor has closed every target. progress,
 	// if not nil, is called at least every two seconds, also when nothing moves. The result is success that was
@@ -99,6 +101,8 @@ type DiskRef struct {
 	// Encryption is the kind of the image's encryption, "luks" for instance, where the domain runs with an <encryption> element: its
 	// image can't be read, nor restored over, while it is off. NotEncrypted says that one that was encrypted isn't any more.
 	Encryption string `json:"encryption,omitempty"`
+	// Shareable says that other VMs may have it too, as in DiskStatus.
+	Shareable bool `json:"shareable,omitempty"`
 }
 
 // NotEncrypted is the DiskRef.Encryption of a disk that isn't encrypted, for which an earlier backup says that it was.
@@ -168,6 +172,11 @@ type DiskStatus struct {
 	Snapshots []string
 	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
 	AllocatedBytes int64
+	// Shareable says that the definition lets other VMs have the disk too, and write it at the same time.
+	Shareable bool
+	// NameTaken is the bitmap of another program whose name the hypervisor would need for an incremental of this disk;
+	// empty: none.
+	NameTaken      string
 	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media, lun, vhost; empty: it is
 	SkipsData      bool     // what Skip passes over may hold data that the guest writes: lun, vhost
 	Unreadable     string   // why its image can't be read now, e.g. a missing file of a stopped domain, and the way out; empty: it can

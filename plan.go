@@ -112,7 +112,8 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	for _, c := range v.volumes {
 		v.input.Volumes = append(v.input.Volumes, VolumeFacts{
 			VolumeID: c.ID, Device: c.Device, Format: c.Disk.Format, VirtualSize: c.Disk.VirtualSize,
-			Encryption: c.Disk.Encryption, Untrackable: c.Disk.whyUntrackable(), Bitmap: c.Disk.bitmapState(v.record.ActiveCheckpoint),
+			Encryption: c.Disk.Encryption, Untrackable: c.Disk.whyUntrackable(), NameTaken: c.Disk.NameTaken,
+			Bitmap:      c.Disk.bitmapState(v.record.ActiveCheckpoint),
 			BitmapBegan: c.Disk.bitmapBegan(v.record.ActiveCheckpoint),
 		})
 	}

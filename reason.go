@@ -35,6 +35,7 @@ const (
 	ReasonVolumeBitmapMoved        ReasonCode = "volume-bitmap-moved"        // it begins in a file that was not the volume's then: the disk was moved, or a part is lost
 	ReasonVolumeBitmapUnknown      ReasonCode = "volume-bitmap-unknown"      // the bitmap's state could not be had: in doubt, full
 	ReasonVolumeReencrypted        ReasonCode = "volume-encryption-changed"  // encrypted otherwise than in the parent, or only one of them is
+	ReasonVolumeNameTaken          ReasonCode = "volume-bitmap-name-taken"   // by another program: an incremental needs it
 	ReasonVolumeShrank             ReasonCode = "volume-shrank"              // smaller than in the parent
 	ReasonVolumeNoParentFile       ReasonCode = "volume-without-parent-file" // the parent had no file for it
 	ReasonVolumeGone               ReasonCode = "volume-gone"                // in the parent, no longer on the VM

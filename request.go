@@ -22,7 +22,8 @@ type BackupRequest struct {
 	// Disks describes a stopped domain that is not defined, as on hosts with transient domains.
 	Disks []DiskRef
 	// Volumes gives the disks their identities, by device. Those not named are left out, with a reason. Empty: every disk that can be
-	// backed up, its identity derived from the disk's serial or else from its path, which a move of the file changes.
+	// backed up and that no other VM may write, its identity derived from the disk's serial or else from its path, which a move of the
+	// file changes.
 	Volumes []Volume
 	// Exclude names devices to leave out, with a reason on record. A device that the domain doesn't have is an ErrNoVolume.
 	Exclude []string

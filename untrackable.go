@@ -11,10 +11,12 @@ func (d DiskStatus) whyUntrackable() string {
 	if strings.HasPrefix(d.Source, "/") {
 		image = shellWord(d.Source)
 	}
-	switch d.Untrackable {
-	case "":
+	switch {
+	case d.Untrackable == "":
 		return ""
-	case UntrackableVersion2:
+	case d.Encryption != "":
+		return fmt.Sprintf("%s of %s is encrypted (%s) and can't keep bitmaps", d.Untrackable, d.Device, d.Encryption)
+	case d.Untrackable == UntrackableVersion2:
 		return fmt.Sprintf("%s of %s can't keep bitmaps; while the VM is off make it version 3: qemu-img amend -f qcow2 -o compat=1.1 %s",
 			d.Untrackable, d.Device, image)
 	}

@@ -14,7 +14,9 @@ func (h *Hypervisor) plug(d *domain, s Disk) error {
 	if _, err := d.disk(s.Device); err == nil || s.Device == "" {
 		return fmt.Errorf("%w: device %q of %q is there or has no name", kvmbackup.ErrInvalid, s.Device, d.name)
 	}
-	k := &disk{device: s.Device, serial: s.Serial, encryption: s.Encryption, skip: s.skipReason(), remote: s.Remote}
+	k := &disk{
+		device: s.Device, serial: s.Serial, encryption: s.Encryption, skip: s.skipReason(), remote: s.Remote, shareable: s.Shareable,
+	}
 	if !s.NoMedia {
 		im, err := h.store.image(d.name, s)
 		if err != nil {
@@ -22,11 +24,14 @@ func (h *Hypervisor) plug(d *domain, s Disk) error {
 		}
 		k.image = im
 	}
+	if k.shareable && (k.image == nil || k.image.format != "raw") {
+		return fmt.Errorf("%w: shareable disk %s, which is not raw", kvmbackup.ErrUnsupported, s.Device)
+	}
 	if d.running() && k.skip == "" {
-		if err := k.image.ready(); err != nil {
+		if err := k.ready(); err != nil {
 			return err
 		}
-		k.image.open(d)
+		k.open(d)
 	}
 	d.disks = append(d.disks, k)
 	return nil
@@ -87,8 +92,8 @@ func (h *Hypervisor) unplug(d *domain, k *disk) error {
 	if err := d.idle(); err != nil {
 		return err
 	}
-	if k.image != nil && k.image.user == d {
-		k.image.close()
+	if d.running() && k.image != nil && k.skip == "" {
+		k.leave(d, (*storedImage).close)
 	}
 	d.disks = slices.DeleteFunc(d.disks, func(o *disk) bool { return o == k })
 	return nil

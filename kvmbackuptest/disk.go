@@ -29,15 +29,18 @@ type Disk struct {
 	ReadOnly, Transient, NoMedia bool
 	// Remote is a disk on a network server, which only a QEMU reaches: nobody can read it while the domain is off.
 	Remote bool
+	// Shareable lets other domains have the same Source, and run at the same time. libvirt allows it for raw disks.
+	Shareable bool
 }
 
 // storedImage is the image behind a disk: it stays when the domain that used it goes.
 type storedImage struct {
 	path, format string
 	version      int
-	layers       []*layer // the newest first
-	user         any      // the domain or offline job that has it open
-	snapshots    []string // internal ones
+	layers       []*layer  // the newest first
+	user         any       // the domain or offline job that has it open
+	sharers      []*domain // those that have it open as a shareable disk
+	snapshots    []string  // internal ones
 	seen         os.FileInfo
 }
 

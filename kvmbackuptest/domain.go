@@ -48,6 +48,7 @@ type disk struct {
 	device, serial, skip string
 	encryption           string // as Disk has it
 	remote               bool
+	shareable            bool
 	image                *storedImage
 }
 
@@ -120,12 +121,12 @@ func (h *Hypervisor) Start(name string) error {
 			return fmt.Errorf("%w: %q runs already", kvmbackup.ErrDomainRunning, name)
 		}
 		for _, k := range d.images() {
-			if err := k.image.ready(); err != nil {
+			if err := k.ready(); err != nil {
 				return err
 			}
 		}
 		for _, k := range d.images() {
-			k.image.open(d)
+			k.open(d)
 		}
 		d.state, d.pausedByError, d.clean, d.saved = kvmbackup.DomainRunning, false, false, false
 		d.guest.frozen = false
@@ -133,13 +134,33 @@ func (h *Hypervisor) Start(name string) error {
 	})
 }
 
-// ready says whether the image can be opened for writing.
-func (im *storedImage) ready() error {
-	if im.user != nil {
-		return fmt.Errorf("%w: %s", kvmbackup.ErrImageLocked, im.path)
+// ready says whether the domain's QEMU can open the disk's image for writing.
+func (k *disk) ready() error {
+	if k.image.user != nil || !k.shareable && k.image.inUse() {
+		return fmt.Errorf("%w: %s", kvmbackup.ErrImageLocked, k.image.path)
 	}
-	return im.load()
+	return k.image.load()
 }
+
+func (k *disk) open(d *domain) {
+	if k.shareable {
+		k.image.sharers = append(k.image.sharers, d)
+		return
+	}
+	k.image.open(d)
+}
+
+// leave is the end of the domain's QEMU, which does the one or the other to an image of its own.
+func (k *disk) leave(d *domain, how func(*storedImage)) {
+	if k.shareable {
+		k.image.sharers = slices.DeleteFunc(k.image.sharers, func(o *domain) bool { return o == d })
+		return
+	}
+	how(k.image)
+}
+
+// inUse says whether anything has the image open.
+func (im *storedImage) inUse() bool { return im.user != nil || len(im.sharers) > 0 }
 
 // images are the disks that have an image which QEMU writes to.
 func (d *domain) images() []*disk {
@@ -180,7 +201,7 @@ func (h *Hypervisor) stop(name string, clean bool, leave func(*storedImage)) err
 			d.job.end(fmt.Errorf("%w: %w", kvmbackup.ErrJobFailed, kvmbackup.ErrDomainStopped))
 		}
 		for _, k := range d.images() {
-			leave(k.image)
+			k.leave(d, leave)
 		}
 		d.state, d.pausedByError, d.clean, d.foreign = kvmbackup.DomainStopped, false, clean, nil
 		d.guest.frozen = false
@@ -242,8 +263,8 @@ func (h *Hypervisor) Migrate(name string, to *Hypervisor) error {
 			return fmt.Errorf("%w: the other hypervisor has a domain %q", kvmbackup.ErrInvalid, name)
 		}
 		for _, k := range d.images() {
-			k.image.close()
-			k.image.open(d)
+			k.leave(d, (*storedImage).close)
+			k.open(d)
 		}
 		d.checkpoints = map[string]checkpoint{}
 		delete(h.domains, name)

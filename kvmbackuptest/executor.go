@@ -65,7 +65,7 @@ func (h *Hypervisor) find(ref kvmbackup.DomainRef) (*machine, error) {
 		if im == nil {
 			return nil, fmt.Errorf("%w: no image %s", kvmbackup.ErrNoVolume, r.Source)
 		}
-		k := &disk{device: r.Device, image: im}
+		k := &disk{device: r.Device, image: im, shareable: r.Shareable}
 		if r.Encryption != kvmbackup.NotEncrypted {
 			k.encryption = r.Encryption
 		}

@@ -46,7 +46,7 @@ func (d *domain) inspect(st *kvmbackup.DomainStatus) {
 }
 
 func (k *disk) inspect(m *machine) kvmbackup.DiskStatus {
-	st := kvmbackup.DiskStatus{Device: k.device, Serial: k.serial, Skip: k.skip}
+	st := kvmbackup.DiskStatus{Device: k.device, Serial: k.serial, Skip: k.skip, Shareable: k.shareable}
 	if k.image == nil {
 		return st
 	}
@@ -78,6 +78,9 @@ func (k *disk) inspect(m *machine) kvmbackup.DiskStatus {
 	st.AllocatedBytes = min(st.AllocatedBytes, st.VirtualSize)
 	if st.Untrackable == "" {
 		st.Layers, st.Bitmaps = k.image.paths(func(*layer) bool { return true }), k.image.bitmapStatuses()
+		if b := k.image.top().bitmaps.find(k.jobBitmap()); m.running() && b != nil && !b.transient {
+			st.NameTaken = b.name
+		}
 	}
 	return st
 }
@@ -89,18 +92,25 @@ func (k *disk) readable(m *machine, st *kvmbackup.DiskStatus) {
 		st.Unreadable = "it has no local path, so it can be read only while the domain runs"
 		return
 	}
-	switch user := k.image.user.(type) {
-	case *domain:
+	user, _ := k.image.user.(*domain)
+	if len(k.image.sharers) > 0 {
+		user = k.image.sharers[0]
+	}
+	switch {
+	case user != nil:
 		st.Unreadable, st.InUse = fmt.Sprintf("%v: %s", kvmbackup.ErrImageLocked, k.image.path), true
 		if m.known && m.host.domains[user.name] == user {
 			st.UsedBy = "domain " + user.name
 		}
-	case nil:
+	case k.image.user == nil:
 		if err := k.image.load(); err != nil {
 			st.Unreadable = err.Error()
 		}
 	}
 }
+
+// jobBitmap is the name of the bitmap that libvirt makes on a disk for the length of an incremental job.
+func (k *disk) jobBitmap() string { return "backup-" + k.device }
 
 // Definition implements kvmbackup.Executor.
 func (e *executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, secrets bool) (def kvmbackup.Definition, err error) {

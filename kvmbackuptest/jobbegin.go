@@ -60,7 +60,7 @@ func (j *job) mayBegin(m *machine) error {
 		return nil
 	}
 	for _, v := range j.volumes {
-		if v.image.user != nil {
+		if v.image.inUse() {
 			return fmt.Errorf("%w: %s", kvmbackup.ErrImageLocked, v.image.path)
 		}
 		if err := v.image.load(); err != nil {
@@ -78,8 +78,10 @@ func (j *job) beginVolume(m *machine, v *jobVolume) error {
 	}
 	v.image, v.bytes = k.image, v.spec.VirtualSize
 	if v.image.size() != v.spec.VirtualSize {
-		return fmt.Errorf("%w: source and target of %s have different sizes: %d and %d bytes",
-			kvmbackup.ErrInvalid, v.spec.Device, v.image.size(), v.spec.VirtualSize)
+		return &kvmbackup.BusyError{VM: kvmbackup.VMID(j.name), Holder: "a resize of " + v.spec.Device}
+	}
+	if len(v.image.sharers) > 1 {
+		return fmt.Errorf("%w: another domain has %s (%s) open", kvmbackup.ErrImageLocked, v.spec.Device, v.image.path)
 	}
 	v.source = v.image.content()
 	if v.spec.Kind != kvmbackup.KindIncremental {
@@ -91,6 +93,9 @@ func (j *job) beginVolume(m *machine, v *jobVolume) error {
 	}
 	if !v.image.usable(base) {
 		return fmt.Errorf("%w: missing or broken bitmap %q for disk %q", kvmbackup.ErrCheckpointInconsistent, base, v.spec.Device)
+	}
+	if name := k.jobBitmap(); j.dom != nil && v.image.top().bitmaps.find(name) != nil {
+		return fmt.Errorf("%w: bitmap %s of %s", kvmbackup.ErrCheckpointExists, name, v.spec.Device)
 	}
 	v.bytes = int64(len(v.image.dirty(base))) * ClusterBytes
 	return nil

@@ -55,6 +55,11 @@ func (n node) bitmap(name string) (nodeBitmap, bool) {
 	return nodeBitmap{}, false
 }
 
+// qmpError is what QEMU says against a command, always in English.
+type qmpError struct{ command, desc string }
+
+func (e *qmpError) Error() string { return e.command + ": QEMU says: " + e.desc }
+
 // qmp runs a QMP command on a running domain and decodes what it returns into result, which may be nil.
 func qmp(ctx context.Context, d *domain, command string, arguments map[string]any, result any) error {
 	request := map[string]any{"execute": command}
@@ -81,7 +86,7 @@ func qmp(ctx context.Context, d *domain, command string, arguments map[string]an
 		return fmt.Errorf("%s: %w", command, err)
 	}
 	if reply.Error != nil {
-		return fmt.Errorf("%s: QEMU says: %s", command, reply.Error.Desc)
+		return &qmpError{command, reply.Error.Desc}
 	}
 	if result == nil {
 		return nil

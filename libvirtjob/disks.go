@@ -23,6 +23,7 @@ type disk struct {
 	encryption             string // kind of the image's, or of one below it; empty: none
 	empty                  bool   // no media
 	skip                   string
+	shareable              bool          // other domains may have it too
 	skipsData              bool          // skip passes over what the guest may write to
 	layers                 []uint        // libvirt's numbers of the image and of what is below it; live XML only
 	below                  []string      // what the XML names below it, top first
@@ -69,7 +70,7 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 	out.source, out.path = describeSource(d.Source)
 	out.empty = out.source == ""
 	out.skip = skipReason(d, out.empty)
-	out.encryption = encryptionOf(d)
+	out.encryption, out.shareable = encryptionOf(d), d.Shareable != nil
 	out.skipsData = d.Device == "lun" || d.Source != nil && (d.Source.VHostUser != nil || d.Source.VHostVDPA != nil)
 	if d.Source != nil {
 		out.layers, out.pool = append(out.layers, d.Source.Index), d.Source.Volume
@@ -197,7 +198,7 @@ func (e *Executor) images(ctx context.Context, disks []disk) []offline.Disk {
 	for _, d := range disks {
 		out = append(out, offline.Disk{
 			Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, SkipsData: d.skipsData,
-			Encryption: d.encryption, Below: e.belowPaths(ctx, d), BelowFormats: d.belowFormats, Ends: d.ends,
+			Shareable: d.shareable, Encryption: d.encryption, Below: e.belowPaths(ctx, d), BelowFormats: d.belowFormats, Ends: d.ends,
 		})
 	}
 	return out
@@ -248,7 +249,7 @@ func (e *Executor) volumePath(ctx context.Context, v *poolVolume) string {
 func described(refs []kvmbackup.DiskRef) []offline.Disk {
 	var out []offline.Disk
 	for _, r := range refs {
-		d := offline.Disk{Device: r.Device, Description: r.Source, Format: r.Format}
+		d := offline.Disk{Device: r.Device, Description: r.Source, Format: r.Format, Shareable: r.Shareable}
 		if filepath.IsAbs(r.Source) {
 			d.Path = r.Source
 		}

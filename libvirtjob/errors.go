@@ -55,6 +55,8 @@ var translations = []translation{
 	{libvirt.ERR_SYSTEM_ERROR, "Disk quota exceeded", kvmbackup.ErrNoSpace},
 	{libvirt.ERR_INTERNAL_ERROR, "cannot accept command verb 'set-speed'", kvmbackup.ErrNoJob}, // it has ended in QEMU, and libvirt doesn't know yet
 	{libvirt.ERR_INTERNAL_ERROR, "has a blockjob assigned", kvmbackup.ErrBusy},
+	{libvirt.ERR_INTERNAL_ERROR, "is in use by block job", kvmbackup.ErrBusy}, // a job of QEMU's that libvirt doesn't know
+	{libvirt.ERR_INTERNAL_ERROR, "' already in use", kvmbackup.ErrBusy},       // its name
 	{libvirt.ERR_INTERNAL_ERROR, "Bitmap already exists", kvmbackup.ErrCheckpointExists},
 	{libvirt.ERR_INTERNAL_ERROR, "not found in backing chain", kvmbackup.ErrCheckpointInconsistent},
 	{libvirt.ERR_INTERNAL_ERROR, "Cannot store dirty bitmaps in qcow2 v2 files", kvmbackup.ErrUnsupported},

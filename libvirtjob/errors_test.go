@@ -40,6 +40,18 @@ func TestTranslate(t *testing.T) {
 		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to get shared "write" lock`, kvmbackup.ErrImageLocked},
 		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to get "write" lock: No locks available`, kvmbackup.ErrNoLocks},
 		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to lock byte 100: Operation not supported`, kvmbackup.ErrNoLocks},
+		{
+			1, `internal error: unable to execute QEMU command 'transaction': Could not replace node: Failed to get shared "write" lock`,
+			kvmbackup.ErrImageLocked,
+		},
+		{
+			1, "internal error: unable to execute QEMU command 'transaction': Node 'libvirt-1-format' is busy: " +
+				"block device is in use by block job: mirror", kvmbackup.ErrBusy,
+		},
+		{
+			1, "internal error: unable to execute QEMU command 'transaction': Job ID 'backup-vdb-libvirt-1-format' already in use",
+			kvmbackup.ErrBusy,
+		},
 		{92, "XML document failed to validate against schema: Unable to validate doc", kvmbackup.ErrInvalid},
 		{68, "Timed out during operation: cannot acquire state change lock", kvmbackup.ErrBusy},
 		{55, "Requested operation is not valid: no job is active on the domain", kvmbackup.ErrNoJob},

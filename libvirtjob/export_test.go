@@ -17,3 +17,6 @@ func (e *Executor) References() (int, error) {
 	}
 	return e.conn.Close()
 }
+
+// Stage is the name of the node that stands in for a target in a rehearsal.
+const Stage = stage

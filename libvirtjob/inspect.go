@@ -169,7 +169,7 @@ func liveDisks(ctx context.Context, m *machine, job kvmbackup.JobState, detail s
 	for _, d := range m.disks {
 		status := kvmbackup.DiskStatus{
 			Device: d.device, Source: d.source, Path: d.path, Serial: d.serial, Format: d.format, Encryption: d.encryption,
-			Skip: d.skip, SkipsData: d.skipsData,
+			Skip: d.skip, SkipsData: d.skipsData, Shareable: d.shareable,
 		}
 		if d.skip == "" {
 			if err := liveDisk(ctx, m.domain, d, g.chain(d), &status); err != nil {
@@ -205,6 +205,7 @@ func liveDisk(ctx context.Context, dom *domain, d disk, chain []node, status *kv
 		status.Untrackable = kvmbackup.UntrackableVersion2
 	default:
 		status.Layers, status.Bitmaps = files(chain), bitmapStatuses(chain)
+		status.NameTaken = nameTaken(d, chain[0])
 	}
 	return nil
 }

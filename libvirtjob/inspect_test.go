@@ -227,3 +227,25 @@ func TestAllocatedAfterARestart(t *testing.T) {
 		t.Errorf("dirty bytes after the restart: %v", dirty)
 	}
 }
+
+func TestInspectShareable(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, realguest.Config{Persistent: true, Disks: []realguest.Disk{
+		{Device: "vda"}, {Device: "vdb", Format: "raw", Shareable: true},
+	}})
+	want := func(when string) {
+		t.Helper()
+		if b.disk("vda").Shareable || !b.disk("vdb").Shareable {
+			t.Errorf("%s: the disks are %+v", when, b.inspect().Disks)
+		}
+	}
+	want("running")
+	b.guest.Destroy()
+	want("stopped")
+	b.must(b.guest.Domain().Undefine())
+	b.ref.Disks = []kvmbackup.DiskRef{
+		{Device: "vda", Source: b.guest.Image("vda"), Format: "qcow2"},
+		{Device: "vdb", Source: b.guest.Image("vdb"), Format: "raw", Shareable: true},
+	}
+	want("described")
+}

@@ -166,8 +166,8 @@ func (j *job) enter() (chan struct{}, error) {
 	return j.beginning, nil
 }
 
-// claim makes sure that the domain has no job, because libvirt would wait for its end, and forgets the outcome of
-// the last one, which carries no name and could be taken for this one's.
+// claim makes sure that the domain has no job, because libvirt would wait for its end, and that it can have this one.
+// It forgets the outcome of the last one, which carries no name and could be taken for this one's.
 func (j *job) claim(ctx context.Context) error {
 	info, err := stats(ctx, j.dom, 0)
 	if err != nil {
@@ -179,24 +179,29 @@ func (j *job) claim(ctx context.Context) error {
 	if _, err = stats(ctx, j.dom, libvirt.DOMAIN_JOB_STATS_COMPLETED); err != nil {
 		return err
 	}
-	return j.sameDisks(ctx)
-}
-
-// sameDisks makes sure that each device still has the disk for which the job was prepared, or a snapshot above it. libvirt takes
-// devices by their names, and one may have been unplugged and another plugged in meanwhile.
-func (j *job) sameDisks(ctx context.Context) error {
-	def, err := domainXML(ctx, j.dom, 0)
+	disks, err := j.sameDisks(ctx)
 	if err != nil {
 		return err
+	}
+	return j.foresee(ctx, disks)
+}
+
+// sameDisks makes sure that each device still has the disk for which the job was prepared, or a snapshot above it, and
+// returns the domain's disks. libvirt takes devices by their names, and one may have been unplugged and another plugged
+// in meanwhile.
+func (j *job) sameDisks(ctx context.Context) ([]disk, error) {
+	def, err := domainXML(ctx, j.dom, 0)
+	if err != nil {
+		return nil, err
 	}
 	disks := disksOf(def)
 	for _, v := range j.spec.Volumes {
 		d, _ := byDevice(disks, v.Device)
 		if err := v.CheckSource(d.source, d.below...); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return disks, nil
 }
 
 // beginError translates what BackupBegin said.

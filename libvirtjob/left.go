@@ -27,6 +27,14 @@ func forgotten(err error) bool {
 // never persistent: a persistent one of that name is another program's.
 func jobBitmap(d disk) string { return "backup-" + d.device }
 
+// nameTaken returns that name where another program's bitmap has it. Full backups are not in its way.
+func nameTaken(d disk, top node) string {
+	if b, ok := top.bitmap(jobBitmap(d)); ok && b.Persistent {
+		return b.Name
+	}
+	return ""
+}
+
 // dropJobBitmaps removes such bitmaps where there is no job: they would be in the next job's way.
 func (e *Executor) dropJobBitmaps(ctx context.Context, m *machine, g graph) error {
 	left := map[string]string{} // node: bitmap

@@ -1,6 +1,7 @@
 package libvirtjob
 
 import (
+	"context"
 	"fmt"
 
 	"libvirt.org/go/libvirt"
@@ -19,6 +20,19 @@ func checkVersion(conn *libvirt.Connect) error {
 		return fmt.Errorf("ask libvirt for its version: %w", translate(err))
 	}
 	return newEnough(has)
+}
+
+// libvirtVersion is the daemon's, in libvirt's numbers.
+func (e *Executor) libvirtVersion(ctx context.Context) (uint32, error) {
+	return detached(ctx, func() (uint32, error) {
+		conn, err := e.connection()
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _, _ = conn.Close() }()
+		version, err := conn.GetLibVersion()
+		return version, translate(err)
+	}, nil)
 }
 
 func newEnough(version uint32) error {

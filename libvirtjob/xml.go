@@ -70,11 +70,13 @@ func xmlText(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0xFFFE || r == 0xFFFF || r == utf8.RuneError })
 }
 
-// backupXML describes a push backup into files that are there. Every disk with media is listed; what is not in the
-// spec is not backed up. (An empty drive may not even be named.)
+// backupXML describes a push backup into files that are there. Every disk with media is listed; what is not in the spec
+// is not backed up. (An empty drive may not even be named.) Shareable disks come first: QEMU may refuse one for what
+// another process does at that moment, and libvirt keeps the order and survives when the first is refused. See
+// rehearse.
 func backupXML(spec kvmbackup.JobSpec, disks []disk) (string, error) {
 	list := &libvirtxml.DomainBackupPushDisks{}
-	for _, d := range disks {
+	for _, d := range shareableFirst(disks) {
 		if d.empty {
 			continue
 		}
@@ -86,6 +88,18 @@ func backupXML(spec kvmbackup.JobSpec, disks []disk) (string, error) {
 	}
 	def := libvirtxml.DomainBackup{Push: &libvirtxml.DomainBackupPush{Disks: list}}
 	return def.Marshal()
+}
+
+func shareableFirst(disks []disk) []disk {
+	return slices.SortedStableFunc(slices.Values(disks), func(a, b disk) int {
+		switch {
+		case a.shareable == b.shareable:
+			return 0
+		case a.shareable:
+			return -1
+		}
+		return 1
+	})
 }
 
 func backupDisk(spec kvmbackup.JobSpec, v kvmbackup.JobVolume) libvirtxml.DomainBackupPushDisk {

@@ -42,6 +42,11 @@ func TestBackupXML(t *testing.T) {
 	if text != want {
 		t.Errorf("backup XML is\n%s", text)
 	}
+	shared := []disk{{device: "vda"}, {device: "vdb", shareable: true}}
+	text, err = backupXML(goodSpec(), shared)
+	if err != nil || strings.Index(text, `name="vdb"`) > strings.Index(text, `name="vda"`) {
+		t.Errorf("a shareable disk doesn't come first (%v):\n%s", err, text)
+	}
 	text, err = checkpointXML("c2", time.Unix(1700000000, 0), disks, []string{"vda"})
 	if err != nil {
 		t.Fatal(err)

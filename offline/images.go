@@ -42,6 +42,7 @@ type Disk struct {
 	Description string
 	Serial      string
 	Encryption  string   // as the domain's definition has it, e.g. luks; empty: none, unless the image itself says so
+	Shareable   bool     // the domain's definition says that other domains may have it too
 	Skip        string   // why it is never backed up; the image of such a disk is not opened
 	SkipsData   bool     // as in a DiskStatus
 	Below       []string // the files that the domain's definition names below Path, top first: libvirt starts with these

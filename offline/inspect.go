@@ -18,7 +18,7 @@ func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskSt
 	for _, d := range disks {
 		status := kvmbackup.DiskStatus{
 			Device: d.Device, Source: d.describe(), Path: d.Path, Serial: d.Serial, Format: d.Format, Encryption: d.Encryption,
-			Skip: d.Skip, SkipsData: d.SkipsData,
+			Skip: d.Skip, SkipsData: d.SkipsData, Shareable: d.Shareable,
 		}
 		if len(d.Below) > 0 {
 			status.StackedOn = d.Below[0]

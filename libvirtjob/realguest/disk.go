@@ -27,6 +27,8 @@ type Disk struct {
 	Empty                  bool   // no media
 	ReadOnly               bool
 	Transient              bool
+	IOThread               bool // QEMU serves it in a thread of its own; virtio only
+	Shareable              bool // other guests may have it too, by its Path
 	Serial                 string
 	// SourceXML replaces the source element, for network disks. Path and Block are ignored.
 	SourceXML, Type string

@@ -32,6 +32,12 @@ func (g *Guest) WriteZeroes(device string, offset, length int64) {
 	g.models[device].punch(offset, length)
 }
 
+// StartWrite is Write on a running guest that doesn't wait for the end. The model knows nothing of it.
+func (g *Guest) StartWrite(device string, pattern byte, offset, length int64) {
+	g.tb.Helper()
+	g.io(device, fmt.Sprintf("aio_write -q -P %#x %d %d", pattern, offset, length))
+}
+
 func (g *Guest) io(device, command string) {
 	g.tb.Helper()
 	d := g.disk(device)

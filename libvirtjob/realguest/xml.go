@@ -27,6 +27,7 @@ func (g *Guest) xml() string {
   <os><type arch='x86_64' machine='%s'>hvm</type>%s</os>
   <features><acpi/><apic/>%s</features>
   <on_reboot>restart</on_reboot>%s
+  %s
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     %s
@@ -36,7 +37,18 @@ func (g *Guest) xml() string {
     <video><model type='none'/></video>
     %s
   </devices>
-</domain>`, g.virtType(), g.Name, g.UUID, memory, machine, g.cfg.OSXML, g.cfg.FeaturesXML, onCrash, disks.String(), g.cfg.DevicesXML+panicDevice)
+</domain>`, g.virtType(), g.Name, g.UUID, memory, machine, g.cfg.OSXML, g.cfg.FeaturesXML, onCrash, g.ioThreads(), disks.String(),
+		g.cfg.DevicesXML+panicDevice)
+}
+
+// ioThreads is the element for disks that have one.
+func (g *Guest) ioThreads() string {
+	for _, d := range g.disks {
+		if d.IOThread {
+			return "<iothreads>1</iothreads>"
+		}
+	}
+	return ""
 }
 
 func (d *disk) xml() string {
@@ -49,18 +61,24 @@ func (d *disk) xml() string {
 	case d.Block:
 		kind, source = "block", fmt.Sprintf("<source dev='%s'/>", d.path)
 	}
-	var rest string
+	var thread, rest string
+	if d.IOThread {
+		thread = " iothread='1'"
+	}
 	if d.ReadOnly {
 		rest += "<readonly/>"
 	}
 	if d.Transient {
 		rest += "<transient/>"
 	}
+	if d.Shareable {
+		rest += "<shareable/>"
+	}
 	if d.Serial != "" {
 		rest += "<serial>" + d.Serial + "</serial>"
 	}
-	return fmt.Sprintf("<disk type='%s' device='%s'><driver name='qemu' type='%s'/>%s<target dev='%s' bus='%s'/>%s</disk>\n",
-		kind, d.Kind, d.Format, source, d.Device, d.bus(), rest)
+	return fmt.Sprintf("<disk type='%s' device='%s'><driver name='qemu' type='%s'%s/>%s<target dev='%s' bus='%s'/>%s</disk>\n",
+		kind, d.Kind, d.Format, thread, source, d.Device, d.bus(), rest)
 }
 
 func (d *disk) bus() string {
