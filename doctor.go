@@ -227,7 +227,8 @@ func (d *Diagnosis) addUntrackable(st DomainStatus, req BackupRequest) {
 	}
 	for _, v := range vols {
 		if why := v.Disk.whyUntrackable(); why != "" {
-			d.add(Finding{Code: FindingUntrackable, Device: v.Device, Path: v.Disk.Source, Detail: why, Effect: fmt.Sprintf("volume %s is full in every backup", v.ID), advice: true})
+			d.add(Finding{Code: FindingUntrackable, Device: v.Device, Path: v.Disk.Source, Detail: why,
+				Effect: fmt.Sprintf("volume %s is full in every backup", v.ID), advice: true})
 		}
 	}
 }

@@ -69,7 +69,8 @@ func newDisk(d libvirtxml.DomainDisk) disk {
 	for b := d.BackingStore; b != nil && !out.ends; b = b.BackingStore {
 		text, _ := describeSource(b.Source)
 		if out.ends = text == ""; !out.ends {
-			out.layers, out.below, out.belowFormats = append(out.layers, b.Index), append(out.below, text), append(out.belowFormats, formatOf(b))
+			out.layers, out.below = append(out.layers, b.Index), append(out.below, text)
+			out.belowFormats = append(out.belowFormats, formatOf(b))
 		}
 	}
 	if d.Mirror != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/offline"
 )
 
-// nameUsers finds out who has the images open that are in use, as far as they are other domains of this host. A domain that libvirt
-// doesn't know may itself run here under another name, so nobody is named for its disks.
+// nameUsers finds out who has the images open that are in use, as far as they are other domains of this host. A domain
+// that libvirt doesn't know may itself run here under another name, so nobody is named for its disks.
 func (e *Executor) nameUsers(ctx context.Context, m *machine, disks []kvmbackup.DiskStatus) {
 	if m.domain == nil {
 		return
@@ -60,7 +60,8 @@ func (e *Executor) userOf(ctx context.Context, m *machine, d offline.Disk) strin
 	return user
 }
 
-// has is the domain's name if it is another one than that with the UUID, and has the image. One that is going away has none.
+// has is the domain's name if it is another one than that with the UUID, and has the image. One that is going away has
+// none.
 func has(dom *libvirt.Domain, uuid, image string) string {
 	text, err := dom.GetXMLDesc(0)
 	var def libvirtxml.Domain

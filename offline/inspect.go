@@ -10,9 +10,10 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// Inspect describes the disks in their order. Bitmaps of which a part is on a lower layer, or which don't record, are reported as inconsistent.
-// One image that can't be read doesn't hide the others: its disk is reported as unreadable, and as in use where another process has it open for
-// writing: then the domain is not stopped, or somebody works on it. kvmbackup.ErrInvalid for a disk without a format.
+// Inspect describes the disks in their order. Bitmaps of which a part is on a lower layer, or which don't record, are
+// reported as inconsistent. One image that can't be read doesn't hide the others: its disk is reported as unreadable,
+// and as in use where another process has it open for writing: then the domain is not stopped, or somebody works on it.
+// kvmbackup.ErrInvalid for a disk without a format.
 func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskStatus, error) {
 	var out []kvmbackup.DiskStatus
 	for _, d := range disks {
@@ -76,8 +77,8 @@ func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskSta
 	return nil
 }
 
-// DropBitmap removes the bitmap of that name from every layer of the disks. What can't be read, or has no such bitmap, is no error; a disk
-// that is in use is a kvmbackup.ErrImageLocked.
+// DropBitmap removes the bitmap of that name from every layer of the disks. What can't be read, or has no such bitmap,
+// is no error; a disk that is in use is a kvmbackup.ErrImageLocked.
 func (im *Images) DropBitmap(ctx context.Context, disks []Disk, name kvmbackup.CheckpointName) error {
 	var errs []error
 	for _, d := range disks {
