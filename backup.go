@@ -20,7 +20,8 @@ import (
 // that is unreachable) the record stays running and the next operation on the VM, or Recover, settles it.
 // A context that ends makes it return within seconds, with the context's cause; from publication on, the backup is completed instead.
 //
-// A disk that can't be read is left out where others can be saved: Backup.Reasons, an event and a warning say so. RequireAllDisks forbids it.
+// A disk that can't be read is left out where others can be saved: Backup.Reasons, an event and a warning say so.
+// RequireAllDisks forbids it.
 //
 // Errors: ErrBusy, ErrNoDomain, ErrNothingToBackUp, ErrUnreadable, ErrDiskLeftOut, ErrImageLocked, ErrCheckpointExists, ErrNoVolume,
 // ErrUnsupported, ErrNoSpace, ErrTargetAccess, ErrNotConsistent, ErrStalled, ErrJobFailed, ErrJobStuck, ErrLeaseLost, ErrInvalid, those
@@ -129,7 +130,8 @@ func (r *run) decideNow(ctx context.Context) (err error) {
 func (r *run) warnOfLeftOut() {
 	for _, l := range r.view.left {
 		if l.Code == ReasonDiskUnreadable {
-			r.warn("a disk is not in the backup", "device", l.Disk.Device, "volume", string(l.VolumeID), "cause", l.Disk.Unreadable)
+			r.warn("a disk is not in the backup", "device", l.Disk.Device, "volume", string(l.VolumeID),
+				"cause", l.Disk.Unreadable)
 			r.emit(Event{Type: EventLeftOut, Detail: l.Reason.String()})
 		}
 	}

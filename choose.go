@@ -19,9 +19,9 @@ type leftOut struct {
 	missed bool // it holds data of the VM, and nobody said to leave it out
 }
 
-// choose matches the request's volumes with the domain's disks, in the request's order or else the domain's. Each disk of the domain is in
-// one of the two lists. It fails when the request can't be met, when RequireAllDisks forbids what would be left out, when nothing remains, and
-// with ErrImageLocked when the domain may be running elsewhere.
+// choose matches the request's volumes with the domain's disks, in the request's order or else the domain's. Each disk
+// of the domain is in one of the two lists. It fails when the request can't be met, when RequireAllDisks forbids what
+// would be left out, when nothing remains, and with ErrImageLocked when the domain may be running elsewhere.
 func (r BackupRequest) choose(st DomainStatus) ([]chosen, []leftOut, error) {
 	if err := r.fits(st); err != nil {
 		return nil, nil, err
@@ -37,7 +37,8 @@ func (r BackupRequest) choose(st DomainStatus) ([]chosen, []leftOut, error) {
 			}
 			left = append(left, *why)
 		case d.mayRun():
-			return nil, nil, fmt.Errorf("%w: %s of domain %q: %s; the domain may be running elsewhere: try again later, or leave the disk out (Exclude)",
+			return nil, nil, fmt.Errorf("%w: %s of domain %q: %s; "+
+				"the domain may be running elsewhere: try again later, or leave the disk out (Exclude)",
 				ErrImageLocked, d.Device, st.Name, d.Unreadable)
 		default:
 			v.Root = d.Device == r.root(st)
@@ -59,21 +60,25 @@ func (r BackupRequest) fits(st DomainStatus) error {
 	for _, v := range r.Volumes {
 		i := find(v.Device)
 		if i < 0 {
-			return fmt.Errorf("%w: domain %q has no device %q for volume %q; it has %s", ErrNoVolume, st.Name, v.Device, v.ID, devicesOn(st))
+			return fmt.Errorf("%w: domain %q has no device %q for volume %q; it has %s",
+				ErrNoVolume, st.Name, v.Device, v.ID, devicesOn(st))
 		}
 		if d := st.Disks[i]; d.Skip != "" {
-			return fmt.Errorf("%w: device %q of domain %q can't be backed up: %s; leave it out of the request", ErrUnsupported, v.Device, st.Name, d.Skip)
+			return fmt.Errorf("%w: device %q of domain %q can't be backed up: %s; leave it out of the request",
+				ErrUnsupported, v.Device, st.Name, d.Skip)
 		}
 	}
 	for _, device := range r.Exclude {
 		if find(device) < 0 {
-			return fmt.Errorf("%w: domain %q has no device %q to exclude; it has %s", ErrNoVolume, st.Name, device, devicesOn(st))
+			return fmt.Errorf("%w: domain %q has no device %q to exclude; it has %s",
+				ErrNoVolume, st.Name, device, devicesOn(st))
 		}
 	}
 	return nil
 }
 
-// volumeOn is the disk's volume, by the identity that the request gives it or else by a derived one, and whether the request names it.
+// volumeOn is the disk's volume, by the identity that the request gives it or else by a derived one, and whether the
+// request names it.
 func (r BackupRequest) volumeOn(st DomainStatus, d DiskStatus) (v Volume, named bool) {
 	v.Device = d.Device
 	if i := slices.IndexFunc(r.Volumes, func(v Volume) bool { return v.Device == d.Device }); i >= 0 {
@@ -103,8 +108,8 @@ func (r BackupRequest) root(st DomainStatus) string {
 	return ""
 }
 
-// leaveOut says why a disk is not backed up, or nil. The first rule that matches counts: what the disk is, then what the request wants,
-// then what can be done now.
+// leaveOut says why a disk is not backed up, or nil. The first rule that matches counts: what the disk is, then what
+// the request wants, then what can be done now.
 func (r BackupRequest) leaveOut(d DiskStatus, named bool) *leftOut {
 	because := func(code ReasonCode, missed bool, detail string) *leftOut {
 		if detail != "" {
@@ -139,7 +144,8 @@ func (r BackupRequest) enough(st DomainStatus, vols []chosen, left []leftOut) er
 			if l.Disk.InUse {
 				err = ErrImageLocked
 			}
-			unreadable = append(unreadable, fmt.Errorf("%w: %s of domain %q: %s", err, l.Disk.Device, st.Name, l.Disk.Unreadable))
+			err = fmt.Errorf("%w: %s of domain %q: %s", err, l.Disk.Device, st.Name, l.Disk.Unreadable)
+			unreadable = append(unreadable, err)
 		}
 		if l.missed {
 			missed = append(missed, fmt.Errorf("%w: %s", ErrDiskLeftOut, l.Reason))
@@ -147,13 +153,15 @@ func (r BackupRequest) enough(st DomainStatus, vols []chosen, left []leftOut) er
 	}
 	switch {
 	case r.RequireAllDisks && len(missed) > 0:
-		return errors.Join(append(missed, fmt.Errorf("all disks of domain %q are required: mend it, or exclude the disk (Exclude)", st.Name))...)
+		way := fmt.Errorf("all disks of domain %q are required: mend it, or exclude the disk (Exclude)", st.Name)
+		return errors.Join(append(missed, way)...)
 	case len(vols) > 0:
 		return nil
 	case len(unreadable) > 0:
 		return errors.Join(unreadable...)
 	}
-	return fmt.Errorf("%w: domain %q has no disk that can be backed up (%v)", ErrNothingToBackUp, st.Name, reasonsOf(left))
+	return fmt.Errorf("%w: domain %q has no disk that can be backed up (%v)",
+		ErrNothingToBackUp, st.Name, reasonsOf(left))
 }
 
 // order puts the volumes that a request names into its order.
@@ -164,8 +172,9 @@ func (r BackupRequest) order(vols []chosen) {
 	slices.SortStableFunc(vols, func(a, b chosen) int { return place(a) - place(b) })
 }
 
-// present are the volumes of a backup that the domain still has, on disks that are left out now. A disk that the request doesn't name
-// has no identity to go by, so that its device and, where both sides know them, its images' paths have to tell.
+// present are the volumes of a backup that the domain still has, on disks that are left out now. A disk that the
+// request doesn't name has no identity to go by, so that its device and, where both sides know them, its images' paths
+// have to tell.
 func present(newest Backup, left []leftOut) []VolumeID {
 	var ids []VolumeID
 	for _, v := range newest.Volumes {

@@ -178,8 +178,8 @@ func (in DecideInput) validate() error {
 	return errors.Join(errs...)
 }
 
-// full is tracked unless the feature is off or nothing on the VM can be tracked. What will keep a volume from being incremental the next
-// time too is said with every full, unless nothing is to be incremental.
+// full is tracked unless the feature is off or nothing on the VM can be tracked. What will keep a volume from being
+// incremental the next time too is said with every full, unless nothing is to be incremental.
 func full(in DecideInput, why Reason) Decision {
 	d := Decision{Kind: KindFull, ChainID: in.NewChain, Reasons: []Reason{why}}
 	for _, v := range in.Volumes {
@@ -191,7 +191,9 @@ func full(in DecideInput, why Reason) Decision {
 		if v.Untrackable != "" && why.Code != ReasonIncrementalDisabled && why.Code != ReasonEveryFull {
 			because.Code, because.Detail = ReasonVolumeUntrackable, v.Untrackable
 		}
-		d.Volumes = append(d.Volumes, VolumeDecision{VolumeID: v.VolumeID, Device: v.Device, Kind: KindFull, Tracked: tracked, Reason: because})
+		d.Volumes = append(d.Volumes, VolumeDecision{
+			VolumeID: v.VolumeID, Device: v.Device, Kind: KindFull, Tracked: tracked, Reason: because,
+		})
 	}
 	return d
 }

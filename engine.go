@@ -121,8 +121,8 @@ func (e *Engine) cleanup(ctx context.Context) (context.Context, context.CancelFu
 	return context.WithTimeout(context.WithoutCancel(ctx), e.cfg.CleanupLimit)
 }
 
-// inspect begins whatever is done to a domain. A stopped one may run elsewhere while an unknown process has an image of it open, so that
-// is an ErrImageLocked.
+// inspect begins whatever is done to a domain. A stopped one may run elsewhere while an unknown process has an image of
+// it open, so that is an ErrImageLocked.
 func (e *Engine) inspect(ctx context.Context, dom DomainRef) (DomainStatus, error) {
 	st, err := e.look(ctx, dom)
 	for _, d := range st.Disks {

@@ -52,8 +52,8 @@ var (
 	ErrCheckpointExists = errors.New("checkpoint exists")
 	// ErrUnsupported is returned for a disk, domain or hypervisor that cannot do what was asked.
 	ErrUnsupported = errors.New("unsupported")
-	// ErrUnreadable is returned for a backup of a VM on which no disk can be read: their images are missing or damaged, lie over other files
-	// than the definition of the stopped domain says, or can be read only while the VM runs.
+	// ErrUnreadable is returned for a backup of a VM on which no disk can be read: their images are missing or damaged,
+	// lie over other files than the definition of the stopped domain says, or can be read only while the VM runs.
 	ErrUnreadable = errors.New("disk image cannot be read")
 	// ErrDiskLeftOut is returned for a backup that would lack a disk of the VM although the request wants all of them.
 	ErrDiskLeftOut = errors.New("a disk would be left out")

@@ -50,8 +50,8 @@ type Executor interface {
 	Thaw(ctx context.Context, dom DomainRef) error
 	// Resume lets a paused guest run on.
 	Resume(ctx context.Context, dom DomainRef) error
-	// Definition returns the inactive domain XML, the UEFI variable store and the state of an emulated TPM. The XML is nil for a domain that
-	// is not defined. Secrets, such as a VNC password, are included only when asked for.
+	// Definition returns the inactive domain XML, the UEFI variable store and the state of an emulated TPM. The XML is
+	// nil for a domain that is not defined. Secrets, such as a VNC password, are included only when asked for.
 	Definition(ctx context.Context, dom DomainRef, secrets bool) (Definition, error)
 }
 

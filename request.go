@@ -25,11 +25,13 @@ type BackupRequest struct {
 	// backed up and that no other VM may write, its identity derived from the disk's serial or else from its path, which a move of the
 	// file changes.
 	Volumes []Volume
-	// Exclude names devices to leave out, with a reason on record. A device that the domain doesn't have is an ErrNoVolume.
+	// Exclude names devices to leave out, with a reason on record. A device that the domain doesn't have is an
+	// ErrNoVolume.
 	Exclude []string
-	// RequireAllDisks fails with ErrDiskLeftOut, naming each, rather than leave out a disk that holds the VM's data: one that can't be
-	// read, that other VMs share, or that Volumes doesn't name. By default the others are saved, and the record says what is missing.
-	// Drives without data of the VM's own (cdrom, floppy, read-only, transient, no media) and those in Exclude are left out all the same.
+	// RequireAllDisks fails with ErrDiskLeftOut, naming each, rather than leave out a disk that holds the VM's data:
+	// one that can't be read, that other VMs share, or that Volumes doesn't name. By default the others are saved, and
+	// the record says what is missing. Drives without data of the VM's own (cdrom, floppy, read-only, transient, no
+	// media) and those in Exclude are left out all the same.
 	RequireAllDisks bool
 	Policy          Policy
 	Quiesce         Quiesce
@@ -53,7 +55,8 @@ type JobControl interface {
 type Volume struct {
 	ID     VolumeID // empty: derived, as for a request that names no volumes
 	Device string   // the target, e.g. vda
-	// Root marks the disk the VM boots from, whose file is named root.ID.qcow2. If none is marked, the first is, also where it is left out.
+	// Root marks the disk the VM boots from, whose file is named root.ID.qcow2. If none is marked, the first is, also
+	// where it is left out.
 	Root bool
 }
 

@@ -20,8 +20,8 @@ func (d DiskStatus) whyUntrackable() string {
 		return fmt.Sprintf("%s of %s can't keep bitmaps; while the VM is off make it version 3: qemu-img amend -f qcow2 -o compat=1.1 %s",
 			d.Untrackable, d.Device, image)
 	}
-	return fmt.Sprintf("%s of %s can't keep bitmaps, qcow2 can; while the VM is off convert it, and let the definition name the new image: "+
-		"qemu-img convert -f %s -O qcow2 %s NEW", d.Untrackable, d.Device, d.Untrackable, image)
+	return fmt.Sprintf("%s of %s can't keep bitmaps, qcow2 can; while the VM is off convert it, "+
+		"and let the definition name the new image: qemu-img convert -f %s -O qcow2 %s NEW", d.Untrackable, d.Device, d.Untrackable, image)
 }
 
 // shellWord quotes a path for a command line that is only shown, where it needs that.

@@ -10,7 +10,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// The UEFI variables and the TPM's state go with the definition, and nobody else may read them. They go with the backup, too.
+// The UEFI variables and the TPM's state go with the definition, and nobody else may read them. They go with the
+// backup, too.
 func TestSecretsOfTheFirmware(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.h.Define(kvmbackuptest.Domain{Name: "uefi", NVRAM: []byte("variables"), TPM: []byte("state"), Disks: []kvmbackuptest.Disk{s.newDisk("vda", "uefi")}}))

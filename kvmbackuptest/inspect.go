@@ -85,8 +85,8 @@ func (k *disk) inspect(m *machine) kvmbackup.DiskStatus {
 	return st
 }
 
-// readable fills in why the image of a stopped domain can't be read, if it can't. Who has it open is known for domains of this host; of
-// a domain that libvirt doesn't know it may be any, under another name.
+// readable fills in why the image of a stopped domain can't be read, if it can't. Who has it open is known for domains
+// of this host; of a domain that libvirt doesn't know it may be any, under another name.
 func (k *disk) readable(m *machine, st *kvmbackup.DiskStatus) {
 	if k.remote {
 		st.Unreadable = "it has no local path, so it can be read only while the domain runs"

@@ -32,8 +32,8 @@ func (s *teller) wantErr(err, want error) {
 	}
 }
 
-// A disk that nobody can read now is left out of the backup of the others, and is not called gone. Its next backup is a full of it, as
-// its last one is not the parent's.
+// A disk that nobody can read now is left out of the backup of the others, and is not called gone. Its next backup is a
+// full of it, as its last one is not the parent's.
 func TestUnreadableDisk(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.h.Attach(vm, kvmbackuptest.Disk{Device: "vdc", Format: "raw", SizeBytes: 8 * cluster, Remote: true}))
@@ -148,7 +148,8 @@ func TestNamedAndExcludedDisks(t *testing.T) {
 	})
 }
 
-// An image that a process has open which nobody knows may mean that the VM runs elsewhere. One that another VM has open doesn't.
+// An image that a process has open which nobody knows may mean that the VM runs elsewhere. One that another VM has open
+// doesn't.
 func TestImagesInUse(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.h.Shutdown(vm))

@@ -103,8 +103,8 @@ func (e *Executor) dropCheckpoint(ctx context.Context, m *machine, name kvmbacku
 	return e.dropLiveBitmaps(ctx, m, name)
 }
 
-// dropStoppedBitmaps leaves alone what is on an image that another domain has open: a stopped domain whose disk is shared would
-// wait for that one. It is dropped with other stale ones when the image is free.
+// dropStoppedBitmaps leaves alone what is on an image that another domain has open: a stopped domain whose disk is
+// shared would wait for that one. It is dropped with other stale ones when the image is free.
 func (e *Executor) dropStoppedBitmaps(ctx context.Context, m *machine, name kvmbackup.CheckpointName) error {
 	var errs []error
 	for _, d := range m.images {

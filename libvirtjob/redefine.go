@@ -52,9 +52,10 @@ func Disks(volumes []kvmbackup.RestoredVolume) map[string]DefinitionDisk {
 
 // RewriteDefinition turns the domain XML that was saved with a backup into a definition of a domain on restored disks. It
 // changes what DefinitionOptions names, and drops what belongs to the original's run: backing chains and numbers of its
-// images, the place of its TPM's state (see TPMStateFile), generated security labels, names of its network devices on the host, and sockets and log files that
-// libvirt made up from its name. Everything else is kept, also what this library doesn't know of: paths of other
-// things on the host, such as kernels, shared folders or passed-through devices, are the caller's to look after.
+// images, the place of its TPM's state (see TPMStateFile), generated security labels, names of its network devices on
+// the host, and sockets and log files that libvirt made up from its name. Everything else is kept, also what this
+// library doesn't know of: paths of other things on the host, such as kernels, shared folders or passed-through
+// devices, are the caller's to look after.
 //
 // Secrets are only in it if the backup was told to save them. It is pure: no file is looked at.
 //

@@ -22,10 +22,11 @@ const maxTPMBytes = 16 << 20
 // SystemTPMDir is where libvirt's system daemon keeps the states of emulated TPMs.
 const SystemTPMDir = "/var/lib/libvirt/swtpm"
 
-// TPMStateFile returns where libvirt keeps the state of the emulated TPM of the domain with that definition. A saved state belongs there, with
-// the owner that swtpm runs as, before the domain's first start: otherwise libvirt makes a new TPM. dir is SystemTPMDir, or what stands
-// for it: lib/swtpm in the root of an embedded driver, libvirt/qemu/swtpm in the configuration folder of a user's own daemon.
-// kvmbackup.ErrUnsupported, with the reason, for a domain without an emulated TPM, or with one whose state is elsewhere.
+// TPMStateFile returns where libvirt keeps the state of the emulated TPM of the domain with that definition. A saved
+// state belongs there, with the owner that swtpm runs as, before the domain's first start: otherwise libvirt makes a
+// new TPM. dir is SystemTPMDir, or what stands for it: lib/swtpm in the root of an embedded driver, libvirt/qemu/swtpm
+// in the configuration folder of a user's own daemon. kvmbackup.ErrUnsupported, with the reason, for a domain without
+// an emulated TPM, or with one whose state is elsewhere.
 func TPMStateFile(xml []byte, dir string) (string, error) {
 	var def libvirtxml.Domain
 	if err := def.Unmarshal(string(xml)); err != nil {
@@ -35,7 +36,8 @@ func TPMStateFile(xml []byte, dir string) (string, error) {
 	return path, err
 }
 
-// tpmStateFile also says whether swtpm writes it in place, so that it can't be copied while the domain runs. Otherwise it renames a whole new one.
+// tpmStateFile also says whether swtpm writes it in place, so that it can't be copied while the domain runs. Otherwise
+// it renames a whole new one.
 func tpmStateFile(def libvirtxml.Domain, dir string) (path string, inPlace bool, err error) {
 	tpm := tpmOf(def)
 	if tpm == nil || tpm.Backend == nil || tpm.Backend.Emulator == nil {

@@ -17,7 +17,8 @@ import (
 
 const emulatedTPM = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
 
-// The state of an emulated TPM is saved of the running and of the stopped guest. Put back under its definition it is the guest's again.
+// The state of an emulated TPM is saved of the running and of the stopped guest. Put back under its definition it is
+// the guest's again.
 func TestTPM(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("swtpm_setup"); err != nil {

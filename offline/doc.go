@@ -10,6 +10,6 @@
 //
 // # Formats
 //
-// The format of an image comes from the domain's definition and that of a backing file from the image above it, or else from
-// the definition; neither is ever guessed, because a guest can write any header into a raw disk.
+// The format of an image comes from the domain's definition and that of a backing file from the image above it, or else
+// from the definition; neither is ever guessed, because a guest can write any header into a raw disk.
 package offline

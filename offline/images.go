@@ -58,7 +58,8 @@ func (d Disk) describe() string {
 	return d.Path
 }
 
-// formatBelow is the format that the definition gives the i-th file below the image, if it is that one; empty: it gives none.
+// formatBelow is the format that the definition gives the i-th file below the image, if it is that one; empty: it gives
+// none.
 func (d Disk) formatBelow(i int, path string) qcow2.Format {
 	if i >= len(d.Below) || i >= len(d.BelowFormats) || !SameFile(d.Below[i], path) {
 		return ""

@@ -10,9 +10,10 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// Inspect describes the disks in their order. Bitmaps of which a part is on a lower layer, or which don't record, are reported as inconsistent.
-// One image that can't be read doesn't hide the others: its disk is reported as unreadable, and as in use where another process has it open for
-// writing: then the domain is not stopped, or somebody works on it. kvmbackup.ErrInvalid for a disk without a format.
+// Inspect describes the disks in their order. Bitmaps of which a part is on a lower layer, or which don't record, are
+// reported as inconsistent. One image that can't be read doesn't hide the others: its disk is reported as unreadable,
+// and as in use where another process has it open for writing: then the domain is not stopped, or somebody works on it.
+// kvmbackup.ErrInvalid for a disk without a format.
 func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskStatus, error) {
 	var out []kvmbackup.DiskStatus
 	for _, d := range disks {

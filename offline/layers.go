@@ -52,8 +52,8 @@ func (im *Images) layers(ctx context.Context, d Disk) ([]layer, error) {
 	}
 }
 
-// below resolves the backing file of a chain's lowest image as QEMU does. A format that the image doesn't say is taken from the
-// definition, with which libvirt starts; where neither says it, nobody may guess.
+// below resolves the backing file of a chain's lowest image as QEMU does. A format that the image doesn't say is taken
+// from the definition, with which libvirt starts; where neither says it, nobody may guess.
 func below(d Disk, chain []layer) (path string, format qcow2.Format, err error) {
 	image := chain[len(chain)-1]
 	if path, err = backingPath(image.path, image.info); err != nil {

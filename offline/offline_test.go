@@ -393,8 +393,8 @@ func TestFormatsAreNotGuessed(t *testing.T) {
 	}
 }
 
-// A backing file of which the image doesn't say the format has the one that libvirt starts with, and what the two say differently is refused. A
-// guest's own header in a raw backing file counts for nothing.
+// A backing file of which the image doesn't say the format has the one that libvirt starts with, and what the two say
+// differently is refused. A guest's own header in a raw backing file counts for nothing.
 func TestBackingFormatFromDefinition(t *testing.T) {
 	b := newBench(t)
 	base := b.create("base.raw", "raw")

@@ -8,7 +8,8 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// TestDisks: an operator chooses disks; what is left out is in the plan, in the record and in what show says, and is full when it is back.
+// TestDisks: an operator chooses disks; what is left out is in the plan, in the record and in what show says, and is
+// full when it is back.
 func TestDisks(t *testing.T) {
 	l := newLab(t)
 	if r := l.run("init"); r.code != exitDone {

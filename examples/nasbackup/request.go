@@ -42,7 +42,8 @@ func (p *policyFlags) add(cmd *cobra.Command) {
 	f.BoolVar(&p.policy.OfflineIncremental, "offline-incremental", false, "allow incrementals of a VM that is off; otherwise they are full")
 	f.StringArrayVar(&p.disks, "disk", nil, "back up only this `DEVICE`, e.g. vda; may be repeated (default all that can be backed up)")
 	f.StringArrayVar(&p.exclude, "exclude-disk", nil, "leave this `DEVICE` out; may be repeated")
-	f.BoolVar(&p.allDisks, "require-all-disks", false, "fail rather than leave out a disk with the VM's data that can't be read or is shared; excluded ones may be missing")
+	f.BoolVar(&p.allDisks, "require-all-disks", false,
+		"fail rather than leave out a disk with the VM's data that can't be read or is shared; excluded ones may be missing")
 	cmd.MarkFlagsMutuallyExclusive("disk", "exclude-disk")
 	cmd.MarkFlagsMutuallyExclusive("disk", "require-all-disks")
 }

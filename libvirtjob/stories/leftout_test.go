@@ -33,7 +33,8 @@ func remoteDisk(t *testing.T, device string) disk {
 		SourceXML: "<source protocol='nbd' name='x'><host transport='unix' socket='" + socket + "'/></source>"}
 }
 
-// without takes the backup that has just these volumes, after a plan that says the same, and that says of each device why it is left out.
+// without takes the backup that has just these volumes, after a plan that says the same, and that says of each device
+// why it is left out.
 func (s *story) without(req kvmbackup.BackupRequest, devices []string, left map[string]kvmbackup.ReasonCode) kvmbackup.Backup {
 	s.Helper()
 	p, err := s.engine.Plan(s.ctx, req)
@@ -82,7 +83,8 @@ func (s *story) requireAll(req kvmbackup.BackupRequest, want ...error) {
 	s.Log(err)
 }
 
-// A disk on a network server is backed up while the VM runs. While it is off nobody reaches it, and the others are saved.
+// A disk on a network server is backed up while the VM runs. While it is off nobody reaches it, and the others are
+// saved.
 func TestNetworkDiskOfAStoppedVM(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib}, remoteDisk(t, "vdb")}})
