@@ -17,7 +17,7 @@ import (
 func (s *story) refusesInPlace(what string, want error) {
 	s.Helper()
 	s.Log(what)
-	s.refusesRestore(s.overIt(s.taken[0]), want)
+	s.refusesRestore(s.overIt(s.taken[0].Backup), want)
 }
 
 // A guest that libvirt calls crashed, or suspended, has a QEMU all the same, which goes on with its disks: no restore goes over them, and a
