@@ -53,11 +53,14 @@ type Diagnosis struct {
 	Record   VMRecord
 	Domain   *DomainStatus // nil when the hypervisor doesn't know it
 	Findings []Finding
+
+	Complete bool // all four truths were looked at
 }
 
-// Healthy says whether there is nothing to repair. What is foreign doesn't count.
+// Healthy says whether everything was looked at and there is nothing to repair. What is foreign doesn't count. It is false beside an
+// error.
 func (d Diagnosis) Healthy() bool {
-	return !slices.ContainsFunc(d.Findings, func(f Finding) bool { return !f.foreign })
+	return d.Complete && !slices.ContainsFunc(d.Findings, func(f Finding) bool { return !f.foreign })
 }
 
 // Inspect compares the four truths about a VM: store, libvirt's checkpoints, bitmaps in QEMU or in the image files, and files in the repository. It
@@ -151,6 +154,7 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 	d.addFolders(entries, records)
 	o.step("look for files")
 	err = o.addFiles(ctx, &d, records)
+	d.Complete = err == nil
 	return d, err
 }
 
