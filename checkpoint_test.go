@@ -98,6 +98,10 @@ func (s *still) Inspect(context.Context, kvmbackup.DomainRef) (kvmbackup.DomainS
 	return s.status, nil
 }
 
+func (*still) HeldBytes(context.Context, kvmbackup.DomainRef, []string) (map[string]int64, error) {
+	return nil, nil
+}
+
 func (*still) DirtyBytes(context.Context, kvmbackup.DomainRef, kvmbackup.CheckpointName) (map[string]int64, error) {
 	return nil, nil
 }

@@ -33,6 +33,11 @@ type Executor interface {
 	// from it would copy. Devices without a usable one are left out.
 	DirtyBytes(ctx context.Context, dom DomainRef, name CheckpointName) (map[string]int64, error)
 
+	// HeldBytes returns per device what the disk holds for its guest, in clusters of 64 KiB: what a full of it copies. Unlike
+	// DiskStatus.AllocatedBytes it counts compressed clusters by what is in them. It may read all tables of the images, which takes
+	// a while. Devices that can't be measured are left out.
+	HeldBytes(ctx context.Context, dom DomainRef, devices []string) (map[string]int64, error)
+
 	// PrepareJob creates the job's targets, fresh qcow2 files, and returns the job, which is not yet begun.
 	// The caller must Close it. ErrTargetAccess, ErrNoSpace.
 	PrepareJob(ctx context.Context, dom DomainRef, spec JobSpec) (Job, error)
@@ -143,7 +148,7 @@ type DiskStatus struct {
 	// StackedOn is the file that the definition of a stopped domain names below Source, as it does after an external snapshot:
 	// libvirt starts with it there, whatever Source then says of itself.
 	StackedOn string
-	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
+	// AllocatedBytes is what the image and those below it take on the host. A full may copy more: see Executor.HeldBytes.
 	AllocatedBytes int64
 	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media; empty: it is
 	Unreadable     string   // why its image can't be read, e.g. a missing file of a stopped domain; empty: it can

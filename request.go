@@ -27,6 +27,9 @@ type BackupRequest struct {
 	Quiesce Quiesce
 	// BandwidthBytes limits the job to so many bytes per second over all volumes. 0: no limit.
 	BandwidthBytes int64
+	// IgnoreSpace begins also where the repository seems to have too little room: where it compresses, or where it can't be told
+	// what a disk holds. What then runs out in mid-job is an ErrNoSpace, and nothing is left of it.
+	IgnoreSpace bool
 	// Secrets saves the domain XML with its secrets, such as a VNC password.
 	Secrets bool
 	// Digests computes a digest over the guest-visible bytes of every volume after the job, for later verification.

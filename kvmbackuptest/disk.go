@@ -18,7 +18,9 @@ type Disk struct {
 	Format    string // qcow2 or raw. Defaults to qcow2
 	Version   int    // of qcow2: 3, or 2, which can't have bitmaps. Defaults to 3
 	SizeBytes int64  // a multiple of 512
-	Serial    string
+	// Compressed says that what the image holds takes a sixty-fourth of it on the host.
+	Compressed bool
+	Serial     string
 	// Medium is cdrom or floppy for drives that are never backed up. Defaults to a disk.
 	Medium string
 	// ReadOnly and Transient disks are never backed up; one with NoMedia is an empty drive.
@@ -29,6 +31,7 @@ type Disk struct {
 type storedImage struct {
 	path, format string
 	version      int
+	compressed   bool
 	layers       []*layer // the newest first
 	user         any      // the domain or offline job that has it open
 	seen         os.FileInfo
