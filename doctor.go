@@ -139,17 +139,19 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 	d.addRecords(records)
 	o.step("inspect domain")
 	st, err := o.e.inspect(ctx, req.ref())
-	switch {
-	case err == nil:
+	if err == nil {
 		d.Domain = &st
-		d.addDomain(o.e.cfg.Prefix, st, records, req)
-	case !errors.Is(err, ErrNoDomain):
+	} else if !errors.Is(err, ErrNoDomain) {
 		return d, err
 	}
 	o.step("list folders")
 	entries, err := o.e.cfg.Repository.List(ctx, string(req.VM))
 	if err != nil {
 		return d, err
+	}
+	if d.Domain != nil {
+		owned := Ownership{Prefix: o.e.cfg.Prefix, VM: req.VM, Known: checkpointsOf(records), Others: othersOf(entries, records)}
+		d.addDomain(owned, st, records, req)
 	}
 	d.addFolders(entries, records)
 	o.step("look for files")
@@ -192,22 +194,29 @@ func (d *Diagnosis) addRecords(records []Backup) {
 	}
 }
 
-func (d *Diagnosis) addDomain(prefix string, st DomainStatus, records []Backup, req BackupRequest) {
+func (d *Diagnosis) addDomain(owned Ownership, st DomainStatus, records []Backup, req BackupRequest) {
 	keep := []CheckpointName{d.Record.ActiveCheckpoint}
 	for _, b := range records {
 		if b.Status == StatusRunning {
 			keep = append(keep, b.Checkpoint)
 		}
 	}
-	for _, n := range StaleCheckpoints(prefix, d.VM, st, keep...) {
+	owned.Known = append(owned.Known, keep...)
+	for _, n := range StaleCheckpoints(owned, st, keep...) {
 		d.add(Finding{Code: FindingStaleCheckpoint, Name: n, Detail: fmt.Sprintf("checkpoint or bitmap %s no longer counts", n),
 			Effect: "none; it costs memory and writes", Repair: "drop it"})
 	}
 	for _, n := range namesOn(st) {
-		if !Owns(prefix, n) || !slices.Contains(keep, CheckpointName(n)) && inherited(d.VM, st, n) {
-			d.add(Finding{Code: FindingForeignCheckpoint, Name: CheckpointName(n), Detail: fmt.Sprintf("checkpoint or bitmap %s is another consumer's, or another VM's", n),
-				Effect: "none", foreign: true})
+		name := CheckpointName(n)
+		if owned.owns(name) && (slices.Contains(keep, name) || !inherited(d.VM, st, n)) {
+			continue
 		}
+		detail := fmt.Sprintf("checkpoint or bitmap %s is another consumer's, or another VM's", n)
+		if Owns(owned.Prefix, n) && owned.others(name) {
+			detail = fmt.Sprintf("checkpoint or bitmap %s belongs to a backup that is in this repository and not in this store: "+
+				"give each store a prefix of its own, or import the backup", n)
+		}
+		d.add(Finding{Code: FindingForeignCheckpoint, Name: name, Detail: detail, Effect: "none", foreign: true})
 	}
 	for _, k := range st.Disks {
 		if k.Unreadable != "" {

@@ -17,6 +17,7 @@ import (
 type Engine struct {
 	cfg     Config
 	deleter *Deleter
+	asides  []string // prefixes of what waits beside a restore's targets: the engine's, and that of earlier versions
 }
 
 // Config is what an Engine is made of. It is copied.
@@ -28,8 +29,9 @@ type Config struct {
 
 	// Decider decides full or incremental. Defaults to Decider{}.
 	Decider ChainDecider
-	// Prefix begins the names of this consumer's checkpoints and bitmaps; what begins otherwise is never touched. Several
-	// consumers of one VM need different prefixes. Letters, digits and '-'. Defaults to "kvmbackup".
+	// Prefix begins the names of this consumer's checkpoints and bitmaps; what begins otherwise, and is not in its records, is never
+	// touched. Several consumers of one VM need different prefixes. Letters, digits and '-'. Defaults to RepositoryPrefix, so that
+	// only stores that share a repository have to choose; it may be changed at any time, as records know the old names.
 	Prefix string
 	// Holder names this process in leases. Defaults to Host, process ID and a random part.
 	Holder string
@@ -70,8 +72,10 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Store == nil || cfg.Repository == nil {
 		return nil, fmt.Errorf("%w config: Store and Repository are required", ErrInvalid)
 	}
+	asides := []string{cfg.Prefix}
 	if cfg.Prefix == "" {
-		cfg.Prefix = DefaultPrefix
+		cfg.Prefix = RepositoryPrefix(cfg.Repository.ID())
+		asides = []string{cfg.Prefix, DefaultPrefix}
 	}
 	if err := validPrefix(cfg.Prefix); err != nil {
 		return nil, err
@@ -103,7 +107,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.LeaseTTL < 0 || cfg.FreezeLimit < 0 || cfg.CleanupLimit < 0 {
 		return nil, fmt.Errorf("%w config: LeaseTTL, FreezeLimit and CleanupLimit can't be negative", ErrInvalid)
 	}
-	e := &Engine{cfg: cfg}
+	e := &Engine{cfg: cfg, asides: asides}
 	e.deleter = &Deleter{Store: cfg.Store, Repository: cfg.Repository}
 	return e, nil
 }

@@ -94,7 +94,16 @@ func deviceSize(path string) (size int64, err error) {
 // has, so that restores of other VMs to the same path neither write over these files nor take them for their own.
 type owner string
 
-func (e *Engine) owner(vm VMID) owner { return owner(e.cfg.Prefix + "-" + tagOf(vm)) }
+func (e *Engine) owner(vm VMID) owner { return e.owners(vm)[0] }
+
+// owners are the names that restores of the VM may have left, the first being that of new ones.
+func (e *Engine) owners(vm VMID) []owner {
+	var names []owner
+	for _, prefix := range e.asides {
+		names = append(names, owner(prefix+"-"+tagOf(vm)))
+	}
+	return names
+}
 
 // aside is where a file is written before it takes its name.
 func (w owner) aside(path string) string { return beside(path, "."+string(w)+"-new") }
