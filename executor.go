@@ -73,7 +73,8 @@ type Job interface {
 	// Abort ends the job and waits until it is gone; one that has ended already is no error. ErrJobStuck when
 	// ctx ends first. It doesn't drop the checkpoint.
 	Abort(ctx context.Context) error
-	// SetBandwidth limits the job to so many bytes per second over all volumes; 0 lifts the limit.
+	// SetBandwidth limits what the job writes to so many bytes per second over all volumes; 0 lifts the limit. Holes don't count, at
+	// least from 1 MiB per second and volume on.
 	SetBandwidth(ctx context.Context, bytesPerSecond int64) error
 	// Close releases the handle. It neither aborts a job of a running domain nor removes files.
 	Close() error
