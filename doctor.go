@@ -150,7 +150,7 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 		return d, err
 	}
 	if d.Domain != nil {
-		owned := Ownership{Prefix: o.e.cfg.Prefix, VM: req.VM, Known: checkpointsOf(records), Others: othersOf(entries, records)}
+		owned := Ownership{Prefix: o.e.prefix(), VM: req.VM, Known: checkpointsOf(records), Others: othersOf(entries, records)}
 		d.addDomain(owned, st, records, req)
 	}
 	d.addFolders(entries, records)

@@ -17,7 +17,6 @@ import (
 type Engine struct {
 	cfg     Config
 	deleter *Deleter
-	asides  []string // prefixes of what waits beside a restore's targets: the engine's, and that of earlier versions
 }
 
 // Config is what an Engine is made of. It is copied.
@@ -72,13 +71,10 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Store == nil || cfg.Repository == nil {
 		return nil, fmt.Errorf("%w config: Store and Repository are required", ErrInvalid)
 	}
-	asides := []string{cfg.Prefix}
-	if cfg.Prefix == "" {
-		cfg.Prefix = RepositoryPrefix(cfg.Repository.ID())
-		asides = []string{cfg.Prefix, DefaultPrefix}
-	}
-	if err := validPrefix(cfg.Prefix); err != nil {
-		return nil, err
+	if cfg.Prefix != "" {
+		if err := validPrefix(cfg.Prefix); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.Decider == nil {
 		cfg.Decider = Decider{}
@@ -107,7 +103,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.LeaseTTL < 0 || cfg.FreezeLimit < 0 || cfg.CleanupLimit < 0 {
 		return nil, fmt.Errorf("%w config: LeaseTTL, FreezeLimit and CleanupLimit can't be negative", ErrInvalid)
 	}
-	e := &Engine{cfg: cfg, asides: asides}
+	e := &Engine{cfg: cfg}
 	e.deleter = &Deleter{Store: cfg.Store, Repository: cfg.Repository}
 	return e, nil
 }
@@ -116,6 +112,14 @@ func orDefault(d *time.Duration, v time.Duration) {
 	if *d == 0 {
 		*d = v
 	}
+}
+
+// prefix begins the names of the engine's checkpoints and bitmaps.
+func (e *Engine) prefix() string {
+	if e.cfg.Prefix == "" {
+		return RepositoryPrefix(e.cfg.Repository.ID())
+	}
+	return e.cfg.Prefix
 }
 
 func (e *Engine) now() time.Time { return e.cfg.Now().UTC() }

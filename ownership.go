@@ -24,7 +24,7 @@ func (e *Engine) stale(ctx context.Context, o *op, st DomainStatus, was Checkpoi
 	}
 	sure.Known = append(sure.Known, checkpointsOf(records)...)
 	owned := sure
-	owned.Prefix = e.cfg.Prefix
+	owned.Prefix = e.prefix()
 	if len(StaleCheckpoints(owned, st, keep...)) == len(StaleCheckpoints(sure, st, keep...)) {
 		return StaleCheckpoints(sure, st, keep...), nil // the records know them all
 	}

@@ -107,11 +107,11 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	if v.record, err = o.e.cfg.Store.VM(ctx, req.VM); err != nil {
 		return v, err
 	}
-	v.stamp = nextStamp(o.e.now(), v.record, o.e.cfg.Prefix, v.status)
+	v.stamp = nextStamp(o.e.now(), v.record, o.e.prefix(), v.status)
 	v.input = DecideInput{
 		VM: req.VM, Policy: req.Policy, State: v.status.State, ActiveCheckpoint: v.record.ActiveCheckpoint,
 		Repository: o.e.cfg.Repository.ID(), NewChain: NewChainID(),
-		NewCheckpoint: NewCheckpointName(o.e.cfg.Prefix, v.stamp, req.VM),
+		NewCheckpoint: NewCheckpointName(o.e.prefix(), v.stamp, req.VM),
 	}
 	for _, c := range v.volumes {
 		v.input.Volumes = append(v.input.Volumes, VolumeFacts{

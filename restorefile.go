@@ -94,15 +94,15 @@ func deviceSize(path string) (size int64, err error) {
 // has, so that restores of other VMs to the same path neither write over these files nor take them for their own.
 type owner string
 
-func (e *Engine) owner(vm VMID) owner { return e.owners(vm)[0] }
+func (e *Engine) owner(vm VMID) owner { return owner(e.prefix() + "-" + tagOf(vm)) }
 
-// owners are the names that restores of the VM may have left, the first being that of new ones.
+// owners are those whose restores of the VM may have left something: the engine and, where it has the default prefix, an earlier version.
 func (e *Engine) owners(vm VMID) []owner {
-	var names []owner
-	for _, prefix := range e.asides {
-		names = append(names, owner(prefix+"-"+tagOf(vm)))
+	all := []owner{e.owner(vm)}
+	if e.cfg.Prefix == "" {
+		all = append(all, owner(DefaultPrefix+"-"+tagOf(vm)))
 	}
-	return names
+	return all
 }
 
 // aside is where a file is written before it takes its name.
