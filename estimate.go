@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// measureLimit bounds how long the executor may measure what disks hold. It reads all tables of their images, 128 MiB for each TiB.
+// measureLimit bounds how long the executor may measure what disks hold. It reads all tables of their images, 128 MiB
+// for each TiB.
 const measureLimit = 5 * time.Minute
 
 // estimate is what the job of a decision is expected to write.
@@ -17,9 +18,10 @@ type estimate struct {
 	unmeasured []string
 }
 
-// estimate adds up the sizes of the files that the job will write. As no volume writes more than its own size, and measuring what disks
-// hold takes a while, nothing is measured when enough bytes are there for the largest case; enough is 0 to have it measured all the same.
-// What can't be measured counts as if it were full: a refusal has a way out, a job that runs out of space is lost work.
+// estimate adds up the sizes of the files that the job will write. As no volume writes more than its own size, and
+// measuring what disks hold takes a while, nothing is measured when enough bytes are there for the largest case; enough
+// is 0 to have it measured all the same. What can't be measured counts as if it were full: a refusal has a way out, a
+// job that runs out of space is lost work.
 func (o *op) estimate(ctx context.Context, v view, d Decision, enough int64) (e estimate, err error) {
 	if d.Base != "" {
 		e.dirty, err = ask(ctx, o.e, func(ctx context.Context) (map[string]int64, error) {

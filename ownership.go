@@ -7,10 +7,13 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// stale returns what is on the domain, is this consumer's and is not to be kept. was is the checkpoint that was the active one: nothing has
-// to be read to know that it is this consumer's. For any other name of the library's form, which a crash or another consumer has left, the
-// records are asked and, where they don't know it, the VM's folders. After an error it returns what is certain.
-func (e *Engine) stale(ctx context.Context, o *op, st DomainStatus, was CheckpointName, keep []CheckpointName) ([]CheckpointName, error) {
+// stale returns what is on the domain, is this consumer's and is not to be kept. was is the checkpoint that was the
+// active one: nothing has to be read to know that it is this consumer's. For any other name of the library's form,
+// which a crash or another consumer has left, the records are asked and, where they don't know it, the VM's folders.
+// After an error it returns what is certain.
+func (e *Engine) stale(
+	ctx context.Context, o *op, st DomainStatus, was CheckpointName, keep []CheckpointName,
+) ([]CheckpointName, error) {
 	sure := Ownership{Prefix: "", VM: o.vm, Known: []CheckpointName{was}}
 	if !slices.ContainsFunc(namesOn(st), func(n string) bool {
 		_, _, ours := splitName(n)
@@ -35,7 +38,8 @@ func (e *Engine) stale(ctx context.Context, o *op, st DomainStatus, was Checkpoi
 	owned.Others = othersOf(entries, records)
 	for _, n := range namesOn(st) {
 		if Owns(owned.Prefix, n) && !owned.owns(CheckpointName(n)) && !slices.Contains(keep, CheckpointName(n)) {
-			o.warn("left a checkpoint alone whose backup is in this repository and not in this store; give each store a prefix of its own, or import the backup",
+			o.warn("left a checkpoint alone whose backup is in this repository and not in this store; "+
+				"give each store a prefix of its own, or import the backup",
 				"checkpoint", n)
 		}
 	}
@@ -57,7 +61,8 @@ func othersOf(entries []repository.Entry, records []Backup) []string {
 	known := byID(records)
 	var paths []string
 	for _, e := range entries {
-		if _, ok := known[BackupID(e.ID)]; !ok && (e.Kind == repository.FolderPublished || e.Kind == repository.FolderPartial) {
+		_, ok := known[BackupID(e.ID)]
+		if !ok && (e.Kind == repository.FolderPublished || e.Kind == repository.FolderPartial) {
 			paths = append(paths, e.Path)
 		}
 	}

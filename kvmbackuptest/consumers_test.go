@@ -15,7 +15,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// beside is another consumer of the story's VM with a store of its own, and a repository of its own unless it shares the first one's.
+// beside is another consumer of the story's VM with a store of its own, and a repository of its own unless it shares
+// the first one's.
 func (s *teller) beside(prefix string, shared bool) *teller {
 	s.t.Helper()
 	second := *s.lab
@@ -55,7 +56,8 @@ func TestTwoConsumers(t *testing.T) {
 	}
 }
 
-// Two stores on one repository, without prefixes of their own: each leaves alone what the other's backups need, and says so.
+// Two stores on one repository, without prefixes of their own: each leaves alone what the other's backups need, and
+// says so.
 func TestTwoStoresOnOneRepository(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		o := s.beside("", true)
@@ -82,7 +84,8 @@ func TestTwoStoresOnOneRepository(t *testing.T) {
 	})
 }
 
-// A store that is lost knows nothing of the checkpoint. It stays as long as it may be another store's, and goes when the backups are imported.
+// A store that is lost knows nothing of the checkpoint. It stays as long as it may be another store's, and goes when
+// the backups are imported.
 func TestCheckpointOfALostStore(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.four()
@@ -105,8 +108,8 @@ func TestCheckpointOfALostStore(t *testing.T) {
 	})
 }
 
-// A consumer that changes its prefix goes on incrementally, and what it has left under the old one goes: here at once, and also when a
-// crash comes before that.
+// A consumer that changes its prefix goes on incrementally, and what it has left under the old one goes: here at once,
+// and also when a crash comes before that.
 func TestPrefixThatChanges(t *testing.T) {
 	for _, before := range []string{kvmbackup.DefaultPrefix, "nas-1"} {
 		for _, p := range []plan{{}, {op: "DropCheckpoint", mode: killBefore}} {

@@ -11,8 +11,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// HeldBytes implements kvmbackup.Executor. QEMU has no question for it, so the image's tables are read from the files, below a running
-// guest too. They may be behind by what its QEMU keeps in memory, but not by more than what the top layer has grown by.
+// HeldBytes implements kvmbackup.Executor. QEMU has no question for it, so the image's tables are read from the files,
+// below a running guest too. They may be behind by what its QEMU keeps in memory, but not by more than what the top
+// layer has grown by.
 func (e *Executor) HeldBytes(ctx context.Context, ref kvmbackup.DomainRef, devices []string) (map[string]int64, error) {
 	m, err := e.open(ctx, ref)
 	if err != nil {
@@ -36,7 +37,8 @@ func (e *Executor) HeldBytes(ctx context.Context, ref kvmbackup.DomainRef, devic
 			return nil, context.Cause(ctx)
 		}
 		if err != nil {
-			logctx.Logger(ctx, e.log).Debug("can't measure what a disk holds", "domain", ref.Name, "device", d.device, "error", err)
+			logctx.Logger(ctx, e.log).Debug("can't measure what a disk holds",
+				"domain", ref.Name, "device", d.device, "error", err)
 			continue
 		}
 		sizes[d.device] = held
@@ -44,8 +46,8 @@ func (e *Executor) HeldBytes(ctx context.Context, ref kvmbackup.DomainRef, devic
 	return sizes, nil
 }
 
-// held measures exactly the layers that QEMU has open: no link of a header is followed. An encrypted image can't be opened without its
-// secret, and can't be compressed, so that what it takes on the host tells what it holds.
+// held measures exactly the layers that QEMU has open: no link of a header is followed. An encrypted image can't be
+// opened without its secret, and can't be compressed, so that what it takes on the host tells what it holds.
 func (e *Executor) held(ctx context.Context, chain []node) (int64, error) {
 	if len(chain) == 0 {
 		return 0, fmt.Errorf("%w: QEMU has no block node of the name that libvirt gives it", kvmbackup.ErrUnsupported)
@@ -84,7 +86,8 @@ func (n node) layer() (qcow2.Layer, error) {
 	}
 	if !filepath.IsAbs(n.File) || !slices.Contains([]string{"qcow2", "raw", "file", "host_device"}, n.Drv) ||
 		!slices.Contains([]string{"file", "host_device"}, n.storage) {
-		return qcow2.Layer{}, fmt.Errorf("%w: node %s (%s on %s, %q) is no local image", kvmbackup.ErrUnsupported, n.Name, n.Drv, n.storage, n.File)
+		return qcow2.Layer{}, fmt.Errorf("%w: node %s (%s on %s, %q) is no local image",
+			kvmbackup.ErrUnsupported, n.Name, n.Drv, n.storage, n.File)
 	}
 	return qcow2.Layer{Path: n.File, Format: format}, nil
 }

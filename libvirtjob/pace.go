@@ -20,8 +20,8 @@ type pacing struct {
 	pacers  map[kvmbackup.VolumeID]*qcow2.Pacer
 }
 
-// pace gives each volume's part of the job the speed at which it writes no more than its share of the limit. What can't be done, e.g.
-// because QEMU doesn't answer at once, leaves QEMU's own limit in force.
+// pace gives each volume's part of the job the speed at which it writes no more than its share of the limit. What can't
+// be done, e.g. because QEMU doesn't answer at once, leaves QEMU's own limit in force.
 func (w *watch) pace(ctx context.Context) {
 	if !w.job.pacing.TryLock() {
 		return // somebody sets another limit
@@ -37,7 +37,8 @@ func (w *watch) pace(ctx context.Context) {
 	defer cancel()
 	w.pacing.at = time.Now()
 	if err := w.paceVolumes(ctx, limit/int64(w.copying)); err != nil {
-		logctx.Logger(ctx, w.job.exec.log).Debug("holes count against the bandwidth limit for now", "domain", w.job.dom.name, "error", err)
+		logctx.Logger(ctx, w.job.exec.log).Debug("holes count against the bandwidth limit for now",
+			"domain", w.job.dom.name, "error", err)
 	}
 }
 

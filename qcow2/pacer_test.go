@@ -7,8 +7,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// copying plays a job over a disk in steps of 100 ms: it goes at the pacer's speed, at most at 1 GiB/s through data and 100 GiB/s
-// through holes, and data says which bytes are no holes.
+// copying plays a job over a disk in steps of 100 ms: it goes at the pacer's speed, at most at 1 GiB/s through data and
+// 100 GiB/s through holes, and data says which bytes are no holes.
 func copying(t *testing.T, size, limit int64, data func(at int64) bool) (took time.Duration, written int64) {
 	t.Helper()
 	const step, unit = 100 * time.Millisecond, 1 << 19

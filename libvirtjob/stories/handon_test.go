@@ -28,7 +28,8 @@ func TestDeleteAfterForget(t *testing.T) {
 	}
 }
 
-// virsh undefine --checkpoints-metadata needs nobody's help and leaves the bitmap in the image: defined again, the VM goes on incrementally.
+// virsh undefine --checkpoints-metadata needs nobody's help and leaves the bitmap in the image: defined again, the VM
+// goes on incrementally.
 func TestUndefineCheckpointsMetadata(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
@@ -76,7 +77,8 @@ func TestRename(t *testing.T) {
 	}
 }
 
-// A copy of an image with its bitmaps: the clone's first backup is full and takes what the original has left there away; the original goes on.
+// A copy of an image with its bitmaps: the clone's first backup is full and takes what the original has left there
+// away; the original goes on.
 func TestCloneOfAStoppedVM(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
