@@ -73,6 +73,7 @@ func (e *Engine) checkVM(ctx context.Context, vm VMID) error {
 type Images interface {
 	// Header reads what a qcow2 file says of itself: sizes and links. No tool is run and no other file is opened.
 	Header(ctx context.Context, path string) (qcow2.Header, error)
+	// Check reads a file's tables. A restore estimates the room that it needs by the clusters that it counts.
 	Check(ctx context.Context, path string, o qcow2.CheckOptions) (qcow2.CheckResult, error)
 	Create(ctx context.Context, path string, o qcow2.CreateOptions) error
 	Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptions) error

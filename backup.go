@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -172,13 +173,19 @@ func (r *run) preflight(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	need, dirty, err := r.estimate(ctx, r.view, r.decision)
+	enough := max(space.FreeBytes-r.e.cfg.ReserveBytes, 0)
+	if r.req.IgnoreSpace {
+		enough = math.MaxInt64
+	}
+	need, err := r.estimate(ctx, r.view, r.decision, enough)
 	if err != nil {
 		return err
 	}
-	r.dirty = dirty
-	if space.FreeBytes < need+r.e.cfg.ReserveBytes {
-		return &SpaceError{NeedBytes: need, ReserveBytes: r.e.cfg.ReserveBytes, FreeBytes: space.FreeBytes, Where: "the repository"}
+	r.dirty = need.dirty
+	if need.bytes > enough {
+		return &SpaceError{
+			NeedBytes: need.bytes, ReserveBytes: r.e.cfg.ReserveBytes, FreeBytes: space.FreeBytes, Where: "the repository", Unmeasured: need.unmeasured,
+		}
 	}
 	return nil
 }

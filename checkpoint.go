@@ -12,8 +12,13 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// DefaultPrefix begins the names of checkpoints and bitmaps unless the configuration says otherwise.
+// DefaultPrefix begins the prefix of an engine whose configuration has none; see RepositoryPrefix. It was the whole of it before: what
+// such an engine has left is known to be its own by its records.
 const DefaultPrefix = "kvmbackup"
+
+// RepositoryPrefix is the prefix of an engine whose configuration has none, e.g. kvmbackup-5d41402a: DefaultPrefix and 32 bits of the
+// SHA-256 of its repository's ID. So backups of one VM to several repositories don't take each other's checkpoints for leftovers.
+func RepositoryPrefix(id string) string { return DefaultPrefix + "-" + tagOf(VMID(id)) }
 
 // NewCheckpointName returns PREFIX-STAMP-TAG, e.g. kvmbackup-2026.11.23.07.04.50-1c5b3a02. libvirt allows letters, digits and "_-." in
 // checkpoint names. The stamp orders them. The tag is the VM's: a disk may stand on a template that was once another VM with backups.
@@ -27,16 +32,25 @@ func tagOf(vm VMID) string {
 	return hex.EncodeToString(sum[:4])
 }
 
-// Owns says whether a checkpoint or bitmap is of the consumer with that prefix: PREFIX, a '-', a stamp and perhaps a VM's tag. Anything
-// else is somebody else's, also when it begins alike.
+// Owns says whether a checkpoint or bitmap has a name of that prefix: PREFIX, a '-', a stamp and perhaps a VM's tag. Anything else is
+// somebody else's, also when it begins alike.
 func Owns(prefix, name string) bool {
-	rest, ok := strings.CutPrefix(name, prefix+"-")
-	if !ok {
-		return false
+	has, _, ok := splitName(name)
+	return ok && has == prefix
+}
+
+// splitName takes a name of NewCheckpointName's form apart.
+func splitName(name string) (prefix string, s repository.Stamp, ok bool) {
+	i := strings.LastIndexByte(name, '-')
+	if i > 0 && tagForm.MatchString(name[i+1:]) {
+		name = name[:i]
+		i = strings.LastIndexByte(name, '-')
 	}
-	stamp, tag, tagged := strings.Cut(rest, "-")
-	_, err := repository.ParseStamp(stamp)
-	return err == nil && (!tagged || tagForm.MatchString(tag))
+	if i <= 0 {
+		return "", s, false
+	}
+	s, err := repository.ParseStamp(name[i+1:])
+	return name[:i], s, err == nil
 }
 
 var tagForm = regexp.MustCompile(`^[0-9a-f]{8}$`)
@@ -81,17 +95,39 @@ func namesOn(st DomainStatus) []string {
 	return slices.Compact(names)
 }
 
-// StaleCheckpoints returns what may be dropped from a VM's domain: the checkpoints and bitmaps of the prefix but for those to
+// Ownership says which checkpoints and bitmaps on a VM's domain are one consumer's.
+type Ownership struct {
+	Prefix string
+	VM     VMID
+	// Known are those of the consumer's records. They are its own whatever they begin with: the prefix may have been another one once.
+	Known []CheckpointName
+	// Others are the paths, VM/STAMP, of backups that are in the consumer's repository and not in its store. Another store uses that
+	// repository, or this one was lost, and their checkpoints are left to whoever has their records.
+	Others []string
+}
+
+// StaleCheckpoints returns what may be dropped from a VM's domain: the consumer's checkpoints and bitmaps without those to
 // keep. They came from failed jobs, from backups whose successor is complete, or from crashes. Other VMs' bitmaps on layers below the
 // domain's images are not among them: such a layer may be a template.
-func StaleCheckpoints(prefix string, vm VMID, st DomainStatus, keep ...CheckpointName) []CheckpointName {
+func StaleCheckpoints(w Ownership, st DomainStatus, keep ...CheckpointName) []CheckpointName {
 	var stale []CheckpointName
 	for _, n := range namesOn(st) {
-		if Owns(prefix, n) && !slices.Contains(keep, CheckpointName(n)) && !inherited(vm, st, n) {
-			stale = append(stale, CheckpointName(n))
+		name := CheckpointName(n)
+		if !slices.Contains(keep, name) && !inherited(w.VM, st, n) && w.owns(name) {
+			stale = append(stale, name)
 		}
 	}
 	return stale
+}
+
+func (w Ownership) owns(name CheckpointName) bool {
+	return slices.Contains(w.Known, name) || Owns(w.Prefix, string(name)) && !w.others(name)
+}
+
+// others says whether a checkpoint of the prefix is that of a backup of another store.
+func (w Ownership) others(name CheckpointName) bool {
+	_, stamp, _ := splitName(string(name))
+	return slices.Contains(w.Others, string(w.VM)+"/"+stamp.String())
 }
 
 // inherited says whether nothing ties a name to the VM: it doesn't have its tag, libvirt doesn't list it, and only layers below the

@@ -76,15 +76,25 @@ func TestStaleCheckpoints(t *testing.T) {
 		{Name: "kvmbackup-2026.11.22.07.04.50", Layers: []string{template}}, {Name: mine, Layers: []string{own, template}},
 		{Name: mineBelow, Layers: []string{template}}, {Name: othersBelow, Layers: []string{template}},
 	}})
-	got := kvmbackup.StaleCheckpoints("kvmbackup", testVM, st, kept, "")
+	got := kvmbackup.StaleCheckpoints(kvmbackup.Ownership{Prefix: "kvmbackup", VM: testVM}, st, kept, "")
 	if !slices.Equal(got, []kvmbackup.CheckpointName{mine, kvmbackup.CheckpointName(mineBelow), alsoMine}) {
 		t.Errorf("stale: %q", got)
 	}
-	if got := kvmbackup.StaleCheckpoints("kvmbackup", testVM, st); len(got) != 4 {
+	if got := kvmbackup.StaleCheckpoints(kvmbackup.Ownership{Prefix: "kvmbackup", VM: testVM}, st); len(got) != 4 {
 		t.Errorf("nothing to keep: %q", got)
 	}
-	if got := kvmbackup.StaleCheckpoints("other", testVM, st); got != nil {
+	other := kvmbackup.Ownership{Prefix: "other", VM: testVM}
+	if got := kvmbackup.StaleCheckpoints(other, st); got != nil {
 		t.Errorf("another consumer's: %q", got)
+	}
+	// A record makes any name the consumer's, a folder without a record one of the prefix another's.
+	other.Known = []kvmbackup.CheckpointName{mine, kept}
+	if got := kvmbackup.StaleCheckpoints(other, st, kept); !slices.Equal(got, []kvmbackup.CheckpointName{mine}) {
+		t.Errorf("on record: %q", got)
+	}
+	shared := kvmbackup.Ownership{Prefix: "kvmbackup", VM: testVM, Others: []string{string(testVM) + "/2026.11.23.08.04.50.001", "vm9/2026.11.23.07.04.50"}}
+	if got := kvmbackup.StaleCheckpoints(shared, st, kept, ""); !slices.Equal(got, []kvmbackup.CheckpointName{mine, kvmbackup.CheckpointName(mineBelow)}) {
+		t.Errorf("of a repository with two stores: %q", got)
 	}
 }
 
@@ -96,6 +106,10 @@ type still struct {
 
 func (s *still) Inspect(context.Context, kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
 	return s.status, nil
+}
+
+func (*still) HeldBytes(context.Context, kvmbackup.DomainRef, []string) (map[string]int64, error) {
+	return nil, nil
 }
 
 func (*still) DirtyBytes(context.Context, kvmbackup.DomainRef, kvmbackup.CheckpointName) (map[string]int64, error) {
@@ -114,6 +128,7 @@ func TestPlannedNames(t *testing.T) {
 			Name: string(testVM), Defined: true, State: kvmbackup.DomainRunning, Job: kvmbackup.JobNone,
 			Disks: []kvmbackup.DiskStatus{{Device: "vda", Source: "/vda.qcow2", Format: "qcow2", VirtualSize: 1 << 20}},
 		}}
+		prefix := kvmbackup.RepositoryPrefix(w.repo.ID())
 		e := w.newEngine(kvmbackup.Config{Executor: exec, Images: noImages{}, Now: func() time.Time { return now }})
 		var last kvmbackup.Plan
 		for i := range rapid.IntRange(2, 8).Draw(t, "backups") {
@@ -128,7 +143,7 @@ func TestPlannedNames(t *testing.T) {
 					t.Fatalf("%q is on the domain already", b.Name)
 				}
 			}
-			if !kvmbackup.Owns(kvmbackup.DefaultPrefix, p.Decision.Checkpoint.String()) {
+			if !kvmbackup.Owns(prefix, p.Decision.Checkpoint.String()) {
 				t.Fatalf("the name %q is not ours", p.Decision.Checkpoint)
 			}
 			last = p
@@ -143,7 +158,7 @@ func TestPlannedNames(t *testing.T) {
 			if rapid.Bool().Draw(t, "left") { // a bitmap of ours that no record knows, from the near future
 				s := repository.NextStamp(now.Add(time.Second), repository.Stamp{}, nil)
 				exec.status.Disks[0].Bitmaps = append(exec.status.Disks[0].Bitmaps,
-					kvmbackup.BitmapStatus{Name: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, s, testVM).String(), Persistent: true})
+					kvmbackup.BitmapStatus{Name: kvmbackup.NewCheckpointName(prefix, s, testVM).String(), Persistent: true})
 			}
 		}
 	})

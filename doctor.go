@@ -57,11 +57,14 @@ type Diagnosis struct {
 	Record   VMRecord
 	Domain   *DomainStatus // nil when the hypervisor doesn't know it
 	Findings []Finding
+
+	Complete bool // all four truths were looked at
 }
 
-// Healthy says whether there is nothing to repair. What is foreign doesn't count, nor do disks that can't have bitmaps.
+// Healthy says whether everything was looked at and there is nothing to repair. What is foreign doesn't count, nor do disks that can't
+// have bitmaps. It is false beside an error.
 func (d Diagnosis) Healthy() bool {
-	return !slices.ContainsFunc(d.Findings, func(f Finding) bool { return !f.foreign && !f.advice })
+	return d.Complete && !slices.ContainsFunc(d.Findings, func(f Finding) bool { return !f.foreign && !f.advice })
 }
 
 // Inspect compares the four truths about a VM: store, libvirt's checkpoints, bitmaps in QEMU or in the image files, and files in the repository. It
@@ -140,11 +143,9 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 	d.addRecords(records)
 	o.step("inspect domain")
 	st, err := o.e.look(ctx, req.ref())
-	switch {
-	case err == nil:
+	if err == nil {
 		d.Domain = &st
-		d.addDomain(o.e.cfg.Prefix, st, records, req)
-	case !errors.Is(err, ErrNoDomain):
+	} else if !errors.Is(err, ErrNoDomain) {
 		return d, err
 	}
 	o.step("list folders")
@@ -153,9 +154,14 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 		return d, err
 	}
 	d.addOtherDomain(records)
+	if d.Domain != nil {
+		owned := Ownership{Prefix: o.e.prefix(), VM: req.VM, Known: checkpointsOf(records), Others: othersOf(entries, records)}
+		d.addDomain(owned, st, records, req)
+	}
 	d.addFolders(entries, records)
 	o.step("look for files")
 	err = o.addFiles(ctx, &d, records)
+	d.Complete = err == nil
 	return d, err
 }
 
@@ -193,22 +199,29 @@ func (d *Diagnosis) addRecords(records []Backup) {
 	}
 }
 
-func (d *Diagnosis) addDomain(prefix string, st DomainStatus, records []Backup, req BackupRequest) {
+func (d *Diagnosis) addDomain(owned Ownership, st DomainStatus, records []Backup, req BackupRequest) {
 	keep := []CheckpointName{d.Record.ActiveCheckpoint}
 	for _, b := range records {
 		if b.Status == StatusRunning {
 			keep = append(keep, b.Checkpoint)
 		}
 	}
-	for _, n := range StaleCheckpoints(prefix, d.VM, st, keep...) {
+	owned.Known = append(owned.Known, keep...)
+	for _, n := range StaleCheckpoints(owned, st, keep...) {
 		d.add(Finding{Code: FindingStaleCheckpoint, Name: n, Detail: fmt.Sprintf("checkpoint or bitmap %s no longer counts", n),
 			Effect: "none; it costs memory and writes", Repair: "drop it"})
 	}
 	for _, n := range namesOn(st) {
-		if !Owns(prefix, n) || !slices.Contains(keep, CheckpointName(n)) && inherited(d.VM, st, n) {
-			d.add(Finding{Code: FindingForeignCheckpoint, Name: CheckpointName(n), Detail: fmt.Sprintf("checkpoint or bitmap %s is another consumer's, or another VM's", n),
-				Effect: "none", foreign: true})
+		name := CheckpointName(n)
+		if owned.owns(name) && (slices.Contains(keep, name) || !inherited(d.VM, st, n)) {
+			continue
 		}
+		detail := fmt.Sprintf("checkpoint or bitmap %s is another consumer's, or another VM's", n)
+		if Owns(owned.Prefix, n) && owned.others(name) {
+			detail = fmt.Sprintf("checkpoint or bitmap %s belongs to a backup that is in this repository and not in this store: "+
+				"give each store a prefix of its own, or import the backup", n)
+		}
+		d.add(Finding{Code: FindingForeignCheckpoint, Name: name, Detail: detail, Effect: "none", foreign: true})
 	}
 	for _, k := range st.Disks {
 		if k.Unreadable != "" {

@@ -28,8 +28,9 @@ type Config struct {
 
 	// Decider decides full or incremental. Defaults to Decider{}.
 	Decider ChainDecider
-	// Prefix begins the names of this consumer's checkpoints and bitmaps; what begins otherwise is never touched. Several
-	// consumers of one VM need different prefixes. Letters, digits and '-'. Defaults to "kvmbackup".
+	// Prefix begins the names of this consumer's checkpoints and bitmaps; what begins otherwise, and is not in its records, is never
+	// touched. Several consumers of one VM need different prefixes. Letters, digits and '-'. Defaults to RepositoryPrefix, so that
+	// only stores that share a repository have to choose; it may be changed at any time, as records know the old names.
 	Prefix string
 	// Holder names this process in leases. Defaults to Host, process ID and a random part.
 	Holder string
@@ -70,11 +71,10 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Store == nil || cfg.Repository == nil {
 		return nil, fmt.Errorf("%w config: Store and Repository are required", ErrInvalid)
 	}
-	if cfg.Prefix == "" {
-		cfg.Prefix = DefaultPrefix
-	}
-	if err := validPrefix(cfg.Prefix); err != nil {
-		return nil, err
+	if cfg.Prefix != "" {
+		if err := validPrefix(cfg.Prefix); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.Decider == nil {
 		cfg.Decider = Decider{}
@@ -112,6 +112,14 @@ func orDefault(d *time.Duration, v time.Duration) {
 	if *d == 0 {
 		*d = v
 	}
+}
+
+// prefix begins the names of the engine's checkpoints and bitmaps.
+func (e *Engine) prefix() string {
+	if e.cfg.Prefix == "" {
+		return RepositoryPrefix(e.cfg.Repository.ID())
+	}
+	return e.cfg.Prefix
 }
 
 func (e *Engine) now() time.Time { return e.cfg.Now().UTC() }

@@ -3,6 +3,7 @@ package kvmbackup
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // The object asked for.
@@ -146,6 +147,8 @@ type SpaceError struct {
 	NeedBytes, ReserveBytes, FreeBytes int64
 	Where                              string
 	Restore                            bool // a restore needs them; it keeps no reserve
+	// Unmeasured are devices of which it can't be told what they hold: they count as full.
+	Unmeasured []string
 }
 
 func (e *SpaceError) Error() string {
@@ -153,8 +156,11 @@ func (e *SpaceError) Error() string {
 		return fmt.Sprintf("%s has %d bytes free, the restore needs an estimated %d: free some, choose another target, or ignore the estimate (IgnoreSpace)",
 			e.Where, e.FreeBytes, e.NeedBytes)
 	}
-	return fmt.Sprintf("%s has %d bytes free, the backup needs an estimated %d plus a reserve of %d: delete backups or enlarge it",
-		e.Where, e.FreeBytes, e.NeedBytes, e.ReserveBytes)
+	s := fmt.Sprintf("%s has %d bytes free, the backup needs an estimated %d plus a reserve of %d", e.Where, e.FreeBytes, e.NeedBytes, e.ReserveBytes)
+	if len(e.Unmeasured) > 0 {
+		s += fmt.Sprintf(" (at most: it can't be told what is on %s)", strings.Join(e.Unmeasured, ", "))
+	}
+	return s + ": delete backups, enlarge it, or ignore the estimate (IgnoreSpace)"
 }
 
 // Is makes errors.Is(err, ErrNoSpace) true.

@@ -33,6 +33,11 @@ type Executor interface {
 	// from it would copy. Devices without a usable one are left out.
 	DirtyBytes(ctx context.Context, dom DomainRef, name CheckpointName) (map[string]int64, error)
 
+	// HeldBytes returns per device what the disk holds for its guest, in clusters of 64 KiB: what a full of it copies. Unlike
+	// DiskStatus.AllocatedBytes it counts compressed clusters by what is in them. It may read all tables of the images, which takes
+	// a while. Devices that can't be measured are left out.
+	HeldBytes(ctx context.Context, dom DomainRef, devices []string) (map[string]int64, error)
+
 	// PrepareJob creates the job's targets, fresh qcow2 files, and returns the job, which is not yet begun.
 	// The caller must Close it. ErrTargetAccess, ErrNoSpace.
 	PrepareJob(ctx context.Context, dom DomainRef, spec JobSpec) (Job, error)
@@ -77,7 +82,8 @@ type Job interface {
 	// Abort ends the job and waits until it is gone; one that has ended already is no error. ErrJobStuck when
 	// ctx ends first. It doesn't drop the checkpoint.
 	Abort(ctx context.Context) error
-	// SetBandwidth limits the job to so many bytes per second over all volumes; 0 lifts the limit.
+	// SetBandwidth limits what the job writes to so many bytes per second over all volumes; 0 lifts the limit. Holes don't count, at
+	// least from 1 MiB per second and volume on.
 	SetBandwidth(ctx context.Context, bytesPerSecond int64) error
 	// Close releases the handle. It neither aborts a job of a running domain nor removes files.
 	Close() error
@@ -170,7 +176,7 @@ type DiskStatus struct {
 	// Snapshots names what would be lost with the image of a stopped domain: the internal snapshots in it, and the snapshots that
 	// libvirt has of the disk.
 	Snapshots []string
-	// AllocatedBytes estimates what a full of it copies: allocated bytes over the source's backing chain.
+	// AllocatedBytes is what the image and those below it take on the host. A full may copy more: see Executor.HeldBytes.
 	AllocatedBytes int64
 	// Shareable says that the definition lets other VMs have the disk too, and write it at the same time.
 	Shareable bool

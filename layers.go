@@ -20,6 +20,7 @@ type layer struct {
 	volume VolumeBackup
 	file   string        // absolute
 	header *qcow2.Header // as it was last looked at
+	held   *int64        // bytes of the disk in its own clusters, as the last check counted them
 }
 
 // layersOf follows one volume by its identity from the last backup of a chain down to its full. The links of the records must
@@ -36,7 +37,7 @@ func layersOf(chain []Backup, id VolumeID, repo Repository) ([]layer, error) {
 		if file == "" {
 			return nil, fmt.Errorf("%w: backup %s has an unusable path %q or file %q", ErrDamaged, b.ID, b.Path, v.File)
 		}
-		layers = append(layers, layer{b, v, file, new(qcow2.Header)})
+		layers = append(layers, layer{b, v, file, new(qcow2.Header), new(int64)})
 		if v.Kind == KindFull {
 			return layers, nil
 		}
@@ -223,6 +224,7 @@ func (e *Engine) checkErrors(ctx context.Context, layers []layer) []error {
 		if !res.Clean() {
 			return fmt.Errorf("%w: %s: qemu-img check found %d corruptions", ErrDamaged, l.file, res.Corruptions+res.CheckErrors)
 		}
+		*l.held = res.AllocatedClusters * l.header.ClusterSizeBytes()
 		return nil
 	})
 }

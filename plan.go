@@ -17,8 +17,10 @@ type Plan struct {
 	Decision Decision
 	// Path is the backup's folder, VM/STAMP; it and the checkpoint's name follow the clock.
 	Path string
-	// EstimateBytes is what the job is expected to write; FreeBytes what the repository has.
+	// EstimateBytes is what the job is expected to write, its images' tables included; FreeBytes what the repository has.
 	EstimateBytes, FreeBytes int64
+	// Unmeasured are devices of which it can't be told what they hold, such as one in a network: the estimate counts them as full.
+	Unmeasured []string
 	// Pending says what an earlier crash left, to be settled before the backup; the decision may then differ.
 	Pending []Backup
 	// BusyWith describes a job on the domain that Backup would refuse to disturb; empty: none.
@@ -29,6 +31,9 @@ type Plan struct {
 func (p Plan) String() string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "%s: %v backup to %s, about %d bytes\n", p.VM, p.Decision.Kind, p.Path, p.EstimateBytes)
+	if len(p.Unmeasured) > 0 {
+		fmt.Fprintf(&s, "  at most: it can't be told what is on %s\n", strings.Join(p.Unmeasured, ", "))
+	}
 	for _, r := range p.Decision.Reasons {
 		fmt.Fprintf(&s, "  because: %s\n", r)
 	}
@@ -61,12 +66,14 @@ func (o *op) plan(ctx context.Context, req BackupRequest) (Plan, error) {
 	if view.status.Job != JobNone {
 		p.BusyWith = view.status.JobDetail
 	}
-	if p.EstimateBytes, _, err = o.estimate(ctx, view, p.Decision); err != nil {
+	need, err := o.estimate(ctx, view, p.Decision, 0)
+	if err != nil {
 		return Plan{}, err
 	}
 	if err := o.e.checkVM(ctx, req.VM); err != nil {
 		return Plan{}, err
 	}
+	p.EstimateBytes, p.Unmeasured = need.bytes, need.unmeasured
 	space, err := o.e.cfg.Repository.Probe(ctx)
 	if err != nil {
 		return Plan{}, err
@@ -103,11 +110,11 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	if v.record, err = o.e.cfg.Store.VM(ctx, req.VM); err != nil {
 		return v, err
 	}
-	v.stamp = nextStamp(o.e.now(), v.record, o.e.cfg.Prefix, v.status)
+	v.stamp = nextStamp(o.e.now(), v.record, o.e.prefix(), v.status)
 	v.input = DecideInput{
 		VM: req.VM, Policy: req.Policy, State: v.status.State, DomainUUID: v.status.UUID, ActiveCheckpoint: v.record.ActiveCheckpoint,
 		Repository: o.e.cfg.Repository.ID(), NewChain: NewChainID(),
-		NewCheckpoint: NewCheckpointName(o.e.cfg.Prefix, v.stamp, req.VM),
+		NewCheckpoint: NewCheckpointName(o.e.prefix(), v.stamp, req.VM),
 	}
 	for _, c := range v.volumes {
 		v.input.Volumes = append(v.input.Volumes, VolumeFacts{
@@ -185,30 +192,6 @@ func (o *op) decide(v view) (Decision, error) {
 	}
 	d.Reasons = append(append(d.Reasons, reasonsOf(v.left)...), encrypted(v.volumes)...)
 	return d, nil
-}
-
-// estimate is what the job is expected to write: allocated bytes of full volumes, dirty bytes of incremental ones. It also returns
-// the dirty bytes by device, as far as they are known.
-func (o *op) estimate(ctx context.Context, v view, d Decision) (total int64, dirty map[string]int64, err error) {
-	if d.Base != "" {
-		// Without dirty counts the estimate is that of a full: too careful, never too small.
-		dirty, err = ask(ctx, o.e, func(ctx context.Context) (map[string]int64, error) {
-			return o.e.cfg.Executor.DirtyBytes(ctx, v.req.ref(), d.Base)
-		})
-		if err != nil && ctx.Err() != nil {
-			return 0, nil, err
-		}
-	}
-	for i, vd := range d.Volumes {
-		disk := v.volumes[i].Disk
-		bytes, ok := dirty[vd.Device]
-		if vd.Kind != KindIncremental || !ok {
-			bytes = disk.AllocatedBytes
-		}
-		// The image's own tables: 1/1024 of the copied bytes, and its first clusters.
-		total += min(bytes, disk.VirtualSize) + bytes>>10 + 1<<20
-	}
-	return total, dirty, nil
 }
 
 // devicesOf lists the devices of the volumes for which keep holds.

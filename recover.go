@@ -123,7 +123,15 @@ func (e *Engine) settleFilesSoon(ctx context.Context, vm VMID, st DomainStatus) 
 
 // settleFiles says whether it has put images back.
 func (e *Engine) settleFiles(ctx context.Context, vm VMID, st DomainStatus) (changed bool, err error) {
-	return onFiles(ctx, 0, sources(st), func(w *fileWork) (bool, error) { return swapWork{w, e.owner(vm)}.settleSwap(sources(st)) }, nil)
+	settle := func(w *fileWork) (changed bool, err error) {
+		for _, name := range e.owners(vm) {
+			if changed, err = (swapWork{w, name}).settleSwap(sources(st)); changed || err != nil {
+				break
+			}
+		}
+		return changed, err
+	}
+	return onFiles(ctx, 0, sources(st), settle, nil)
 }
 
 func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom DomainRef) ([]Recovery, error) {

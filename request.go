@@ -35,8 +35,14 @@ type BackupRequest struct {
 	RequireAllDisks bool
 	Policy          Policy
 	Quiesce         Quiesce
-	// BandwidthBytes limits the job to so many bytes per second over all volumes. 0: no limit.
+	// BandwidthBytes limits the job to so many bytes per second over all volumes, shared among those that are being copied. 0: no limit.
+	// From 1 MiB per second and volume on it is what is written that counts, and holes pass. It is in force from the first byte of a
+	// stopped VM. libvirt's begin takes no limit: a running VM's comes a moment after it, and the 64 MiB per volume that QEMU then has
+	// under way, or more where storage is fast and libvirt slow to answer, go before.
 	BandwidthBytes int64
+	// IgnoreSpace begins also where the repository seems to have too little room: where it compresses, or where it can't be told
+	// what a disk holds. What then runs out in mid-job is an ErrNoSpace, and nothing is left of it.
+	IgnoreSpace bool
 	// Secrets saves the domain XML with its secrets, such as a VNC password.
 	Secrets bool
 	// Digests computes a digest over the guest-visible bytes of every volume after the job, for later verification.

@@ -1,6 +1,7 @@
 package kvmbackup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,8 +15,8 @@ import (
 // RestoreRequest says what to restore and where to. Volumes are addressed by their identity, never by order.
 type RestoreRequest struct {
 	Backup BackupID
-	// Dir takes one new file per volume, named DEVICE.VOLUMEID.FORMAT; it must exist. Volumes with a path of their own
-	// don't go there.
+	// Dir takes one new file per volume, named DEVICE.VOLUMEID.FORMAT after the format that it gets; it must exist. Volumes with
+	// a path of their own don't go there.
 	Dir string
 	// Format of new files. Defaults to qcow2.
 	Format qcow2.Format
@@ -57,7 +58,7 @@ type RestoreVolume struct {
 	// Path is where it goes: a new file, or an existing block device. Empty: a new file in Dir. In place it is the target
 	// volume's device (vda), where the identities of the two VMs differ; empty: the volume with the same identity.
 	Path string
-	// Format of a target with a Path. Defaults to qcow2 for files and raw for block devices.
+	// Format of this volume's target. Defaults to the request's for a new file, and to raw for a block device.
 	Format qcow2.Format
 }
 
@@ -235,10 +236,7 @@ func (j copyJob) choice(req RestoreRequest) RestoreVolume {
 // aim finds the job's target and refuses one that can't take it.
 func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
 	c := j.choice(req)
-	j.out.Format, j.out.Path = req.Format, c.Path
-	if j.out.Format == "" {
-		j.out.Format = qcow2.FormatQcow2
-	}
+	j.out.Format, j.out.Path = cmp.Or(c.Format, req.Format, qcow2.FormatQcow2), c.Path
 	if c.Path == "" {
 		if req.Dir == "" {
 			return fmt.Errorf("%w request: neither a folder nor a path for volume %q", ErrInvalid, c.ID)
@@ -265,10 +263,7 @@ func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
 	}
 	j.exists, j.place = t.kind == targetDevice, t.place
 	if j.exists {
-		j.out.Format = qcow2.FormatRaw
-	}
-	if c.Format != "" {
-		j.out.Format = c.Format
+		j.out.Format = cmp.Or(c.Format, qcow2.FormatRaw)
 	}
 	if j.exists && j.out.Format != qcow2.FormatRaw {
 		return fmt.Errorf("%w: block device %s takes raw content only", ErrUnsupported, abs)

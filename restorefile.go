@@ -94,7 +94,16 @@ func deviceSize(path string) (size int64, err error) {
 // has, so that restores of other VMs to the same path neither write over these files nor take them for their own.
 type owner string
 
-func (e *Engine) owner(vm VMID) owner { return owner(e.cfg.Prefix + "-" + tagOf(vm)) }
+func (e *Engine) owner(vm VMID) owner { return owner(e.prefix() + "-" + tagOf(vm)) }
+
+// owners are those whose restores of the VM may have left something: the engine and, where it has the default prefix, an earlier version.
+func (e *Engine) owners(vm VMID) []owner {
+	all := []owner{e.owner(vm)}
+	if e.cfg.Prefix == "" {
+		all = append(all, owner(DefaultPrefix+"-"+tagOf(vm)))
+	}
+	return all
+}
 
 // aside is where a file is written before it takes its name.
 func (w owner) aside(path string) string { return beside(path, "."+string(w)+"-new") }

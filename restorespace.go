@@ -12,9 +12,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// A restore looks for room before its first byte. What it needs at most costs nothing to know: no volume takes more than its files in the
-// repository have, nor more than its own size. Only where that is too much are the chains mapped, which reads all their tables, for what
-// their newest layers leave of each other.
+// A restore looks for room before its first byte. What it needs at most costs nothing more to know: no volume takes more than the clusters
+// that the check of its chain has counted, compressed ones by what is in them, nor more than its own size. Only where that is too much are
+// the chains mapped, which reads all their tables again, for what their newest layers leave of each other.
 
 // targetSpace is the file system on which some volumes' files are written. What a restore in place replaces goes only after the swap, so
 // it frees nothing.
@@ -78,14 +78,14 @@ func spacesOf(jobs []copyJob) ([]*targetSpace, error) {
 
 func (e *Engine) fits(ctx context.Context, s *targetSpace) error {
 	var need int64
-	for _, look := range []func(context.Context, copyJob) (int64, error){e.storedBytes, e.mappedBytes} {
+	for _, look := range []func(context.Context, copyJob) (int64, error){countedBytes, e.mappedBytes} {
 		need = 0
 		for _, j := range s.jobs {
 			n, err := look(ctx, j)
 			if err != nil {
 				return err
 			}
-			need += imageBytes(n, j.out)
+			need += j.out.fileSize(n)
 		}
 		if need <= s.free {
 			return nil
@@ -94,15 +94,11 @@ func (e *Engine) fits(ctx context.Context, s *targetSpace) error {
 	return &SpaceError{NeedBytes: need, FreeBytes: s.free, Where: "the file system of " + s.dir, Restore: true}
 }
 
-// storedBytes is the most that a volume can hold. A file's size tells it even where the storage compresses.
-func (e *Engine) storedBytes(ctx context.Context, j copyJob) (int64, error) {
+// countedBytes is the most that a volume can hold.
+func countedBytes(_ context.Context, j copyJob) (int64, error) {
 	var sum int64
 	for _, l := range j.layers {
-		info, err := e.cfg.Repository.Stat(ctx, l.backup.Path, l.volume.File)
-		if err != nil {
-			return 0, repositoryError(err)
-		}
-		sum += min(info.SizeBytes, j.out.VirtualSize)
+		sum += *l.held
 	}
 	return min(sum, j.out.VirtualSize), nil
 }
@@ -114,7 +110,7 @@ func (e *Engine) mappedBytes(ctx context.Context, j copyJob) (int64, error) {
 		return 0, context.Cause(ctx)
 	}
 	if err != nil {
-		return e.storedBytes(ctx, j)
+		return countedBytes(ctx, j)
 	}
 	var sum int64
 	for _, x := range extents {
@@ -125,14 +121,10 @@ func (e *Engine) mappedBytes(ctx context.Context, j copyJob) (int64, error) {
 	return sum, nil
 }
 
-// imageBytes adds a new qcow2 image's own tables to its data: one for each 512 MiB of the disk that has any, one for each 2 GiB of the
-// file, and those that are always there. A raw file is sparse.
-func imageBytes(data int64, v RestoredVolume) int64 {
+// fileSize is that of a new target with that many bytes of the volume in it. A raw file is sparse.
+func (v RestoredVolume) fileSize(data int64) int64 {
 	if v.Format != qcow2.FormatQcow2 {
 		return data
 	}
-	const cluster, tableCovers, countsCover = 64 << 10, 512 << 20, 2 << 30
-	tables := min(v.VirtualSize/tableCovers+1, data/cluster+1)
-	first := v.VirtualSize/tableCovers*8/cluster + 1
-	return data + (tables+first+data/countsCover+3)*cluster
+	return imageSize(v.VirtualSize, data)
 }

@@ -145,7 +145,7 @@ func (r *run) resumeGuest(ctx context.Context) {
 // left, after the commit the parent's checkpoint. What fails is left for the next operation.
 func (r *run) dropStale(ctx context.Context, active CheckpointName) {
 	r.step("drop stale checkpoints")
-	if err := r.e.dropBut(ctx, r.op, r.dom, r.view.status, active); err != nil {
+	if err := r.e.dropBut(ctx, r.op, r.dom, r.view.status, r.view.record.ActiveCheckpoint, active); err != nil {
 		r.warn("drop stale checkpoints", "error", err)
 	}
 }
@@ -168,12 +168,13 @@ func (e *Engine) dropStale(ctx context.Context, o *op, dom DomainRef) error {
 	if err != nil {
 		return err
 	}
-	return e.dropBut(ctx, o, dom, st, keep...)
+	return e.dropBut(ctx, o, dom, st, rec.ActiveCheckpoint, keep...)
 }
 
-// dropBut drops what was seen on the domain and is this consumer's, but for those to keep.
-func (e *Engine) dropBut(ctx context.Context, o *op, dom DomainRef, st DomainStatus, keep ...CheckpointName) error {
-	return e.drop(ctx, o, dom, StaleCheckpoints(e.cfg.Prefix, o.vm, st, keep...))
+// dropBut drops what was seen on the domain and is this consumer's, without those to keep. was is the checkpoint that was active.
+func (e *Engine) dropBut(ctx context.Context, o *op, dom DomainRef, st DomainStatus, was CheckpointName, keep ...CheckpointName) error {
+	names, err := e.stale(ctx, o, st, was, keep)
+	return errors.Join(e.drop(ctx, o, dom, names), err)
 }
 
 // drop gives all of it as long as a clean-up may take: libvirt waits, without end, while a job hangs in its target.

@@ -49,10 +49,14 @@ type VerifyReport struct {
 	Problems []Problem `json:"problems"`
 	// Notes are what stands in the way of no restore: files in a backup's folder that are not its own.
 	Notes []Problem `json:"notes,omitempty"`
+
+	// Complete says that the verification came to its end and its outcome is on record.
+	Complete bool `json:"complete"`
 }
 
-// OK says whether no damage was found. There may be notes.
-func (r VerifyReport) OK() bool { return len(r.Problems) == 0 }
+// OK says whether the verification came to its end and found no damage. There may be notes. It is false beside any error, and of a
+// report that Verify didn't make.
+func (r VerifyReport) OK() bool { return r.Complete && len(r.Problems) == 0 }
 
 // Verify checks that a completed backup can be restored: every member of its chain is there, each backing link is exactly the manifest's,
 // no file has a backing or data file that it should not, and qemu-img check finds nothing. With content it also
@@ -87,6 +91,7 @@ func (e *Engine) Verify(ctx context.Context, id BackupID, content bool) (VerifyR
 		o.step("record")
 		return v.record(ctx, h)
 	})
+	v.report.Complete = err == nil
 	if err == nil && !v.report.OK() {
 		err = fmt.Errorf("%w: %d problems, the first: %s", ErrDamaged, len(v.report.Problems), v.report.Problems[0].Detail)
 	}
@@ -96,7 +101,7 @@ func (e *Engine) Verify(ctx context.Context, id BackupID, content bool) (VerifyR
 // record writes the outcome down, and what was found of other backups with those: nothing may be built on them, and none may take a whole
 // one's place in retention, just because they were not asked for.
 func (v *verifier) record(ctx context.Context, h *heldLease) error {
-	outcome := Verification{At: v.e.now().Truncate(time.Microsecond), Content: v.report.Content, OK: v.report.OK()}
+	outcome := Verification{At: v.e.now().Truncate(time.Microsecond), Content: v.report.Content, OK: len(v.report.Problems) == 0}
 	annotate := func(id BackupID, problem string) error {
 		ver := outcome
 		ver.Problem = problem

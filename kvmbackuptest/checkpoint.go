@@ -120,6 +120,20 @@ func (e *executor) DropCheckpoint(ctx context.Context, ref kvmbackup.DomainRef, 
 	})
 }
 
+// HeldBytes implements kvmbackup.Executor.
+func (e *executor) HeldBytes(ctx context.Context, ref kvmbackup.DomainRef, devices []string) (map[string]int64, error) {
+	out := map[string]int64{}
+	err := e.do(ctx, "HeldBytes", ref, func(m *machine) error {
+		for _, k := range m.disks {
+			if k.image != nil && k.skip == "" && slices.Contains(devices, k.device) {
+				out[k.device] = min(k.image.content().AllocatedBytes(), k.image.size())
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
 // DirtyBytes implements kvmbackup.Executor.
 func (e *executor) DirtyBytes(ctx context.Context, ref kvmbackup.DomainRef, name kvmbackup.CheckpointName) (map[string]int64, error) {
 	out := map[string]int64{}

@@ -65,7 +65,7 @@ func (st *storage) image(domain string, s Disk) (*storedImage, error) {
 	if s.SizeBytes <= 0 || s.SizeBytes%512 != 0 {
 		return nil, fmt.Errorf("%w: disk %s of %d bytes", kvmbackup.ErrInvalid, s.Device, s.SizeBytes)
 	}
-	im := &storedImage{path: s.Source, format: s.Format, version: max(s.Version, 2)}
+	im := &storedImage{path: s.Source, format: s.Format, version: max(s.Version, 2), compressed: s.Compressed}
 	if s.Version == 0 {
 		im.version = 3
 	}

@@ -20,7 +20,9 @@ type Disk struct {
 	Format    string // qcow2 or raw. Defaults to qcow2
 	Version   int    // of qcow2: 3, or 2, which can't have bitmaps. Defaults to 3
 	SizeBytes int64  // a multiple of 512
-	Serial    string
+	// Compressed says that what the image holds takes a sixty-fourth of it on the host.
+	Compressed bool
+	Serial     string
 	// Encryption is that of the disk on its host, e.g. luks. Its image can be read only while the domain runs.
 	Encryption string
 	// Medium is cdrom or floppy for drives that are never backed up. Defaults to a disk.
@@ -37,6 +39,7 @@ type Disk struct {
 type storedImage struct {
 	path, format string
 	version      int
+	compressed   bool
 	layers       []*layer  // the newest first
 	user         any       // the domain or offline job that has it open
 	sharers      []*domain // those that have it open as a shareable disk

@@ -283,6 +283,10 @@ func (e gatedExecutor) DropCheckpoint(ctx context.Context, d kvmbackup.DomainRef
 	return pass(e.g, "DropCheckpoint", func() error { return e.Executor.DropCheckpoint(ctx, d, name) })
 }
 
+func (e gatedExecutor) HeldBytes(ctx context.Context, d kvmbackup.DomainRef, devices []string) (map[string]int64, error) {
+	return through(e.g, "HeldBytes", func() (map[string]int64, error) { return e.Executor.HeldBytes(ctx, d, devices) })
+}
+
 func (e gatedExecutor) DirtyBytes(ctx context.Context, d kvmbackup.DomainRef, name kvmbackup.CheckpointName) (map[string]int64, error) {
 	return through(e.g, "DirtyBytes", func() (map[string]int64, error) { return e.Executor.DirtyBytes(ctx, d, name) })
 }

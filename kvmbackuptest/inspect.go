@@ -75,6 +75,9 @@ func (k *disk) inspect(m *machine) kvmbackup.DiskStatus {
 	for _, l := range k.image.layers {
 		st.AllocatedBytes += int64(len(l.clusters)) * ClusterBytes
 	}
+	if k.image.compressed {
+		st.AllocatedBytes /= 64
+	}
 	st.AllocatedBytes = min(st.AllocatedBytes, st.VirtualSize)
 	if st.Untrackable == "" {
 		st.Layers, st.Bitmaps = k.image.paths(func(*layer) bool { return true }), k.image.bitmapStatuses()

@@ -3,15 +3,11 @@ package kvmbackuptest_test
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
-	"github.com/kvmbackup/kvmbackup/repository"
-	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
 var errCancelled = errors.New("cancelled by the test")
@@ -193,31 +189,6 @@ func TestForeignCheckpointsStay(t *testing.T) {
 		if _, others, _ := s.names("vdb"); len(others) != 3 {
 			t.Errorf("vdb: %v", others)
 		}
-	})
-}
-
-// Two consumers of one VM, each with its own prefix, store and repository.
-func TestTwoPrefixes(t *testing.T) {
-	story(t, false, func(t *testing.T, s *teller) {
-		second := *s.lab
-		second.store, second.contents = memstore.New(), map[kvmbackup.BackupID]map[kvmbackup.VolumeID]kvmbackuptest.Content{}
-		second.dir = filepath.Join(s.dir, "second")
-		s.must(os.Mkdir(second.dir, 0o755))
-		var err error
-		second.repo, err = repository.Init(t.Context(), second.dir, repository.Options{NoSync: true})
-		s.must(err)
-		second.cfg.Prefix = "other"
-		s.must(second.open(plan{}))
-		o := &teller{lab: &second, t: t}
-		for range 3 {
-			s.must(s.write("vda", 1, 1))
-			s.backup(everyday)
-			o.seed = 1000 + s.seed
-			s.must(o.write("vda", 2, 1))
-			o.backup(everyday)
-		}
-		s.want("FII")
-		o.want("FII")
 	})
 }
 

@@ -360,7 +360,7 @@ func hasReason(b kvmbackup.Backup, code kvmbackup.ReasonCode) bool {
 
 func (l *lab) prefix() string {
 	if l.cfg.Prefix == "" {
-		return kvmbackup.DefaultPrefix
+		return kvmbackup.RepositoryPrefix(l.repo.ID())
 	}
 	return l.cfg.Prefix
 }

@@ -2,6 +2,7 @@ package kvmbackuptest_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -73,6 +74,40 @@ func TestRestoreOneVolumeRaw(t *testing.T) {
 		}
 		if _, err := s.engine.Restore(t.Context(), req); !errors.Is(err, kvmbackup.ErrTargetExists) {
 			t.Errorf("over a file that is there: %v", err)
+		}
+	})
+}
+
+// The name of a new file in a folder ends in the format that the file has, whoever chose that.
+func TestRestoredFilesAreNamedAfterTheirFormats(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		b := s.four()[3]
+		for i, c := range []struct{ request, volume, want qcow2.Format }{
+			{"", "", qcow2.FormatQcow2},
+			{"", qcow2.FormatRaw, qcow2.FormatRaw},
+			{qcow2.FormatRaw, "", qcow2.FormatRaw},
+			{qcow2.FormatRaw, qcow2.FormatQcow2, qcow2.FormatQcow2},
+			{qcow2.FormatQcow2, qcow2.FormatRaw, qcow2.FormatRaw},
+		} {
+			dir := filepath.Join(s.dir, fmt.Sprint("formats", i))
+			s.must(os.Mkdir(dir, 0o755))
+			r, err := s.engine.Restore(t.Context(), kvmbackup.RestoreRequest{
+				Backup: b.ID, Dir: dir, Format: c.request, Volumes: []kvmbackup.RestoreVolume{{ID: "vol-vda", Format: c.volume}},
+			})
+			s.must(err)
+			v := r.Volumes[0]
+			if v.Format != c.want || v.Path != filepath.Join(dir, "vda.vol-vda."+string(c.want)) {
+				t.Errorf("request %q, volume %q: %s is called %s", c.request, c.volume, v.Format, v.Path)
+			}
+			read := kvmbackuptest.ReadChain
+			if c.want == qcow2.FormatRaw {
+				read = kvmbackuptest.ReadRaw
+			}
+			got, err := read(v.Path)
+			s.must(err)
+			if diff := got.Diff(s.contents[b.ID]["vol-vda"]); diff != "" {
+				t.Error(diff)
+			}
 		}
 	})
 }

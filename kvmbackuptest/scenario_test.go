@@ -177,7 +177,7 @@ func (p *play) took(verb string, err error) {
 func (p *play) forget() {
 	names, _ := p.h.Checkpoints(vm)
 	for _, n := range names {
-		if kvmbackup.Owns(kvmbackup.DefaultPrefix, n) {
+		if kvmbackup.Owns(p.prefix(), n) {
 			_ = p.h.ForgetCheckpoint(vm, n)
 		}
 	}

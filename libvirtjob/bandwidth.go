@@ -12,11 +12,14 @@ import (
 )
 
 // SetBandwidth implements kvmbackup.Job. QEMU limits each volume by itself, so the volumes that are still being copied
-// get equal shares, and Wait shares out anew when one of them is done. Before Begin it replaces the spec's limit.
+// get equal shares, and Wait shares out anew when one of them is done, and lets holes pass from 1 MiB a second and volume on.
+// Before Begin it replaces the spec's limit.
 func (j *job) SetBandwidth(ctx context.Context, bytesPerSecond int64) error {
 	if bytesPerSecond < 0 {
 		return fmt.Errorf("%w: negative bandwidth", kvmbackup.ErrInvalid)
 	}
+	j.pacing.Lock()
+	defer j.pacing.Unlock()
 	j.mu.Lock()
 	j.bandwidth = bytesPerSecond
 	begun := !j.began.IsZero()
@@ -34,7 +37,8 @@ func (j *job) SetBandwidth(ctx context.Context, bytesPerSecond int64) error {
 	return j.shareBandwidth(ctx, copying)
 }
 
-// applyBandwidth sets the spec's limit on a job that has just begun.
+// applyBandwidth sets the spec's limit on a job that has just begun: libvirt's begin takes none. What QEMU copies between the two calls
+// goes at full speed, and so do the 64 MiB that it has under way at a time.
 func (j *job) applyBandwidth(ctx context.Context) {
 	j.mu.Lock()
 	limit := j.bandwidth
@@ -65,17 +69,23 @@ func (j *job) shareBandwidth(ctx context.Context, devices []string) error {
 	}
 	var errs []error
 	for _, device := range devices {
-		err := do(ctx, j.dom, func(dom *libvirt.Domain) error {
-			return dom.BlockJobSetSpeed(device, uint64(part), libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
-		})
-		if err == nil {
-			continue
-		}
-		if info, again := j.blockJob(ctx, device); again != nil || info != nil {
-			errs = append(errs, fmt.Errorf("limit bandwidth of %s: %w", device, err))
-		}
+		errs = append(errs, j.setSpeed(ctx, device, part))
 	}
 	return errors.Join(errs...)
+}
+
+// setSpeed limits one volume's part of the job. One that is done meanwhile is no error.
+func (j *job) setSpeed(ctx context.Context, device string, bytesPerSecond int64) error {
+	err := do(ctx, j.dom, func(dom *libvirt.Domain) error {
+		return dom.BlockJobSetSpeed(device, uint64(bytesPerSecond), libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+	})
+	if err == nil {
+		return nil
+	}
+	if info, again := j.blockJob(ctx, device); again == nil && info == nil {
+		return nil
+	}
+	return fmt.Errorf("limit bandwidth of %s: %w", device, err)
 }
 
 // copying returns the devices whose part of the job is not done.
@@ -95,7 +105,9 @@ func (j *job) copying(ctx context.Context) ([]string, error) {
 
 // blockJob returns the state of one volume's part of the job, or nil when it has none any more.
 func (j *job) blockJob(ctx context.Context, device string) (*libvirt.DomainBlockJobInfo, error) {
-	info, err := call(ctx, j.dom, func(dom *libvirt.Domain) (*libvirt.DomainBlockJobInfo, error) { return dom.GetBlockJobInfo(device, 0) })
+	info, err := call(ctx, j.dom, func(dom *libvirt.Domain) (*libvirt.DomainBlockJobInfo, error) {
+		return dom.GetBlockJobInfo(device, libvirt.DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+	})
 	if err != nil {
 		if errors.Is(err, kvmbackup.ErrDomainStopped) || errors.Is(err, kvmbackup.ErrNoDomain) {
 			return nil, nil

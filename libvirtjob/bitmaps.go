@@ -19,6 +19,7 @@ type node struct {
 	Image struct {
 		VirtualSize int64 `json:"virtual-size"`
 		ActualSize  int64 `json:"actual-size"`
+		Encrypted   bool  `json:"encrypted"`
 		Specific    struct {
 			Data struct {
 				Compat string `json:"compat"`

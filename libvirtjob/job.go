@@ -27,6 +27,8 @@ type job struct {
 	checkpoint string           // XML; empty: untracked
 	estimates  map[string]int64 // device: what its base bitmap marked before Begin
 
+	pacing sync.Mutex // held while speeds are set, so that none of an earlier limit comes last
+
 	mu        sync.Mutex
 	beginning chan struct{} // closed when libvirt's call has returned; nil before Begin
 	began     time.Time     // no later than the job's start, on libvirt's clock for its age; zero: not begun

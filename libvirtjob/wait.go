@@ -64,6 +64,7 @@ type watch struct {
 	last    kvmbackup.JobProgress
 	copying int       // volumes that were being copied at the last measure
 	idle    time.Time // since when none is; zero: one is
+	pacing  pacing
 }
 
 // lostAfter is how long a job may be listed without a block job on any disk. libvirt ends the job in the same breath as the
@@ -100,6 +101,7 @@ func (w *watch) run(ctx context.Context) (kvmbackup.JobResult, error) {
 			return kvmbackup.JobResult{}, err
 		}
 		w.looked = looked
+		w.pace(ctx)
 		w.last.DoneBytes, w.last.TotalBytes = int64(info.DiskProcessed), int64(info.DiskTotal)
 		if time.Since(measured) >= w.job.exec.cfg.ProgressInterval/2 {
 			w.measure(ctx)

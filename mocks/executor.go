@@ -109,6 +109,21 @@ func (mr *MockExecutorMockRecorder) Freeze(ctx, dom interface{}) *gomock.Call {
 	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Freeze", reflect.TypeOf((*MockExecutor)(nil).Freeze), ctx, dom)
 }
 
+// HeldBytes mocks base method.
+func (m *MockExecutor) HeldBytes(ctx context.Context, dom kvmbackup.DomainRef, devices []string) (map[string]int64, error) {
+	m.ctrl.T.Helper()
+	ret := m.ctrl.Call(m, "HeldBytes", ctx, dom, devices)
+	ret0, _ := ret[0].(map[string]int64)
+	ret1, _ := ret[1].(error)
+	return ret0, ret1
+}
+
+// HeldBytes indicates an expected call of HeldBytes.
+func (mr *MockExecutorMockRecorder) HeldBytes(ctx, dom, devices interface{}) *gomock.Call {
+	mr.mock.ctrl.T.Helper()
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "HeldBytes", reflect.TypeOf((*MockExecutor)(nil).HeldBytes), ctx, dom, devices)
+}
+
 // Inspect mocks base method.
 func (m *MockExecutor) Inspect(ctx context.Context, dom kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
 	m.ctrl.T.Helper()

@@ -96,6 +96,7 @@ func TestPlanAsksTheDecider(t *testing.T) {
 	h.store.EXPECT().Newest(gomock.Any(), kvmbackup.VMID("vm1")).Return(kvmbackup.Backup{}, kvmbackup.ErrNotFound)
 	h.store.EXPECT().List(gomock.Any(), gomock.Any()).Return(nil, nil).AnyTimes()
 	h.repo.EXPECT().Probe(gomock.Any()).Return(repository.Space{FreeBytes: 1 << 40}, nil)
+	h.executor.EXPECT().HeldBytes(gomock.Any(), kvmbackup.DomainRef{Name: "vm1"}, []string{"vda"}).Return(map[string]int64{"vda": 5 << 20}, nil)
 	h.decider.EXPECT().Decide(gomock.Any()).DoAndReturn(func(in kvmbackup.DecideInput) (kvmbackup.Decision, error) {
 		assert.Nil(t, in.Newest)
 		assert.Equal(t, kvmbackup.DomainRunning, in.State)

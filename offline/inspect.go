@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -143,6 +144,39 @@ func (im *Images) dropBitmap(ctx context.Context, d Disk, name string) error {
 		}
 	}
 	return nil
+}
+
+// HeldBytes returns per device what the disk holds, over all its layers, in clusters of 64 KiB. Devices that can't be measured are left out.
+func (im *Images) HeldBytes(ctx context.Context, disks []Disk, devices []string) (map[string]int64, error) {
+	sizes := map[string]int64{}
+	for _, d := range disks {
+		if d.Skip != "" || d.Path == "" || !slices.Contains(devices, d.Device) {
+			continue
+		}
+		held, err := im.held(ctx, d)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err != nil {
+			im.log.Debug("can't measure what a disk holds", "device", d.Device, "error", err)
+			continue
+		}
+		sizes[d.Device] = held
+	}
+	return sizes, nil
+}
+
+func (im *Images) held(ctx context.Context, d Disk) (int64, error) {
+	chain, err := im.layers(ctx, d)
+	if err != nil {
+		return 0, err
+	}
+	below := []qcow2.Layer{}
+	for i, l := range chain[1:] {
+		below = append(below, qcow2.Layer{Path: l.path, Format: chain[i].info.BackingFormat})
+	}
+	m, err := im.tool.Measure(ctx, d.Path, qcow2.MeasureOptions{Format: qcow2.Format(d.Format), Backing: below, Timeout: -1})
+	return m.DataBytes(chain[0].info.VirtualSizeBytes), err
 }
 
 // DirtyBytes returns per device what the bitmap of that name marks. Devices without a usable one are left out.

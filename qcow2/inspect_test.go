@@ -126,6 +126,16 @@ func TestMeasure(t *testing.T) {
 	if err != nil || m.RequiredBytes < 3*mib || m.RequiredBytes > 4*mib || m.FullyAllocatedBytes < 16*mib || m.BitmapsBytes <= 0 {
 		t.Errorf("image: %+v, %v", m, err)
 	}
+	if got := m.DataBytes(16 * mib); got != 3*mib {
+		t.Errorf("%d bytes with data", got)
+	}
+	small := filepath.Join(dir, "small.qcow2") // what compresses to nothing counts with its content
+	if err := tool.Convert(ctx, full, small, qcow2.ConvertOptions{Compress: true}); err != nil {
+		t.Fatal(err)
+	}
+	if m, err = tool.Measure(ctx, small, qcow2.MeasureOptions{ForceShare: true}); err != nil || m.DataBytes(16*mib) != 3*mib {
+		t.Errorf("compressed: %+v, %v", m, err)
+	}
 	m, err = tool.Measure(ctx, "", qcow2.MeasureOptions{SizeBytes: 1 << 30, TargetFormat: qcow2.FormatRaw})
 	if err != nil || m.FullyAllocatedBytes != 1<<30 {
 		t.Errorf("size: %+v, %v", m, err)

@@ -19,8 +19,12 @@ type MeasureOptions struct {
 	SizeBytes int64
 	// ClusterSizeBytes of the target, as in CreateOptions.
 	ClusterSizeBytes int64
-	// Timeout replaces Config.InspectTimeout; negative means none. Measuring a raw
-	// file asks the file system for its holes.
+	// ForceShare measures an image that another process writes to. What is read may be
+	// behind by what that one still keeps in memory.
+	ForceShare bool
+	// Timeout replaces Config.InspectTimeout; negative means none. Measuring reads an
+	// image's L2 tables, 128 MiB for each TiB that it holds, and asks the file system
+	// for the holes of a raw file.
 	Timeout time.Duration
 }
 
@@ -31,6 +35,14 @@ type Measure struct {
 	RequiredBytes, FullyAllocatedBytes int64
 	// BitmapsBytes is what copying the bitmaps would add.
 	BitmapsBytes int64
+}
+
+// DataBytes is what of a disk of that size is in clusters with data, in whole clusters of
+// the target. Compressed clusters count with what is in them; holes don't count. It is at
+// most the size.
+func (m Measure) DataBytes(sizeBytes int64) int64 {
+	// Both figures have the same tables, and differ by what is a hole.
+	return max(sizeBytes-(m.FullyAllocatedBytes-m.RequiredBytes), 0)
 }
 
 type measureJSON struct {
@@ -59,6 +71,9 @@ func (t *Tool) measure(ctx context.Context, path string, o MeasureOptions) (Meas
 	}
 	args := []string{"measure", "--output=json", "-O", string(o.TargetFormat.orDefault())}
 	args = append(args, optionList(settings)...)
+	if o.ForceShare {
+		args = append(args, "-U")
+	}
 	subject, name, err := t.measured(ctx, path, o)
 	if err != nil {
 		return Measure{}, err

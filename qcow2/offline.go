@@ -13,7 +13,8 @@ import (
 type OfflineBackup struct {
 	// Disks are copied at one and the same point in time: at least one.
 	Disks []OfflineDisk
-	// BandwidthBytes limits each disk's copy, in bytes a second. 0 means no limit.
+	// BandwidthBytes limits what each disk's copy writes, in bytes a second, from its first
+	// byte. 0 means no limit. Below MinPaced holes count.
 	BandwidthBytes int64
 }
 
@@ -53,6 +54,9 @@ type OfflineJob struct {
 
 	waiting sync.Mutex // held by Wait
 
+	paceLock sync.Mutex // held while speeds are set
+	pacing   pacing
+
 	mu       sync.Mutex
 	aborted  bool
 	finished bool
@@ -82,6 +86,7 @@ func (t *Tool) StartBackup(ctx context.Context, b OfflineBackup) (*OfflineJob, e
 		return nil, fmt.Errorf("start offline backup: %w", err)
 	}
 	j := &OfflineJob{daemon: d, disks: append([]OfflineDisk(nil), b.Disks...)}
+	j.setLimit(b.BandwidthBytes)
 	if err := j.start(ctx, b.BandwidthBytes); err != nil {
 		return nil, fmt.Errorf("start offline backup: %w", errors.Join(err, d.close()))
 	}
@@ -252,6 +257,9 @@ func (j *OfflineJob) follow(ctx context.Context, progress func([]DiskProgress)) 
 		if concluded(jobs) {
 			return j.jobErrors(jobs)
 		}
+		if err := j.pace(ctx, jobs); err != nil {
+			return err
+		}
 		select {
 		case <-tick.C:
 		case <-j.daemon.qmp.events:
@@ -348,6 +356,9 @@ func (j *OfflineJob) SetBandwidth(ctx context.Context, bytes int64) error {
 	if bytes < 0 {
 		return fmt.Errorf("set bandwidth of offline backup: %w: %d", ErrInvalidOption, bytes)
 	}
+	j.paceLock.Lock()
+	defer j.paceLock.Unlock()
+	j.setLimit(bytes)
 	return j.each(ctx, "set bandwidth of", func(i int) error {
 		return j.daemon.execute(ctx, "block-job-set-speed", node{"device": jobID(i), "speed": bytes}, nil)
 	})

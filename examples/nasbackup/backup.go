@@ -22,6 +22,7 @@ type backupFlags struct {
 	consistent bool
 	digests    bool
 	bandwidth  int64
+	noRoom     bool
 	timeout    time.Duration
 }
 
@@ -49,6 +50,7 @@ the next one is as cheap as this one would have been.`,
 	f.BoolVar(&flags.consistent, "require-consistent", false, "fail rather than take a backup without the freeze; implies --quiesce")
 	f.BoolVar(&flags.digests, "digests", false, `record digests for "verify --content"; reads everything once more`)
 	f.Int64Var(&flags.bandwidth, "bandwidth", 0, "limit the copy to `MIB_PER_S` over all volumes (default no limit)")
+	f.BoolVar(&flags.noRoom, "ignore-space", false, "begin although the repository seems to have too little room")
 	f.DurationVar(&flags.timeout, "timeout", 0, "cancel the backup after this time, e.g. 4h (default never)")
 	return cmd
 }
@@ -61,7 +63,7 @@ func (f *backupFlags) request(domain string) (kvmbackup.BackupRequest, error) {
 	if f.bandwidth < 0 || f.bandwidth > maxMiB || f.timeout < 0 {
 		return req, usage("--bandwidth is a number from 0 to %d, and --timeout can't be negative", maxMiB)
 	}
-	req.BandwidthBytes, req.Digests = f.bandwidth<<20, f.digests
+	req.BandwidthBytes, req.Digests, req.IgnoreSpace = f.bandwidth<<20, f.digests, f.noRoom
 	switch {
 	case f.consistent:
 		req.Quiesce = kvmbackup.QuiesceRequire

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -45,6 +46,7 @@ type plannedBackup struct {
 	Checkpoint    kvmbackup.CheckpointName `json:"checkpoint,omitempty"`
 	Path          string                   `json:"path"`
 	EstimateBytes int64                    `json:"estimate_bytes"`
+	Unmeasured    []string                 `json:"unmeasured,omitempty"` // devices that the estimate counts as full
 	FreeBytes     int64                    `json:"free_bytes"`
 	ReserveBytes  int64                    `json:"reserve_bytes"` // backup refuses when the estimate would leave less
 	Reasons       []kvmbackup.Reason       `json:"reasons"`
@@ -66,7 +68,7 @@ func planJSON(p kvmbackup.Plan) plannedBackup {
 	d := p.Decision
 	out := plannedBackup{
 		VM: p.VM, Kind: d.Kind, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID, Checkpoint: d.Checkpoint,
-		Path: p.Path, EstimateBytes: p.EstimateBytes, FreeBytes: p.FreeBytes, ReserveBytes: reserveBytes, Reasons: d.Reasons, BusyWith: p.BusyWith,
+		Path: p.Path, EstimateBytes: p.EstimateBytes, Unmeasured: p.Unmeasured, FreeBytes: p.FreeBytes, ReserveBytes: reserveBytes, Reasons: d.Reasons, BusyWith: p.BusyWith,
 	}
 	for _, v := range d.Volumes {
 		out.Volumes = append(out.Volumes, plannedVolume(v))
@@ -87,13 +89,16 @@ func printPlan(w io.Writer, p kvmbackup.Plan) {
 			fmt.Fprintf(w, "  because: %s\n", v.Reason)
 		}
 	}
+	if len(p.Unmeasured) > 0 {
+		fmt.Fprintf(w, "  at most: it can't be told what is on %s\n", strings.Join(p.Unmeasured, ", "))
+	}
 	t := table{}
 	for _, v := range p.Decision.Volumes {
 		t.row(" ", v.Device, string(v.VolumeID), v.Kind.String(), string(v.Reason.Code))
 	}
 	t.print(w)
 	if p.FreeBytes < p.EstimateBytes+reserveBytes {
-		fmt.Fprintf(w, "not now: there is no space for it, with the %s that are to stay free\n", size(reserveBytes))
+		fmt.Fprintf(w, "not now: there is no space for it, with the %s that are to stay free (backup --ignore-space begins all the same)\n", size(reserveBytes))
 	}
 	if p.BusyWith != "" {
 		fmt.Fprintf(w, "not now: the domain is busy with %s\n", p.BusyWith)

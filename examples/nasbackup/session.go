@@ -24,10 +24,6 @@ const (
 // reserveBytes stay free in the repository.
 const reserveBytes = 64 << 20
 
-// prefix begins the names of checkpoints. Each repository has its own: by default it also has its own records, which know
-// nothing of the backups of a domain to another one, whose checkpoints would be dropped as leftovers.
-func prefix(r *repository.Repository) string { return fmt.Sprintf("nasbackup-%.8s", r.ID()) }
-
 // session is what a command works with.
 type session struct {
 	*kvmbackup.Engine
@@ -65,7 +61,7 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 		return err
 	}
 	cfg := kvmbackup.Config{
-		Store: store, Repository: s.repo, Prefix: prefix(s.repo), LeaseWait: a.wait, ReserveBytes: reserveBytes,
+		Store: store, Repository: s.repo, LeaseWait: a.wait, ReserveBytes: reserveBytes,
 		OnEvent: a.screen.event, Logger: a.logger(),
 	}
 	if a.wait == 0 {

@@ -71,6 +71,9 @@ func newLab(t testing.TB, devices ...string) *lab {
 // open starts a new host process on the lab's store and repository.
 func (l *lab) open() {
 	l.Helper()
+	if l.cfg.Prefix == "" {
+		l.cfg.Prefix = kvmbackup.DefaultPrefix
+	}
 	l.cfg.Store, l.cfg.Repository, l.cfg.Images, l.cfg.Executor = l.store, l.repo, l.images, l.h.Executor()
 	var err error
 	l.engine, err = kvmbackup.New(l.cfg)

@@ -139,3 +139,27 @@ func TestLongImageName(t *testing.T) {
 		t.Errorf("there: %v", left)
 	}
 }
+
+// TestSwapOfAnEarlierVersion: the default prefix was shorter once. What an interrupted restore in place has left under it is put back.
+func TestSwapOfAnEarlierVersion(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	l.write("vda", 0, 2)
+	l.backup()
+	l.ok(l.h.Shutdown(vm))
+	cfg := l.cfg
+	cfg.Prefix = ""
+	now, err := kvmbackup.New(cfg)
+	l.ok(err)
+	image := l.source("vda")
+	l.ok(os.Rename(image, waiting(image, vm, "old")))
+	l.ok(os.WriteFile(waiting(image, vm, "new"), []byte("half of it"), 0o600))
+	_, err = now.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+	l.ok(err)
+	if _, err := os.Stat(image); err != nil {
+		t.Error(err)
+	}
+	if left, err := filepath.Glob(image + ".*"); err != nil || len(left) > 0 {
+		t.Errorf("%q are left: %v", left, err)
+	}
+}

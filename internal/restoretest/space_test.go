@@ -1,6 +1,7 @@
 package restoretest_test
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -51,6 +52,22 @@ func TestRoomForAllVolumes(t *testing.T) {
 		l.empty(dir)
 		req.Volumes[1].Path = filepath.Join(tmpfs(t, "size=1500k"), "vdb")
 		l.restore(req)
+	}
+}
+
+// TestRoomForACompressedBackup: a backup's files may have been compressed since, by qemu-img for instance.
+func TestRoomForACompressedBackup(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda")
+	l.ok(l.h.Write(vm, "vda", 0, bytes.Repeat([]byte("compress"), 14*cluster/8)))
+	b := l.backup()
+	file := l.file(b, "v-vda")
+	l.ok(l.images.Convert(t.Context(), file, file+".small", qcow2.ConvertOptions{Compress: true}))
+	l.ok(os.Rename(file+".small", file))
+	for _, format := range []qcow2.Format{qcow2.FormatRaw, qcow2.FormatQcow2} {
+		l.tooLarge(kvmbackup.RestoreRequest{Backup: b.ID, Dir: tmpfs(t, "size=640k"), Format: format})
+		_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: tmpfs(t, "size=1500k"), Format: format})
+		l.ok(err)
 	}
 }
 

@@ -186,7 +186,8 @@ func (a *app) forget() {
 	a.Helper()
 	st, err := a.exec.Inspect(a.ctx, a.ref())
 	a.must(err)
-	for _, name := range kvmbackup.StaleCheckpoints(kvmbackup.DefaultPrefix, a.vm(), st) {
+	owned := kvmbackup.Ownership{Prefix: kvmbackup.RepositoryPrefix(a.repo.ID()), VM: a.vm()}
+	for _, name := range kvmbackup.StaleCheckpoints(owned, st) {
 		a.must(a.exec.DropCheckpoint(a.ctx, a.ref(), name))
 	}
 }

@@ -28,6 +28,10 @@ func (e gatedExecutor) DropCheckpoint(ctx context.Context, d kvmbackup.DomainRef
 	return do(e.g, "Executor.DropCheckpoint", func() error { return e.in.DropCheckpoint(ctx, d, name) })
 }
 
+func (e gatedExecutor) HeldBytes(ctx context.Context, d kvmbackup.DomainRef, devices []string) (map[string]int64, error) {
+	return through(e.g, "Executor.HeldBytes", func() (map[string]int64, error) { return e.in.HeldBytes(ctx, d, devices) })
+}
+
 func (e gatedExecutor) DirtyBytes(ctx context.Context, d kvmbackup.DomainRef, name kvmbackup.CheckpointName) (map[string]int64, error) {
 	return through(e.g, "Executor.DirtyBytes", func() (map[string]int64, error) { return e.in.DirtyBytes(ctx, d, name) })
 }

@@ -159,7 +159,8 @@ func (b *bench) wantClean(g *guest) {
 	if st.Job != kvmbackup.JobNone {
 		b.Errorf("a job is left: %s", st.JobDetail)
 	}
-	if left := kvmbackup.StaleCheckpoints(kvmbackup.DefaultPrefix, kvmbackup.VMID(g.name), st, rec.ActiveCheckpoint); len(left) > 0 {
+	owned := kvmbackup.Ownership{Prefix: kvmbackup.RepositoryPrefix(b.cfg.Repository.ID()), VM: kvmbackup.VMID(g.name)}
+	if left := kvmbackup.StaleCheckpoints(owned, st, rec.ActiveCheckpoint); len(left) > 0 {
 		b.Errorf("checkpoints are left: %v", left)
 	}
 	entries, err := b.cfg.Repository.List(b.ctx, g.name)

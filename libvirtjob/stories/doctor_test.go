@@ -122,8 +122,8 @@ func TestDoctorOnCheckpoints(t *testing.T) {
 	active := s.full(kvmbackup.ReasonNoActiveCheckpoint).Checkpoint.String()
 	s.finds(foreign)
 
-	s.checkpoint("kvmbackup-2020.01.01.00.00.00", "vda", "vdb")
-	s.bitmap("add", "vdb", "kvmbackup-2020.01.02.00.00.00")
+	s.checkpoint(s.prefix+"-2020.01.01.00.00.00", "vda", "vdb")
+	s.bitmap("add", "vdb", s.prefix+"-2020.01.02.00.00.00")
 	s.finds(foreign, kvmbackup.FindingStaleCheckpoint)
 	s.repair(foreign)
 	s.inOrder()
@@ -143,7 +143,7 @@ func TestDoctorOnCheckpoints(t *testing.T) {
 	s.finds(foreign)
 
 	s.lease(func(store kvmbackup.Store, l kvmbackup.Lease) {
-		s.must(store.SetActive(s.ctx, l, "kvmbackup-2020.01.03.00.00.00"))
+		s.must(store.SetActive(s.ctx, l, kvmbackup.CheckpointName(s.prefix+"-2020.01.03.00.00.00")))
 	})
 	s.finds(foreign, kvmbackup.FindingActiveNotNewest, kvmbackup.FindingStaleCheckpoint)
 	s.repair(foreign)
@@ -166,7 +166,7 @@ func TestDoctorOnStoppedDomain(t *testing.T) {
 	bitmap("add", "vda", "theirs")
 	theirs := s.foreign()
 	active := s.full(kvmbackup.ReasonNoActiveCheckpoint).Checkpoint.String()
-	bitmap("add", "vdb", "kvmbackup-2020.01.02.00.00.00")
+	bitmap("add", "vdb", s.prefix+"-2020.01.02.00.00.00")
 	bitmap("remove", "vda", active)
 	s.finds(kvmbackup.FindingForeignCheckpoint, kvmbackup.FindingStaleCheckpoint, kvmbackup.FindingBitmapMissing)
 	s.repair(kvmbackup.FindingForeignCheckpoint, kvmbackup.FindingBitmapMissing)
@@ -264,7 +264,7 @@ func TestDoctorOnFolders(t *testing.T) {
 	s.consumers = nil
 	old := s.taken
 	s.consumer = s.newConsumer("", s.dir, s.TempDir()+"/new.db")
-	s.finds(kvmbackup.FindingUnrecorded, kvmbackup.FindingStaleCheckpoint)
+	s.finds(kvmbackup.FindingUnrecorded, kvmbackup.FindingForeignCheckpoint) // another store's, for all that this one knows
 	done, err := s.engine.Import(s.ctx, s.vm())
 	s.must(err)
 	if len(done) != 4 || !done[3].Added {

@@ -197,40 +197,67 @@ func (s *story) cfgWith(change func(*kvmbackup.Config)) *kvmbackup.Engine {
 	return e
 }
 
-// Two applications with prefixes of their own back up one VM side by side, also where one's prefix begins like the other's.
+// Applications with stores of their own back up one VM side by side: with prefixes of their own, also where one begins like the other, and
+// with none, each to its own repository.
 func TestTwoConsumers(t *testing.T) {
 	t.Parallel()
-	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
-	a := s.consumer
-	b := s.newConsumer("kvmbackup-b", s.TempDir(), s.TempDir()+"/b.db")
-	want := func(c *consumer, kind kvmbackup.Kind) {
-		t.Helper()
-		if got := s.backupBy(c, s.request()); got.Kind != kind {
-			t.Errorf("backup of %s is %v: %v", c.prefix, got.Kind, got.Reasons)
+	for _, prefix := range []string{"kvmbackup-b", ""} {
+		s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
+		a := s.consumer
+		b := s.newConsumer(prefix, s.TempDir(), s.TempDir()+"/b.db")
+		want := func(c *consumer, kind kvmbackup.Kind) {
+			t.Helper()
+			if got := s.backupBy(c, s.request()); got.Kind != kind {
+				t.Errorf("backup of %s is %v: %v", c.prefix, got.Kind, got.Reasons)
+			}
 		}
-	}
-	s.write("vda", 0x11, 0, 4)
-	want(a, kvmbackup.KindFull)
-	s.write("vda", 0x21, 1, 4)
-	want(b, kvmbackup.KindFull)
-	s.write("vdb", 0x31, 1, 4)
-	want(b, kvmbackup.KindIncremental)
-	s.write("vdb", 0x41, 2, 4)
-	want(a, kvmbackup.KindIncremental)
-	s.guest.Destroy()
-	s.start()
-	s.write("vda", 0x51, 2, 4)
-	want(b, kvmbackup.KindIncremental)
-	want(a, kvmbackup.KindIncremental)
+		s.write("vda", 0x11, 0, 4)
+		want(a, kvmbackup.KindFull)
+		s.write("vda", 0x21, 1, 4)
+		want(b, kvmbackup.KindFull)
+		s.write("vdb", 0x31, 1, 4)
+		want(b, kvmbackup.KindIncremental)
+		s.write("vdb", 0x41, 2, 4)
+		want(a, kvmbackup.KindIncremental)
+		s.guest.Destroy()
+		s.start()
+		s.write("vda", 0x51, 2, 4)
+		want(b, kvmbackup.KindIncremental)
+		want(a, kvmbackup.KindIncremental)
 
-	s.must(a.engine.Forget(s.ctx, s.vm(), s.ref()))
-	if got := s.owned(a); len(got) != 0 {
-		t.Errorf("%q are left", got)
+		s.must(a.engine.Forget(s.ctx, s.vm(), s.ref()))
+		if got := s.owned(a); len(got) != 0 {
+			t.Errorf("%q are left", got)
+		}
+		s.write("vda", 0x61, 3, 4)
+		want(b, kvmbackup.KindIncremental)
+		want(a, kvmbackup.KindFull)
+		want(a, kvmbackup.KindIncremental)
+		s.restoreAll()
 	}
-	s.write("vda", 0x61, 3, 4)
-	want(b, kvmbackup.KindIncremental)
-	want(a, kvmbackup.KindFull)
-	want(a, kvmbackup.KindIncremental)
+}
+
+// A program that named its checkpoints otherwise is followed by one with the default prefix: it goes on where that one was, and takes
+// that one's checkpoint away.
+func TestAnotherPrefixOnTheSameStore(t *testing.T) {
+	t.Parallel()
+	s := tell(t, config{Disks: disks("vda"), Persistent: true})
+	s.policy.OfflineIncremental = true
+	earlier := s.newConsumer(kvmbackup.DefaultPrefix, s.dir, s.db)
+	s.write("vda", 0x11, 0, 4)
+	was := s.backupBy(earlier, s.request())
+	s.write("vda", 0x21, 1, 4)
+	s.incremental()
+	if listed := s.listed(); len(listed) != 1 || listed[was.Checkpoint.String()] != nil {
+		t.Errorf("%v are listed", listed)
+	}
+	// What was left when the records still had another active one is dropped too.
+	s.checkpoint(was.Checkpoint.String(), "vda")
+	s.write("vda", 0x31, 2, 4)
+	s.incremental()
+	if listed := s.listed(); len(listed) != 1 {
+		t.Errorf("%v are listed", listed)
+	}
 	s.restoreAll()
 }
 

@@ -154,6 +154,66 @@ func TestPreflight(t *testing.T) {
 	}
 }
 
+// compress replaces the stopped guest's image by a compressed one.
+func (s *story) compress(device string) {
+	s.Helper()
+	image := s.guest.Image(device)
+	s.run("qemu-img", "convert", "-q", "-c", "-O", "qcow2", image, image+".small")
+	s.must(os.Chmod(image+".small", 0o666))
+	s.must(os.Rename(image+".small", image))
+}
+
+// The image takes 1 MiB on the host and holds 64: the share is too small, which is said before anything is begun.
+func TestPreflightOfACompressedImage(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	s := tell(t, config{Disks: []disk{{Device: "vda", SizeBytes: 128 * mib}}, Persistent: true})
+	s.small()
+	s.write("vda", 0x11, 0, 64)
+	s.guest.Destroy()
+	s.compress("vda")
+	for _, running := range []bool{false, true} {
+		if running {
+			s.start()
+		}
+		var space *kvmbackup.SpaceError
+		if err := s.refuses(s.request(), kvmbackup.ErrNoSpace); !errors.As(err, &space) || space.NeedBytes < 64*mib || space.NeedBytes > 66*mib {
+			t.Errorf("running %v: error is %+v", running, space)
+		}
+	}
+	req := s.request()
+	req.IgnoreSpace = true
+	s.fails(s.ctx, req, kvmbackup.ErrNoSpace)
+	s.guest.Snapshot("vda", "s1") // the compressed image is below now
+	s.refuses(s.request(), kvmbackup.ErrNoSpace)
+}
+
+// A full of a thin disk has all of its tables, as QEMU writes a zero cluster for each hole; an incremental has what it needs.
+func TestEstimateOfAThinImage(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	const size = 128 << 30
+	for _, stopped := range []bool{false, true} {
+		s := tell(t, config{Disks: []disk{{Device: "vda", SizeBytes: size}}, Persistent: true, Stopped: stopped})
+		_, fill, free := s.small()
+		s.policy.OfflineIncremental = true
+		fill(8 * mib)
+		s.refuses(s.request(), kvmbackup.ErrNoSpace)
+		free()
+		for _, full := range []bool{true, false} {
+			p, err := s.engine.Plan(s.ctx, s.request())
+			s.must(err)
+			b, err := s.engine.Backup(s.ctx, s.request())
+			s.must(err)
+			info, err := os.Stat(s.repo.FilePath(b.Path, b.Volumes[0].File))
+			if s.must(err); (b.Kind == kvmbackup.KindFull) != full || info.Size() > p.EstimateBytes || info.Size() < p.EstimateBytes-mib {
+				t.Errorf("stopped %v: %v of %d bytes, the plan said %d", stopped, b.Kind, info.Size(), p.EstimateBytes)
+			}
+			s.write("vda", 0x21, 5, 1)
+		}
+	}
+}
+
 // The repository's folder is gone.
 func TestRepositoryGone(t *testing.T) {
 	t.Parallel()

@@ -101,7 +101,7 @@ func (s *story) newConsumer(prefix, dir, db string, change ...func(*kvmbackup.Co
 	c.engine, err = kvmbackup.New(c.cfg)
 	s.must(err)
 	if prefix == "" {
-		c.prefix = kvmbackup.DefaultPrefix
+		c.prefix = kvmbackup.RepositoryPrefix(c.repo.ID())
 	}
 	s.consumers = append(s.consumers, c)
 	return c

@@ -1,0 +1,70 @@
+package kvmbackup
+
+import (
+	"context"
+	"slices"
+
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// stale returns what is on the domain, is this consumer's and is not to be kept. was is the checkpoint that was the
+// active one: nothing has to be read to know that it is this consumer's. For any other name of the library's form,
+// which a crash or another consumer has left, the records are asked and, where they don't know it, the VM's folders.
+// After an error it returns what is certain.
+func (e *Engine) stale(
+	ctx context.Context, o *op, st DomainStatus, was CheckpointName, keep []CheckpointName,
+) ([]CheckpointName, error) {
+	sure := Ownership{Prefix: "", VM: o.vm, Known: []CheckpointName{was}}
+	if !slices.ContainsFunc(namesOn(st), func(n string) bool {
+		_, _, ours := splitName(n)
+		return ours && n != string(was) && !slices.Contains(keep, CheckpointName(n)) && !inherited(o.vm, st, n)
+	}) {
+		return StaleCheckpoints(sure, st, keep...), nil
+	}
+	records, err := e.cfg.Store.List(ctx, Query{VM: o.vm})
+	if err != nil {
+		return StaleCheckpoints(sure, st, keep...), err
+	}
+	sure.Known = append(sure.Known, checkpointsOf(records)...)
+	owned := sure
+	owned.Prefix = e.prefix()
+	if len(StaleCheckpoints(owned, st, keep...)) == len(StaleCheckpoints(sure, st, keep...)) {
+		return StaleCheckpoints(sure, st, keep...), nil // the records know them all
+	}
+	entries, err := e.cfg.Repository.List(ctx, string(o.vm))
+	if err != nil {
+		return StaleCheckpoints(sure, st, keep...), repositoryError(err)
+	}
+	owned.Others = othersOf(entries, records)
+	for _, n := range namesOn(st) {
+		if Owns(owned.Prefix, n) && !owned.owns(CheckpointName(n)) && !slices.Contains(keep, CheckpointName(n)) {
+			o.warn("left a checkpoint alone whose backup is in this repository and not in this store; "+
+				"give each store a prefix of its own, or import the backup",
+				"checkpoint", n)
+		}
+	}
+	return StaleCheckpoints(owned, st, keep...), nil
+}
+
+func checkpointsOf(records []Backup) []CheckpointName {
+	var names []CheckpointName
+	for _, b := range records {
+		if b.Checkpoint != "" {
+			names = append(names, b.Checkpoint)
+		}
+	}
+	return names
+}
+
+// othersOf returns the paths of backups, whole or being written, of which there is no record.
+func othersOf(entries []repository.Entry, records []Backup) []string {
+	known := byID(records)
+	var paths []string
+	for _, e := range entries {
+		_, ok := known[BackupID(e.ID)]
+		if !ok && (e.Kind == repository.FolderPublished || e.Kind == repository.FolderPartial) {
+			paths = append(paths, e.Path)
+		}
+	}
+	return paths
+}
