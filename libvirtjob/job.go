@@ -26,6 +26,11 @@ type job struct {
 	checkpoint string           // XML; empty: untracked
 	estimates  map[string]int64 // device: what its base bitmap marked before Begin
 
+	// What tells its outcome from other jobs', from before it began or was adopted.
+	events  *listener
+	earlier *libvirt.DomainJobInfo // libvirt's record of the one before it; nil: none
+	asked   time.Time              // no later than libvirt was asked to begin it
+
 	mu        sync.Mutex
 	beginning chan struct{} // closed when libvirt's call has returned; nil before Begin
 	began     time.Time     // no later than the job's start, on libvirt's clock for its age; zero: not begun
@@ -118,6 +123,7 @@ func (j *job) begin(ctx context.Context) error {
 		close(done)
 		return err
 	}
+	j.listen(time.Now())
 	if err := j.start(ctx, done); err != nil {
 		return j.beginError(ctx, err)
 	}
@@ -165,8 +171,8 @@ func (j *job) enter() (chan struct{}, error) {
 	return j.beginning, nil
 }
 
-// claim makes sure that the domain has no job, because libvirt would wait for its end, and forgets the outcome of
-// the last one, which carries no name and could be taken for this one's.
+// claim makes sure that the domain has no job, because libvirt would wait for its end, and notes the outcome of the last one, which carries
+// no name. The questions that follow the first give the event of a job that has just ended the time to arrive before this one's begin.
 func (j *job) claim(ctx context.Context) error {
 	info, err := stats(ctx, j.dom, 0)
 	if err != nil {
@@ -175,10 +181,17 @@ func (j *job) claim(ctx context.Context) error {
 	if info != nil {
 		return &kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name), Holder: describeBackup(ctx, j.dom, info)}
 	}
-	if _, err = stats(ctx, j.dom, libvirt.DOMAIN_JOB_STATS_COMPLETED); err != nil {
+	if j.earlier, err = stats(ctx, j.dom, recorded); err != nil {
 		return err
 	}
 	return j.sameDisks(ctx)
+}
+
+// listen begins to note what events say of the domain's jobs.
+func (j *job) listen(asked time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.events, j.asked = j.exec.events.listen(j.dom.uuid), asked
 }
 
 // sameDisks makes sure that each device still has the disk for which the job was prepared, or a snapshot above it. libvirt takes
@@ -243,5 +256,8 @@ func describeFile(path string) string {
 // Close implements kvmbackup.Job.
 func (j *job) Close() error {
 	j.dom.close()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.events.close()
 	return nil
 }
