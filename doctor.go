@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -29,6 +31,7 @@ const (
 	FindingUnrecorded        FindingCode = "unrecorded-folder"   // a published folder without a record
 	FindingLeftPartial       FindingCode = "left-partial"        // a partial folder of a record that is not running
 	FindingLeftDeleting      FindingCode = "left-deleting"       // a folder whose removal was begun
+	FindingStampAhead        FindingCode = "stamp-ahead"         // the VM's last stamp is ahead of the clock, which was wrong then or is now
 	FindingForeignPartial    FindingCode = "foreign-partial"     // a partial folder that this store knows nothing of
 	FindingForeignCheckpoint FindingCode = "foreign-checkpoint"  // another consumer's checkpoint or bitmap: left alone
 	FindingForeignFolder     FindingCode = "foreign-folder"      // something in the VM's folder that is no backup: left alone
@@ -134,6 +137,7 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 		return d, err
 	}
 	d.addRecords(records)
+	d.addStamps(records, o.e.now())
 	o.step("inspect domain")
 	st, err := o.e.inspect(ctx, req.ref())
 	switch {
@@ -186,6 +190,24 @@ func (d *Diagnosis) addRecords(records []Backup) {
 		d.add(Finding{Code: FindingActiveNotNewest, Name: a, Detail: fmt.Sprintf("the active checkpoint %s is not the newest backup's", a),
 			Effect: "the next backup is full", Repair: "empty the active checkpoint"})
 	}
+}
+
+// maxDrift is by how much the clocks of hosts that share a store may differ.
+const maxDrift = time.Hour
+
+// addStamps tells of a clock that was ahead of this one when a backup began, as long as the stamps of later backups have to follow.
+func (d *Diagnosis) addStamps(records []Backup, now time.Time) {
+	last, _ := repository.ParseStamp(d.Record.LastStamp)
+	for _, b := range records {
+		if s, err := repository.ParseStamp(path.Base(b.Path)); err == nil && s.Compare(last) > 0 {
+			last = s
+		}
+	}
+	if !last.Time().After(now.Add(maxDrift)) {
+		return
+	}
+	d.add(Finding{Code: FindingStampAhead, Detail: fmt.Sprintf("the newest stamp is %s, and this host's clock says %s: it is wrong, or was when that backup began", last, now.Format(time.RFC3339)),
+		Effect: "later backups get stamps just after that one, and by age none of them counts as old until then; if the clock is wrong now, set it"})
 }
 
 func (d *Diagnosis) addDomain(prefix string, st DomainStatus, records []Backup, req BackupRequest) {
