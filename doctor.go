@@ -195,18 +195,23 @@ func (d *Diagnosis) addRecords(records []Backup) {
 // maxDrift is by how much the clocks of hosts that share a store may differ.
 const maxDrift = time.Hour
 
-// addStamps tells of a clock that was ahead of this one when a backup began, as long as the stamps of later backups have to follow.
+// addStamps tells of a clock that was ahead of this one when a backup began.
 func (d *Diagnosis) addStamps(records []Backup, now time.Time) {
-	last, _ := repository.ParseStamp(d.Record.LastStamp)
-	for _, b := range records {
-		if s, err := repository.ParseStamp(path.Base(b.Path)); err == nil && s.Compare(last) > 0 {
-			last = s
-		}
-	}
-	if !last.Time().After(now.Add(maxDrift)) {
+	newest := newestOf(records)
+	if newest == nil {
 		return
 	}
-	d.add(Finding{Code: FindingStampAhead, Detail: fmt.Sprintf("the newest stamp is %s, and this host's clock says %s: it is wrong, or was when that backup began", last, now.Format(time.RFC3339)),
+	for _, b := range records {
+		if b.Status != StatusRunning && b.Status != StatusFailed && path.Base(b.Path) > path.Base(newest.Path) {
+			newest = &b
+		}
+	}
+	s, err := repository.ParseStamp(path.Base(newest.Path))
+	if err != nil || !s.Time().After(now.Add(maxDrift)) {
+		return
+	}
+	d.add(Finding{Code: FindingStampAhead, Backup: newest.ID, Path: newest.Path,
+		Detail: fmt.Sprintf("the newest stamp is %s, and this host's clock says %s: it is wrong, or was when that backup began", s, now.Format(time.RFC3339)),
 		Effect: "later backups get stamps just after that one, and by age none of them counts as old until then; if the clock is wrong now, set it"})
 }
 

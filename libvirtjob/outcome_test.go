@@ -142,6 +142,55 @@ func TestOutcomeReplaced(t *testing.T) {
 	}
 }
 
+// TestEndedUnobserved adopts jobs that have ended: those whose targets prove that libvirt's record is theirs, and no others.
+func TestEndedUnobserved(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, realguest.Config{Disks: append(disks("vda"), bigDisks("vdb")...)})
+	dom := b.domain()
+	adopted := func(spec kvmbackup.JobSpec) error {
+		b.Helper()
+		job, err := b.exec.AdoptJob(b.ctx, b.ref, spec)
+		if err != nil {
+			return err
+		}
+		defer func() { b.must(job.Close()) }()
+		_, err = job.Wait(b.ctx, nil)
+		return err
+	}
+	unobserved := func(spec kvmbackup.JobSpec) kvmbackup.JobSpec {
+		b.Helper()
+		b.begin(spec)
+		b.ended(dom)
+		return spec
+	}
+	b.guest.Write("vda", 0x11, 0, 4<<20)
+	first := unobserved(b.spec("c1", "", full("vda"), full("vdb")))
+	b.must(adopted(first))
+	b.keep(first)
+
+	b.guest.Write("vda", 0x22, 1<<20, 1<<20)
+	second := unobserved(b.spec("c2", "c1", incr("vda"), incr("vdb")))
+	b.must(adopted(second))
+	b.keep(second)
+	b.guest.Write("vda", 0x33, 8<<20, 1<<20) // the base's bitmap marks more than was copied now: the record's figure decides
+	b.must(adopted(second))
+
+	// What was never begun, and what was and isn't whole, with another job's success on record.
+	prepared := b.spec("c3", "c2", incr("vda"), incr("vdb"))
+	job, err := b.exec.PrepareJob(b.ctx, b.ref, prepared)
+	b.must(err)
+	b.must(job.Close())
+	b.wantErr(adopted(prepared), kvmbackup.ErrNoJob)
+	b.spread("vdb", 0x04)
+	third, aborted := b.slow("c4", "c2", incr("vda"), incr("vdb"))
+	b.must(third.Abort(b.ctx))
+	b.wantErr(adopted(aborted), kvmbackup.ErrNoJob)
+	unobserved(b.spec("theirs", "", full("vda"), full("vdb")))
+	b.wantErr(adopted(aborted), kvmbackup.ErrNoJob)
+	b.take(dom)
+	b.wantErr(adopted(second), kvmbackup.ErrNoJob)
+}
+
 // TestHeard: an event names no job, so that only one which can be no other job's counts.
 func TestHeard(t *testing.T) {
 	t.Parallel()
