@@ -204,7 +204,7 @@ func (r *run) begin(ctx context.Context) (err error) {
 		ID: r.op.backup, VM: r.vm, Domain: v.status.Name, DomainUUID: v.status.UUID, Host: r.e.cfg.Host, Kind: d.Kind, Status: StatusRunning, ChainID: d.ChainID, Position: d.Position,
 		ParentID: d.ParentID, Checkpoint: d.Checkpoint, Repository: r.e.cfg.Repository.ID(), Path: v.path(),
 		StartedAt: r.e.now().Truncate(time.Microsecond), Consistency: ConsistencyCrash, Reasons: d.Reasons,
-		GuestRan: v.status.State == DomainRunning,
+		GuestRan: v.status.State == DomainRunning, Asked: Asked{Secrets: r.req.Secrets, Digests: r.req.Digests},
 	}
 	if r.mayFreeze() {
 		b.Consistency = ConsistencyUnknown // not known yet: recovery thaws the guest of such a record
@@ -398,7 +398,7 @@ func (r *run) describe(ctx context.Context) (repository.Manifest, error) {
 
 func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error) {
 	def, err := ask(ctx, r.e, func(ctx context.Context) (Definition, error) {
-		return r.e.cfg.Executor.Definition(ctx, r.dom, r.req.Secrets)
+		return r.e.cfg.Executor.Definition(ctx, r.dom, r.record.Asked.Secrets)
 	})
 	if err != nil {
 		return nil, err

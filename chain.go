@@ -70,6 +70,7 @@ type Backup struct {
 	Consistency Consistency    `json:"consistency"`           // what the guest finds
 	FrozenFor   time.Duration  `json:"frozen_for,omitempty"`  // how long the guest's file systems were frozen
 	GuestRan    bool           `json:"guest_ran,omitempty"`   // when the backup began: one that an I/O error paused since is resumed
+	Asked       Asked          `json:"asked,omitzero"`        // for whoever has to finish it after a crash
 	Reasons     []Reason       `json:"reasons,omitempty"`     // why this kind was chosen, and what was survived
 	Error       string         `json:"error,omitempty"`       // why it failed
 	Volumes     []VolumeBackup `json:"volumes"`
@@ -77,6 +78,12 @@ type Backup struct {
 	Pinned       bool          `json:"pinned,omitempty"` // never deleted by retention
 	Holds        []Hold        `json:"holds,omitempty"`  // open restore points
 	Verification *Verification `json:"verification,omitempty"`
+}
+
+// Asked is what a backup's request wanted of what comes after its job; see BackupRequest. Manifests don't have it.
+type Asked struct {
+	Secrets bool `json:"secrets,omitempty"`
+	Digests bool `json:"digests,omitempty"`
 }
 
 // VolumeBackup is one volume's part of a backup.

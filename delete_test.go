@@ -338,6 +338,14 @@ func (w *world) hold(name, id string) {
 	}))
 }
 
+// errOf joins the errors of all VMs.
+func errOf(all []kvmbackup.RecoveredVM) (err error) {
+	for _, r := range all {
+		err = errors.Join(err, r.Err)
+	}
+	return err
+}
+
 // TestRemovalFails: the record and the mark stay, and a later delete or a recovery finishes.
 func TestRemovalFails(t *testing.T) {
 	type finish func(w *world) error
@@ -348,8 +356,8 @@ func TestRemovalFails(t *testing.T) {
 			return err
 		},
 		"recovered with all": func(w *world) error {
-			_, err := w.engine.RecoverAll(w.t.Context())
-			return err
+			all, err := w.engine.RecoverAll(w.t.Context())
+			return errors.Join(err, errOf(all))
 		},
 	}
 	troubles := map[string]func(w *world) (heal func()){
@@ -439,7 +447,9 @@ func TestDeleteReportsWhatWasRemovedBefore(t *testing.T) {
 	equal(t, "state", w.state(), "A:delete-pending")
 	found, err := w.engine.RecoverAll(t.Context())
 	ok(t, err)
-	equal(t, "recovered", len(found[testVM]), 1)
+	ok(t, errOf(found))
+	equal(t, "VMs", len(found), 1)
+	equal(t, "recovered", len(found[0].Found), 1)
 	w.settled()
 }
 

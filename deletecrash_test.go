@@ -196,8 +196,8 @@ func TestDeleteKilledCrash(t *testing.T) {
 				}
 				store.now = func() time.Time { return time.Now().Add(time.Hour) } // the dead process's lease is over
 				if i%2 == 0 {
-					_, err := w.engine.RecoverAll(t.Context())
-					ok(t, err)
+					all, err := w.engine.RecoverAll(t.Context())
+					ok(t, errors.Join(err, errOf(all)))
 					w.settled()
 				}
 				w.deleteAgain(d.last, d.force)

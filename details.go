@@ -38,6 +38,7 @@ const (
 	detailConsistency  = "kvmbackup.consistency"
 	detailFrozenFor    = "kvmbackup.frozen_for"
 	detailGuestRan     = "kvmbackup.guest_ran"
+	detailAsked        = "kvmbackup.asked"
 	detailReasons      = "kvmbackup.reasons"
 	detailError        = "kvmbackup.error"
 	detailPinned       = "kvmbackup.pinned"
@@ -67,6 +68,9 @@ func (b Backup) Details() map[string]string {
 	}
 	if b.Pinned {
 		m[detailPinned] = "true"
+	}
+	if b.Asked != (Asked{}) {
+		m[detailAsked] = jsonDetail(b.Asked)
 	}
 	if len(b.Reasons) > 0 {
 		m[detailReasons] = jsonDetail(b.Reasons)
@@ -115,6 +119,7 @@ func BackupFromDetails(m map[string]string) (Backup, error) {
 		r.note(detailFrozenFor, err)
 		b.FrozenFor = d
 	}
+	r.json(detailAsked, &b.Asked)
 	r.json(detailReasons, &b.Reasons)
 	r.json(detailHolds, &b.Holds)
 	r.json(detailVerification, &b.Verification)

@@ -31,7 +31,8 @@ func drawBackup(t *rapid.T) kvmbackup.Backup {
 		Repository: text.Draw(t, "repository"), Sequence: rapid.Int64Min(0).Draw(t, "sequence"), StartedAt: at.Draw(t, "started"),
 		Consistency: rapid.SampledFrom([]kvmbackup.Consistency{kvmbackup.ConsistencyUnknown, kvmbackup.ConsistencyCrash,
 			kvmbackup.ConsistencyFilesystem}).Draw(t, "consistency"),
-		FrozenFor: time.Duration(rapid.Int64Min(0).Draw(t, "frozen")), Error: text.Draw(t, "error"), GuestRan: rapid.Bool().Draw(t, "ran"), Pinned: rapid.Bool().Draw(t, "pinned"),
+		FrozenFor: time.Duration(rapid.Int64Min(0).Draw(t, "frozen")), Error: text.Draw(t, "error"), GuestRan: rapid.Bool().Draw(t, "ran"),
+		Asked: kvmbackup.Asked{Secrets: rapid.Bool().Draw(t, "secrets"), Digests: rapid.Bool().Draw(t, "digests")}, Pinned: rapid.Bool().Draw(t, "pinned"),
 	}
 	b.Path = string(b.VM) + "/" + rapid.StringMatching(`[a-z0-9.]{1,20}[a-z0-9]`).Draw(t, "stamp")
 	if b.Kind == kvmbackup.KindIncremental {

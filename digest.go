@@ -104,7 +104,7 @@ func (e *Engine) digest(ctx context.Context, v *VolumeBackup, layers []layer) er
 
 // addDigests computes the digests of a backup that is about to be published.
 func (r *run) addDigests(ctx context.Context) error {
-	if !r.req.Digests {
+	if !r.record.Asked.Digests {
 		return nil
 	}
 	r.step("digest")

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -32,6 +34,7 @@ const (
 	FindingLeftPartial       FindingCode = "left-partial"        // a partial folder of a record that is not running
 	FindingLeftDeleting      FindingCode = "left-deleting"       // a folder whose removal was begun
 	FindingOtherDomain       FindingCode = "other-domain"        // backups of another VM, which had the name before: left alone
+	FindingStampAhead        FindingCode = "stamp-ahead"         // the VM's last stamp is ahead of the clock, which was wrong then or is now
 	FindingForeignPartial    FindingCode = "foreign-partial"     // a partial folder that this store knows nothing of
 	FindingForeignCheckpoint FindingCode = "foreign-checkpoint"  // another consumer's checkpoint or bitmap: left alone
 	FindingForeignFolder     FindingCode = "foreign-folder"      // something in the VM's folder that is no backup: left alone
@@ -141,6 +144,7 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 		return d, err
 	}
 	d.addRecords(records)
+	d.addStamps(records, o.e.now())
 	o.step("inspect domain")
 	st, err := o.e.look(ctx, req.ref())
 	if err == nil {
@@ -197,6 +201,29 @@ func (d *Diagnosis) addRecords(records []Backup) {
 		d.add(Finding{Code: FindingActiveNotNewest, Name: a, Detail: fmt.Sprintf("the active checkpoint %s is not the newest backup's", a),
 			Effect: "the next backup is full", Repair: "empty the active checkpoint"})
 	}
+}
+
+// maxDrift is by how much the clocks of hosts that share a store may differ.
+const maxDrift = time.Hour
+
+// addStamps tells of a clock that was ahead of this one when a backup began.
+func (d *Diagnosis) addStamps(records []Backup, now time.Time) {
+	newest := newestOf(records)
+	if newest == nil {
+		return
+	}
+	for _, b := range records {
+		if b.Status != StatusRunning && b.Status != StatusFailed && path.Base(b.Path) > path.Base(newest.Path) {
+			newest = &b
+		}
+	}
+	s, err := repository.ParseStamp(path.Base(newest.Path))
+	if err != nil || !s.Time().After(now.Add(maxDrift)) {
+		return
+	}
+	d.add(Finding{Code: FindingStampAhead, Backup: newest.ID, Path: newest.Path,
+		Detail: fmt.Sprintf("the newest stamp is %s, and this host's clock says %s: it is wrong, or was when that backup began", s, now.Format(time.RFC3339)),
+		Effect: "later backups get stamps just after that one, and by age none of them counts as old until then; if the clock is wrong now, set it"})
 }
 
 func (d *Diagnosis) addDomain(owned Ownership, st DomainStatus, records []Backup, req BackupRequest) {

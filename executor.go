@@ -42,7 +42,8 @@ type Executor interface {
 	// The caller must Close it. ErrTargetAccess, ErrNoSpace.
 	PrepareJob(ctx context.Context, dom DomainRef, spec JobSpec) (Job, error)
 	// AdoptJob finds the running job that PrepareJob and Begin had started for the same spec in a process
-	// that is gone. ErrNoJob when there is none, or the domain's job writes elsewhere.
+	// that is gone; or one of a running domain that has ended since and was proved to be it and a success, whose
+	// Wait returns at once. ErrNoJob when there is neither, or the domain's job writes elsewhere.
 	AdoptJob(ctx context.Context, dom DomainRef, spec JobSpec) (Job, error)
 
 	// Freeze asks the guest agent to freeze the file systems, and returns how many. ErrNoAgent and, for a paused

@@ -28,8 +28,9 @@ func (i Imported) passedOver(err error) Imported {
 	return i
 }
 
-// maxAhead is how far a stamp may be ahead of the clock. Every later backup of the VM gets a later stamp, and a checkpoint of that name.
-const maxAhead = 366 * 24 * time.Hour
+// maxAhead is how far a stamp may be ahead of the clock. Every later backup of the VM gets a later stamp, and a checkpoint of that name. That
+// is a nuisance, of which Inspect tells, and a clock may have been years ahead once; but the years must not run out.
+const maxAhead = 100 * 366 * 24 * time.Hour
 
 // maxSequence leaves room for those of later backups.
 const maxSequence = repository.MaxSequence / 2
@@ -37,7 +38,7 @@ const maxSequence = repository.MaxSequence / 2
 // Import rebuilds records from the manifests in the repository: of one VM, or of all with an empty name. Records that are there stay as they are,
 // so it can be called on a full, partial or newer store; but a failed one is replaced whose folder was kept because of its manifest, once
 // that is mended. What was delete-pending in a store that was lost is completed again: it is whole, and can be deleted again. A backup whose parent is neither recorded nor importable is passed over, as
-// it can't be restored; so is one whose stamp is more than a year ahead of the clock (Config.Now), as all later ones would follow it. What was passed
+// it can't be restored; so is one whose stamp is more than a hundred years ahead of the clock (Config.Now), as all later ones would follow it. What was passed
 // over can be imported later: nothing is changed in the repository. The active checkpoint stays as it is: after the loss of a store it is empty and the next
 // backup is full.
 func (e *Engine) Import(ctx context.Context, vm VMID) ([]Imported, error) {
@@ -144,7 +145,7 @@ func (e *Engine) plausible(b Backup) error {
 		return fmt.Errorf("%w backup %s: %w", ErrInvalid, b.ID, err)
 	}
 	if now := e.now(); stamp.Time().After(now.Add(maxAhead)) {
-		return fmt.Errorf("%w backup %s: its stamp is more than a year ahead of this host's clock (%s), and all later backups would follow it; if the clock is wrong, set it and import again; the files restore with qemu-img",
+		return fmt.Errorf("%w backup %s: its stamp is more than a hundred years ahead of this host's clock (%s), and all later backups would follow it; if the clock is wrong, set it and import again; the files restore with qemu-img",
 			ErrInvalid, b.ID, now.Format(time.RFC3339))
 	}
 	return nil

@@ -249,7 +249,7 @@ func TestImportAbsurdNumbers(t *testing.T) {
 	future.Path, future.Sequence = testVM.String()+"/"+stamp.String(), 3
 	large := w.draft("large", kvmbackup.Backup{}, 40)
 	large.Sequence = repository.MaxSequence
-	soon := w.draft("soon", kvmbackup.Backup{}, 30*24*3600) // the clock was a month ahead
+	soon := w.draft("soon", kvmbackup.Backup{}, 2*365*24*3600) // the clock was two years ahead
 	soon.Sequence = 4
 	for _, b := range []kvmbackup.Backup{future, large, soon} {
 		w.folder(b, kvmbackup.Backup{})

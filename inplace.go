@@ -58,7 +58,7 @@ func (e *Engine) withLeases(ctx context.Context, vms []VMID, f func(context.Cont
 		if len(rest) == 0 {
 			return f(ctx, held)
 		}
-		return e.withLease(ctx, rest[0], func(ctx context.Context, h *heldLease) error {
+		return e.withLease(ctx, rest[0], e.cfg.LeaseWait, func(ctx context.Context, h *heldLease) error {
 			held[rest[0]] = h
 			return next(ctx, rest[1:])
 		})

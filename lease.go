@@ -30,13 +30,13 @@ func (h *heldLease) lease() Lease {
 
 // withLease is the engine's for the operation's VM, with a context that says what is done for it.
 func (o *op) withLease(ctx context.Context, f func(ctx context.Context, h *heldLease) error) error {
-	return o.e.withLease(o.context(ctx), o.vm, f)
+	return o.e.withLease(o.context(ctx), o.vm, o.e.cfg.LeaseWait, f)
 }
 
-// withLease runs f while it holds the VM's lease. f's context ends with the cause ErrLeaseLost when the lease can't be
-// kept. Whoever waits for a busy VM is told who holds it when the wait ends.
-func (e *Engine) withLease(ctx context.Context, vm VMID, f func(ctx context.Context, h *heldLease) error) error {
-	l, until, err := e.acquire(ctx, vm)
+// withLease runs f while it holds the VM's lease, for which it waits as Config.LeaseWait says of its wait. f's context ends with the cause
+// ErrLeaseLost when the lease can't be kept. Whoever waits for a busy VM is told who holds it when the wait ends.
+func (e *Engine) withLease(ctx context.Context, vm VMID, longest time.Duration, f func(ctx context.Context, h *heldLease) error) error {
+	l, until, err := e.acquire(ctx, vm, longest)
 	if err != nil {
 		return err
 	}
@@ -59,10 +59,10 @@ func (e *Engine) withLease(ctx context.Context, vm VMID, f func(ctx context.Cont
 }
 
 // acquire returns the lease and until when, on this process's clock, it is certainly in force.
-func (e *Engine) acquire(ctx context.Context, vm VMID) (Lease, time.Time, error) {
+func (e *Engine) acquire(ctx context.Context, vm VMID, longest time.Duration) (Lease, time.Time, error) {
 	wait := ctx
-	if e.cfg.LeaseWait > 0 {
-		w, cancel := context.WithTimeout(ctx, e.cfg.LeaseWait)
+	if longest > 0 {
+		w, cancel := context.WithTimeout(ctx, longest)
 		defer cancel()
 		wait = w
 	}
@@ -76,7 +76,7 @@ func (e *Engine) acquire(ctx context.Context, vm VMID) (Lease, time.Time, error)
 			return l, begun.Add(e.cfg.LeaseTTL), nil
 		case busy != nil && wait.Err() != nil && !errors.Is(err, ErrBusy):
 			return Lease{}, time.Time{}, gaveUp(wait, busy) // the wait ended while the store was asked
-		case !errors.Is(err, ErrBusy) || e.cfg.LeaseWait < 0:
+		case !errors.Is(err, ErrBusy) || longest < 0:
 			return Lease{}, time.Time{}, err
 		}
 		// From now on it is the VM that is waited for, also inside the store.

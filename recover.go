@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -20,7 +21,7 @@ type RecoveryOutcome string
 
 // The outcomes.
 const (
-	RecoveryCommitted RecoveryOutcome = "committed" // the folder was whole: the record is completed now
+	RecoveryCommitted RecoveryOutcome = "committed" // the folder was whole, or the job had ended well: the record is completed now
 	RecoveryFollowed  RecoveryOutcome = "followed"  // the job still ran: followed to its end and committed
 	RecoveryUndone    RecoveryOutcome = "undone"    // taken back, the record is failed
 	RecoveryKept      RecoveryOutcome = "kept"      // the record is failed, its published folder stays: its manifest can't be used
@@ -33,9 +34,14 @@ const (
 // deletions that were begun are finished. Every other operation on the VM begins with the same. dom may be
 // given by its name alone; empty takes the records' names.
 func (e *Engine) Recover(ctx context.Context, vm VMID, dom DomainRef) ([]Recovery, error) {
+	return e.recover(ctx, vm, dom, e.cfg.LeaseWait)
+}
+
+// recover waits that long for the VM's lease.
+func (e *Engine) recover(ctx context.Context, vm VMID, dom DomainRef, wait time.Duration) ([]Recovery, error) {
 	o := e.newOp("recover", vm)
 	var found []Recovery
-	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+	err := e.withLease(o.context(ctx), vm, wait, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
 		var errs []error
 		settled, err := e.settleRunning(ctx, o, h, dom)
@@ -61,24 +67,6 @@ func (e *Engine) domainOf(ctx context.Context, vm VMID) (string, error) {
 		return "", err
 	}
 	return all[len(all)-1].Domain, nil
-}
-
-// RecoverAll calls Recover for every VM that has something to settle, and goes on after errors, which are joined.
-func (e *Engine) RecoverAll(ctx context.Context) (map[VMID][]Recovery, error) {
-	left, err := e.cfg.Store.List(ctx, Query{Statuses: []Status{StatusRunning, StatusDeletePending}})
-	if err != nil {
-		return nil, err
-	}
-	found := map[VMID][]Recovery{}
-	var errs []error
-	for _, b := range left {
-		if _, done := found[b.VM]; done {
-			continue
-		}
-		r, err := e.Recover(ctx, b.VM, DomainRef{})
-		found[b.VM], errs = r, append(errs, err)
-	}
-	return found, errors.Join(errs...)
 }
 
 // settleRecords is the first thing an operation does with its lease: afterwards no record is running.
@@ -173,7 +161,7 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 	r := &run{op: o, lease: h, dom: dom, record: b}
 	err := r.adopt(ctx)
 	switch {
-	case err == nil && !e.cfg.AbortLeftJobs && damage == nil:
+	case err == nil && damage == nil && (r.ended() || !e.cfg.AbortLeftJobs):
 		return r.followAdopted(ctx)
 	case errors.Is(err, ErrNoDomain) && b.Host != "" && b.Host != e.cfg.Host:
 		// The domain and its job may be on that host. Only what finds the domain, or finds it gone there, may settle this.
@@ -183,6 +171,9 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b Backup, d
 		return Recovery{}, err
 	}
 	outcome, cause := RecoveryUndone, errors.New("interrupted: the operation that took it ended before the backup was whole")
+	if errors.Is(err, ErrNoJob) {
+		cause = fmt.Errorf("%w (%w)", cause, err)
+	}
 	if damage != nil {
 		outcome, cause = RecoveryKept, fmt.Errorf("its folder %s was published and is kept as it is: mend its manifest and import it, or remove the folder: %w", b.Path, damage)
 	}
@@ -226,7 +217,7 @@ func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b Backup)
 	if err != nil {
 		return false, fmt.Errorf("%w: manifest of %s: %w", ErrDamaged, b.Path, err)
 	}
-	whole.Sequence, whole.Host = b.Sequence, b.Host
+	whole.Sequence, whole.Host, whole.Asked = b.Sequence, b.Host, b.Asked
 	for i, v := range whole.Volumes { // a manifest doesn't have them
 		if recorded, ok := b.Volume(v.VolumeID); ok {
 			whole.Volumes[i].Layers = recorded.Layers
@@ -271,13 +262,22 @@ func (r *run) adopt(ctx context.Context) (err error) {
 	return err
 }
 
+// ended says of an adopted job that there is nothing to follow: it was over before it was looked for.
+func (r *run) ended() bool { return r.view.status.Job == JobNone }
+
 // followAdopted goes on where the process that began the job left off.
 func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	var err error
 	if r.view.record, err = r.e.cfg.Store.VM(ctx, r.vm); err != nil {
 		return Recovery{}, errors.Join(err, r.job.Close())
 	}
-	r.record.Reasons = append(r.record.Reasons, Reason{Code: ReasonRecovered, Detail: "its job was followed by another process"})
+	done := Recovery{r.record.ID, RecoveryFollowed, "its job still ran"}
+	reason := Reason{Code: ReasonRecovered, Detail: "its job was followed by another process"}
+	if r.ended() {
+		done = Recovery{r.record.ID, RecoveryCommitted, "its job had ended well"}
+		reason.Detail = "its job had ended before another process looked for it, and libvirt's record and the files say that all was copied"
+	}
+	r.record.Reasons = append(r.record.Reasons, reason)
 	if err := r.openTargets(ctx); err != nil { // libvirt may have given them to another user
 		r.warn("open targets of a job that was followed", "error", err)
 	}
@@ -294,7 +294,13 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	if err := r.closeJob(nil); err != nil {
 		r.warn("close job", "error", err)
 	}
-	return Recovery{r.record.ID, RecoveryFollowed, "its job still ran"}, r.finish(ctx)
+	if err := r.finish(ctx); err != nil {
+		if r.stillRunning(ctx) != nil {
+			return Recovery{}, err
+		}
+		return Recovery{r.record.ID, RecoveryUndone, err.Error()}, nil
+	}
+	return done, nil
 }
 
 // stillRunning is an error when a failed job's record could not be settled.

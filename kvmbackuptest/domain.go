@@ -31,6 +31,7 @@ type domain struct {
 	disks         []*disk
 	checkpoints   map[string]checkpoint
 	job           *job
+	last          *job // the backup job of which libvirt has the outcome; nil: it has none, or another's
 	foreign       *foreignJob
 	guest         guest
 	target        Target
@@ -266,7 +267,7 @@ func (h *Hypervisor) Migrate(name string, to *Hypervisor) error {
 			k.leave(d, (*storedImage).close)
 			k.open(d)
 		}
-		d.checkpoints = map[string]checkpoint{}
+		d.checkpoints, d.last = map[string]checkpoint{}, nil
 		delete(h.domains, name)
 		to.domains[name] = d
 		return nil

@@ -2,6 +2,7 @@ package kvmbackuptest_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -31,7 +32,10 @@ var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
 		return err
 	},
 	"recover all": func(s *teller, _, _ kvmbackup.BackupID) error {
-		_, err := s.engine.RecoverAll(context.Background())
+		all, err := s.engine.RecoverAll(context.Background())
+		for _, r := range all {
+			err = errors.Join(err, r.Err)
+		}
 		return err
 	},
 	"repair": func(s *teller, _, _ kvmbackup.BackupID) error {

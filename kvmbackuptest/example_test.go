@@ -114,11 +114,11 @@ func ExampleHypervisor_KillHost() {
 	must(err)
 	found, err := second.RecoverAll(ctx)
 	must(err)
-	fmt.Println(len(found["vm1"]), found["vm1"][0].Outcome)
+	fmt.Println(len(found), found[0].VM, found[0].Found[0].Outcome)
 
 	// Output:
 	// the process was killed: true
-	// 1 followed
+	// 1 vm1 followed
 }
 
 func must(err error) {

@@ -27,9 +27,15 @@ func (h *Hypervisor) StartForeignJob(name string, state kvmbackup.JobState, deta
 	})
 }
 
-// EndForeignJob ends it.
+// EndForeignJob ends it. Its outcome replaces that of the job before it.
 func (h *Hypervisor) EndForeignJob(name string) error {
-	return h.with(name, func(d *domain) error { d.foreign = nil; return nil })
+	return h.with(name, func(d *domain) error { d.foreign, d.last = nil, nil; return nil })
+}
+
+// TakeOutcome has another program read the outcome of the domain's last job, as virsh domjobinfo --completed does: libvirt has it no
+// more then. A Wait under way has heard how its job ended; a job that nobody followed can't be adopted any more.
+func (h *Hypervisor) TakeOutcome(name string) error {
+	return h.with(name, func(d *domain) error { d.last = nil; return nil })
 }
 
 // CreateCheckpoint makes a checkpoint with bitmaps on devices of a running domain, as another program would.

@@ -22,8 +22,8 @@ func TestRecoverOnAnotherHost(t *testing.T) {
 		s.must(err)
 		found, err := b.RecoverAll(t.Context())
 		s.must(err)
-		if r := found[vm]; len(r) != 1 || r[0].Outcome != kvmbackup.RecoveryPending {
-			t.Errorf("the other host recovered %v", r)
+		if len(found) != 1 || found[0].Err != nil || len(found[0].Found) != 1 || found[0].Found[0].Outcome != kvmbackup.RecoveryPending {
+			t.Errorf("the other host recovered %+v", found)
 		}
 		if got := s.outcome(); got != kvmbackup.RecoveryFollowed {
 			t.Errorf("its own host: %v, want followed", got)

@@ -98,7 +98,7 @@ func (j *job) end(err error) {
 	}
 	j.over, j.err = true, err
 	if j.dom != nil {
-		j.dom.job = nil
+		j.dom.job, j.dom.last = nil, j
 	}
 	for _, v := range j.volumes {
 		if v.image.user == j {
@@ -150,17 +150,38 @@ func createTargets(spec kvmbackup.JobSpec) error {
 // AdoptJob implements kvmbackup.Executor.
 func (e *executor) AdoptJob(ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
 	var j *job
-	err := e.do(ctx, "AdoptJob", ref, func(m *machine) error {
-		if !m.running() || m.job == nil || !sameTargets(m.job.spec, spec) {
-			return fmt.Errorf("%w: %q has no job to %s", kvmbackup.ErrNoJob, ref.Name, spec.Dir)
+	err := e.do(ctx, "AdoptJob", ref, func(m *machine) (err error) {
+		if m.running() && m.job != nil && sameTargets(m.job.spec, spec) {
+			j = m.job
+			return nil
 		}
-		j = m.job
-		return nil
+		j, err = m.ended(spec)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &handle{e: e, ref: ref, j: j}, nil
+}
+
+// ended returns a job that has ended well while nobody followed it. Of an incremental that takes the bitmaps too.
+func (m *machine) ended(spec kvmbackup.JobSpec) (*job, error) {
+	none := fmt.Errorf("%w: %q has no job to %s", kvmbackup.ErrNoJob, spec.ID, spec.Dir)
+	if !m.known || m.last == nil || !sameTargets(m.last.spec, spec) {
+		return nil, none
+	}
+	if m.last.err != nil {
+		return nil, fmt.Errorf("%w: it has failed: %w", none, m.last.err)
+	}
+	if _, ok := m.registered(string(spec.Checkpoint)); spec.Checkpoint != "" && !ok {
+		return nil, none
+	}
+	for _, v := range m.last.volumes {
+		if v.spec.Kind == kvmbackup.KindIncremental && !(v.image.usable(string(spec.Base)) && v.image.usable(string(spec.Checkpoint))) {
+			return nil, fmt.Errorf("%w: that all of %s was copied can't be proved", none, v.spec.Device)
+		}
+	}
+	return m.last, nil
 }
 
 func sameTargets(a, b kvmbackup.JobSpec) bool {

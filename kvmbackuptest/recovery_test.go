@@ -71,12 +71,13 @@ func (s *teller) interrupted(op string) {
 // outcome recovers and returns what became of the one thing that was left.
 func (s *teller) outcome() kvmbackup.RecoveryOutcome {
 	s.t.Helper()
-	found, err := s.engine.RecoverAll(s.t.Context())
+	all, err := s.engine.RecoverAll(s.t.Context())
 	s.must(err)
-	if len(found[vm]) != 1 {
-		s.t.Fatalf("recovered: %v", found)
+	if len(all) != 1 || all[0].VM != vm || len(all[0].Found) != 1 {
+		s.t.Fatalf("recovered: %+v", all)
 	}
-	return found[vm][0].Outcome
+	s.must(all[0].Err)
+	return all[0].Found[0].Outcome
 }
 
 func TestRecoveries(t *testing.T) {
@@ -91,11 +92,31 @@ func TestRecoveries(t *testing.T) {
 		"job runs":       {at: "Wait", want: kvmbackup.RecoveryFollowed, kinds: "FII"},
 		"job runs, and is to be aborted": {at: "Wait", then: func(s *teller) { s.cfg.AbortLeftJobs = true; s.must(s.open(plan{})) },
 			want: kvmbackup.RecoveryUndone, kinds: "FI"},
-		"job has ended":     {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)) }, want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"job has ended": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)) }, want: kvmbackup.RecoveryCommitted, kinds: "FII"},
+		"job has ended, and is not aborted": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.cfg.AbortLeftJobs = true; s.must(s.open(plan{})) },
+			want: kvmbackup.RecoveryCommitted, kinds: "FII"},
+		"job has ended, and the VM was shut down": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.must(s.h.Restart(vm)) },
+			want: kvmbackup.RecoveryCommitted, kinds: "FII"},
+		"job has ended, and QEMU died": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.must(s.h.Crash(vm)); s.must(s.h.Start(vm)) },
+			want: kvmbackup.RecoveryUndone, kinds: "FF"},
+		"job has ended, and its outcome was taken": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.must(s.h.TakeOutcome(vm)) },
+			want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"job has ended, and another after it": {at: "Wait", then: func(s *teller) {
+			s.must(s.h.RunJob(vm))
+			s.must(s.h.StartForeignJob(vm, kvmbackup.JobBackup, "theirs"))
+			s.must(s.h.EndForeignJob(vm))
+		}, want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"job has failed": {at: "Wait", then: func(s *teller) {
+			s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetFull}))
+			if err := s.h.RunJob(vm); !errors.Is(err, kvmbackup.ErrJobFailed) {
+				s.t.Error(err)
+			}
+			s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
+		}, want: kvmbackup.RecoveryUndone, kinds: "FI"},
 		"QEMU died":         {at: "Wait", then: func(s *teller) { s.must(s.h.Crash(vm)); s.must(s.h.Start(vm)) }, want: kvmbackup.RecoveryUndone, kinds: "FF"},
 		"VM was shut down":  {at: "Wait", then: func(s *teller) { s.must(s.h.Restart(vm)) }, want: kvmbackup.RecoveryUndone, kinds: "FI"},
-		"copied":            {at: "Definition", want: kvmbackup.RecoveryUndone, kinds: "FI"},
-		"before publishing": {at: "Publish", want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		"copied":            {at: "Definition", want: kvmbackup.RecoveryCommitted, kinds: "FII"},
+		"before publishing": {at: "Publish", want: kvmbackup.RecoveryCommitted, kinds: "FII"},
 		"published":         {at: "Complete", want: kvmbackup.RecoveryCommitted, kinds: "FII"},
 	} {
 		t.Run(name, func(t *testing.T) {

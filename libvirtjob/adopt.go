@@ -6,38 +6,36 @@ import (
 	"fmt"
 	"time"
 
-	"libvirt.org/go/libvirt"
-
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// AdoptJob implements kvmbackup.Executor. The job is known by its targets, which are the spec's own. One that has ended
-// is not adopted: nothing proves which job libvirt's last outcome belongs to. Jobs of stopped domains end with the
-// process that began them.
+// AdoptJob implements kvmbackup.Executor. A running job is known by its targets, which are the spec's own; one that has ended while
+// nobody followed it, by what is in them: see ended. Jobs of stopped domains end with the process that began them.
 func (e *Executor) AdoptJob(ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
-	d, err := e.lookUp(ctx, ref)
+	m, err := e.open(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	if d == nil {
+	if m.domain == nil {
 		return nil, fmt.Errorf("%w: domain %q is stopped", kvmbackup.ErrNoJob, ref.Name)
 	}
-	j, err := e.adopt(ctx, d, spec)
+	j, err := e.adopt(ctx, m, spec)
 	if err != nil {
-		d.close()
+		m.close()
 		return nil, fmt.Errorf("adopt backup of %q: %w", ref.Name, err)
 	}
 	return j, nil
 }
 
-func (e *Executor) adopt(ctx context.Context, d *domain, spec kvmbackup.JobSpec) (*job, error) {
+func (e *Executor) adopt(ctx context.Context, m *machine, spec kvmbackup.JobSpec) (*job, error) {
+	d := m.domain
 	j := &job{exec: e, dom: d, spec: spec, bandwidth: spec.BandwidthBytes, beginning: make(chan struct{})}
 	close(j.beginning)
-	// The outcome of an earlier job must not be there when this one ends.
-	if _, err := stats(ctx, d, libvirt.DOMAIN_JOB_STATS_COMPLETED); err != nil {
+	var err error
+	if j.earlier, err = stats(ctx, d, recorded); err != nil { // of an earlier job, should this one run
 		return nil, err
 	}
 	looked := time.Now()
@@ -55,9 +53,11 @@ func (e *Executor) adopt(ctx context.Context, d *domain, spec kvmbackup.JobSpec)
 		}
 	}
 	if !ours {
-		return nil, fmt.Errorf("%w: the domain has no backup job to these targets", kvmbackup.ErrNoJob)
+		j.over, err = e.ended(ctx, m, spec)
+		return j, err
 	}
 	j.began = looked.Add(-elapsed(info))
+	j.listen(j.began)
 	return j, nil
 }
 

@@ -121,8 +121,17 @@ func TestHelperAdopts(t *testing.T) {
 		t.Errorf("result is %+v", result)
 	}
 	realguest.OpenModel(t, s.Model).Compare(t, filepath.Join(s.Spec.Dir, s.Spec.Volumes[0].File))
+	again, err := b.exec.AdoptJob(b.ctx, b.ref, s.Spec)
+	b.must(err)
+	result, err = again.Wait(b.ctx, nil)
+	b.must(err)
+	if result.TotalBytes != big || result.CopiedBytes["id-vda"] != big {
+		t.Errorf("result of the job that has ended is %+v", result)
+	}
+	b.must(again.Abort(b.ctx))
+	b.must(again.Close())
+	b.must(b.exec.DropCheckpoint(b.ctx, b.ref, "c1"))
 	_, err = b.exec.AdoptJob(b.ctx, b.ref, s.Spec)
 	b.wantErr(err, kvmbackup.ErrNoJob)
-	b.must(b.exec.DropCheckpoint(b.ctx, b.ref, "c1"))
 	fmt.Println("adopted")
 }

@@ -41,7 +41,8 @@ func (n node) allocated() int64 {
 // nodeBitmap is one bitmap of a node.
 type nodeBitmap struct {
 	Name         string `json:"name"`
-	Count        int64  `json:"count"` // bytes
+	Count        int64  `json:"count"`       // bytes
+	Granularity  int64  `json:"granularity"` // bytes that one bit stands for
 	Recording    bool   `json:"recording"`
 	Persistent   bool   `json:"persistent"`
 	Inconsistent bool   `json:"inconsistent"`

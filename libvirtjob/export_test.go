@@ -1,6 +1,10 @@
 package libvirtjob
 
-import "time"
+import (
+	"time"
+
+	"libvirt.org/go/libvirt"
+)
 
 // OpenWithin is Open that waits for libvirt for less long, also when it connects again.
 func OpenWithin(limit time.Duration, uri string, cfg Config) (*Executor, error) {
@@ -20,3 +24,15 @@ func (e *Executor) References() (int, error) {
 
 // Stage is the name of the node that stands in for a target in a rehearsal.
 const Stage = stage
+
+// Heard is what is made of the events that came while a job is followed, of which it is known how long it may have taken.
+func Heard(shortest, longest time.Duration, events ...libvirt.DomainJobInfo) *libvirt.DomainJobInfo {
+	ev := newEvents(nil)
+	l := ev.listen("guest")
+	defer l.close()
+	for _, info := range events {
+		ev.tell("guest", info)
+		ev.tell("another", libvirt.DomainJobInfo{Operation: libvirt.DOMAIN_JOB_OPERATION_BACKUP, TimeElapsed: info.TimeElapsed})
+	}
+	return l.outcome(shortest, longest)
+}

@@ -28,6 +28,10 @@ type job struct {
 	estimates  map[string]int64 // device: what its base bitmap marked before Begin
 
 	pacing sync.Mutex // held while speeds are set, so that none of an earlier limit comes last
+	// What tells its outcome from other jobs', from before it began or was adopted.
+	events  *listener
+	earlier *libvirt.DomainJobInfo // libvirt's record of the one before it; nil: none
+	asked   time.Time              // no later than libvirt was asked to begin it
 
 	mu        sync.Mutex
 	beginning chan struct{} // closed when libvirt's call has returned; nil before Begin
@@ -121,6 +125,7 @@ func (j *job) begin(ctx context.Context) error {
 		close(done)
 		return err
 	}
+	j.listen(time.Now())
 	if err := j.start(ctx, done); err != nil {
 		return j.beginError(ctx, err)
 	}
@@ -168,8 +173,9 @@ func (j *job) enter() (chan struct{}, error) {
 	return j.beginning, nil
 }
 
-// claim makes sure that the domain has no job, because libvirt would wait for its end, and that it can have this one.
-// It forgets the outcome of the last one, which carries no name and could be taken for this one's.
+// claim makes sure that the domain has no job, because libvirt would wait for its end, and that it can have this one. It notes the outcome of
+// the last one, which carries no name. The questions that follow the first give the event of a job that has just ended the time to arrive
+// before this one's begin.
 func (j *job) claim(ctx context.Context) error {
 	info, err := stats(ctx, j.dom, 0)
 	if err != nil {
@@ -178,7 +184,7 @@ func (j *job) claim(ctx context.Context) error {
 	if info != nil {
 		return &kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name), Holder: describeBackup(ctx, j.dom, info)}
 	}
-	if _, err = stats(ctx, j.dom, libvirt.DOMAIN_JOB_STATS_COMPLETED); err != nil {
+	if j.earlier, err = stats(ctx, j.dom, recorded); err != nil {
 		return err
 	}
 	disks, err := j.sameDisks(ctx)
@@ -186,6 +192,13 @@ func (j *job) claim(ctx context.Context) error {
 		return err
 	}
 	return j.foresee(ctx, disks)
+}
+
+// listen begins to note what events say of the domain's jobs.
+func (j *job) listen(asked time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.events, j.asked = j.exec.events.listen(j.dom.uuid), asked
 }
 
 // sameDisks makes sure that each device still has the disk for which the job was prepared, or a snapshot above it, and
@@ -269,5 +282,8 @@ func describeFile(path string) string {
 // Close implements kvmbackup.Job.
 func (j *job) Close() error {
 	j.dom.close()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.events.close()
 	return nil
 }

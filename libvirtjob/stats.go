@@ -8,8 +8,11 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// stats returns the domain's job, or nil when it has none; a domain that is not running has none either. With the
-// flag for completed jobs it is the last one's outcome. Where a job is ending libvirt answers when that is over.
+// recorded asks for the outcome of the domain's last job, and for it to stay there for others.
+const recorded = libvirt.DOMAIN_JOB_STATS_COMPLETED | libvirt.DOMAIN_JOB_STATS_KEEP_COMPLETED
+
+// stats returns the domain's job, or nil when it has none; a domain that is not running has none either. With
+// recorded it is the last one's outcome. Where a job is ending libvirt answers when that is over.
 func stats(ctx context.Context, d *domain, flags libvirt.DomainGetJobStatsFlags) (*libvirt.DomainJobInfo, error) {
 	info, err := call(ctx, d, func(dom *libvirt.Domain) (*libvirt.DomainJobInfo, error) { return dom.GetJobStats(flags) })
 	if isCode(err, libvirt.ERR_OPERATION_INVALID) || isCode(err, libvirt.ERR_NO_DOMAIN) {

@@ -56,8 +56,7 @@ type watch struct {
 	job      *job
 	began    time.Time
 	progress func(kvmbackup.JobProgress)
-	wake     <-chan struct{}
-	unsub    func()
+	events   *listener
 	ticker   *time.Ticker
 
 	looked  time.Time // just before the last look that saw the job
@@ -73,7 +72,7 @@ const lostAfter = 2 * time.Second
 
 func newWatch(j *job, began time.Time, progress func(kvmbackup.JobProgress)) *watch {
 	w := &watch{job: j, began: began, progress: progress, looked: began, ticker: time.NewTicker(j.exec.cfg.ProgressInterval)}
-	w.wake, w.unsub = j.exec.events.subscribe(j.dom.uuid)
+	w.events = j.exec.events.listen(j.dom.uuid)
 	for _, v := range j.spec.Volumes {
 		w.last.Volumes = append(w.last.Volumes, kvmbackup.VolumeProgress{VolumeID: v.VolumeID, Device: v.Device})
 	}
@@ -82,7 +81,7 @@ func newWatch(j *job, began time.Time, progress func(kvmbackup.JobProgress)) *wa
 }
 
 func (w *watch) stop() {
-	w.unsub()
+	w.events.close()
 	w.ticker.Stop()
 }
 
@@ -97,8 +96,12 @@ func (w *watch) run(ctx context.Context) (kvmbackup.JobResult, error) {
 		if info == nil {
 			return w.finish(ctx)
 		}
-		if err := w.confirm(ctx, info, looked); err != nil {
+		ours, err := w.confirm(ctx, info, looked)
+		if err != nil {
 			return kvmbackup.JobResult{}, err
+		}
+		if !ours {
+			return w.finish(ctx) // and somebody has begun another since
 		}
 		w.looked = looked
 		w.pace(ctx)
@@ -155,7 +158,7 @@ func (w *watch) pause(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-w.wake:
+	case <-w.events.wake:
 	case <-timer.C:
 	}
 	return nil
@@ -164,18 +167,14 @@ func (w *watch) pause(ctx context.Context) error {
 // tolerance is by how much libvirt's clock and ours may differ over a span of time.
 func tolerance(span time.Duration) time.Duration { return 20*time.Millisecond + span/100 }
 
-// confirm makes sure that the job is still ours and not one that somebody began since: that would be younger.
-func (w *watch) confirm(ctx context.Context, info *libvirt.DomainJobInfo, looked time.Time) error {
+// confirm says whether the job is still ours and not one that somebody began since: that would be younger.
+func (w *watch) confirm(ctx context.Context, info *libvirt.DomainJobInfo, looked time.Time) (bool, error) {
 	age := looked.Sub(w.began)
 	if info.OperationSet && info.Operation == libvirt.DOMAIN_JOB_OPERATION_BACKUP &&
 		elapsed(info) >= age-tolerance(age) {
-		return nil
+		return true, nil
 	}
-	ours, err := w.job.ours(ctx)
-	if err == nil && !ours {
-		err = fmt.Errorf("%w: nobody saw how it ended, and the domain has another job now: %s", kvmbackup.ErrJobFailed, describeJob(info))
-	}
-	return err
+	return w.job.ours(ctx)
 }
 
 // lost is an error when libvirt goes on listing a job that QEMU doesn't have any more. Nothing tells how it ended.
@@ -195,14 +194,17 @@ func elapsed(info *libvirt.DomainJobInfo) time.Duration {
 	return time.Duration(info.TimeElapsed) * time.Millisecond
 }
 
-// finish reads the outcome of the job after libvirt has said that there is none any more.
+// finish reads the outcome of the job after libvirt has said that the domain has it no more.
 func (w *watch) finish(ctx context.Context) (kvmbackup.JobResult, error) {
-	info, err := stats(ctx, w.job.dom, libvirt.DOMAIN_JOB_STATS_COMPLETED|libvirt.DOMAIN_JOB_STATS_KEEP_COMPLETED)
+	info, err := w.outcome(ctx)
+	if err == nil && !succeeded(info) {
+		err = jobError(info)
+	}
+	if errors.Is(err, kvmbackup.ErrJobFailed) {
+		err = errors.Join(err, w.stopped(ctx))
+	}
 	if err != nil {
 		return kvmbackup.JobResult{}, err
-	}
-	if err := w.proof(info); err != nil {
-		return kvmbackup.JobResult{}, errors.Join(err, w.stopped(ctx))
 	}
 	w.last.TotalBytes = int64(info.DiskTotal)
 	w.last.DoneBytes = w.last.TotalBytes
@@ -217,19 +219,65 @@ func (w *watch) finish(ctx context.Context) (kvmbackup.JobResult, error) {
 	return result, nil
 }
 
-// proof returns nil only if the outcome says success and can be no other job's: that one would have been shorter
-// than ours was when it was last seen. The outcome of an earlier one was cleared before ours began.
+// outcome returns libvirt's record of the job, or what its event said where somebody else has taken the record, as whoever reads it
+// without asking libvirt to keep it does, or another job's has replaced it.
+func (w *watch) outcome(ctx context.Context) (*libvirt.DomainJobInfo, error) {
+	ended := time.Now()
+	info, err := stats(ctx, w.job.dom, recorded)
+	if err != nil {
+		return nil, err
+	}
+	unproved := w.proof(info)
+	if unproved == nil {
+		return info, nil
+	}
+	if info = w.heard(ctx, ended); info == nil {
+		return nil, unproved
+	}
+	return info, nil
+}
+
+// proof returns nil only if the record can be no other job's: that one would have been shorter than ours was when it was last seen.
 func (w *watch) proof(info *libvirt.DomainJobInfo) error {
 	seen := w.looked.Sub(w.began)
 	switch {
-	case info == nil:
+	case info == nil, w.job.earlier != nil && *info == *w.job.earlier:
 		return fmt.Errorf("%w: libvirt has no outcome for it", kvmbackup.ErrJobFailed)
 	case info.OperationSet && info.Operation != libvirt.DOMAIN_JOB_OPERATION_BACKUP, elapsed(info) < seen-tolerance(seen):
 		return fmt.Errorf("%w: its outcome was replaced by another job's: %s", kvmbackup.ErrJobFailed, describeJob(info))
-	case info.Type == libvirt.DOMAIN_JOB_COMPLETED && (!info.JobSuccessSet || info.JobSuccess):
-		return nil
 	}
-	return jobError(info)
+	return nil
+}
+
+// eventLimit is for the way of an event, which libvirt sends before it says that the domain has no job, and through a queue of its own.
+const eventLimit = 5 * time.Second
+
+// heard returns what an event says that can be no other job's: it came after the begin, before which the domain had no job, and its job
+// was as long as ours has lived.
+func (w *watch) heard(ctx context.Context, ended time.Time) *libvirt.DomainJobInfo {
+	limit := time.NewTimer(eventLimit)
+	defer limit.Stop()
+	seen, longest := w.looked.Sub(w.began), ended.Sub(w.job.asked)
+	for {
+		if info := w.job.events.outcome(seen-tolerance(seen), longest+tolerance(longest)); info != nil {
+			return info
+		}
+		select {
+		case <-w.events.wake:
+		case <-limit.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// succeeded says whether an outcome is success; an event has no type.
+func succeeded(info *libvirt.DomainJobInfo) bool {
+	if info.Type != libvirt.DOMAIN_JOB_COMPLETED && info.Type != libvirt.DOMAIN_JOB_NONE {
+		return false
+	}
+	return info.JobSuccess && info.ErrorMessage == "" || !info.JobSuccessSet && info.Type == libvirt.DOMAIN_JOB_COMPLETED
 }
 
 // jobError translates the message of a job that has failed.

@@ -48,6 +48,7 @@ var classes = []struct {
 }{
 	{errUsage, "usage", exitUsage},
 	{errUnhealthy, "unhealthy", exitFailed},
+	{errNoneBack, "none-imported", exitFailed},
 
 	{kvmbackup.ErrDamaged, "damaged", exitDamaged},
 	{kvmbackup.ErrMissingFile, "missing-file", exitDamaged},

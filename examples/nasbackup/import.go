@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -17,7 +18,7 @@ func (a *app) importCommand() *cobra.Command {
 		Use:   "import [DOMAIN]",
 		Short: "Rebuild lost records from the repository",
 		Long: `Rebuild records from the manifests in the repository, of one domain or of all. Records that are there stay as they
-are. After the loss of a store the next backup is a full.`,
+are. After the loss of a store the next backup is a full. It exits with 1 where backups are there and none of them came back.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
@@ -31,7 +32,7 @@ are. After the loss of a store the next backup is a full.`,
 				for i, f := range found {
 					out[i] = imported{f.Path, f.Backup, f.Added, f.Reason}
 				}
-				return errors.Join(err, printAll(a, out, func(w io.Writer) { printImported(w, out) }))
+				return errors.Join(err, printAll(a, out, func(w io.Writer) { printImported(w, out) }), noneBack(out))
 			})
 		}),
 	}
@@ -44,6 +45,17 @@ type imported struct {
 	Backup kvmbackup.BackupID `json:"backup,omitempty"`
 	Added  bool               `json:"added"`
 	Reason string             `json:"reason,omitempty"` // why it was passed over
+}
+
+// errNoneBack makes import's exit code tell that it was of no use.
+var errNoneBack = errors.New("nothing was imported")
+
+// noneBack is for backups that are all passed over.
+func noneBack(found []imported) error {
+	if len(found) == 0 || slices.ContainsFunc(found, func(f imported) bool { return f.Reason == "" }) {
+		return nil
+	}
+	return fmt.Errorf("%w: %d backups were passed over, each for the reason above", errNoneBack, len(found))
 }
 
 func printImported(w io.Writer, found []imported) {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -18,8 +16,9 @@ func (a *app) recoverCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "recover [DOMAIN]",
 		Short: "Finish or undo what crashes have left",
-		Long: `Finish or undo what crashes have left: of one domain, or of all that have something to settle. A job that still runs is
-followed to its end. Every backup begins with the same, so that this is needed only to have it done at once.`,
+		Long: `Finish or undo what crashes have left: of one domain, or of all that have something to settle, all at once. A job that
+still runs is followed to its end. Of all, those are left out that somebody works on now, with exit code 3, and those that another
+host has begun to back up. Every backup begins with the same, so that this is needed only to have it done at once.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
@@ -43,24 +42,29 @@ type recovered struct {
 	Detail  string                    `json:"detail,omitempty"`
 }
 
+// settle goes on with the other VMs where one can't be settled.
 func (s *session) settle(ctx context.Context, name vmFlag, args []string) ([]recovered, error) {
-	byVM, err := map[kvmbackup.VMID][]kvmbackup.Recovery{}, error(nil)
 	if len(args) == 0 {
-		byVM, err = s.RecoverAll(ctx)
-	} else {
-		req := name.request(args[0])
-		if err := s.needKnown(ctx, req); err != nil {
-			return nil, err
+		byVM, err := s.RecoverAll(ctx)
+		var all []recovered
+		for _, r := range byVM {
+			all, err = append(all, recoveredOf(r.VM, r.Found)...), errors.Join(err, r.Err)
 		}
-		byVM[req.VM], err = s.Recover(ctx, req.VM, kvmbackup.DomainRef{Name: req.Domain})
+		return all, err
 	}
-	var all []recovered
-	for _, vm := range slices.Sorted(maps.Keys(byVM)) {
-		for _, r := range byVM[vm] {
-			all = append(all, recovered{vm, r.Backup, r.Outcome, r.Detail})
-		}
+	req := name.request(args[0])
+	if err := s.needKnown(ctx, req); err != nil {
+		return nil, err
 	}
-	return all, err
+	found, err := s.Recover(ctx, req.VM, kvmbackup.DomainRef{Name: req.Domain})
+	return recoveredOf(req.VM, found), err
+}
+
+func recoveredOf(vm kvmbackup.VMID, found []kvmbackup.Recovery) (all []recovered) {
+	for _, r := range found {
+		all = append(all, recovered{vm, r.Backup, r.Outcome, r.Detail})
+	}
+	return all
 }
 
 func printRecovered(w io.Writer, found []recovered) {

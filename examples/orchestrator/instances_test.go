@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -269,11 +268,5 @@ func TestLedger(t *testing.T) {
 	}
 	if n := query[int64](l, `SELECT sum(bytes) FROM orchestrator_quota WHERE returned_at IS NULL`); n != 20 {
 		t.Errorf("%d bytes are charged, want 20", n)
-	}
-}
-
-func TestSplit(t *testing.T) {
-	if got := fmt.Sprint(split(nil), split(io.EOF)); got != "[] [EOF]" {
-		t.Error(got)
 	}
 }

@@ -12,10 +12,14 @@ import (
 // runs out soon, and is asked again then.
 func (o *orchestrator) recoverAll(ctx context.Context) {
 	found, err := o.engine.RecoverAll(ctx)
-	for vm, settled := range found {
-		o.report(vm, settled)
+	if err != nil && ctx.Err() == nil {
+		o.log.Warn("recover", "error", err)
 	}
-	left := o.failed(ctx, err)
+	var left []kvmbackup.VMID
+	for _, r := range found {
+		o.report(r.VM, r.Found)
+		left = append(left, o.failed(ctx, r.VM, r.Err)...)
+	}
 	o.account(ctx)
 	for len(left) > 0 && ctx.Err() == nil {
 		pause(ctx, o.cfg.LeaseTTL)
@@ -29,7 +33,7 @@ func (o *orchestrator) recoverSome(ctx context.Context, vms []kvmbackup.VMID) (l
 	for _, vm := range vms {
 		settled, err := o.engine.Recover(ctx, vm, kvmbackup.DomainRef{})
 		o.report(vm, settled)
-		left = append(left, o.failed(ctx, err)...)
+		left = append(left, o.failed(ctx, vm, err)...)
 	}
 	return left
 }
@@ -40,30 +44,16 @@ func (o *orchestrator) report(vm kvmbackup.VMID, settled []kvmbackup.Recovery) {
 	}
 }
 
-// failed logs errors and returns the VMs of those that say busy. What failed otherwise is left to the VM's next backup, which
+// failed logs what failed, and returns the VM if it is busy. What failed otherwise is left to the VM's next backup, which
 // begins with the same.
-func (o *orchestrator) failed(ctx context.Context, err error) (busy []kvmbackup.VMID) {
-	for _, err := range split(err) {
-		var op *kvmbackup.OpError
-		switch {
-		case errors.Is(err, kvmbackup.ErrBusy) && errors.As(err, &op):
-			busy = append(busy, op.VM)
-		case ctx.Err() == nil:
-			o.log.Warn("recover", "error", err)
-		}
+func (o *orchestrator) failed(ctx context.Context, vm kvmbackup.VMID, err error) (busy []kvmbackup.VMID) {
+	switch {
+	case errors.Is(err, kvmbackup.ErrBusy):
+		return []kvmbackup.VMID{vm}
+	case err != nil && ctx.Err() == nil:
+		o.log.Warn("recover", "vm", vm, "error", err)
 	}
-	return busy
-}
-
-// split takes joined errors apart, the outermost only.
-func split(err error) []error {
-	if err == nil {
-		return nil
-	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
-	}
-	return []error{err}
+	return nil
 }
 
 // account brings the quota table up to date with what happened while no instance looked.

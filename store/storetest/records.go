@@ -50,6 +50,7 @@ func child(parent kvmbackup.Backup, n int) kvmbackup.Backup {
 func finished(b kvmbackup.Backup) kvmbackup.Backup {
 	b.Status, b.CompletedAt = kvmbackup.StatusCompleted, b.StartedAt.Add(90*time.Second+time.Microsecond)
 	b.Consistency, b.FrozenFor, b.GuestRan = kvmbackup.ConsistencyFilesystem, 1234567*time.Nanosecond, true
+	b.Asked = kvmbackup.Asked{Secrets: true, Digests: true}
 	b.Reasons = append(slices.Clone(b.Reasons), kvmbackup.Reason{Code: kvmbackup.ReasonRecovered, VolumeID: "vol-1"})
 	b.Volumes = slices.Clone(b.Volumes)
 	for i := range b.Volumes {
