@@ -1,6 +1,7 @@
 package kvmbackup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path"
@@ -223,4 +224,49 @@ func (b Backup) validateVolumes(bad func(string, ...any)) {
 			bad("volume %s: incremental in a full", v.VolumeID)
 		}
 	}
+}
+
+// ChainOf returns the backup and its ancestors, the full first. It fails with ErrInvalid, naming the record, when a parent is
+// missing, of another VM or chain, at a wrong position, or the links form a circle, and with the store's errors.
+func ChainOf(ctx context.Context, s Store, id BackupID) ([]Backup, error) {
+	b, err := s.Backup(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	chain := []Backup{b}
+	for b.ParentID != "" {
+		p, err := s.Backup(ctx, b.ParentID)
+		if errors.Is(err, ErrNotFound) {
+			return nil, fmt.Errorf("%w chain: backup %s names the parent %s, which has no record: import it from the repository, or delete %s by force, with all that stands on it",
+				ErrInvalid, b.ID, b.ParentID, b.ID)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := validLink(b, p); err != nil {
+			return nil, err
+		}
+		chain = append([]Backup{p}, chain...)
+		b = p
+	}
+	if b.Kind != KindFull {
+		return nil, fmt.Errorf("%w chain: backup %s is %v and has no parent", ErrInvalid, b.ID, b.Kind)
+	}
+	return chain, nil
+}
+
+// validLink checks one step from child to parent. Positions descend, so no circle passes it.
+func validLink(child, parent Backup) error {
+	switch {
+	case parent.VM != child.VM, parent.ChainID != child.ChainID, parent.Repository != child.Repository:
+		return fmt.Errorf("%w chain: backup %s and its parent %s differ in VM, chain or repository", ErrInvalid, child.ID, parent.ID)
+	case parent.Position != child.Position-1:
+		return fmt.Errorf("%w chain: backup %s at position %d has a parent %s at %d", ErrInvalid, child.ID, child.Position, parent.ID, parent.Position)
+	}
+	return nil
+}
+
+// BackingLink is the backing link to a file of the parent, from the folder of a backup of the same VM.
+func BackingLink(parent Backup, file string) string {
+	return fmt.Sprintf("../%s/%s", path.Base(parent.Path), file)
 }

@@ -247,7 +247,7 @@ func decideVolume(in DecideInput, v VolumeFacts) VolumeDecision {
 		return because(ReasonVolumeBitmapMoved, fmt.Sprintf("%s begins in %s", in.ActiveCheckpoint, v.BitmapBegan))
 	}
 	d.Kind = KindIncremental
-	d.ParentFile = "../" + path.Base(in.Newest.Path) + "/" + parent.File
+	d.ParentFile = BackingLink(*in.Newest, parent.File)
 	return because(ReasonVolumeIncremental, "")
 }
 

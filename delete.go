@@ -42,7 +42,7 @@ type DeletePlan struct {
 	Foreign []string
 	// ClearsActive: the VM's active checkpoint goes, so that its next backup is full.
 	ClearsActive bool
-	active       Backup // whose checkpoint that is
+	ActiveBackup Backup // whose checkpoint that is; the zero Backup without ClearsActive
 }
 
 // String returns the plan as lines for people.
@@ -77,7 +77,7 @@ func (d *Deleter) Plan(ctx context.Context, id BackupID, force bool) (DeletePlan
 	if force {
 		err = d.planSubtree(ctx, &p, b)
 	} else if b.Status != StatusFailed {
-		_, err = chainOf(ctx, d.Store, id) // refuses broken records before anything is touched
+		_, err = ChainOf(ctx, d.Store, id) // refuses broken records before anything is touched
 	}
 	if err != nil {
 		return DeletePlan{}, err
@@ -91,7 +91,7 @@ func (d *Deleter) Plan(ctx context.Context, id BackupID, force bool) (DeletePlan
 	}
 	for _, r := range append(append([]Backup{}, p.Remove...), p.Pending...) {
 		if r.Status == StatusCompleted && r.Tracked() && r.Checkpoint == vm.ActiveCheckpoint {
-			p.ClearsActive, p.active = true, r
+			p.ClearsActive, p.ActiveBackup = true, r
 		}
 	}
 	p.FreeBytes, p.LaterBytes = storedBytes(p.Remove), storedBytes(p.Pending)

@@ -36,7 +36,7 @@ func (e *Engine) Delete(ctx context.Context, id BackupID, force bool) (DeletePla
 		var err error
 		done, err = e.deleterFor(o).Delete(ctx, h.lease(), id, force)
 		if done.ClearsActive {
-			e.dropCleared(ctx, o, done.active)
+			e.dropCleared(ctx, o, done.ActiveBackup)
 		}
 		if err != nil {
 			return err
@@ -86,7 +86,7 @@ func (e *Engine) dropCleared(ctx context.Context, o *op, b Backup) {
 	}
 	o.step("drop checkpoint")
 	err := errors.Join(
-		ignoreNoDomain(e.drop(ctx, o, DomainRef{Name: b.Domain, Disks: b.images()}, []CheckpointName{b.Checkpoint})),
+		ignoreNoDomain(e.drop(ctx, o, DomainRef{Name: b.Domain, Disks: imagesOf(b)}, []CheckpointName{b.Checkpoint})),
 		ignoreNoDomain(e.dropStale(ctx, o, DomainRef{Name: b.Domain})),
 	)
 	if err != nil {
@@ -94,8 +94,8 @@ func (e *Engine) dropCleared(ctx context.Context, o *op, b Backup) {
 	}
 }
 
-// images describes the tracked disks as they were when the backup was taken.
-func (b Backup) images() []DiskRef {
+// imagesOf describes the tracked disks as they were when the backup was taken.
+func imagesOf(b Backup) []DiskRef {
 	var disks []DiskRef
 	for _, v := range b.Volumes {
 		if v.Tracked && len(v.Layers) > 0 {

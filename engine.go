@@ -2,7 +2,6 @@ package kvmbackup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -193,43 +192,5 @@ func (e *Engine) List(ctx context.Context, vm VMID, all bool) ([]Backup, error) 
 // Chain returns the backup and its ancestors, the full first. It fails with ErrInvalid, naming the record, when
 // a parent is missing, of another VM or chain, at a wrong position, or the links form a circle.
 func (e *Engine) Chain(ctx context.Context, id BackupID) ([]Backup, error) {
-	return chainOf(ctx, e.cfg.Store, id)
-}
-
-func chainOf(ctx context.Context, s Store, id BackupID) ([]Backup, error) {
-	b, err := s.Backup(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	chain := []Backup{b}
-	for b.ParentID != "" {
-		p, err := s.Backup(ctx, b.ParentID)
-		if errors.Is(err, ErrNotFound) {
-			return nil, fmt.Errorf("%w chain: backup %s names the parent %s, which has no record: import it from the repository, or delete %s by force, with all that stands on it",
-				ErrInvalid, b.ID, b.ParentID, b.ID)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := validLink(b, p); err != nil {
-			return nil, err
-		}
-		chain = append([]Backup{p}, chain...)
-		b = p
-	}
-	if b.Kind != KindFull {
-		return nil, fmt.Errorf("%w chain: backup %s is %v and has no parent", ErrInvalid, b.ID, b.Kind)
-	}
-	return chain, nil
-}
-
-// validLink checks one step from child to parent. Positions descend, so no circle passes it.
-func validLink(child, parent Backup) error {
-	switch {
-	case parent.VM != child.VM, parent.ChainID != child.ChainID, parent.Repository != child.Repository:
-		return fmt.Errorf("%w chain: backup %s and its parent %s differ in VM, chain or repository", ErrInvalid, child.ID, parent.ID)
-	case parent.Position != child.Position-1:
-		return fmt.Errorf("%w chain: backup %s at position %d has a parent %s at %d", ErrInvalid, child.ID, child.Position, parent.ID, parent.Position)
-	}
-	return nil
+	return ChainOf(ctx, e.cfg.Store, id)
 }

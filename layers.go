@@ -45,7 +45,7 @@ func layersOf(chain []Backup, id VolumeID, repo Repository) ([]layer, error) {
 			break
 		}
 		parent, ok := chain[i-1].Volume(id)
-		if !ok || v.ParentFile != linkOf(chain[i-1], parent.File) {
+		if !ok || v.ParentFile != BackingLink(chain[i-1], parent.File) {
 			return nil, fmt.Errorf("%w: volume %q of backup %s stands on %q, which is not its parent's file", ErrDamaged, id, b.ID, v.ParentFile)
 		}
 	}

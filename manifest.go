@@ -1,8 +1,6 @@
 package kvmbackup
 
 import (
-	"fmt"
-	"path"
 	"strings"
 	"time"
 
@@ -125,9 +123,4 @@ func fileNamesOf(b Backup) []string {
 		names = append(names, v.File)
 	}
 	return names
-}
-
-// linkOf is the backing link to a file of the parent.
-func linkOf(parent Backup, file string) string {
-	return fmt.Sprintf("../%s/%s", path.Base(parent.Path), file)
 }
