@@ -13,7 +13,7 @@ const (
 	MaxFileNameBytes = 240 // names of files; the rest is for the temporary name
 )
 
-// NameError says why a name can't be used, and what to do about it. It matches ErrName.
+// NameError says why a name can't be used, and what to do about it. It matches ErrInvalid.
 type NameError struct {
 	What   string // "VM name", "volume id", "file name" ...
 	Name   string
@@ -29,26 +29,15 @@ func (e *NameError) Unwrap() error { return ErrName }
 // ValidName says whether s can name a VM, a volume or a backup: an element of a path on every file system that a share may
 // have (SMB refuses more than Linux does), on a command line and in XML. It must be 1 to MaxNameBytes bytes of printable
 // UTF-8 without / \ : * ? " < > | and comma, must not begin with a dot, a dash or a space, nor end in a dot or a space.
-// The error is a *NameError, which matches ErrName.
-func ValidName(s string) error { return validName("name", s, MaxNameBytes) }
-
-// ValidVMName is ValidName for a VM, whose folder is beside the repository's marker.
-func ValidVMName(s string) error { return validVM(s) }
-
-func validVM(s string) error {
-	if strings.EqualFold(s, MarkerName) {
-		return &NameError{What: "VM name", Name: s, Reason: "is the repository marker's"}
-	}
-	return validName("VM name", s, MaxNameBytes)
-}
+// The error is a *NameError, which matches ErrInvalid.
+func ValidName(s string) error { return CheckName("name", s, MaxNameBytes) }
 
 // ValidFileName is ValidName for the name of a file, of up to MaxFileNameBytes.
-func ValidFileName(s string) error { return validFile(s) }
+func ValidFileName(s string) error { return CheckName("file name", s, MaxFileNameBytes) }
 
-func validFile(s string) error { return validName("file name", s, MaxFileNameBytes) }
-
-func validName(what, s string, most int) error {
-	if reason := flaw(s, most); reason != "" {
+// CheckName is ValidName for what the error calls it, of up to so many bytes.
+func CheckName(what, s string, maxBytes int) error {
+	if reason := flaw(s, maxBytes); reason != "" {
 		return &NameError{What: what, Name: s, Reason: reason}
 	}
 	return nil

@@ -117,7 +117,7 @@ func validSide(name string) error {
 	if name == ManifestName {
 		return &NameError{"file name", name, "is the manifest's, which Publish writes"}
 	}
-	return validFile(name)
+	return ValidFileName(name)
 }
 
 // PartialManifest returns the manifest of a partial folder: there only when Publish got as far as writing it, which means

@@ -101,7 +101,7 @@ func parseBase(base string) (f folder, err error) {
 	return f, err
 }
 
-func validID(s string) error { return validName("backup id", s, MaxNameBytes) }
+func validID(s string) error { return CheckName("backup id", s, MaxNameBytes) }
 
 // parseTarget reads a published path and the id of its backup.
 func parseTarget(path, id string) (folder, error) {

@@ -79,7 +79,7 @@ func (r *Repository) Remove(ctx context.Context, t Target) (Removed, error) {
 func (t Target) validate() error {
 	var errs []error
 	for _, f := range t.Files {
-		errs = append(errs, validFile(f.Name))
+		errs = append(errs, ValidFileName(f.Name))
 	}
 	return errors.Join(errs...)
 }

@@ -37,7 +37,7 @@ func (r *Repository) OpenTargets(ctx context.Context, path, id string, files []s
 	f, err := parseTarget(path, id)
 	for _, name := range files {
 		if err == nil {
-			err = validFile(name)
+			err = ValidFileName(name)
 		}
 	}
 	if err != nil {
