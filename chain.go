@@ -7,8 +7,6 @@ import (
 	"path"
 	"strings"
 	"time"
-
-	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // Kind says whether a backup, or one volume in it, is complete in itself.
@@ -45,6 +43,9 @@ const (
 	// ConsistencyFilesystem means that the guest agent had frozen the file systems.
 	ConsistencyFilesystem
 )
+
+// MaxVolumes is how many volumes a backup can have.
+const MaxVolumes = 512
 
 // Backup is one restore point of one VM: a folder with one qcow2 file per volume, a manifest and the domain XML.
 type Backup struct {
@@ -202,8 +203,8 @@ func (b Backup) validateChain(bad func(string, ...any)) {
 
 func (b Backup) validateVolumes(bad func(string, ...any)) {
 	ids, files := map[VolumeID]bool{}, map[string]bool{}
-	if n := len(b.Volumes); n == 0 || n > repository.MaxVolumes {
-		bad("%d volumes, not 1 to %d", n, repository.MaxVolumes)
+	if n := len(b.Volumes); n == 0 || n > MaxVolumes {
+		bad("%d volumes, not 1 to %d", n, MaxVolumes)
 		return
 	}
 	for _, v := range b.Volumes {

@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -65,19 +64,6 @@ func validPrefix(prefix string) error {
 		return fmt.Errorf("%w prefix %q: 1 to 64 characters, not beginning with '-'", ErrInvalid, prefix)
 	}
 	return nil
-}
-
-// nextStamp names the next backup: later than every stamp of the VM before it, also when the clock stepped back, and with
-// a checkpoint name that nothing on the domain has.
-func nextStamp(now time.Time, vm VMRecord, prefix string, st DomainStatus) repository.Stamp {
-	after, err := repository.ParseStamp(vm.LastStamp)
-	if err != nil {
-		after = repository.Stamp{} // a VM without a record yet, or one whose stamps are not ours
-	}
-	names := namesOn(st)
-	return repository.NextStamp(now, after, func(s repository.Stamp) bool {
-		return slices.Contains(names, string(NewCheckpointName(prefix, s, vm.VM)))
-	})
 }
 
 // namesOn returns the names of all checkpoints and bitmaps of the domain, sorted, each once.

@@ -16,13 +16,36 @@ import (
 // The mark comes first and the record goes last, so that a crash, or a removal that fails, leaves a marked record which the
 // next Delete of it or Finish takes up.
 type Deleter struct {
-	Store      Store
-	Repository Repository
+	Store Store
+	Files Files
 	// OnRemoved, if not nil, is told of every removal. It must not block. For quotas use Store.Removals, which survives crashes.
 	OnRemoved func(b Backup, bytes int64)
 	// OnForeign, if not nil, is told of every removal that has left files in the repository which are not the backup's, before OnRemoved
 	// is. It must not block.
 	OnForeign func(b Backup, left *repository.ForeignFilesError)
+}
+
+// Files is where the files of backups are, as a Deleter needs it: a repository.
+//
+// The contract: all methods may be called concurrently and are idempotent, so that what a crash interrupted may be called
+// again. Nothing is removed that doesn't belong to the backup.
+type Files interface {
+	// ID is what Backup.Repository says of the backups that are here.
+	ID() string
+	// Remove removes a published backup's folder, whatever is left of it. It returns a *ForeignFilesError beside what it has
+	// removed when that leaves files which are not the backup's.
+	Remove(ctx context.Context, b Backup) (Removed, error)
+	// RemovePartial removes what is left of a backup that was never published, with the same error.
+	RemovePartial(ctx context.Context, b Backup) error
+}
+
+// Removed is what a removal did.
+type Removed struct {
+	// Bytes is the disk usage (allocated blocks) of what was removed. For files that an earlier, interrupted call had
+	// removed it is what the manifest or the record says they took, so of several calls only the last one's counts.
+	Bytes int64
+	// AlreadyGone is set when there was nothing left to remove.
+	AlreadyGone bool
 }
 
 // DeletePlan says what a delete does, in its order.
@@ -112,8 +135,8 @@ func (d *Deleter) deletable(ctx context.Context, id BackupID) (Backup, error) {
 		return b, err
 	case b.Status == StatusRunning:
 		return b, fmt.Errorf("%w: backup %s is running; cancel it, or recover it if its process is gone", ErrStatus, id)
-	case b.Repository != d.Repository.ID():
-		return b, fmt.Errorf("%w: backup %s is in %q, not in %q", ErrOtherRepository, id, b.Repository, d.Repository.ID())
+	case b.Repository != d.Files.ID():
+		return b, fmt.Errorf("%w: backup %s is in %q, not in %q", ErrOtherRepository, id, b.Repository, d.Files.ID())
 	}
 	return b, nil
 }
@@ -282,9 +305,9 @@ func (d *Deleter) remove(ctx context.Context, l Lease, b Backup) (foreign string
 // removeFiles returns what came back, also where foreign files stay.
 func (d *Deleter) removeFiles(ctx context.Context, b Backup) (bytes int64, err error) {
 	if b.Status == StatusFailed {
-		return 0, d.Repository.RemovePartial(ctx, b.Path, string(b.ID), fileNamesOf(b))
+		return 0, d.Files.RemovePartial(ctx, b)
 	}
-	gone, err := d.Repository.Remove(ctx, target(b))
+	gone, err := d.Files.Remove(ctx, b)
 	if gone.AlreadyGone {
 		return b.StoredBytes(), err // an earlier call removed the files and did not get to report them
 	}
@@ -302,7 +325,7 @@ func (d *Deleter) Finish(ctx context.Context, l Lease) ([]Backup, error) {
 	var errs []error
 	for i := len(pending) - 1; i >= 0; i-- { // a child has a higher sequence than its parent
 		b := pending[i]
-		if b.Repository != d.Repository.ID() {
+		if b.Repository != d.Files.ID() {
 			continue
 		}
 		waits, err := d.waits(ctx, b, nil)

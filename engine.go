@@ -103,7 +103,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("%w config: LeaseTTL, FreezeLimit and CleanupLimit can't be negative", ErrInvalid)
 	}
 	e := &Engine{cfg: cfg}
-	e.deleter = &Deleter{Store: cfg.Store, Repository: cfg.Repository}
+	e.deleter = &Deleter{Store: cfg.Store, Files: files{cfg.Repository}}
 	return e, nil
 }
 

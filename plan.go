@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -131,6 +132,19 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 		v.input.LeftOut = present(*v.input.Newest, v.left)
 	}
 	return v, v.sameEncryption()
+}
+
+// nextStamp names the next backup: later than every stamp of the VM before it, also when the clock stepped back, and with
+// a checkpoint name that nothing on the domain has.
+func nextStamp(now time.Time, vm VMRecord, prefix string, st DomainStatus) repository.Stamp {
+	after, err := repository.ParseStamp(vm.LastStamp)
+	if err != nil {
+		after = repository.Stamp{} // a VM without a record yet, or one whose stamps are not ours
+	}
+	names := namesOn(st)
+	return repository.NextStamp(now, after, func(s repository.Stamp) bool {
+		return slices.Contains(names, string(NewCheckpointName(prefix, s, vm.VM)))
+	})
 }
 
 // observeParent looks at the newest backup and, if it could be a parent, whether its chain's files are there.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -39,9 +38,6 @@ var (
 	ErrExist = errors.New("already exists")
 	// ErrForeign is returned when the folder belongs to another backup: nothing was removed.
 	ErrForeign = errors.New("belongs to another backup")
-	// ErrForeignFiles is returned, as a *ForeignFilesError, by removals that are done: all that was the backup's is gone, and what
-	// somebody else has put into its folder stays.
-	ErrForeignFiles = errors.New("foreign files")
 	// ErrDenied is returned when this process may not read a file or folder: QEMU made it as another user, say, on a share
 	// that doesn't let root pass. Run as a user, or export the share to one, that may.
 	ErrDenied = errors.New("may not be read")
@@ -108,32 +104,6 @@ func (e *Error) Unwrap() error { return e.Err }
 // failed makes the error of an operation.
 func (r *Repository) failed(op, path string, err error) error {
 	return &Error{Root: r.root, Op: op, Path: path, Err: err}
-}
-
-// ForeignFilesError names the files that a removal has left, and where they are now. It matches ErrForeignFiles.
-type ForeignFilesError struct {
-	Folder string   // relative to the repository's root, as it is named now
-	Names  []string // sorted
-}
-
-func (e *ForeignFilesError) Error() string {
-	return fmt.Sprintf("%v stay in %q, from which all that was the backup's is gone: %s: remove the folder if nobody needs them",
-		ErrForeignFiles, e.Folder, quoted(e.Names))
-}
-
-func (e *ForeignFilesError) Unwrap() error { return ErrForeignFiles }
-
-func quoted(names []string) string {
-	const most = 5
-	q := make([]string, 0, most+1)
-	for i, n := range names {
-		if i == most {
-			q = append(q, fmt.Sprintf("and %d more", len(names)-most))
-			break
-		}
-		q = append(q, fmt.Sprintf("%q", n))
-	}
-	return strings.Join(q, ", ")
 }
 
 // errLeft stops an operation that its caller has left.
