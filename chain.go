@@ -244,7 +244,7 @@ func ChainOf(ctx context.Context, s Store, id BackupID) ([]Backup, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := validLink(b, p); err != nil {
+		if err := ValidLink(b, p); err != nil {
 			return nil, err
 		}
 		chain = append([]Backup{p}, chain...)
@@ -256,8 +256,8 @@ func ChainOf(ctx context.Context, s Store, id BackupID) ([]Backup, error) {
 	return chain, nil
 }
 
-// validLink checks one step from child to parent. Positions descend, so no circle passes it.
-func validLink(child, parent Backup) error {
+// ValidLink returns ErrInvalid unless one backup can stand on the other: same VM, chain and repository, the next position. Positions descend, so no circle passes it.
+func ValidLink(child, parent Backup) error {
 	switch {
 	case parent.VM != child.VM, parent.ChainID != child.ChainID, parent.Repository != child.Repository:
 		return fmt.Errorf("%w chain: backup %s and its parent %s differ in VM, chain or repository", ErrInvalid, child.ID, parent.ID)

@@ -17,16 +17,16 @@ const DefaultPrefix = "kvmbackup"
 
 // RepositoryPrefix is the prefix of an engine whose configuration has none, e.g. kvmbackup-5d41402a: DefaultPrefix and 32 bits of the
 // SHA-256 of its repository's ID. So backups of one VM to several repositories don't take each other's checkpoints for leftovers.
-func RepositoryPrefix(id string) string { return DefaultPrefix + "-" + tagOf(VMID(id)) }
+func RepositoryPrefix(id string) string { return DefaultPrefix + "-" + VMID(id).Tag() }
 
 // NewCheckpointName returns PREFIX-STAMP-TAG, e.g. kvmbackup-2026.11.23.07.04.50-1c5b3a02. libvirt allows letters, digits and "_-." in
 // checkpoint names. The stamp orders them. The tag is the VM's: a disk may stand on a template that was once another VM with backups.
 func NewCheckpointName(prefix string, s repository.Stamp, vm VMID) CheckpointName {
-	return CheckpointName(prefix + "-" + s.String() + "-" + tagOf(vm))
+	return CheckpointName(prefix + "-" + s.String() + "-" + vm.Tag())
 }
 
-// tagOf makes a short plain name of a VM's identity: 32 bits of its SHA-256, in hex.
-func tagOf(vm VMID) string {
+// Tag is a short plain name of the VM's identity: 32 bits of its SHA-256, in hex.
+func (vm VMID) Tag() string {
 	sum := sha256.Sum256([]byte(vm))
 	return hex.EncodeToString(sum[:4])
 }
@@ -54,7 +54,9 @@ func splitName(name string) (prefix string, s repository.Stamp, ok bool) {
 
 var tagForm = regexp.MustCompile(`^[0-9a-f]{8}$`)
 
-func validPrefix(prefix string) error {
+// ValidPrefix returns ErrInvalid for a prefix that checkpoint names can't begin with: 1 to 64 letters, digits and '-' can, not
+// beginning with '-'.
+func ValidPrefix(prefix string) error {
 	for _, r := range prefix {
 		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-') {
 			return fmt.Errorf("%w prefix %q: letters, digits and '-' only", ErrInvalid, prefix)
@@ -66,8 +68,8 @@ func validPrefix(prefix string) error {
 	return nil
 }
 
-// namesOn returns the names of all checkpoints and bitmaps of the domain, sorted, each once.
-func namesOn(st DomainStatus) []string {
+// CheckpointNames returns the names of all checkpoints and bitmaps of the domain, whoever made them, sorted, each once.
+func (st DomainStatus) CheckpointNames() []string {
 	var names []string
 	for _, c := range st.Checkpoints {
 		names = append(names, c.Name)
@@ -97,7 +99,7 @@ type Ownership struct {
 // domain's images are not among them: such a layer may be a template.
 func StaleCheckpoints(w Ownership, st DomainStatus, keep ...CheckpointName) []CheckpointName {
 	var stale []CheckpointName
-	for _, n := range namesOn(st) {
+	for _, n := range st.CheckpointNames() {
 		name := CheckpointName(n)
 		if !slices.Contains(keep, name) && !inherited(w.VM, st, n) && w.owns(name) {
 			stale = append(stale, name)
@@ -106,6 +108,7 @@ func StaleCheckpoints(w Ownership, st DomainStatus, keep ...CheckpointName) []Ch
 	return stale
 }
 
+// owns says whether a checkpoint or bitmap is the consumer's.
 func (w Ownership) owns(name CheckpointName) bool {
 	return slices.Contains(w.Known, name) || Owns(w.Prefix, string(name)) && !w.others(name)
 }
@@ -116,10 +119,31 @@ func (w Ownership) others(name CheckpointName) bool {
 	return slices.Contains(w.Others, string(w.VM)+"/"+stamp.String())
 }
 
+// ForeignCheckpoint is a checkpoint or bitmap that is not the consumer's own, and which nothing of ours touches.
+type ForeignCheckpoint struct {
+	Name CheckpointName
+	// OtherStore says that it belongs to a backup in the consumer's repository that its store doesn't know. Otherwise it is
+	// another consumer's, or another VM's on layers below the domain's images.
+	OtherStore bool
+}
+
+// ForeignCheckpoints returns the domain's checkpoints and bitmaps that are not the consumer's, without those to keep.
+func ForeignCheckpoints(w Ownership, st DomainStatus, keep ...CheckpointName) []ForeignCheckpoint {
+	var foreign []ForeignCheckpoint
+	for _, n := range st.CheckpointNames() {
+		name := CheckpointName(n)
+		if w.owns(name) && (slices.Contains(keep, name) || !inherited(w.VM, st, n)) {
+			continue
+		}
+		foreign = append(foreign, ForeignCheckpoint{name, Owns(w.Prefix, n) && w.others(name)})
+	}
+	return foreign
+}
+
 // inherited says whether nothing ties a name to the VM: it doesn't have its tag, libvirt doesn't list it, and only layers below the
 // VM's images have it.
 func inherited(vm VMID, st DomainStatus, name string) bool {
-	if strings.HasSuffix(name, "-"+tagOf(vm)) {
+	if strings.HasSuffix(name, "-"+vm.Tag()) {
 		return false
 	}
 	for _, d := range st.Disks {
@@ -132,8 +156,8 @@ func inherited(vm VMID, st DomainStatus, name string) bool {
 	return !slices.ContainsFunc(st.Checkpoints, func(c CheckpointStatus) bool { return c.Name == name })
 }
 
-// bitmapBegan is the lowest layer that has the bitmap, where the layers are known.
-func (d DiskStatus) bitmapBegan(name CheckpointName) string {
+// BitmapBegan is the lowest layer that has the bitmap, where the layers are known.
+func (d DiskStatus) BitmapBegan(name CheckpointName) string {
 	for _, b := range d.Bitmaps {
 		if b.Name == string(name) && len(b.Layers) > 0 {
 			return b.Layers[len(b.Layers)-1]
@@ -142,8 +166,8 @@ func (d DiskStatus) bitmapBegan(name CheckpointName) string {
 	return ""
 }
 
-// bitmapState is what an inspected disk says about one bitmap.
-func (d DiskStatus) bitmapState(name CheckpointName) BitmapState {
+// BitmapState is what an inspected disk says about one bitmap.
+func (d DiskStatus) BitmapState(name CheckpointName) BitmapState {
 	if d.BitmapsUnknown != "" {
 		return BitmapUnknown
 	}

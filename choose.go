@@ -189,7 +189,7 @@ func (l leftOut) is(v VolumeBackup) bool {
 	if l.VolumeID != "" {
 		return l.VolumeID == v.VolumeID
 	}
-	other := len(v.Layers) > 0 && len(l.Disk.Layers) > 0 && !slices.ContainsFunc(l.Disk.Layers, v.hasLayer)
+	other := len(v.Layers) > 0 && len(l.Disk.Layers) > 0 && !slices.ContainsFunc(l.Disk.Layers, v.HasLayer)
 	return l.Disk.Device == v.Device && !other
 }
 

@@ -243,7 +243,7 @@ func decideVolume(in DecideInput, v VolumeFacts) VolumeDecision {
 		return because(ReasonVolumeBitmapInconsistent, in.ActiveCheckpoint.String())
 	case v.Bitmap != BitmapUsable:
 		return because(ReasonVolumeBitmapUnknown, in.ActiveCheckpoint.String())
-	case v.BitmapBegan != "" && !parent.hasLayer(v.BitmapBegan):
+	case v.BitmapBegan != "" && !parent.HasLayer(v.BitmapBegan):
 		return because(ReasonVolumeBitmapMoved, fmt.Sprintf("%s begins in %s", in.ActiveCheckpoint, v.BitmapBegan))
 	}
 	d.Kind = KindIncremental
@@ -251,10 +251,10 @@ func decideVolume(in DecideInput, v VolumeFacts) VolumeDecision {
 	return because(ReasonVolumeIncremental, "")
 }
 
-// hasLayer says whether the file was one of the volume's when the backup was taken. After an external snapshot each layer has a part of
+// HasLayer says whether the file was one of the volume's when the backup was taken. After an external snapshot each layer has a part of
 // a bitmap, and a part looks like a whole one when those below it are lost: committed into an image that can't have bitmaps, or copied
 // without them. Only where it began tells them apart. Merging goes down, so a layer below is as good.
-func (v VolumeBackup) hasLayer(file string) bool {
+func (v VolumeBackup) HasLayer(file string) bool {
 	return slices.ContainsFunc(v.Layers, func(l string) bool { return path.Clean(l) == path.Clean(file) })
 }
 

@@ -180,7 +180,7 @@ func (d *Deleter) checkDescendant(c, parent Backup, seen map[BackupID]bool) erro
 	case len(c.Holds) > 0:
 		return heldError(c)
 	}
-	return validLink(c, parent)
+	return ValidLink(c, parent)
 }
 
 func heldError(b Backup) error {
@@ -217,7 +217,7 @@ func (d *Deleter) planUpwards(ctx context.Context, p *DeletePlan, b Backup) erro
 		if parent.Status != StatusDeletePending {
 			return nil
 		}
-		if err := validLink(b, parent); err != nil {
+		if err := ValidLink(b, parent); err != nil {
 			return err
 		}
 		b = parent

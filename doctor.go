@@ -173,12 +173,14 @@ func (d *Diagnosis) add(f Finding) { d.Findings = append(d.Findings, f) }
 
 // newestOf returns the newest backup that was completed, deleted or not.
 func newestOf(records []Backup) *Backup {
-	for _, b := range newestFirst(records) {
-		if b.Status == StatusCompleted || b.Status == StatusDeletePending {
-			return &b
+	var newest *Backup
+	for _, b := range records {
+		taken := b.Status == StatusCompleted || b.Status == StatusDeletePending
+		if taken && (newest == nil || b.Sequence > newest.Sequence) {
+			newest = &b
 		}
 	}
-	return nil
+	return newest
 }
 
 func (d *Diagnosis) addRecords(records []Backup) {
@@ -238,17 +240,13 @@ func (d *Diagnosis) addDomain(owned Ownership, st DomainStatus, records []Backup
 		d.add(Finding{Code: FindingStaleCheckpoint, Name: n, Detail: fmt.Sprintf("checkpoint or bitmap %s no longer counts", n),
 			Effect: "none; it costs memory and writes", Repair: "drop it"})
 	}
-	for _, n := range namesOn(st) {
-		name := CheckpointName(n)
-		if owned.owns(name) && (slices.Contains(keep, name) || !inherited(d.VM, st, n)) {
-			continue
-		}
-		detail := fmt.Sprintf("checkpoint or bitmap %s is another consumer's, or another VM's", n)
-		if Owns(owned.Prefix, n) && owned.others(name) {
+	for _, f := range ForeignCheckpoints(owned, st, keep...) {
+		detail := fmt.Sprintf("checkpoint or bitmap %s is another consumer's, or another VM's", f.Name)
+		if f.OtherStore {
 			detail = fmt.Sprintf("checkpoint or bitmap %s belongs to a backup that is in this repository and not in this store: "+
-				"give each store a prefix of its own, or import the backup", n)
+				"give each store a prefix of its own, or import the backup", f.Name)
 		}
-		d.add(Finding{Code: FindingForeignCheckpoint, Name: name, Detail: detail, Effect: "none", foreign: true})
+		d.add(Finding{Code: FindingForeignCheckpoint, Name: f.Name, Detail: detail, Effect: "none", foreign: true})
 	}
 	for _, k := range st.Disks {
 		if k.Unreadable != "" {
@@ -304,15 +302,15 @@ func (d *Diagnosis) addActive(st DomainStatus, newest Backup, req BackupRequest)
 
 // findBitmap says why the volume can't be incremental, as far as its bitmap and its size go.
 func findBitmap(active CheckpointName, v chosen, part VolumeBackup) Finding {
-	began := v.Disk.bitmapBegan(active)
-	switch state := v.Disk.bitmapState(active); {
+	began := v.Disk.BitmapBegan(active)
+	switch state := v.Disk.BitmapState(active); {
 	case state == BitmapMissing:
 		return Finding{Code: FindingBitmapMissing, Detail: fmt.Sprintf("%s has no bitmap %s", v.Device, active)}
 	case state == BitmapInconsistent:
 		return Finding{Code: FindingBitmapBroken, Detail: fmt.Sprintf("bitmap %s on %s is inconsistent, as after a crash of QEMU", active, v.Device)}
 	case state == BitmapUnknown:
 		return Finding{Code: FindingBitmapUnknown, Detail: fmt.Sprintf("the bitmaps of %s can't be listed: %s", v.Device, v.Disk.BitmapsUnknown)}
-	case began != "" && !part.hasLayer(began):
+	case began != "" && !part.HasLayer(began):
 		return Finding{Code: FindingBitmapMoved, Detail: fmt.Sprintf("bitmap %s on %s begins in %s, which was not there at the last backup", active, v.Device, began)}
 	case v.Disk.VirtualSize < part.VirtualSize:
 		return Finding{Code: FindingShrank, Detail: fmt.Sprintf("%s has %d bytes, and had %d at the last backup", v.Device, v.Disk.VirtualSize, part.VirtualSize)}

@@ -71,7 +71,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("%w config: Store and Repository are required", ErrInvalid)
 	}
 	if cfg.Prefix != "" {
-		if err := validPrefix(cfg.Prefix); err != nil {
+		if err := ValidPrefix(cfg.Prefix); err != nil {
 			return nil, err
 		}
 	}

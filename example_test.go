@@ -53,7 +53,7 @@ func ExamplePlanRetention() {
 		day(2, kvmbackup.KindFull, "full-2", ""),
 		day(3, kvmbackup.KindIncremental, "inc-3", "full-2"),
 		day(4, kvmbackup.KindIncremental, "inc-4", "inc-3"),
-	})
+	}, "")
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -109,7 +109,7 @@ func (w *world) newEngine(cfg kvmbackup.Config) *kvmbackup.Engine {
 }
 
 func (w *world) deleter() *kvmbackup.Deleter {
-	return &kvmbackup.Deleter{Store: w.store, Repository: w.repo}
+	return &kvmbackup.Deleter{Store: w.store, Files: kvmbackup.FilesOf(w.repo)}
 }
 
 // locked runs f with the VM's lease.

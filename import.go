@@ -169,7 +169,7 @@ func (e *Engine) fitToParent(ctx context.Context, b *Backup) (problem, err error
 	if b.Sequence <= p.Sequence {
 		b.Sequence = 0 // the parent had to take another one, and a child comes after it
 	}
-	return validLink(*b, p), nil
+	return ValidLink(*b, p), nil
 }
 
 // importRecord gives a record the next sequence where its own belongs to another record, or where it has none.

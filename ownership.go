@@ -15,7 +15,7 @@ func (e *Engine) stale(
 	ctx context.Context, o *op, st DomainStatus, was CheckpointName, keep []CheckpointName,
 ) ([]CheckpointName, error) {
 	sure := Ownership{Prefix: "", VM: o.vm, Known: []CheckpointName{was}}
-	if !slices.ContainsFunc(namesOn(st), func(n string) bool {
+	if !slices.ContainsFunc(st.CheckpointNames(), func(n string) bool {
 		_, _, ours := splitName(n)
 		return ours && n != string(was) && !slices.Contains(keep, CheckpointName(n)) && !inherited(o.vm, st, n)
 	}) {
@@ -36,7 +36,7 @@ func (e *Engine) stale(
 		return StaleCheckpoints(sure, st, keep...), repositoryError(err)
 	}
 	owned.Others = othersOf(entries, records)
-	for _, n := range namesOn(st) {
+	for _, n := range st.CheckpointNames() {
 		if Owns(owned.Prefix, n) && !owned.owns(CheckpointName(n)) && !slices.Contains(keep, CheckpointName(n)) {
 			o.warn("left a checkpoint alone whose backup is in this repository and not in this store; "+
 				"give each store a prefix of its own, or import the backup",

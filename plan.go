@@ -121,8 +121,8 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 		v.input.Volumes = append(v.input.Volumes, VolumeFacts{
 			VolumeID: c.ID, Device: c.Device, Format: c.Disk.Format, VirtualSize: c.Disk.VirtualSize,
 			Encryption: c.Disk.Encryption, Untrackable: c.Disk.whyUntrackable(), NameTaken: c.Disk.NameTaken,
-			Bitmap:      c.Disk.bitmapState(v.record.ActiveCheckpoint),
-			BitmapBegan: c.Disk.bitmapBegan(v.record.ActiveCheckpoint),
+			Bitmap:      c.Disk.BitmapState(v.record.ActiveCheckpoint),
+			BitmapBegan: c.Disk.BitmapBegan(v.record.ActiveCheckpoint),
 		})
 	}
 	if err := o.observeParent(ctx, &v.input); err != nil {
@@ -141,7 +141,7 @@ func nextStamp(now time.Time, vm VMRecord, prefix string, st DomainStatus) repos
 	if err != nil {
 		after = repository.Stamp{} // a VM without a record yet, or one whose stamps are not ours
 	}
-	names := namesOn(st)
+	names := st.CheckpointNames()
 	return repository.NextStamp(now, after, func(s repository.Stamp) bool {
 		return slices.Contains(names, string(NewCheckpointName(prefix, s, vm.VM)))
 	})
@@ -169,7 +169,7 @@ func (o *op) observeParent(ctx context.Context, in *DecideInput) error {
 	if err != nil {
 		return err
 	}
-	if damage := damageOf(newest, byID(chain)); damage != "" {
+	if damage := Damage(newest, chain); damage != "" {
 		in.Damaged = []string{fmt.Sprintf("backup %s: %s", newest.ID, damage)}
 	}
 	in.MissingFiles, err = o.missingFiles(ctx, chain)

@@ -94,13 +94,13 @@ func deviceSize(path string) (size int64, err error) {
 // has, so that restores of other VMs to the same path neither write over these files nor take them for their own.
 type owner string
 
-func (e *Engine) owner(vm VMID) owner { return owner(e.prefix() + "-" + tagOf(vm)) }
+func (e *Engine) owner(vm VMID) owner { return owner(e.prefix() + "-" + vm.Tag()) }
 
 // owners are those whose restores of the VM may have left something: the engine and, where it has the default prefix, an earlier version.
 func (e *Engine) owners(vm VMID) []owner {
 	all := []owner{e.owner(vm)}
 	if e.cfg.Prefix == "" {
-		all = append(all, owner(DefaultPrefix+"-"+tagOf(vm)))
+		all = append(all, owner(DefaultPrefix+"-"+vm.Tag()))
 	}
 	return all
 }
@@ -115,7 +115,7 @@ const maxElement = 255
 func beside(path, ending string) string {
 	dir, base := filepath.Split(path)
 	if len(base)+len(ending) > maxElement {
-		sum := "~" + tagOf(VMID(base))
+		sum := "~" + VMID(base).Tag()
 		base = strings.ToValidUTF8(base[:maxElement-len(ending)-len(sum)], "") + sum
 	}
 	return dir + base + ending

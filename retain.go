@@ -111,25 +111,29 @@ func (p RetentionPolicy) rules() []retentionRule {
 	}
 }
 
-// PlanRetention applies a policy to the records of one VM, of whichever repositories they are. It is pure. Only completed backups are
-// considered; records in other statuses count as what others may stand on. A policy that keeps nothing is an ErrInvalid: delete
-// backups by their IDs instead.
-func PlanRetention(policy RetentionPolicy, records []Backup) (RetentionPlan, error) {
-	return planRetention(policy, records, func(Backup) bool { return true })
-}
-
-// planRetention considers those of the records that are ours. What stands on one of them may be anybody's.
-func planRetention(policy RetentionPolicy, records []Backup, ours func(Backup) bool) (RetentionPlan, error) {
-	rules := policy.rules()
+// Validate returns ErrInvalid for a policy with a negative rule, and for one that keeps nothing: backups are deleted by their IDs instead.
+func (p RetentionPolicy) Validate() error {
 	keeps := 0
-	for _, r := range rules {
+	for _, r := range p.rules() {
 		if r.count < 0 {
-			return RetentionPlan{}, fmt.Errorf("%w retention: keep-%s is negative", ErrInvalid, r.name)
+			return fmt.Errorf("%w retention: keep-%s is negative", ErrInvalid, r.name)
 		}
 		keeps += r.count
 	}
 	if keeps == 0 {
-		return RetentionPlan{}, fmt.Errorf("%w retention: the policy keeps nothing; set at least one rule, or delete backups by their IDs", ErrInvalid)
+		return fmt.Errorf("%w retention: the policy keeps nothing; set at least one rule, or delete backups by their IDs", ErrInvalid)
+	}
+	return nil
+}
+
+// PlanRetention applies a policy to the records of one VM, as far as they are in the repository with that ID; what stands on one of
+// them may be anybody's. An empty ID takes those in all repositories. It is pure. Only completed backups are
+// considered; records in other statuses count as what others may stand on. A policy that keeps nothing is an ErrInvalid: delete
+// backups by their IDs instead.
+func PlanRetention(policy RetentionPolicy, records []Backup, repository string) (RetentionPlan, error) {
+	ours := func(b Backup) bool { return repository == "" || b.Repository == repository }
+	if err := policy.Validate(); err != nil {
+		return RetentionPlan{}, err
 	}
 	loc := policy.Location
 	if loc == nil {
@@ -148,7 +152,7 @@ func planRetention(policy RetentionPolicy, records []Backup, ours func(Backup) b
 		}
 	}
 	p.setAside(records)
-	for _, r := range rules {
+	for _, r := range policy.rules() {
 		p.apply(r, loc)
 	}
 	p.simulate(records, ours)
@@ -178,8 +182,10 @@ func byID(records []Backup) map[BackupID]Backup {
 	return all
 }
 
-// damageOf says why the backup is known not to restore: a failed verification of it, or of one on which it stands, that no later one from
+// Damage says why the backup is known not to restore: a failed verification of it, or of one on which it stands, that no later one from
 // above has disproved; empty when there is none.
+func Damage(b Backup, records []Backup) string { return damageOf(b, byID(records)) }
+
 func damageOf(b Backup, all map[BackupID]Backup) string {
 	var passed []Verification
 	at, there := b, true

@@ -15,7 +15,7 @@ func (e *Engine) PlanRetain(ctx context.Context, vm VMID, policy RetentionPolicy
 	for i := range records {
 		records[i] = e.ofDomain(ctx, records[i])
 	}
-	p, err := planRetention(policy, records, func(b Backup) bool { return b.Repository == e.cfg.Repository.ID() })
+	p, err := PlanRetention(policy, records, e.cfg.Repository.ID())
 	p.VM = vm
 	return p, err
 }

@@ -11,4 +11,3 @@ func validVM(s string) error {
 	}
 	return CheckName("VM name", s, MaxNameBytes)
 }
-

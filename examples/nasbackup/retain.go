@@ -48,7 +48,7 @@ A backup whose last verification failed takes no whole one's place, and stays un
 
 // checkRetention finds on the command line what the engine would refuse.
 func checkRetention(p kvmbackup.RetentionPolicy) error {
-	if _, err := kvmbackup.PlanRetention(p, nil); err != nil {
+	if err := p.Validate(); err != nil {
 		return usage("at least one --keep-... must be above 0, and none below")
 	}
 	return nil

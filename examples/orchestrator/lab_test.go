@@ -237,7 +237,7 @@ func (l *lab) checkRecords() {
 				l.must(err)
 			}
 		}
-		p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: keepLast}, records)
+		p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: keepLast}, records, "")
 		l.must(err)
 		if completed != keepLast || len(p.RemoveNow) > 0 {
 			l.t.Errorf("%s has %d completed backups, and retention would remove %v; want %d and none", vm, completed, p.RemoveNow, keepLast)
