@@ -119,6 +119,16 @@ func (w Ownership) others(name CheckpointName) bool {
 	return slices.Contains(w.Others, string(w.VM)+"/"+stamp.String())
 }
 
+// InDoubt says whether the domain has names of the library's form, not among those known or to keep, of which only records and folders
+// can say whose they are.
+func (w Ownership) InDoubt(st DomainStatus, keep ...CheckpointName) bool {
+	return slices.ContainsFunc(st.CheckpointNames(), func(n string) bool {
+		name := CheckpointName(n)
+		_, _, ours := splitName(n)
+		return ours && !slices.Contains(w.Known, name) && !slices.Contains(keep, name) && !inherited(w.VM, st, n)
+	})
+}
+
 // ForeignCheckpoint is a checkpoint or bitmap that is not the consumer's own, and which nothing of ours touches.
 type ForeignCheckpoint struct {
 	Name CheckpointName

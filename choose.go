@@ -36,7 +36,7 @@ func (r BackupRequest) choose(st DomainStatus) ([]chosen, []leftOut, error) {
 				why.VolumeID = v.ID
 			}
 			left = append(left, *why)
-		case d.mayRun():
+		case mayRun(d):
 			return nil, nil, fmt.Errorf("%w: %s of domain %q: %s; "+
 				"the domain may be running elsewhere: try again later, or leave the disk out (Exclude)",
 				ErrImageLocked, d.Device, st.Name, d.Unreadable)
@@ -126,14 +126,14 @@ func (r BackupRequest) leaveOut(d DiskStatus, named bool) *leftOut {
 		return because(ReasonDiskNotNamed, true, "")
 	case d.Shareable && !named:
 		return because(ReasonDiskShared, true, d.Source+"; name it among the request's volumes to back it up")
-	case d.Unreadable != "" && !d.mayRun():
+	case d.Unreadable != "" && !mayRun(d):
 		return because(ReasonDiskUnreadable, true, d.Unreadable)
 	}
 	return nil
 }
 
 // mayRun says whether the disk's domain, which is taken for stopped, may run elsewhere.
-func (d DiskStatus) mayRun() bool { return d.InUse && d.UsedBy == "" }
+func mayRun(d DiskStatus) bool { return d.InUse && d.UsedBy == "" }
 
 // enough refuses a backup without any volume, and one that would lack a disk when all are required.
 func (r BackupRequest) enough(st DomainStatus, vols []chosen, left []leftOut) error {

@@ -104,7 +104,7 @@ var fullRules = []rule{
 	{ReasonNotNewest, activeNotNewest},
 	{ReasonParentOtherDomain, func(in DecideInput) (string, bool) {
 		return fmt.Sprintf("backup %s is of the domain with UUID %s, which had this name", in.Newest.ID, in.Newest.DomainUUID),
-			otherDomain(in.Newest.DomainUUID, in.DomainUUID)
+			OtherDomain(in.Newest.DomainUUID, in.DomainUUID)
 	}},
 	{ReasonParentDeletePending, func(in DecideInput) (string, bool) {
 		return "backup " + in.Newest.ID.String(), in.Newest.Status != StatusCompleted
@@ -271,7 +271,7 @@ func (d Decision) Check(in DecideInput) error {
 	safest := Decision{}
 	if d.Kind == KindIncremental {
 		if in.Newest == nil || in.ActiveCheckpoint == "" || in.Newest.Checkpoint != in.ActiveCheckpoint ||
-			in.Newest.Status != StatusCompleted || in.Newest.Repository != in.Repository || otherDomain(in.Newest.DomainUUID, in.DomainUUID) ||
+			in.Newest.Status != StatusCompleted || in.Newest.Repository != in.Repository || OtherDomain(in.Newest.DomainUUID, in.DomainUUID) ||
 			len(in.MissingFiles) > 0 || len(in.Damaged) > 0 {
 			return fmt.Errorf("%w decision for %q: there is nothing that an incremental could start from", ErrInvalid, in.VM)
 		}

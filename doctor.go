@@ -267,7 +267,7 @@ func (d *Diagnosis) addUntrackable(st DomainStatus, req BackupRequest) {
 		return // the next backup reports it
 	}
 	for _, v := range vols {
-		if why := v.Disk.whyUntrackable(); why != "" {
+		if why := v.Disk.WhyUntrackable(); why != "" {
 			d.add(Finding{Code: FindingUntrackable, Device: v.Device, Path: v.Disk.Path, Detail: why, Effect: fmt.Sprintf("volume %s is full in every backup", v.ID), advice: true})
 		}
 	}
@@ -354,7 +354,7 @@ func (d *Diagnosis) addFolders(entries []repository.Entry, records []Backup) {
 
 // ofOther says whether a UUID is not that of the domain as it is now.
 func (d *Diagnosis) ofOther(uuid string) bool {
-	return d.Domain != nil && otherDomain(uuid, d.Domain.UUID)
+	return d.Domain != nil && OtherDomain(uuid, d.Domain.UUID)
 }
 
 // addOtherDomain tells of the recorded backups of VMs that had the name before.

@@ -133,7 +133,7 @@ func (e *Engine) cleanup(ctx context.Context) (context.Context, context.CancelFu
 func (e *Engine) inspect(ctx context.Context, dom DomainRef) (DomainStatus, error) {
 	st, err := e.look(ctx, dom)
 	for _, d := range st.Disks {
-		if err == nil && d.mayRun() {
+		if err == nil && mayRun(d) {
 			err = fmt.Errorf("%w: %s of domain %q: %s", ErrImageLocked, d.Device, st.Name, d.Unreadable)
 		}
 	}

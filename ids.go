@@ -2,6 +2,7 @@ package kvmbackup
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 )
@@ -52,3 +53,8 @@ func (id VolumeID) String() string      { return string(id) }
 func (id BackupID) String() string      { return string(id) }
 func (id ChainID) String() string       { return string(id) }
 func (n CheckpointName) String() string { return string(n) }
+
+// OtherDomain says whether two UUIDs are certainly of two domains. An empty one, and the nil UUID, are not known.
+func OtherDomain(a, b string) bool { return knownUUID(a) && knownUUID(b) && !strings.EqualFold(a, b) }
+
+func knownUUID(id string) bool { return id != "" && id != uuid.Nil.String() }

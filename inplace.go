@@ -30,7 +30,7 @@ type InPlace struct {
 
 // allows refuses to restore over a VM that isn't the backup's, unless the request says so.
 func (p InPlace) allows(b Backup, st DomainStatus) error {
-	if p.OtherDomain || p.VM != "" && p.VM != b.VM || !otherDomain(b.DomainUUID, st.UUID) {
+	if p.OtherDomain || p.VM != "" && p.VM != b.VM || !OtherDomain(b.DomainUUID, st.UUID) {
 		return nil
 	}
 	return fmt.Errorf("%w: backup %s was taken of the domain with UUID %s, and %q is another one of that name, with UUID %s; restore to new files, or allow to overwrite it (InPlace.OtherDomain)",

@@ -15,10 +15,7 @@ func (e *Engine) stale(
 	ctx context.Context, o *op, st DomainStatus, was CheckpointName, keep []CheckpointName,
 ) ([]CheckpointName, error) {
 	sure := Ownership{Prefix: "", VM: o.vm, Known: []CheckpointName{was}}
-	if !slices.ContainsFunc(st.CheckpointNames(), func(n string) bool {
-		_, _, ours := splitName(n)
-		return ours && n != string(was) && !slices.Contains(keep, CheckpointName(n)) && !inherited(o.vm, st, n)
-	}) {
+	if !sure.InDoubt(st, keep...) {
 		return StaleCheckpoints(sure, st, keep...), nil
 	}
 	records, err := e.cfg.Store.List(ctx, Query{VM: o.vm})
@@ -36,11 +33,11 @@ func (e *Engine) stale(
 		return StaleCheckpoints(sure, st, keep...), repositoryError(err)
 	}
 	owned.Others = othersOf(entries, records)
-	for _, n := range st.CheckpointNames() {
-		if Owns(owned.Prefix, n) && !owned.owns(CheckpointName(n)) && !slices.Contains(keep, CheckpointName(n)) {
+	for _, f := range ForeignCheckpoints(owned, st, keep...) {
+		if f.OtherStore {
 			o.warn("left a checkpoint alone whose backup is in this repository and not in this store; "+
 				"give each store a prefix of its own, or import the backup",
-				"checkpoint", n)
+				"checkpoint", string(f.Name))
 		}
 	}
 	return StaleCheckpoints(owned, st, keep...), nil
@@ -58,10 +55,9 @@ func checkpointsOf(records []Backup) []CheckpointName {
 
 // othersOf returns the paths of backups, whole or being written, of which there is no record.
 func othersOf(entries []repository.Entry, records []Backup) []string {
-	known := byID(records)
 	var paths []string
 	for _, e := range entries {
-		_, ok := known[BackupID(e.ID)]
+		ok := slices.ContainsFunc(records, func(b Backup) bool { return b.ID == BackupID(e.ID) })
 		if !ok && (e.Kind == repository.FolderPublished || e.Kind == repository.FolderPartial) {
 			paths = append(paths, e.Path)
 		}

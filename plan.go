@@ -120,7 +120,7 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	for _, c := range v.volumes {
 		v.input.Volumes = append(v.input.Volumes, VolumeFacts{
 			VolumeID: c.ID, Device: c.Device, Format: c.Disk.Format, VirtualSize: c.Disk.VirtualSize,
-			Encryption: c.Disk.Encryption, Untrackable: c.Disk.whyUntrackable(), NameTaken: c.Disk.NameTaken,
+			Encryption: c.Disk.Encryption, Untrackable: c.Disk.WhyUntrackable(), NameTaken: c.Disk.NameTaken,
 			Bitmap:      c.Disk.BitmapState(v.record.ActiveCheckpoint),
 			BitmapBegan: c.Disk.BitmapBegan(v.record.ActiveCheckpoint),
 		})

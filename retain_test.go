@@ -73,12 +73,12 @@ func TestRetentionRules(t *testing.T) {
 		{"nothing to keep of nothing", kvmbackup.RetentionPolicy{Last: 1}, nil, ""},
 	} {
 		t.Run(r.name, func(t *testing.T) {
-			p, err := kvmbackup.PlanRetention(r.policy, records(t, r.times...))
+			p, err := kvmbackup.PlanRetention(r.policy, records(t, r.times...), "")
 			ok(t, err)
 			equal(t, "kept", kept(p), r.want)
 			backwards := records(t, r.times...)
 			slices.Reverse(backwards)
-			again, err := kvmbackup.PlanRetention(r.policy, backwards)
+			again, err := kvmbackup.PlanRetention(r.policy, backwards, "")
 			ok(t, err)
 			equal(t, "the order of the records doesn't matter", again.String(), p.String())
 		})
@@ -91,7 +91,7 @@ func TestRetentionImported(t *testing.T) {
 	for i, day := range []string{"02", "03", "01"} {
 		all[i].Path = "i-2-17-VM/2026.11." + day + ".10.00.00"
 	}
-	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 2}, all)
+	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 2}, all, "")
 	ok(t, err)
 	if got, want := kept(p), "2026-11-03 10:00 last, 2026-11-02 10:00 last"; got != want {
 		t.Errorf("keeps %s, want %s", got, want)
@@ -139,7 +139,7 @@ func TestRetentionDamaged(t *testing.T) {
 					all[i].ParentID = all[i-1].ID
 				}
 			}
-			p, err := kvmbackup.PlanRetention(r.policy, all)
+			p, err := kvmbackup.PlanRetention(r.policy, all, "")
 			ok(t, err)
 			got := strings.NewReplacer("2026-11-", "", " 10:00", "").Replace(kept(p))
 			equal(t, "kept", got, r.want)
@@ -152,7 +152,7 @@ func TestRetentionDamagedText(t *testing.T) {
 	all := records(t, "2026-11-01 10:00", "2026-11-02 10:00", "2026-11-03 10:00!")
 	all[1].Verification = &kvmbackup.Verification{At: epoch, Problem: "its bytes differ"}
 	all[2].ParentID = all[1].ID
-	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 1}, all)
+	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 1}, all, "")
 	ok(t, err)
 	equal(t, "kept", kept(p), "2026-11-03 10:00 pinned+damaged, 2026-11-02 10:00 damaged, 2026-11-01 10:00 last")
 	equal(t, "what is wrong", p.Backups[1].Damage, "its bytes differ")
@@ -169,7 +169,7 @@ func TestRetentionDamagedText(t *testing.T) {
 func TestRetentionCircle(t *testing.T) {
 	all := records(t, "2026-11-01 10:00", "2026-11-02 10:00")
 	all[0].ParentID, all[1].ParentID = all[1].ID, all[0].ID
-	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 1}, all)
+	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 1}, all, "")
 	ok(t, err)
 	equal(t, "kept", kept(p), "2026-11-02 10:00 last")
 }
@@ -207,7 +207,7 @@ func TestRetentionDaylight(t *testing.T) {
 		t.Skip("no time zone data:", err)
 	}
 	p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Hourly: 3, Location: berlin},
-		records(t, "2026-10-25 00:10", "2026-10-25 00:40", "2026-10-25 01:40"))
+		records(t, "2026-10-25 00:10", "2026-10-25 00:40", "2026-10-25 01:40"), "")
 	ok(t, err)
 	equal(t, "02:40 twice", kept(p), "2026-10-25 01:40 hourly, 2026-10-25 00:40 hourly")
 }
@@ -224,7 +224,7 @@ func TestRetentionRefuses(t *testing.T) {
 		"a negative rule":    {kvmbackup.RetentionPolicy{Last: 3, Daily: -1}, two[:1]},
 		"records of two VMs": {kvmbackup.RetentionPolicy{Last: 1}, two},
 	} {
-		if _, err := kvmbackup.PlanRetention(r.policy, r.records); err == nil {
+		if _, err := kvmbackup.PlanRetention(r.policy, r.records, ""); err == nil {
 			t.Errorf("%s: no error", name)
 		} else {
 			fails(t, err, kvmbackup.ErrInvalid)

@@ -36,7 +36,7 @@ func TestRetentionPerDomain(t *testing.T) {
 			for i := range all {
 				all[i].DomainUUID = r.uuids[i]
 			}
-			p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 1}, all)
+			p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: 1}, all, "")
 			ok(t, err)
 			var got []int
 			for _, d := range slices.Backward(p.Backups) {

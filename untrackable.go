@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// whyUntrackable says why a disk can't have a bitmap, with the way out; empty: it can.
-func (d DiskStatus) whyUntrackable() string {
+// WhyUntrackable says why a disk can't have a bitmap, with the way out; empty: it can.
+func (d DiskStatus) WhyUntrackable() string {
 	image := "IMAGE"
 	if strings.HasPrefix(d.Source, "/") {
 		image = shellWord(d.Source)
