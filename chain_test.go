@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 var update = flag.Bool("update", false, "rewrite the expectations in testdata")
@@ -21,11 +22,11 @@ func golden(t *testing.T, name, got string) {
 	t.Helper()
 	file := filepath.Join("testdata", name)
 	if *update {
-		ok(t, os.WriteFile(file, []byte(got), 0o600))
+		lab.OK(t, os.WriteFile(file, []byte(got), 0o600))
 		return
 	}
 	want, err := os.ReadFile(file)
-	ok(t, err)
+	lab.OK(t, err)
 	if got != string(want) {
 		t.Errorf("%s differs; -update rewrites it\ngot:\n%s\nwant:\n%s", file, got, want)
 	}
@@ -34,9 +35,9 @@ func golden(t *testing.T, name, got string) {
 // sample is a record in which every field has a value.
 func sample() kvmbackup.Backup {
 	return kvmbackup.Backup{
-		ID: idOf("B"), VM: testVM, Domain: "i-2-17-VM", Kind: kvmbackup.KindIncremental, Status: kvmbackup.StatusCompleted,
-		ChainID: chainOfName("A"), Position: 2, ParentID: idOf("A"), Checkpoint: cp2, Repository: "11111111-0000-4000-8000-000000000001",
-		Path: "i-2-17-VM/2026.11.23.08.04.50", Sequence: 42, StartedAt: epoch.Add(time.Hour), CompletedAt: epoch.Add(time.Hour + 1500*time.Millisecond),
+		ID: lab.BackupID("B"), VM: lab.VM, Domain: "i-2-17-VM", Kind: kvmbackup.KindIncremental, Status: kvmbackup.StatusCompleted,
+		ChainID: lab.ChainID("A"), Position: 2, ParentID: lab.BackupID("A"), Checkpoint: cp2, Repository: "11111111-0000-4000-8000-000000000001",
+		Path: "i-2-17-VM/2026.11.23.08.04.50", Sequence: 42, StartedAt: lab.Epoch.Add(time.Hour), CompletedAt: lab.Epoch.Add(time.Hour + 1500*time.Millisecond),
 		Consistency: kvmbackup.ConsistencyFilesystem, FrozenFor: 250 * time.Millisecond,
 		Reasons: []kvmbackup.Reason{
 			{Code: kvmbackup.ReasonIncremental, Detail: "position 2"}, {Code: kvmbackup.ReasonVolumeNew, VolumeID: "v2"},
@@ -48,38 +49,30 @@ func sample() kvmbackup.Backup {
 			{VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 20, StoredSize: 4096,
 				DirtyBytes: 1 << 20, SourceFormat: "raw"},
 		},
-		Pinned: true, Holds: []kvmbackup.Hold{{ID: "h1", Purpose: "instant restore", Since: epoch}},
-		Verification: &kvmbackup.Verification{At: epoch, Content: true, OK: false, Problem: "digest differs"},
+		Pinned: true, Holds: []kvmbackup.Hold{{ID: "h1", Purpose: "instant restore", Since: lab.Epoch}},
+		Verification: &kvmbackup.Verification{At: lab.Epoch, Content: true, OK: false, Problem: "digest differs"},
 	}
 }
 
 // plain is the smallest valid record.
-func plain() kvmbackup.Backup {
-	return kvmbackup.Backup{
-		ID: idOf("A"), VM: testVM, Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning, ChainID: chainOfName("A"),
-		Path: "i-2-17-VM/2026.11.23.07.04.50", StartedAt: epoch,
-		Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v1", Kind: kvmbackup.KindFull, File: "root.v1.qcow2"}},
-	}
-}
-
 // TestBackupJSON pins the names that hosts see. A change of the golden file is a change of the API.
 func TestBackupJSON(t *testing.T) {
 	var out strings.Builder
-	for _, b := range []kvmbackup.Backup{sample(), plain()} {
+	for _, b := range []kvmbackup.Backup{sample(), lab.Full()} {
 		data, err := json.MarshalIndent(b, "", "  ")
-		ok(t, err)
+		lab.OK(t, err)
 		out.Write(append(data, '\n'))
 		var back kvmbackup.Backup
-		ok(t, json.Unmarshal(data, &back))
+		lab.OK(t, json.Unmarshal(data, &back))
 		again, err := json.MarshalIndent(back, "", "  ")
-		ok(t, err)
-		equal(t, "read and written again", string(again), string(data))
+		lab.OK(t, err)
+		lab.Equal(t, "read and written again", string(again), string(data))
 	}
 	golden(t, "backup.json", out.String())
 }
 
 func TestValidate(t *testing.T) {
-	for _, b := range []kvmbackup.Backup{sample(), plain()} {
+	for _, b := range []kvmbackup.Backup{sample(), lab.Full()} {
 		if err := b.Validate(); err != nil {
 			t.Fatalf("a sound record is refused: %v", err)
 		}
@@ -134,10 +127,10 @@ func TestValidate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := sample()
 			breaks(&b)
-			fails(t, b.Validate(), kvmbackup.ErrInvalid)
+			lab.Fails(t, b.Validate(), kvmbackup.ErrInvalid)
 		})
 	}
-	b := plain()
+	b := lab.Full()
 	b.VM, b.Kind, b.Volumes[0].File = "", kvmbackup.KindUnknown, ""
 	if err := b.Validate(); err == nil || strings.Count(err.Error(), "\n") < 3 {
 		t.Errorf("not all that is wrong is named: %v", err)
@@ -198,17 +191,17 @@ func TestParseIDs(t *testing.T) {
 	const usual = "bbbbbbbb-0000-4000-8000-00000000000a"
 	for _, s := range []string{usual, strings.ToUpper(usual), "{" + usual + "}", "urn:uuid:" + usual} {
 		id, err := kvmbackup.ParseBackupID(s)
-		ok(t, err)
-		equal(t, "backup ID", id.String(), usual)
+		lab.OK(t, err)
+		lab.Equal(t, "backup ID", id.String(), usual)
 		chain, err := kvmbackup.ParseChainID(s)
-		ok(t, err)
-		equal(t, "chain ID", chain.String(), usual)
+		lab.OK(t, err)
+		lab.Equal(t, "chain ID", chain.String(), usual)
 	}
 	for _, s := range []string{"", "x", usual + "0", "../" + usual} {
 		_, err := kvmbackup.ParseBackupID(s)
-		fails(t, err, kvmbackup.ErrInvalid)
+		lab.Fails(t, err, kvmbackup.ErrInvalid)
 		_, err = kvmbackup.ParseChainID(s)
-		fails(t, err, kvmbackup.ErrInvalid)
+		lab.Fails(t, err, kvmbackup.ErrInvalid)
 	}
 	backup, chain := kvmbackup.NewBackupID(), kvmbackup.NewChainID()
 	if backup == kvmbackup.NewBackupID() || chain == kvmbackup.NewChainID() {

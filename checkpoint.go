@@ -7,8 +7,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // DefaultPrefix begins the prefix of an engine whose configuration has none; see RepositoryPrefix. It was the whole of it before: what
@@ -21,7 +19,7 @@ func RepositoryPrefix(id string) string { return DefaultPrefix + "-" + VMID(id).
 
 // NewCheckpointName returns PREFIX-STAMP-TAG, e.g. kvmbackup-2026.11.23.07.04.50-1c5b3a02. libvirt allows letters, digits and "_-." in
 // checkpoint names. The stamp orders them. The tag is the VM's: a disk may stand on a template that was once another VM with backups.
-func NewCheckpointName(prefix string, s repository.Stamp, vm VMID) CheckpointName {
+func NewCheckpointName(prefix string, s Stamp, vm VMID) CheckpointName {
 	return CheckpointName(prefix + "-" + s.String() + "-" + vm.Tag())
 }
 
@@ -39,7 +37,7 @@ func Owns(prefix, name string) bool {
 }
 
 // splitName takes a name of NewCheckpointName's form apart.
-func splitName(name string) (prefix string, s repository.Stamp, ok bool) {
+func splitName(name string) (prefix string, s Stamp, ok bool) {
 	i := strings.LastIndexByte(name, '-')
 	if i > 0 && tagForm.MatchString(name[i+1:]) {
 		name = name[:i]
@@ -48,7 +46,7 @@ func splitName(name string) (prefix string, s repository.Stamp, ok bool) {
 	if i <= 0 {
 		return "", s, false
 	}
-	s, err := repository.ParseStamp(name[i+1:])
+	s, err := ParseStamp(name[i+1:])
 	return name[:i], s, err == nil
 }
 

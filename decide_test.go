@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 const (
@@ -63,12 +64,12 @@ func TestDecideRules(t *testing.T) {
 		{"active without any backup", func(in *kvmbackup.DecideInput) { in.Newest = nil }, kvmbackup.ReasonNotNewest, false},
 		{"newest has another checkpoint", func(in *kvmbackup.DecideInput) { in.Newest.Checkpoint = "kvmbackup-2026.11.23.07.30.00" }, kvmbackup.ReasonNotNewest, false},
 		{"newest is untracked", func(in *kvmbackup.DecideInput) { in.Newest.Checkpoint = "" }, kvmbackup.ReasonNotNewest, false},
-		{"parent of another domain", func(in *kvmbackup.DecideInput) { in.Newest.DomainUUID, in.DomainUUID = oldUUID, newUUID }, kvmbackup.ReasonParentOtherDomain, false},
+		{"parent of another domain", func(in *kvmbackup.DecideInput) { in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, lab.NewUUID }, kvmbackup.ReasonParentOtherDomain, false},
 		{"not newest wins over another domain", func(in *kvmbackup.DecideInput) {
-			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Checkpoint = oldUUID, newUUID, ""
+			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Checkpoint = lab.OldUUID, lab.NewUUID, ""
 		}, kvmbackup.ReasonNotNewest, false},
 		{"another domain wins over delete-pending", func(in *kvmbackup.DecideInput) {
-			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Status = oldUUID, newUUID, kvmbackup.StatusDeletePending
+			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Status = lab.OldUUID, lab.NewUUID, kvmbackup.StatusDeletePending
 		}, kvmbackup.ReasonParentOtherDomain, false},
 		{"parent delete-pending", func(in *kvmbackup.DecideInput) { in.Newest.Status = kvmbackup.StatusDeletePending }, kvmbackup.ReasonParentDeletePending, false},
 		{"parent without chain", func(in *kvmbackup.DecideInput) { in.Newest.ChainID = "" }, kvmbackup.ReasonParentNoChainData, false},
@@ -116,10 +117,10 @@ func TestDecideIncremental(t *testing.T) {
 	for name, change := range map[string]func(in *kvmbackup.DecideInput){
 		"running": func(*kvmbackup.DecideInput) {},
 		"same domain": func(in *kvmbackup.DecideInput) {
-			in.Newest.DomainUUID, in.DomainUUID = strings.ToUpper(oldUUID), oldUUID
+			in.Newest.DomainUUID, in.DomainUUID = strings.ToUpper(lab.OldUUID), lab.OldUUID
 		},
-		"domain not known": func(in *kvmbackup.DecideInput) { in.DomainUUID = oldUUID },
-		"nil UUID":         func(in *kvmbackup.DecideInput) { in.Newest.DomainUUID, in.DomainUUID = oldUUID, uuid.Nil.String() },
+		"domain not known": func(in *kvmbackup.DecideInput) { in.DomainUUID = lab.OldUUID },
+		"nil UUID":         func(in *kvmbackup.DecideInput) { in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, uuid.Nil.String() },
 		"paused":           func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainPaused },
 		"stopped, allowed": func(in *kvmbackup.DecideInput) {
 			in.State, in.Policy.OfflineIncremental = kvmbackup.DomainStopped, true
@@ -267,7 +268,7 @@ func TestCheckRefuses(t *testing.T) {
 			in.Volumes[0].Bitmap = kvmbackup.BitmapInconsistent
 		},
 		"incremental on another domain's": func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) {
-			in.Newest.DomainUUID, in.DomainUUID = oldUUID, newUUID
+			in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, lab.NewUUID
 		},
 		"another parent":     func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.ParentID = "other" },
 		"another position":   func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Position = 5 },

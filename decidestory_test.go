@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
@@ -37,14 +37,14 @@ import (
 //	active NAME             somebody set the active checkpoint
 func TestDecideStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/decide/*.txt")
-	ok(t, err)
+	lab.OK(t, err)
 	if len(files) == 0 {
 		t.Fatal("no stories in testdata/decide")
 	}
 	for _, f := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
 			text, err := os.ReadFile(f)
-			ok(t, err)
+			lab.OK(t, err)
 			s := &decideStory{t: t, store: memstore.New(), repository: "repo1", state: kvmbackup.DomainRunning, lost: map[kvmbackup.BackupID]bool{}}
 			var out strings.Builder
 			for _, line := range strings.Split(strings.TrimRight(string(text), "\n"), "\n") {
@@ -94,7 +94,7 @@ func (s *decideStory) play(words []string) string {
 	}
 	number := func(i int) int {
 		n, err := strconv.Atoi(arg(i))
-		ok(s.t, err)
+		lab.OK(s.t, err)
 		return n
 	}
 	switch words[0] {
@@ -208,16 +208,16 @@ func (s *decideStory) mark(disks []*storyDisk, how string) {
 
 func (s *decideStory) write(f func(l kvmbackup.Lease) error) {
 	s.t.Helper()
-	l, err := s.store.AcquireLease(s.t.Context(), testVM, "story", time.Hour)
-	ok(s.t, err)
-	ok(s.t, f(l))
-	ok(s.t, s.store.ReleaseLease(s.t.Context(), l))
+	l, err := s.store.AcquireLease(s.t.Context(), lab.VM, "story", time.Hour)
+	lab.OK(s.t, err)
+	lab.OK(s.t, f(l))
+	lab.OK(s.t, s.store.ReleaseLease(s.t.Context(), l))
 }
 
 func (s *decideStory) named(name string) kvmbackup.BackupID {
 	s.t.Helper()
 	n, err := strconv.Atoi(strings.TrimPrefix(name, "b"))
-	ok(s.t, err)
+	lab.OK(s.t, err)
 	return s.backups[n-1]
 }
 
@@ -253,7 +253,7 @@ func (s *decideStory) delete(id kvmbackup.BackupID) {
 func (s *decideStory) left() string {
 	s.t.Helper()
 	all, err := s.store.List(s.t.Context(), kvmbackup.Query{})
-	ok(s.t, err)
+	lab.OK(s.t, err)
 	out := []string{"left:"}
 	for _, b := range all {
 		name := s.nameOf(b.ID)
@@ -269,16 +269,16 @@ func (s *decideStory) kindOf(says string) string { return strings.Trim(strings.F
 
 func (s *decideStory) input(force bool) kvmbackup.DecideInput {
 	s.t.Helper()
-	vm, err := s.store.VM(s.t.Context(), testVM)
-	ok(s.t, err)
-	last, _ := repository.ParseStamp(vm.LastStamp) // none before the first
-	stamp := repository.NextStamp(epoch.Add(time.Duration(len(s.backups))*time.Hour), last, nil)
+	vm, err := s.store.VM(s.t.Context(), lab.VM)
+	lab.OK(s.t, err)
+	last, _ := kvmbackup.ParseStamp(vm.LastStamp) // none before the first
+	stamp := kvmbackup.NextStamp(lab.Epoch.Add(time.Duration(len(s.backups))*time.Hour), last, nil)
 	in := kvmbackup.DecideInput{
-		VM: testVM, Policy: s.policy, State: s.state, ActiveCheckpoint: vm.ActiveCheckpoint, Repository: s.repository,
-		NewCheckpoint: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, stamp, testVM), NewChain: kvmbackup.NewChainID(),
+		VM: lab.VM, Policy: s.policy, State: s.state, ActiveCheckpoint: vm.ActiveCheckpoint, Repository: s.repository,
+		NewCheckpoint: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, stamp, lab.VM), NewChain: kvmbackup.NewChainID(),
 	}
 	in.Policy.ForceFull = force
-	if newest, err := s.store.Newest(s.t.Context(), testVM); err == nil {
+	if newest, err := s.store.Newest(s.t.Context(), lab.VM); err == nil {
 		in.Newest = &newest
 		for b := newest; ; {
 			if s.lost[b.ID] {
@@ -288,7 +288,7 @@ func (s *decideStory) input(force bool) kvmbackup.DecideInput {
 				break
 			}
 			b, err = s.store.Backup(s.t.Context(), b.ParentID)
-			ok(s.t, err)
+			lab.OK(s.t, err)
 		}
 	}
 	for _, d := range s.disks {
@@ -311,9 +311,9 @@ func (s *decideStory) backup(how []string) string {
 	in := s.input(slices.Contains(how, "force"))
 	d := decide(s.t, in)
 	b := kvmbackup.Backup{
-		ID: kvmbackup.NewBackupID(), VM: testVM, Kind: d.Kind, Status: kvmbackup.StatusRunning, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID,
-		Checkpoint: d.Checkpoint, Repository: s.repository, StartedAt: epoch, Consistency: kvmbackup.ConsistencyCrash,
-		Path: string(testVM) + "/" + strings.TrimPrefix(in.NewCheckpoint.String(), kvmbackup.DefaultPrefix+"-"),
+		ID: kvmbackup.NewBackupID(), VM: lab.VM, Kind: d.Kind, Status: kvmbackup.StatusRunning, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID,
+		Checkpoint: d.Checkpoint, Repository: s.repository, StartedAt: lab.Epoch, Consistency: kvmbackup.ConsistencyCrash,
+		Path: string(lab.VM) + "/" + strings.TrimPrefix(in.NewCheckpoint.String(), kvmbackup.DefaultPrefix+"-"),
 	}
 	for i, v := range d.Volumes {
 		b.Volumes = append(b.Volumes, kvmbackup.VolumeBackup{
@@ -321,7 +321,7 @@ func (s *decideStory) backup(how []string) string {
 			VirtualSize: in.Volumes[i].VirtualSize, Tracked: v.Tracked,
 		})
 	}
-	ok(s.t, b.Validate())
+	lab.OK(s.t, b.Validate())
 	failed := slices.Contains(how, "fails")
 	s.write(func(l kvmbackup.Lease) (err error) {
 		if b, err = s.store.Begin(ctx, l, b); err != nil {
@@ -330,7 +330,7 @@ func (s *decideStory) backup(how []string) string {
 		if failed {
 			return s.store.Fail(ctx, l, b.ID, "story")
 		}
-		b.Status, b.CompletedAt = kvmbackup.StatusCompleted, epoch
+		b.Status, b.CompletedAt = kvmbackup.StatusCompleted, lab.Epoch
 		return s.store.Complete(ctx, l, b)
 	})
 	s.backups = append(s.backups, b.ID)

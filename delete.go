@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-
-	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // Deleter deletes without ever breaking a chain. A backup with children is only marked delete-pending; the removal of the last child
@@ -22,7 +20,7 @@ type Deleter struct {
 	OnRemoved func(b Backup, bytes int64)
 	// OnForeign, if not nil, is told of every removal that has left files in the repository which are not the backup's, before OnRemoved
 	// is. It must not block.
-	OnForeign func(b Backup, left *repository.ForeignFilesError)
+	OnForeign func(b Backup, left *ForeignFilesError)
 }
 
 // Files is where the files of backups are, as a Deleter needs it: a repository.
@@ -284,7 +282,7 @@ func reversed(bs []Backup) []Backup {
 // remove takes one backup's files and then its record. It returns the folder that stays with what isn't the backup's, if one does.
 func (d *Deleter) remove(ctx context.Context, l Lease, b Backup) (foreign string, err error) {
 	bytes, err := d.removeFiles(ctx, b)
-	if left := (*repository.ForeignFilesError)(nil); errors.As(err, &left) {
+	if left := (*ForeignFilesError)(nil); errors.As(err, &left) {
 		foreign, err = left.Folder, nil
 		if d.OnForeign != nil {
 			d.OnForeign(b, left)

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // drawBackup makes a valid record with any mixture of filled and empty fields.
@@ -21,9 +22,9 @@ func drawBackup(t *rapid.T) kvmbackup.Backup {
 	at := rapid.Custom(func(t *rapid.T) time.Time {
 		return time.Unix(rapid.Int64Range(0, 1<<33).Draw(t, "s"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns")).UTC()
 	})
-	id := func(label string) kvmbackup.BackupID { return idOf(rapid.String().Draw(t, label)) }
+	id := func(label string) kvmbackup.BackupID { return lab.BackupID(rapid.String().Draw(t, label)) }
 	b := kvmbackup.Backup{
-		ID: idOf("this"), VM: kvmbackup.VMID(rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_-]{0,20}`).Draw(t, "vm")), Domain: text.Draw(t, "domain"), DomainUUID: text.Draw(t, "uuid"),
+		ID: lab.BackupID("this"), VM: kvmbackup.VMID(rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_-]{0,20}`).Draw(t, "vm")), Domain: text.Draw(t, "domain"), DomainUUID: text.Draw(t, "uuid"),
 		Kind: rapid.SampledFrom([]kvmbackup.Kind{kvmbackup.KindFull, kvmbackup.KindIncremental}).Draw(t, "kind"),
 		Status: rapid.SampledFrom([]kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusCompleted, kvmbackup.StatusFailed,
 			kvmbackup.StatusDeletePending}).Draw(t, "status"),
@@ -70,7 +71,7 @@ func drawBackup(t *rapid.T) kvmbackup.Backup {
 func TestDetailsRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := drawBackup(t)
-		ok(t, b.Validate())
+		lab.OK(t, b.Validate())
 		m := b.Details()
 		for k, v := range m {
 			if v == "" || !strings.HasPrefix(k, "nas.") && !strings.HasPrefix(k, "kvmbackup.") {
@@ -79,7 +80,7 @@ func TestDetailsRoundTrip(t *testing.T) {
 		}
 		m["somebody.elses"] = "key"
 		back, err := kvmbackup.BackupFromDetails(m)
-		ok(t, err)
+		lab.OK(t, err)
 		if !reflect.DeepEqual(back, b) {
 			t.Fatalf("got  %+v\nwant %+v", back, b)
 		}
@@ -102,29 +103,29 @@ func TestKnownDetails(t *testing.T) {
 		}
 	}
 	same(known(sample()), map[string]string{
-		"nas.chain_id": chainOfName("A").String(), "nas.chain_position": "2", "nas.parent_backup_id": idOf("A").String(),
+		"nas.chain_id": lab.ChainID("A").String(), "nas.chain_position": "2", "nas.parent_backup_id": lab.BackupID("A").String(),
 		"nas.bitmap_name": cp2.String(), "nas.type": "incremental",
 	})
-	full := plain()
+	full := lab.Full()
 	full.Status = kvmbackup.StatusDeletePending
 	same(known(full), map[string]string{
-		"nas.chain_id": chainOfName("A").String(), "nas.chain_position": "0", "nas.type": "full", "nas.delete_pending": "true",
+		"nas.chain_id": lab.ChainID("A").String(), "nas.chain_position": "0", "nas.type": "full", "nas.delete_pending": "true",
 	})
-	equal(t, "the VM's key", kvmbackup.VMDetailActiveCheckpoint, "nas.active_checkpoint_id")
-	equal(t, "volume keys", kvmbackup.DetailVolumePrefix, "nas.volume.")
+	lab.Equal(t, "the VM's key", kvmbackup.VMDetailActiveCheckpoint, "nas.active_checkpoint_id")
+	lab.Equal(t, "volume keys", kvmbackup.DetailVolumePrefix, "nas.volume.")
 }
 
 func TestDetailsWithoutChain(t *testing.T) {
 	for name, m := range map[string]map[string]string{
 		"nothing":            nil,
 		"the full-only rows": {"nas.type": "FULL", "volumes": "[]", "external.id": "i-2-17-VM/2026.11.23.07.04.50"},
-		"another record's":   {"kvmbackup.id": idOf("A").String()},
-		"chain without ID":   {"nas.chain_id": chainOfName("A").String(), "nas.type": "full"},
+		"another record's":   {"kvmbackup.id": lab.BackupID("A").String()},
+		"chain without ID":   {"nas.chain_id": lab.ChainID("A").String(), "nas.type": "full"},
 	} {
 		if _, err := kvmbackup.BackupFromDetails(m); err == nil {
 			t.Errorf("%s: no error", name)
 		} else {
-			fails(t, err, kvmbackup.ErrNoChainData)
+			lab.Fails(t, err, kvmbackup.ErrNoChainData)
 		}
 	}
 }
@@ -134,7 +135,7 @@ func TestDetailsCorrupted(t *testing.T) {
 	bad := map[string][]string{
 		"nas.chain_id":           {"x", "null"},
 		"nas.chain_position":     {"", "x", "-1", "0", "2.0", "99999999999999999999"},
-		"nas.parent_backup_id":   {"", "x", idOf("B").String()},
+		"nas.parent_backup_id":   {"", "x", lab.BackupID("B").String()},
 		"nas.type":               {"", "x", "FULL", "unknown", "full"},
 		"nas.delete_pending":     {"x", "yes"},
 		"nas.volume.000":         {"x", "{}", "null", "[]", `{"volume_id":7}`, `{"volume_id":"v2","file":"x","kind":"full"}`},
@@ -183,7 +184,7 @@ func TestDetailsCorrupted(t *testing.T) {
 
 func TestPolicyFromSettings(t *testing.T) {
 	const on, every = kvmbackup.SettingIncrementalEnabled, kvmbackup.SettingFullEvery
-	equal(t, "names", on+" "+every, "nas.backup.incremental.enabled nas.backup.full.every")
+	lab.Equal(t, "names", on+" "+every, "nas.backup.incremental.enabled nas.backup.full.every")
 	for _, r := range []struct {
 		settings map[string]string
 		want     kvmbackup.Policy
@@ -206,19 +207,19 @@ func TestPolicyFromSettings(t *testing.T) {
 	} {
 		got, err := kvmbackup.PolicyFromSettings(r.settings)
 		if r.wrong != "" {
-			fails(t, err, kvmbackup.ErrInvalid)
+			lab.Fails(t, err, kvmbackup.ErrInvalid)
 			if !strings.Contains(err.Error(), r.wrong) {
 				t.Errorf("%v: the error doesn't name the setting: %v", r.settings, err)
 			}
 			continue
 		}
-		ok(t, err)
-		equal(t, fmt.Sprint(r.settings), got, r.want)
+		lab.OK(t, err)
+		lab.Equal(t, fmt.Sprint(r.settings), got, r.want)
 		again, err := kvmbackup.PolicyFromSettings(got.Settings())
-		ok(t, err)
+		lab.OK(t, err)
 		if again.DisableIncremental != got.DisableIncremental || again.FullEvery != max(got.FullEvery, 1) && got.FullEvery != 0 {
 			t.Errorf("%v written and read again: %v", got, again)
 		}
 	}
-	equal(t, "the default policy, written", fmt.Sprint(kvmbackup.Policy{}.Settings()), "map[nas.backup.full.every:10 nas.backup.incremental.enabled:true]")
+	lab.Equal(t, "the default policy, written", fmt.Sprint(kvmbackup.Policy{}.Settings()), "map[nas.backup.full.every:10 nas.backup.incremental.enabled:true]")
 }

@@ -14,55 +14,24 @@
 //   - delete-pending: deleted by its user, while a live descendant still needs its files
 //   - tracked, untracked: taken with a checkpoint, or without one
 //
-// # Setting it up
+// # What is where
 //
-// An [Engine] does whole jobs over four interfaces. The [Store] keeps the records: store/sqlstore on SQLite or PostgreSQL, store/kvstore on a
-// key/value table of the host's own, store/memstore for tests, or one that the host writes and checks with store/storetest. The
-// [Repository] is package repository, [Images] is package qcow2 over the real qemu-img, and the [Executor] is
-// package libvirtjob over libvirt, or the simulated hypervisor of package kvmbackuptest in the host's own tests.
+// This package has the words, the rules and the two contracts that hosts implement. It does no I/O of its own. Package engine is the
+// machine that does whole jobs over them: most programs begin there.
 //
-//	images, err := qcow2.New(qcow2.Config{})
-//	repo, err := repository.Open(ctx, "/mnt/nas/backups", repository.Options{})
-//	exec, err := libvirtjob.Open("qemu:///system", libvirtjob.Config{Images: images})
-//	engine, err := kvmbackup.New(kvmbackup.Config{
-//		Store: store, Repository: repo, Executor: exec, Images: images,
-//	})
+// The [Store] keeps the records: store/sqlstore on SQLite or PostgreSQL, store/kvstore on a key/value table of the host's own,
+// store/memstore for tests, or one that the host writes and checks with store/storetest. The [Executor] is the hypervisor: package
+// libvirtjob over libvirt, or the simulated one of package kvmbackuptest in the host's own tests.
 //
-// # Taking backups
+// # The rules
 //
-// [Engine.Backup] decides, copies and commits. [Engine.Plan] shows what it would do and changes nothing:
+// [Decider] decides whether the next backup is full or incremental, for each volume: a table of rules that is pure and can be asked
+// without a hypervisor. Every decision carries its reasons ([Reason]), and they are kept in the record. In doubt a volume is backed
+// up in full: never a guess, never an error where a full would do.
 //
-//	b, err := engine.Backup(ctx, kvmbackup.BackupRequest{
-//		VM:      "i-2-17-VM",
-//		Volumes: []kvmbackup.Volume{{ID: "5f6c...", Device: "vda"}, {ID: "91ab...", Device: "vdb"}},
-//		Policy:  kvmbackup.Policy{FullEvery: 10},
-//		Quiesce: kvmbackup.QuiesceTry,
-//	})
-//
-// Whether it is full or incremental, for each volume, is decided by [Decider], a table of rules that is pure and can be asked
-// without a hypervisor. Every decision carries its reasons ([Reason]) and they are kept in the record. In doubt a volume
-// is backed up in full: never a guess, never an error where a full would do.
-//
-// # Deleting and retention
-//
-// [Engine.Delete] removes a backup that nothing stands on, and marks one that has children delete-pending; the removal of the
-// last child takes it along. [Engine.Retain] applies a [RetentionPolicy] through the same; a backup whose verification failed takes no
-// whole one's place there. [Engine.PlanDelete] and
-// [Engine.PlanRetain] say beforehand what goes now, what later, and how many bytes come back. [Engine.Accounting] reports every
-// removal, at least once, for quotas.
-//
-// # Restoring and verifying
-//
-// [Engine.Restore] writes volumes to new files, to block devices, or over the volumes of a VM that is off. [Engine.Open] opens a
-// restore point at once, as an overlay, and [Engine.Browse] over NBD; both hold the chain until they are closed. [Engine.Verify]
-// proves that a chain can be restored. [Engine.Import] rebuilds the records from the folder alone.
-//
-// # Crashes
-//
-// Every operation takes the VM's lease and first settles what an earlier crash has left; [Engine.Recover] does the same alone. A host
-// program calls [Engine.RecoverAll] when it starts. [Engine.Inspect] and [Engine.Repair] compare store, libvirt, bitmaps and
-// folders when something looks wrong, [Engine.RequireFull] is for when somebody changed a disk behind QEMU's back,
-// and [Engine.Forget] removes every trace from a domain.
+// [Deleter] deletes without ever breaking a chain: a backup that nothing stands on is removed, one that has children is marked
+// delete-pending, and the removal of the last child takes it along. [PlanRetention] applies a [RetentionPolicy]; a backup whose
+// verification failed takes no whole one's place there.
 //
 // # Errors
 //

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
@@ -76,7 +77,7 @@ func TestTwoStoresOnOneRepository(t *testing.T) {
 		d, err := s.engine.Inspect(t.Context(), s.request(everyday))
 		s.must(err)
 		for _, f := range d.Findings {
-			if f.Code == kvmbackup.FindingForeignCheckpoint && strings.Contains(f.Detail, "in this repository") {
+			if f.Code == engine.FindingForeignCheckpoint && strings.Contains(f.Detail, "in this repository") {
 				return
 			}
 		}

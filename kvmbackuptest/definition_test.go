@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -16,7 +17,7 @@ func TestSecretsOfTheFirmware(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.h.Define(kvmbackuptest.Domain{Name: "uefi", NVRAM: []byte("variables"), TPM: []byte("state"), Disks: []kvmbackuptest.Disk{s.newDisk("vda", "uefi")}}))
 		s.must(s.h.Start("uefi"))
-		b, err := s.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: "uefi"})
+		b, err := s.engine.Backup(t.Context(), engine.BackupRequest{VM: "uefi"})
 		s.must(err)
 		for name, want := range map[string]string{repository.NVRAMName: "variables", repository.TPMName: "state"} {
 			path := s.repo.FilePath(b.Path, name)

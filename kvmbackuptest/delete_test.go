@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // four takes F I I I and returns them.
@@ -57,7 +58,7 @@ func TestDeleteMiddle(t *testing.T) {
 			t.Errorf("plan: %v", p)
 		}
 		s.statuses(bs, completed, pending, completed, completed)
-		if _, err := s.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: bs[1].ID, Dir: s.dir}); !errors.Is(err, kvmbackup.ErrStatus) {
+		if _, err := s.engine.Restore(t.Context(), engine.RestoreRequest{Backup: bs[1].ID, Dir: s.dir}); !errors.Is(err, kvmbackup.ErrStatus) {
 			t.Errorf("restore of what was deleted: %v", err)
 		}
 		s.backup(everyday)

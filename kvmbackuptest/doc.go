@@ -13,10 +13,10 @@
 //	h.Write("vm1", "vda", 0, []byte("hello"))
 //
 //	repo, err := repository.Init(ctx, t.TempDir(), repository.Options{NoSync: true})
-//	engine, err := kvmbackup.New(kvmbackup.Config{
+//	eng, err := engine.New(engine.Config{
 //		Store: memstore.New(), Repository: repo, Executor: h.Executor(), Images: kvmbackuptest.Images{},
 //	})
-//	b, err := engine.Backup(ctx, kvmbackup.BackupRequest{VM: "vm1"})
+//	b, err := eng.Backup(ctx, engine.BackupRequest{VM: "vm1"})
 //
 // What the jobs write are qcow2 files as real QEMU accepts them: qemu-img check, map and convert work on them. [ReadChain] returns
 // what a guest would see on one, as a [Content], and [Hypervisor.Content] what a guest sees now; [Content.Diff]

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -123,7 +124,7 @@ func TestHotPlug(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.backup(everyday)
 		s.must(s.h.Attach(vm, s.newDisk("vdc", "third")))
-		s.volumes = append(s.volumes, kvmbackup.Volume{ID: "vol-vdc", Device: "vdc"})
+		s.volumes = append(s.volumes, engine.Volume{ID: "vol-vdc", Device: "vdc"})
 		s.must(s.write("vdc", 4, 2))
 		b := s.backup(everyday)
 		v, _ := b.Volume("vol-vdc")
@@ -225,7 +226,7 @@ func TestRawAndOldDisks(t *testing.T) {
 		raw.Format, old.Version = "raw", 2
 		s.must(s.h.Attach(vm, raw))
 		s.must(s.h.Attach(vm, old))
-		s.volumes = append(s.volumes, kvmbackup.Volume{ID: "r", Device: "vdc"}, kvmbackup.Volume{ID: "o", Device: "vdd"})
+		s.volumes = append(s.volumes, engine.Volume{ID: "r", Device: "vdc"}, engine.Volume{ID: "o", Device: "vdd"})
 		for range 2 {
 			s.must(s.write("vdc", 1, 1))
 			b := s.backup(everyday)

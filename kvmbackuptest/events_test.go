@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // settlers are the operations that settle what a crash left of the backup with that ID, the newest, on top of the older one.
@@ -24,7 +25,7 @@ var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
 	},
 	"restore in place": func(s *teller, older, _ kvmbackup.BackupID) error {
 		s.must(s.h.Shutdown(vm))
-		_, err := s.engine.Restore(s.t.Context(), kvmbackup.RestoreRequest{Backup: older, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}})
+		_, err := s.engine.Restore(s.t.Context(), engine.RestoreRequest{Backup: older, InPlace: &engine.InPlace{Volumes: s.volumes}})
 		return err
 	},
 	"recover": func(s *teller, _, _ kvmbackup.BackupID) error {
@@ -58,15 +59,15 @@ func TestRecoveredIsTold(t *testing.T) {
 					s.must(killedAt(at)(s.lab))
 					left, err := s.store.List(t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
 					s.must(err)
-					told := map[kvmbackup.EventType]int{}
-					s.cfg.OnEvent = func(ev kvmbackup.Event) {
+					told := map[engine.EventType]int{}
+					s.cfg.OnEvent = func(ev engine.Event) {
 						if ev.Op == "recover" && ev.BackupID == left[0].ID {
 							told[ev.Type]++
 						}
 					}
 					s.must(s.open(plan{}))
 					s.must(settle(s, older.ID, left[0].ID))
-					if told[kvmbackup.EventRecovered] != 1 || (told[kvmbackup.EventCompleted] == 1) != completes {
+					if told[engine.EventRecovered] != 1 || (told[engine.EventCompleted] == 1) != completes {
 						t.Errorf("told: %v", told)
 					}
 				})

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
@@ -26,11 +27,11 @@ func TestFirst(t *testing.T) {
 
 	repo, err := repository.Init(ctx, t.TempDir(), repository.Options{NoSync: true})
 	require.NoError(t, err)
-	engine, err := kvmbackup.New(kvmbackup.Config{
+	eng, err := engine.New(engine.Config{
 		Store: memstore.New(), Repository: repo, Executor: h.Executor(), Images: kvmbackuptest.Images{},
 	})
 	require.NoError(t, err)
-	b, err := engine.Backup(ctx, kvmbackup.BackupRequest{VM: "vm1"})
+	b, err := eng.Backup(ctx, engine.BackupRequest{VM: "vm1"})
 	require.NoError(t, err)
 
 	backedUp, err := kvmbackuptest.ReadChain(repo.FilePath(b.Path, b.Volumes[0].File))
@@ -54,13 +55,13 @@ func Example() {
 	defer func() { must(os.RemoveAll(dir)) }()
 	repo, err := repository.Init(ctx, dir, repository.Options{NoSync: true})
 	must(err)
-	engine, err := kvmbackup.New(kvmbackup.Config{
+	eng, err := engine.New(engine.Config{
 		Store: memstore.New(), Repository: repo, Executor: h.Executor(), Images: kvmbackuptest.Images{},
 	})
 	must(err)
 
 	backup := func() kvmbackup.Backup {
-		b, err := engine.Backup(ctx, kvmbackup.BackupRequest{VM: "vm1", Volumes: []kvmbackup.Volume{{ID: "disk-1", Device: "vda"}}})
+		b, err := eng.Backup(ctx, engine.BackupRequest{VM: "vm1", Volumes: []engine.Volume{{ID: "disk-1", Device: "vda"}}})
 		must(err)
 		fmt.Printf("%v, %d bytes copied: %s\n", b.Kind, b.Volumes[0].DirtyBytes, b.Reasons[0].Code)
 		return b
@@ -100,17 +101,17 @@ func ExampleHypervisor_KillHost() {
 	defer func() { must(os.RemoveAll(dir)) }()
 	repo, err := repository.Init(ctx, dir, repository.Options{NoSync: true})
 	must(err)
-	config := kvmbackup.Config{Store: memstore.New(), Repository: repo, Images: kvmbackuptest.Images{}}
+	config := engine.Config{Store: memstore.New(), Repository: repo, Images: kvmbackuptest.Images{}}
 
 	h.OnStep(func(string, int64, int64) { h.KillHost(); h.OnStep(nil) })
 	config.Executor = h.Executor()
-	first, err := kvmbackup.New(config)
+	first, err := engine.New(config)
 	must(err)
-	_, err = first.Backup(ctx, kvmbackup.BackupRequest{VM: "vm1"})
+	_, err = first.Backup(ctx, engine.BackupRequest{VM: "vm1"})
 	fmt.Println("the process was killed:", errors.Is(err, kvmbackuptest.ErrHostKilled))
 
 	config.Executor = h.Executor()
-	second, err := kvmbackup.New(config)
+	second, err := engine.New(config)
 	must(err)
 	found, err := second.RecoverAll(ctx)
 	must(err)

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -27,7 +28,7 @@ type faultCase struct {
 
 var everyday = kvmbackup.Policy{FullEvery: 100}
 
-func act(p kvmbackup.Policy, q kvmbackup.Quiesce) func(l *lab) error {
+func act(p kvmbackup.Policy, q engine.Quiesce) func(l *lab) error {
 	return func(l *lab) error {
 		req := l.request(p)
 		req.Quiesce = q
@@ -40,7 +41,7 @@ func act(p kvmbackup.Policy, q kvmbackup.Quiesce) func(l *lab) error {
 func taken(n int) func(l *lab) error {
 	return func(l *lab) error {
 		for i := range n {
-			if err := errors.Join(l.write("vda", int64(i), 2), act(everyday, kvmbackup.QuiesceNo)(l)); err != nil {
+			if err := errors.Join(l.write("vda", int64(i), 2), act(everyday, engine.QuiesceNo)(l)); err != nil {
 				return err
 			}
 		}
@@ -79,8 +80,8 @@ func restoredInPlace(at int) func(l *lab) error {
 		if err != nil {
 			return err
 		}
-		_, err = l.engine.Restore(context.Background(), kvmbackup.RestoreRequest{
-			Backup: list[at].ID, InPlace: &kvmbackup.InPlace{Volumes: l.volumes, Disks: l.disks},
+		_, err = l.engine.Restore(context.Background(), engine.RestoreRequest{
+			Backup: list[at].ID, InPlace: &engine.InPlace{Volumes: l.volumes, Disks: l.disks},
 		})
 		return err
 	}
@@ -100,19 +101,19 @@ func killedAt(op string) func(l *lab) error {
 }
 
 var faultCases = []faultCase{
-	{name: "first", act: act(everyday, kvmbackup.QuiesceNo)},
-	{name: "incremental", prepare: taken(2), act: act(everyday, kvmbackup.QuiesceNo), next: kvmbackup.KindIncremental},
-	{name: "quiesced", prepare: taken(1), act: act(everyday, kvmbackup.QuiesceRequire), next: kvmbackup.KindIncremental},
+	{name: "first", act: act(everyday, engine.QuiesceNo)},
+	{name: "incremental", prepare: taken(2), act: act(everyday, engine.QuiesceNo), next: kvmbackup.KindIncremental},
+	{name: "quiesced", prepare: taken(1), act: act(everyday, engine.QuiesceRequire), next: kvmbackup.KindIncremental},
 	{name: "restarted transient", transient: true, prepare: inOrder(taken(2), func(l *lab) error { return l.h.Restart(vm) }),
-		act: act(everyday, kvmbackup.QuiesceTry), next: kvmbackup.KindIncremental},
+		act: act(everyday, engine.QuiesceTry), next: kvmbackup.KindIncremental},
 	{name: "crashed", prepare: inOrder(taken(2), func(l *lab) error { return errors.Join(l.h.Crash(vm), l.h.Start(vm)) }),
-		act: act(everyday, kvmbackup.QuiesceNo)},
-	{name: "stopped full", prepare: inOrder(taken(1), shutdown), act: act(everyday, kvmbackup.QuiesceNo)},
+		act: act(everyday, engine.QuiesceNo)},
+	{name: "stopped full", prepare: inOrder(taken(1), shutdown), act: act(everyday, engine.QuiesceNo)},
 	{name: "stopped incremental", prepare: inOrder(taken(2), shutdown),
-		act: act(kvmbackup.Policy{FullEvery: 100, OfflineIncremental: true}, kvmbackup.QuiesceNo)},
-	{name: "untracked", prepare: taken(1), act: act(kvmbackup.Policy{DisableIncremental: true}, kvmbackup.QuiesceNo)},
-	{name: "recovering a job", prepare: inOrder(taken(1), killedAt("Wait")), act: act(everyday, kvmbackup.QuiesceNo)},
-	{name: "recovering a folder", prepare: inOrder(taken(1), killedAt("Complete")), act: act(everyday, kvmbackup.QuiesceNo)},
+		act: act(kvmbackup.Policy{FullEvery: 100, OfflineIncremental: true}, engine.QuiesceNo)},
+	{name: "untracked", prepare: taken(1), act: act(kvmbackup.Policy{DisableIncremental: true}, engine.QuiesceNo)},
+	{name: "recovering a job", prepare: inOrder(taken(1), killedAt("Wait")), act: act(everyday, engine.QuiesceNo)},
+	{name: "recovering a folder", prepare: inOrder(taken(1), killedAt("Complete")), act: act(everyday, engine.QuiesceNo)},
 	{name: "delete newest", prepare: taken(3), act: deleted(2, false)},
 	{name: "delete middle", prepare: taken(3), act: deleted(1, false), next: kvmbackup.KindIncremental},
 	{name: "delete cascade", prepare: inOrder(taken(3), deleted(0, false), deleted(1, false)), act: deleted(2, false)},

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -246,7 +247,7 @@ func (r gatedRepository) Stat(ctx context.Context, path, file string) (repositor
 }
 
 type gatedImages struct {
-	kvmbackup.Images
+	engine.Images
 	g *gate
 }
 

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -18,14 +19,14 @@ func TestRecoverOnAnotherHost(t *testing.T) {
 		}
 		elsewhere := s.cfg
 		elsewhere.Host, elsewhere.Executor, elsewhere.Store = "host-b", kvmbackuptest.NewHypervisor().Executor(), s.store
-		b, err := kvmbackup.New(elsewhere)
+		b, err := engine.New(elsewhere)
 		s.must(err)
 		found, err := b.RecoverAll(t.Context())
 		s.must(err)
-		if len(found) != 1 || found[0].Err != nil || len(found[0].Found) != 1 || found[0].Found[0].Outcome != kvmbackup.RecoveryPending {
+		if len(found) != 1 || found[0].Err != nil || len(found[0].Found) != 1 || found[0].Found[0].Outcome != engine.RecoveryPending {
 			t.Errorf("the other host recovered %+v", found)
 		}
-		if got := s.outcome(); got != kvmbackup.RecoveryFollowed {
+		if got := s.outcome(); got != engine.RecoveryFollowed {
 			t.Errorf("its own host: %v, want followed", got)
 		}
 		s.must(s.checkClean())
@@ -40,11 +41,11 @@ func TestRecoverForAHostThatIsGone(t *testing.T) {
 		s.interrupted("Wait")
 		inItsPlace := s.cfg
 		inItsPlace.Executor, inItsPlace.Store = kvmbackuptest.NewHypervisor().Executor(), s.store
-		e, err := kvmbackup.New(inItsPlace)
+		e, err := engine.New(inItsPlace)
 		s.must(err)
 		found, err := e.Recover(t.Context(), vm, kvmbackup.DomainRef{})
 		s.must(err)
-		if len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryUndone {
+		if len(found) != 1 || found[0].Outcome != engine.RecoveryUndone {
 			t.Errorf("recovered %v, want one undone", found)
 		}
 		running, err := s.store.List(t.Context(), kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})

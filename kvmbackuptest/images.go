@@ -7,19 +7,19 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// Images is a kvmbackup.Images in pure Go: it starts no process and needs no qemu-img. It understands qcow2 files of version
+// Images is a engine.Images in pure Go: it starts no process and needs no qemu-img. It understands qcow2 files of version
 // 2 and 3 with clusters of 64 KiB, uncompressed and unencrypted, and raw files. Its options are those of qcow2.Tool,
 // as far as they change what is written; limits of time and bandwidth do nothing. The zero value is ready to use, and
 // safe for concurrent use.
 type Images struct{}
 
-var _ kvmbackup.Images = Images{}
+var _ engine.Images = Images{}
 
-// Header implements kvmbackup.Images.
+// Header implements engine.Images.
 func (Images) Header(ctx context.Context, path string) (qcow2.Header, error) {
 	if ctx.Err() != nil {
 		return qcow2.Header{}, context.Cause(ctx)
@@ -27,7 +27,7 @@ func (Images) Header(ctx context.Context, path string) (qcow2.Header, error) {
 	return qcow2.ReadHeaderFile(path)
 }
 
-// Create implements kvmbackup.Images. Clusters always have 64 KiB.
+// Create implements engine.Images. Clusters always have 64 KiB.
 func (Images) Create(ctx context.Context, path string, o qcow2.CreateOptions) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -48,7 +48,7 @@ func exists(err error) error {
 	return err
 }
 
-// Convert implements kvmbackup.Images.
+// Convert implements engine.Images.
 func (Images) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptions) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -133,7 +133,7 @@ func writeRaw(path string, c Content, exclusive bool) (err error) {
 	return nil
 }
 
-// Map implements kvmbackup.Images.
+// Map implements engine.Images.
 func (Images) Map(ctx context.Context, path string, o qcow2.MapOptions) ([]qcow2.Extent, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -178,7 +178,7 @@ func extentAt(layers []image, i int64) qcow2.Extent {
 	return qcow2.Extent{Zero: true}
 }
 
-// Check implements kvmbackup.Images. It compares the reference counts with what the tables refer to; it repairs nothing.
+// Check implements engine.Images. It compares the reference counts with what the tables refer to; it repairs nothing.
 func (Images) Check(ctx context.Context, path string, _ qcow2.CheckOptions) (r qcow2.CheckResult, err error) {
 	if ctx.Err() != nil {
 		return r, context.Cause(ctx)
@@ -199,7 +199,7 @@ func (Images) Check(ctx context.Context, path string, _ qcow2.CheckOptions) (r q
 	return t.check(counts), nil
 }
 
-// ServeNBD implements kvmbackup.Images: there is no server, so it fails with qcow2.ErrToolMissing.
+// ServeNBD implements engine.Images: there is no server, so it fails with qcow2.ErrToolMissing.
 func (Images) ServeNBD(context.Context, qcow2.NBDOptions) (*qcow2.NBDServer, error) {
 	return nil, fmt.Errorf("%w: the simulator serves no NBD", qcow2.ErrToolMissing)
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -19,9 +20,9 @@ func TestRestoreOverAnotherDomainsImage(t *testing.T) {
 		s.must(s.h.Define(kvmbackuptest.Domain{Name: "vm2", Disks: []kvmbackuptest.Disk{s.newDisk("sda", "vdb")}}))
 		s.must(s.h.Start("vm2"))
 		s.cfg.Executor = s.h.Executor() // the gate's says nothing of other domains
-		e, err := kvmbackup.New(s.cfg)
+		e, err := engine.New(s.cfg)
 		s.must(err)
-		req := kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}}
+		req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: s.volumes}}
 		if _, err := e.Restore(t.Context(), req); !errors.Is(err, kvmbackup.ErrImageLocked) {
 			t.Errorf("restore over the image of a running domain: %v", err)
 		}
@@ -40,7 +41,7 @@ func TestImageOpenedDuringRestore(t *testing.T) {
 		before, err := os.ReadFile(image)
 		s.must(err)
 		var user *os.File
-		req := kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}, OnProgress: func(int64, int64) {
+		req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: s.volumes}, OnProgress: func(int64, int64) {
 			if user == nil {
 				user, err = os.Open(image)
 				s.must(err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -26,7 +27,7 @@ func TestCancelAtEachStep(t *testing.T) {
 			s.must(s.write("vda", 1, 1))
 			ctx, cancel := cancelable(t)
 			steps, at := 0, ""
-			s.cfg.OnEvent = func(ev kvmbackup.Event) {
+			s.cfg.OnEvent = func(ev engine.Event) {
 				if steps++; steps == n {
 					reached, at = true, string(ev.Type)+" "+ev.Step
 					cancel()
@@ -34,7 +35,7 @@ func TestCancelAtEachStep(t *testing.T) {
 			}
 			s.must(s.open(plan{}))
 			req := s.request(everyday)
-			req.Quiesce = kvmbackup.QuiesceTry
+			req.Quiesce = engine.QuiesceTry
 			b, err := s.engine.Backup(ctx, req)
 			switch {
 			case err == nil && b.Status != kvmbackup.StatusCompleted, err != nil && !errors.Is(err, errCancelled):
@@ -225,7 +226,7 @@ func TestBandwidth(t *testing.T) {
 		})
 		req := s.request(everyday)
 		req.BandwidthBytes = 1000
-		req.OnJob = func(c kvmbackup.JobControl) { s.must(c.SetBandwidth(2000)) }
+		req.OnJob = func(c engine.JobControl) { s.must(c.SetBandwidth(2000)) }
 		s.take(req)
 		if len(seen) == 0 || seen[0] != 2000 {
 			t.Errorf("limits: %v", seen)

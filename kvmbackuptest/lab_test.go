@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
@@ -28,10 +29,10 @@ type lab struct {
 	h       *kvmbackuptest.Hypervisor
 	store   *memstore.Store
 	repo    *repository.Repository
-	engine  *kvmbackup.Engine
+	engine  *engine.Engine
 	gate    *gate
-	cfg     kvmbackup.Config
-	volumes []kvmbackup.Volume // what requests name
+	cfg     engine.Config
+	volumes []engine.Volume // what requests name
 	disks   []kvmbackup.DiskRef
 	// contents is what each volume held at the instant that its backup's job began.
 	contents map[kvmbackup.BackupID]map[kvmbackup.VolumeID]kvmbackuptest.Content
@@ -58,7 +59,7 @@ func newLab(dir string, transient bool, agent kvmbackuptest.Agent) (*lab, error)
 	d := kvmbackuptest.Domain{Name: vm, Transient: transient, Agent: agent}
 	for _, device := range []string{"vda", "vdb"} {
 		d.Disks = append(d.Disks, l.newDisk(device, device))
-		l.volumes = append(l.volumes, kvmbackup.Volume{ID: kvmbackup.VolumeID("vol-" + device), Device: device})
+		l.volumes = append(l.volumes, engine.Volume{ID: kvmbackup.VolumeID("vol-" + device), Device: device})
 		if transient {
 			l.disks = append(l.disks, kvmbackup.DiskRef{Device: device, Source: d.Disks[len(d.Disks)-1].Source, Format: "qcow2"})
 		}
@@ -81,12 +82,12 @@ func (l *lab) open(p plan) (err error) {
 	l.cfg.Repository = gatedRepository{l.repo, l.gate}
 	l.cfg.Images = gatedImages{kvmbackuptest.Images{}, l.gate}
 	l.cfg.Executor = gatedExecutor{l.h.Executor(), l.gate, l}
-	l.engine, err = kvmbackup.New(l.cfg)
+	l.engine, err = engine.New(l.cfg)
 	return err
 }
 
-func (l *lab) request(p kvmbackup.Policy) kvmbackup.BackupRequest {
-	return kvmbackup.BackupRequest{VM: vm, Volumes: l.volumes, Disks: l.disks, Policy: p}
+func (l *lab) request(p kvmbackup.Policy) engine.BackupRequest {
+	return engine.BackupRequest{VM: vm, Volumes: l.volumes, Disks: l.disks, Policy: p}
 }
 
 // begun notes the contents at the instant of a job's begin, by the volumes that the job names.
@@ -129,7 +130,7 @@ func (l *lab) restore(b kvmbackup.Backup) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	r, err := l.engine.Restore(context.Background(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+	r, err := l.engine.Restore(context.Background(), engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	if err != nil {
 		return err
 	}
@@ -319,7 +320,7 @@ func (s *teller) backup(p kvmbackup.Policy) kvmbackup.Backup {
 	return s.take(s.request(p))
 }
 
-func (s *teller) take(req kvmbackup.BackupRequest) kvmbackup.Backup {
+func (s *teller) take(req engine.BackupRequest) kvmbackup.Backup {
 	s.t.Helper()
 	b, err := s.engine.Backup(s.t.Context(), req)
 	s.must(err)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -37,7 +38,7 @@ func (s *teller) wantErr(err, want error) {
 func TestUnreadableDisk(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.h.Attach(vm, kvmbackuptest.Disk{Device: "vdc", Format: "raw", SizeBytes: 8 * cluster, Remote: true}))
-		s.volumes = append(s.volumes, kvmbackup.Volume{ID: "vol-vdc", Device: "vdc"})
+		s.volumes = append(s.volumes, engine.Volume{ID: "vol-vdc", Device: "vdc"})
 		s.backup(everyday)
 		s.must(s.h.Shutdown(vm))
 		s.must(os.Rename(s.dir+"/images/vdb.qcow2", s.dir+"/images/away"))
@@ -47,8 +48,8 @@ func TestUnreadableDisk(t *testing.T) {
 		p, err := s.engine.Plan(t.Context(), req)
 		s.must(err)
 		var events []string
-		s.cfg.OnEvent = func(e kvmbackup.Event) {
-			if e.Type == kvmbackup.EventLeftOut {
+		s.cfg.OnEvent = func(e engine.Event) {
+			if e.Type == engine.EventLeftOut {
 				events = append(events, e.Detail)
 			}
 		}
@@ -72,7 +73,7 @@ func TestUnreadableDisk(t *testing.T) {
 		} {
 			req.RequireAllDisks, req.Volumes = true, s.volumes
 			s.wantErr(f(), kvmbackup.ErrDiskLeftOut)
-			req.Volumes = []kvmbackup.Volume{{Device: "vdb"}, {Device: "vdc"}}
+			req.Volumes = []engine.Volume{{Device: "vdb"}, {Device: "vdc"}}
 			req.RequireAllDisks = false
 			s.wantErr(f(), kvmbackup.ErrUnreadable)
 		}
@@ -175,7 +176,7 @@ func TestImagesInUse(t *testing.T) {
 			t.Errorf("%+v: %v", b.Volumes, b.Reasons)
 		}
 		req = s.request(everyday)
-		req.Volumes = []kvmbackup.Volume{{Device: "vdb"}}
+		req.Volumes = []engine.Volume{{Device: "vdb"}}
 		_, err = s.engine.Backup(t.Context(), req)
 		s.wantErr(err, kvmbackup.ErrImageLocked)
 		s.must(s.h.Shutdown("neighbour"))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -26,7 +27,7 @@ func (p *play) backup(words []string) error {
 	has := func(w string) bool { return slices.Contains(words, w) }
 	req := p.request(kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"), OfflineIncremental: has("offline")})
 	if has("quiesce") {
-		req.Quiesce = kvmbackup.QuiesceTry
+		req.Quiesce = engine.QuiesceTry
 	}
 	before, thawed := p.foreign(), p.checkThawed() == nil
 	ctx, cancel := patience()
@@ -139,10 +140,10 @@ func (p *play) restoreInPlace(n int) error {
 	if !ok {
 		return nil
 	}
-	req := kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{Volumes: p.volumes, Disks: p.disks}}
+	req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: p.volumes, Disks: p.disks}}
 	for _, v := range b.Volumes {
-		if slices.ContainsFunc(p.volumes, func(has kvmbackup.Volume) bool { return has.ID == v.VolumeID }) {
-			req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: v.VolumeID})
+		if slices.ContainsFunc(p.volumes, func(has engine.Volume) bool { return has.ID == v.VolumeID }) {
+			req.Volumes = append(req.Volumes, engine.RestoreVolume{ID: v.VolumeID})
 		}
 	}
 	if len(req.Volumes) == 0 {
@@ -180,10 +181,10 @@ func (p *play) restoreInPlace(n int) error {
 }
 
 // stacked says whether one of the disks would be started over a file that its definition names.
-func (p *play) stacked(ctx context.Context, req kvmbackup.RestoreRequest) (bool, error) {
+func (p *play) stacked(ctx context.Context, req engine.RestoreRequest) (bool, error) {
 	st, err := p.h.Executor().Inspect(ctx, kvmbackup.DomainRef{Name: vm, Disks: p.disks})
 	for _, v := range req.Volumes {
-		at := slices.IndexFunc(p.volumes, func(has kvmbackup.Volume) bool { return has.ID == v.ID })
+		at := slices.IndexFunc(p.volumes, func(has engine.Volume) bool { return has.ID == v.ID })
 		for _, d := range st.Disks {
 			if d.Device == p.volumes[at].Device && d.StackedOn != "" {
 				return true, nil
@@ -193,9 +194,9 @@ func (p *play) stacked(ctx context.Context, req kvmbackup.RestoreRequest) (bool,
 	return false, err
 }
 
-func (p *play) checkRestored(r kvmbackup.Restored) error {
+func (p *play) checkRestored(r engine.Restored) error {
 	for _, v := range r.Volumes {
-		at := slices.IndexFunc(p.volumes, func(has kvmbackup.Volume) bool { return has.ID == v.VolumeID })
+		at := slices.IndexFunc(p.volumes, func(has engine.Volume) bool { return has.ID == v.VolumeID })
 		got, err := p.h.Content(vm, p.volumes[at].Device)
 		if err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -42,7 +43,7 @@ func (s *teller) thawed() {
 func (s *teller) tryQuiesce(consistent bool) {
 	s.t.Helper()
 	req := s.request(everyday)
-	req.Quiesce = kvmbackup.QuiesceTry
+	req.Quiesce = engine.QuiesceTry
 	b := s.take(req)
 	s.thawed()
 	if got := b.Consistency == kvmbackup.ConsistencyFilesystem; got != consistent {
@@ -59,7 +60,7 @@ func (s *teller) tryQuiesce(consistent bool) {
 func (s *teller) requireQuiesce(consistent bool) {
 	s.t.Helper()
 	req := s.request(everyday)
-	req.Quiesce = kvmbackup.QuiesceRequire
+	req.Quiesce = engine.QuiesceRequire
 	_, err := s.engine.Backup(s.t.Context(), req)
 	s.thawed()
 	if consistent != (err == nil) || err != nil && !errors.Is(err, kvmbackup.ErrNotConsistent) {
@@ -117,7 +118,7 @@ func TestCancelWhileFrozen(t *testing.T) {
 					return nil
 				})
 				req := s.request(everyday)
-				req.Quiesce = kvmbackup.QuiesceTry
+				req.Quiesce = engine.QuiesceTry
 				if _, err := s.engine.Backup(ctx, req); !errors.Is(err, errCancelled) {
 					t.Errorf("backup: %v", err)
 				}
@@ -132,12 +133,12 @@ func TestCancelWhileFrozen(t *testing.T) {
 func TestSubscriberPanicsWhileFrozen(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		cfg := s.cfg
-		cfg.OnEvent = func(ev kvmbackup.Event) {
-			if ev.Type == kvmbackup.EventFrozen {
+		cfg.OnEvent = func(ev engine.Event) {
+			if ev.Type == engine.EventFrozen {
 				panic("bug")
 			}
 		}
-		engine, err := kvmbackup.New(cfg)
+		eng, err := engine.New(cfg)
 		s.must(err)
 		func() {
 			defer func() {
@@ -146,8 +147,8 @@ func TestSubscriberPanicsWhileFrozen(t *testing.T) {
 				}
 			}()
 			req := s.request(everyday)
-			req.Quiesce = kvmbackup.QuiesceTry
-			_, _ = engine.Backup(t.Context(), req)
+			req.Quiesce = engine.QuiesceTry
+			_, _ = eng.Backup(t.Context(), req)
 		}()
 		s.thawed()
 		s.backup(everyday)
@@ -159,27 +160,27 @@ func TestSubscriberBlocksWhileFrozen(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		cfg := s.cfg
 		cfg.FreezeLimit = 10 * time.Second
-		cfg.OnEvent = func(ev kvmbackup.Event) {
-			if ev.Type != kvmbackup.EventFrozen {
+		cfg.OnEvent = func(ev engine.Event) {
+			if ev.Type != engine.EventFrozen {
 				return
 			}
 			<-time.After(11 * time.Second)
 			s.thawed()
 			<-time.After(time.Hour)
 		}
-		engine, err := kvmbackup.New(cfg)
+		eng, err := engine.New(cfg)
 		s.must(err)
 		req := s.request(everyday)
-		req.Quiesce = kvmbackup.QuiesceTry
-		b, err := engine.Backup(t.Context(), req)
+		req.Quiesce = engine.QuiesceTry
+		b, err := eng.Backup(t.Context(), req)
 		s.must(err)
 		s.thawed()
 		if b.Consistency != kvmbackup.ConsistencyCrash || !hasReason(b, kvmbackup.ReasonQuiesceFailed) || b.FrozenFor > 11*time.Second {
 			t.Errorf("%v, frozen for %v: %v", b.Consistency, b.FrozenFor, b.Reasons)
 		}
 		s.must(s.verify(b))
-		req.Quiesce = kvmbackup.QuiesceRequire
-		if _, err := engine.Backup(t.Context(), req); !errors.Is(err, kvmbackup.ErrNotConsistent) {
+		req.Quiesce = engine.QuiesceRequire
+		if _, err := eng.Backup(t.Context(), req); !errors.Is(err, kvmbackup.ErrNotConsistent) {
 			t.Errorf("required: %v", err)
 		}
 		s.thawed()

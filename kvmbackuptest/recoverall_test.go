@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -42,7 +43,7 @@ func TestRecoverAllBesideALivingBackup(t *testing.T) {
 				cfg := s.cfg
 				cfg.Host = host
 				cfg.Holder = "another"
-				beside, err := kvmbackup.New(cfg)
+				beside, err := engine.New(cfg)
 				s.must(err)
 				begun := time.Now()
 				all, err := beside.RecoverAll(t.Context())
@@ -54,7 +55,7 @@ func TestRecoverAllBesideALivingBackup(t *testing.T) {
 				if host == "host-a" && (!errors.Is(all[0].Err, kvmbackup.ErrBusy) || took > time.Minute) {
 					t.Errorf("after %v: %v", took, all[0].Err)
 				}
-				if host == "host-b" && (all[0].Err != nil || all[0].Found[0].Outcome != kvmbackup.RecoveryPending || took > 0) {
+				if host == "host-b" && (all[0].Err != nil || all[0].Found[0].Outcome != engine.RecoveryPending || took > 0) {
 					t.Errorf("after %v: %+v", took, all[0])
 				}
 				s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
@@ -75,7 +76,7 @@ func TestRecoverAllAtOnce(t *testing.T) {
 		}
 		for i, name := range names {
 			s.must(s.open(plan{op: "Wait", mode: killBefore}))
-			_, err := s.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: name})
+			_, err := s.engine.Backup(t.Context(), engine.BackupRequest{VM: name})
 			if !errors.Is(err, errKilled) {
 				t.Fatalf("backup %d: %v", i, err)
 			}
@@ -88,7 +89,7 @@ func TestRecoverAllAtOnce(t *testing.T) {
 			t.Errorf("one by one: %v", took)
 		}
 		for i, r := range all {
-			if r.VM != names[i] || r.Err != nil || len(r.Found) != 1 || r.Found[0].Outcome != kvmbackup.RecoveryFollowed {
+			if r.VM != names[i] || r.Err != nil || len(r.Found) != 1 || r.Found[0].Outcome != engine.RecoveryFollowed {
 				t.Errorf("recovered: %+v", r)
 			}
 		}
@@ -103,7 +104,7 @@ func TestRecoverAllErrors(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.more("vm2")
 		s.must(s.open(plan{op: "Wait", mode: killBefore}))
-		if _, err := s.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: "vm2"}); !errors.Is(err, errKilled) {
+		if _, err := s.engine.Backup(t.Context(), engine.BackupRequest{VM: "vm2"}); !errors.Is(err, errKilled) {
 			t.Fatal(err)
 		}
 		s.must(s.open(plan{}))
@@ -113,10 +114,10 @@ func TestRecoverAllErrors(t *testing.T) {
 		s.must(s.open(plan{}))
 		all, err := s.engine.RecoverAll(t.Context())
 		s.must(err)
-		if len(all) != 2 || !errors.Is(all[0].Err, kvmbackup.ErrJobStuck) || all[0].Found[0].Outcome != kvmbackup.RecoveryPending {
+		if len(all) != 2 || !errors.Is(all[0].Err, kvmbackup.ErrJobStuck) || all[0].Found[0].Outcome != engine.RecoveryPending {
 			t.Errorf("recovered: %+v", all)
 		}
-		if all[1].Err != nil || all[1].Found[0].Outcome != kvmbackup.RecoveryUndone {
+		if all[1].Err != nil || all[1].Found[0].Outcome != engine.RecoveryUndone {
 			t.Errorf("recovered: %+v", all)
 		}
 	})
@@ -163,9 +164,9 @@ func TestRecoveryDoesWhatWasAsked(t *testing.T) {
 					s.must(s.open(plan{}))
 					cfg := s.cfg
 					cfg.Executor, cfg.Images = definer{cfg.Executor, &secrets}, digests{kvmbackuptest.Images{}}
-					engine, err := kvmbackup.New(cfg)
+					eng, err := engine.New(cfg)
 					s.must(err)
-					all, err := engine.RecoverAll(t.Context())
+					all, err := eng.RecoverAll(t.Context())
 					s.must(err)
 					if len(all) != 1 || all[0].Err != nil {
 						t.Fatalf("recovered: %+v", all)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -39,7 +40,7 @@ func TestGuestPausedWhileFrozen(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.open(plan{op: "Begin", mode: killBefore}))
 		req := s.request(everyday)
-		req.Quiesce = kvmbackup.QuiesceRequire
+		req.Quiesce = engine.QuiesceRequire
 		if _, err := s.engine.Backup(t.Context(), req); !errors.Is(err, errKilled) {
 			t.Fatal(err)
 		}
@@ -69,7 +70,7 @@ func (s *teller) interrupted(op string) {
 }
 
 // outcome recovers and returns what became of the one thing that was left.
-func (s *teller) outcome() kvmbackup.RecoveryOutcome {
+func (s *teller) outcome() engine.RecoveryOutcome {
 	s.t.Helper()
 	all, err := s.engine.RecoverAll(s.t.Context())
 	s.must(err)
@@ -84,40 +85,40 @@ func TestRecoveries(t *testing.T) {
 	for name, c := range map[string]struct {
 		at    string
 		then  func(s *teller)
-		want  kvmbackup.RecoveryOutcome
+		want  engine.RecoveryOutcome
 		kinds string
 	}{
-		"before the job": {at: "PrepareJob", want: kvmbackup.RecoveryUndone, kinds: "FI"},
-		"job prepared":   {at: "Begin", want: kvmbackup.RecoveryUndone, kinds: "FI"},
-		"job runs":       {at: "Wait", want: kvmbackup.RecoveryFollowed, kinds: "FII"},
+		"before the job": {at: "PrepareJob", want: engine.RecoveryUndone, kinds: "FI"},
+		"job prepared":   {at: "Begin", want: engine.RecoveryUndone, kinds: "FI"},
+		"job runs":       {at: "Wait", want: engine.RecoveryFollowed, kinds: "FII"},
 		"job runs, and is to be aborted": {at: "Wait", then: func(s *teller) { s.cfg.AbortLeftJobs = true; s.must(s.open(plan{})) },
-			want: kvmbackup.RecoveryUndone, kinds: "FI"},
-		"job has ended": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)) }, want: kvmbackup.RecoveryCommitted, kinds: "FII"},
+			want: engine.RecoveryUndone, kinds: "FI"},
+		"job has ended": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)) }, want: engine.RecoveryCommitted, kinds: "FII"},
 		"job has ended, and is not aborted": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.cfg.AbortLeftJobs = true; s.must(s.open(plan{})) },
-			want: kvmbackup.RecoveryCommitted, kinds: "FII"},
+			want: engine.RecoveryCommitted, kinds: "FII"},
 		"job has ended, and the VM was shut down": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.must(s.h.Restart(vm)) },
-			want: kvmbackup.RecoveryCommitted, kinds: "FII"},
+			want: engine.RecoveryCommitted, kinds: "FII"},
 		"job has ended, and QEMU died": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.must(s.h.Crash(vm)); s.must(s.h.Start(vm)) },
-			want: kvmbackup.RecoveryUndone, kinds: "FF"},
+			want: engine.RecoveryUndone, kinds: "FF"},
 		"job has ended, and its outcome was taken": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.must(s.h.TakeOutcome(vm)) },
-			want: kvmbackup.RecoveryUndone, kinds: "FI"},
+			want: engine.RecoveryUndone, kinds: "FI"},
 		"job has ended, and another after it": {at: "Wait", then: func(s *teller) {
 			s.must(s.h.RunJob(vm))
 			s.must(s.h.StartForeignJob(vm, kvmbackup.JobBackup, "theirs"))
 			s.must(s.h.EndForeignJob(vm))
-		}, want: kvmbackup.RecoveryUndone, kinds: "FI"},
+		}, want: engine.RecoveryUndone, kinds: "FI"},
 		"job has failed": {at: "Wait", then: func(s *teller) {
 			s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetFull}))
 			if err := s.h.RunJob(vm); !errors.Is(err, kvmbackup.ErrJobFailed) {
 				s.t.Error(err)
 			}
 			s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
-		}, want: kvmbackup.RecoveryUndone, kinds: "FI"},
-		"QEMU died":         {at: "Wait", then: func(s *teller) { s.must(s.h.Crash(vm)); s.must(s.h.Start(vm)) }, want: kvmbackup.RecoveryUndone, kinds: "FF"},
-		"VM was shut down":  {at: "Wait", then: func(s *teller) { s.must(s.h.Restart(vm)) }, want: kvmbackup.RecoveryUndone, kinds: "FI"},
-		"copied":            {at: "Definition", want: kvmbackup.RecoveryCommitted, kinds: "FII"},
-		"before publishing": {at: "Publish", want: kvmbackup.RecoveryCommitted, kinds: "FII"},
-		"published":         {at: "Complete", want: kvmbackup.RecoveryCommitted, kinds: "FII"},
+		}, want: engine.RecoveryUndone, kinds: "FI"},
+		"QEMU died":         {at: "Wait", then: func(s *teller) { s.must(s.h.Crash(vm)); s.must(s.h.Start(vm)) }, want: engine.RecoveryUndone, kinds: "FF"},
+		"VM was shut down":  {at: "Wait", then: func(s *teller) { s.must(s.h.Restart(vm)) }, want: engine.RecoveryUndone, kinds: "FI"},
+		"copied":            {at: "Definition", want: engine.RecoveryCommitted, kinds: "FII"},
+		"before publishing": {at: "Publish", want: engine.RecoveryCommitted, kinds: "FII"},
+		"published":         {at: "Complete", want: engine.RecoveryCommitted, kinds: "FII"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			story(t, false, func(t *testing.T, s *teller) {
@@ -143,7 +144,7 @@ func TestRecoveryOfADelete(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.must(s.open(plan{}))
-		if got := s.outcome(); got != kvmbackup.RecoveryDeleted {
+		if got := s.outcome(); got != engine.RecoveryDeleted {
 			t.Errorf("outcome is %s", got)
 		}
 		s.backup(everyday)
@@ -161,7 +162,7 @@ func TestRecoveryOfAFolderThatLacksAFile(t *testing.T) {
 		partial := s.cfg.Repository.PartialDir(b.Path, string(b.ID))
 		s.must(os.Rename(filepath.Dir(s.cfg.Repository.FilePath(b.Path, b.Volumes[0].File)), partial))
 		s.must(os.Remove(filepath.Join(partial, b.Volumes[0].File)))
-		if got := s.outcome(); got != kvmbackup.RecoveryUndone {
+		if got := s.outcome(); got != engine.RecoveryUndone {
 			t.Errorf("outcome is %s", got)
 		}
 		s.backup(everyday)
@@ -178,7 +179,7 @@ func TestRecoveryThatHasToWait(t *testing.T) {
 				s.cfg.AbortLeftJobs = abort
 				s.must(s.open(plan{}))
 				found, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
-				if !errors.Is(err, kvmbackup.ErrJobStuck) || len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryPending {
+				if !errors.Is(err, kvmbackup.ErrJobStuck) || len(found) != 1 || found[0].Outcome != engine.RecoveryPending {
 					t.Errorf("recovery: %v, %v", found, err)
 				}
 				s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
@@ -220,14 +221,14 @@ func TestRecoveryOfAPausedGuest(t *testing.T) {
 // Who waits for a busy VM keeps no place from the others.
 func TestBusyVMTakesNoPlace(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
-		s.cfg.HostLimit = kvmbackup.NewLimiter(1)
+		s.cfg.HostLimit = engine.NewLimiter(1)
 		s.must(s.open(plan{}))
 		ctx, cancel := context.WithCancel(t.Context())
 		_, err := s.store.AcquireLease(ctx, "busy", "somebody else", time.Hour)
 		s.must(err)
 		waited := make(chan error)
 		go func() {
-			_, err := s.engine.Backup(ctx, kvmbackup.BackupRequest{VM: "busy"})
+			_, err := s.engine.Backup(ctx, engine.BackupRequest{VM: "busy"})
 			waited <- err
 		}()
 		synctest.Wait()
@@ -241,7 +242,7 @@ func TestBusyVMTakesNoPlace(t *testing.T) {
 
 // leaky is an Images that finds clusters without a reference in files of that name.
 type leaky struct {
-	kvmbackup.Images
+	engine.Images
 	in string
 }
 
@@ -260,9 +261,9 @@ func TestTargetWithoutItsTables(t *testing.T) {
 		s.must(s.write("vda", 1, 2))
 		cfg := s.cfg
 		cfg.Images = leaky{cfg.Images, "vda"}
-		engine, err := kvmbackup.New(cfg)
+		eng, err := engine.New(cfg)
 		s.must(err)
-		if _, err := engine.Backup(t.Context(), s.request(everyday)); !errors.Is(err, kvmbackup.ErrJobFailed) {
+		if _, err := eng.Backup(t.Context(), s.request(everyday)); !errors.Is(err, kvmbackup.ErrJobFailed) {
 			t.Errorf("got %v, want ErrJobFailed", err)
 		}
 		s.must(s.checkClean())
@@ -273,7 +274,7 @@ func TestTargetWithoutItsTables(t *testing.T) {
 
 // companion is an Images whose checks wait until two are under way, or the context ends.
 type companion struct {
-	kvmbackup.Images
+	engine.Images
 	arrived chan struct{}
 }
 
@@ -292,11 +293,11 @@ func TestTargetsCheckedTogether(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		cfg := s.cfg
 		cfg.Images = companion{cfg.Images, make(chan struct{})}
-		engine, err := kvmbackup.New(cfg)
+		eng, err := engine.New(cfg)
 		s.must(err)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		if _, err := engine.Backup(ctx, s.request(everyday)); err != nil {
+		if _, err := eng.Backup(ctx, s.request(everyday)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -332,7 +333,7 @@ func TestRecoveryOfADamagedFolder(t *testing.T) {
 					}
 					b, manifest, good := s.damagedFolder(content)
 					before := filesOf(s, b)
-					if got := s.outcome(); got != kvmbackup.RecoveryKept {
+					if got := s.outcome(); got != engine.RecoveryKept {
 						t.Errorf("outcome is %s", got)
 					}
 					failed, err := s.store.Backup(t.Context(), b.ID)
@@ -348,12 +349,12 @@ func TestRecoveryOfADamagedFolder(t *testing.T) {
 					if after := filesOf(s, b); !slices.Equal(after, before) {
 						t.Errorf("files are %v, were %v", after, before)
 					}
-					s.finds(kvmbackup.FindingUnrecorded, "mend")
-					if found, err := s.engine.Import(t.Context(), vm); err != nil || slices.ContainsFunc(found, func(i kvmbackup.Imported) bool { return i.Added }) {
+					s.finds(engine.FindingUnrecorded, "mend")
+					if found, err := s.engine.Import(t.Context(), vm); err != nil || slices.ContainsFunc(found, func(i engine.Imported) bool { return i.Added }) {
 						t.Errorf("import of what is damaged: %+v, %v", found, err)
 					}
 					s.must(os.WriteFile(manifest, good, 0o600))
-					s.finds(kvmbackup.FindingUnrecorded, "Import")
+					s.finds(engine.FindingUnrecorded, "Import")
 					s.imported(b)
 					s.must(s.checkClean())
 					s.want(kinds + kinds[len(kinds)-1:])
@@ -367,7 +368,7 @@ func TestRecoveryOfADamagedFolder(t *testing.T) {
 }
 
 // finds wants the diagnosis to have that finding alone, with that word in its text.
-func (s *teller) finds(code kvmbackup.FindingCode, word string) {
+func (s *teller) finds(code engine.FindingCode, word string) {
 	s.t.Helper()
 	d, err := s.engine.Inspect(s.t.Context(), s.request(everyday))
 	s.must(err)

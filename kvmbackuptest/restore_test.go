@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -16,7 +17,7 @@ import (
 func TestRestoreInPlaceThenFull(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		bs := s.four()
-		req := kvmbackup.RestoreRequest{Backup: bs[1].ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}}
+		req := engine.RestoreRequest{Backup: bs[1].ID, InPlace: &engine.InPlace{Volumes: s.volumes}}
 		if _, err := s.engine.Restore(t.Context(), req); !errors.Is(err, kvmbackup.ErrDomainRunning) {
 			t.Errorf("restore over a running VM: %v", err)
 		}
@@ -44,10 +45,10 @@ func TestRestoreOverAnotherVM(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		b := s.four()[2]
 		s.must(s.h.Define(kvmbackuptest.Domain{Name: "vm2", Disks: []kvmbackuptest.Disk{s.newDisk("sda", "vm2")}}))
-		_, err := s.engine.Restore(t.Context(), kvmbackup.RestoreRequest{
+		_, err := s.engine.Restore(t.Context(), engine.RestoreRequest{
 			Backup:  b.ID,
-			Volumes: []kvmbackup.RestoreVolume{{ID: "vol-vda", Path: "sda"}},
-			InPlace: &kvmbackup.InPlace{VM: "vm2", Volumes: []kvmbackup.Volume{{ID: "v2", Device: "sda"}}},
+			Volumes: []engine.RestoreVolume{{ID: "vol-vda", Path: "sda"}},
+			InPlace: &engine.InPlace{VM: "vm2", Volumes: []engine.Volume{{ID: "v2", Device: "sda"}}},
 		})
 		s.must(err)
 		got, err := s.h.Content("vm2", "sda")
@@ -64,7 +65,7 @@ func TestRestoreOneVolumeRaw(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		b := s.four()[3]
 		path := filepath.Join(s.dir, "vda.raw")
-		req := kvmbackup.RestoreRequest{Backup: b.ID, Volumes: []kvmbackup.RestoreVolume{{ID: "vol-vda", Path: path, Format: qcow2.FormatRaw}}}
+		req := engine.RestoreRequest{Backup: b.ID, Volumes: []engine.RestoreVolume{{ID: "vol-vda", Path: path, Format: qcow2.FormatRaw}}}
 		_, err := s.engine.Restore(t.Context(), req)
 		s.must(err)
 		got, err := kvmbackuptest.ReadRaw(path)
@@ -91,8 +92,8 @@ func TestRestoredFilesAreNamedAfterTheirFormats(t *testing.T) {
 		} {
 			dir := filepath.Join(s.dir, fmt.Sprint("formats", i))
 			s.must(os.Mkdir(dir, 0o755))
-			r, err := s.engine.Restore(t.Context(), kvmbackup.RestoreRequest{
-				Backup: b.ID, Dir: dir, Format: c.request, Volumes: []kvmbackup.RestoreVolume{{ID: "vol-vda", Format: c.volume}},
+			r, err := s.engine.Restore(t.Context(), engine.RestoreRequest{
+				Backup: b.ID, Dir: dir, Format: c.request, Volumes: []engine.RestoreVolume{{ID: "vol-vda", Format: c.volume}},
 			})
 			s.must(err)
 			v := r.Volumes[0]
@@ -117,7 +118,7 @@ func TestMissingParentFile(t *testing.T) {
 		bs := s.four()
 		v, _ := bs[1].Volume("vol-vda")
 		s.must(os.Remove(s.repo.FilePath(bs[1].Path, v.File)))
-		_, err := s.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: bs[3].ID, Dir: s.dir})
+		_, err := s.engine.Restore(t.Context(), engine.RestoreRequest{Backup: bs[3].ID, Dir: s.dir})
 		if !errors.Is(err, kvmbackup.ErrMissingFile) {
 			t.Errorf("restore: %v", err)
 		}

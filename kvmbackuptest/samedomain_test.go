@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
@@ -20,7 +21,7 @@ func TestNameOfAnotherVM(t *testing.T) {
 		s.must(s.h.Define(kvmbackuptest.Domain{
 			Name: vm, UUID: "0a1b0000-0000-4000-8000-000000000002", Disks: []kvmbackuptest.Disk{s.newDisk("vda", "vda"), s.newDisk("vdb", "vdb")},
 		}))
-		req := kvmbackup.RestoreRequest{Backup: old.ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}}
+		req := engine.RestoreRequest{Backup: old.ID, InPlace: &engine.InPlace{Volumes: s.volumes}}
 		active := func() kvmbackup.CheckpointName {
 			rec, err := s.store.VM(t.Context(), vm)
 			s.must(err)
@@ -30,7 +31,7 @@ func TestNameOfAnotherVM(t *testing.T) {
 		if _, err := s.engine.Restore(t.Context(), req); !errors.Is(err, kvmbackup.ErrOtherDomain) || active() != was {
 			t.Errorf("restore over another VM of that name: %v", err)
 		}
-		if codes := s.foundOn(s.request(everyday)); !slices.Contains(codes, kvmbackup.FindingOtherDomain) {
+		if codes := s.foundOn(s.request(everyday)); !slices.Contains(codes, engine.FindingOtherDomain) {
 			t.Errorf("doctor finds %v", codes)
 		}
 
@@ -65,16 +66,16 @@ func TestUnrecordedFolderOfAnotherVM(t *testing.T) {
 		s.must(s.h.Undefine(vm))
 		s.must(s.h.Define(kvmbackuptest.Domain{Name: vm, UUID: "0a1b0000-0000-4000-8000-000000000002", Disks: []kvmbackuptest.Disk{s.newDisk("vda", "new")}}))
 		s.cfg.Store = memstore.New()
-		e, err := kvmbackup.New(s.cfg)
+		e, err := engine.New(s.cfg)
 		s.must(err)
-		d, err := e.Inspect(t.Context(), kvmbackup.BackupRequest{VM: vm})
+		d, err := e.Inspect(t.Context(), engine.BackupRequest{VM: vm})
 		s.must(err)
 		others := 0
 		for _, f := range d.Findings {
-			if f.Code == kvmbackup.FindingUnrecorded {
+			if f.Code == engine.FindingUnrecorded {
 				t.Errorf("offered: %s", f.Detail)
 			}
-			if f.Code == kvmbackup.FindingOtherDomain {
+			if f.Code == engine.FindingOtherDomain {
 				others++
 			}
 		}
@@ -84,11 +85,11 @@ func TestUnrecordedFolderOfAnotherVM(t *testing.T) {
 	})
 }
 
-func (s *teller) foundOn(req kvmbackup.BackupRequest) []kvmbackup.FindingCode {
+func (s *teller) foundOn(req engine.BackupRequest) []engine.FindingCode {
 	s.t.Helper()
 	d, err := s.engine.Inspect(s.t.Context(), req)
 	s.must(err)
-	var codes []kvmbackup.FindingCode
+	var codes []engine.FindingCode
 	for _, f := range d.Findings {
 		codes = append(codes, f.Code)
 	}

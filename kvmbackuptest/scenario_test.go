@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -27,7 +28,7 @@ func (sc scenario) String() string { return strings.Join(sc, "\n") + "\n" }
 type play struct {
 	*lab
 	ref      kvmbackup.DomainRef
-	detached map[string]kvmbackup.Volume // by device
+	detached map[string]engine.Volume // by device
 	replaced int
 	target   kvmbackuptest.TargetState
 	busy     bool // the guest writes while a job copies
@@ -56,7 +57,7 @@ func (sc scenario) play(dir string) (*play, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &play{lab: l, detached: map[string]kvmbackup.Volume{}, taken: map[string]int{}}
+	p := &play{lab: l, detached: map[string]engine.Volume{}, taken: map[string]int{}}
 	p.ref = kvmbackup.DomainRef{Name: vm, Disks: l.disks}
 	if err := p.setUp(); err != nil {
 		return p, err
@@ -184,7 +185,7 @@ func (p *play) forget() {
 }
 
 func (p *play) volumeAt(device string) int {
-	return slices.IndexFunc(p.volumes, func(v kvmbackup.Volume) bool { return v.Device == device })
+	return slices.IndexFunc(p.volumes, func(v engine.Volume) bool { return v.Device == device })
 }
 
 func (p *play) detach(name, device string) error {

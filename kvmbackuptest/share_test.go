@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -51,7 +52,7 @@ func TestForeignFilesInPartialFolders(t *testing.T) {
 		"failure": nil,
 		"backup":  func(*teller) {},
 		"recover": func(s *teller) {
-			if got := s.outcome(); got != kvmbackup.RecoveryUndone {
+			if got := s.outcome(); got != engine.RecoveryUndone {
 				s.t.Errorf("recovered: %v", got)
 			}
 		},
@@ -142,7 +143,7 @@ func TestForeignFilesInPublishedFolders(t *testing.T) {
 					t.Errorf("%+v", removals)
 				}
 				d, err := s.engine.Inspect(t.Context(), s.request(everyday))
-				if s.must(err); !d.Healthy() || len(d.Findings) != 2 || d.Findings[0].Code != kvmbackup.FindingForeignFolder {
+				if s.must(err); !d.Healthy() || len(d.Findings) != 2 || d.Findings[0].Code != engine.FindingForeignFolder {
 					t.Errorf("%+v", d.Findings)
 				}
 				if found, err := s.engine.Import(t.Context(), ""); err != nil || len(found) > len(s.kinds()) {
@@ -158,9 +159,9 @@ func TestForeignFilesInPublishedFolders(t *testing.T) {
 // Volumes whose IDs many shares don't tell apart have files which they do, also when one of them is new in a chain.
 func TestVolumesThatDifferInCaseAlone(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
-		s.volumes = []kvmbackup.Volume{{ID: "DATA1", Device: "vda"}}
+		s.volumes = []engine.Volume{{ID: "DATA1", Device: "vda"}}
 		s.backup(everyday)
-		s.volumes = append(s.volumes, kvmbackup.Volume{ID: "data1", Device: "vdb"})
+		s.volumes = append(s.volumes, engine.Volume{ID: "data1", Device: "vdb"})
 		s.must(s.write("vda", 1, 2))
 		s.backup(everyday)
 		s.must(s.write("vdb", 1, 2))
@@ -176,7 +177,7 @@ func TestVolumesThatDifferInCaseAlone(t *testing.T) {
 // An accent can be written in two ways, and storage may take both for one.
 func TestVolumesThatDifferInAccents(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
-		s.volumes = []kvmbackup.Volume{{ID: "root", Device: "vda", Root: true}, {ID: "caf\u00e9", Device: "vdb"}}
+		s.volumes = []engine.Volume{{ID: "root", Device: "vda", Root: true}, {ID: "caf\u00e9", Device: "vdb"}}
 		b := s.backup(everyday)
 		if name := b.Volumes[1].File; name == "datadisk.caf\u00e9.qcow2" || b.Volumes[0].File != "root.root.qcow2" {
 			t.Error(name, b.Volumes[0].File)

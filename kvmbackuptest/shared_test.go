@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -35,7 +36,7 @@ func TestSharedDisk(t *testing.T) {
 			t.Errorf("volumes %v, reasons %v", b.Volumes, b.Reasons)
 		}
 
-		s.volumes = append(s.volumes, kvmbackup.Volume{ID: "vol-vdc", Device: "vdc"})
+		s.volumes = append(s.volumes, engine.Volume{ID: "vol-vdc", Device: "vdc"})
 		if _, err := s.engine.Backup(t.Context(), s.request(everyday)); !errors.Is(err, kvmbackup.ErrImageLocked) {
 			t.Errorf("while the other VM runs: %v", err)
 		}

@@ -7,13 +7,14 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // share is a repository with as much free space as the test says.
 type share struct {
-	kvmbackup.Repository
+	engine.Repository
 	free int64
 }
 
@@ -29,7 +30,7 @@ func (unable) HeldBytes(context.Context, kvmbackup.DomainRef, []string) (map[str
 }
 
 // onShare gives the story's engine a repository with that much room, and reserves none of it.
-func (s *teller) onShare(free int64, change ...func(*kvmbackup.Config)) {
+func (s *teller) onShare(free int64, change ...func(*engine.Config)) {
 	s.t.Helper()
 	s.cfg.ReserveBytes = -1
 	s.must(s.open(plan{}))
@@ -38,7 +39,7 @@ func (s *teller) onShare(free int64, change ...func(*kvmbackup.Config)) {
 		f(&s.cfg)
 	}
 	var err error
-	s.engine, err = kvmbackup.New(s.cfg)
+	s.engine, err = engine.New(s.cfg)
 	s.must(err)
 }
 
@@ -62,7 +63,7 @@ func TestEstimateOfACompressedDisk(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		const size = 64 * cluster
 		s.must(s.h.Attach(vm, kvmbackuptest.Disk{Device: "vdc", SizeBytes: size, Compressed: true}))
-		s.volumes = []kvmbackup.Volume{{ID: "vol-vdc", Device: "vdc"}}
+		s.volumes = []engine.Volume{{ID: "vol-vdc", Device: "vdc"}}
 		s.must(s.write("vdc", 0, 48))
 		s.onShare(40 * cluster)
 		if e := s.refusesFor(); e.NeedBytes < 48*cluster || e.NeedBytes > 56*cluster || len(e.Unmeasured) > 0 {
@@ -85,7 +86,7 @@ func TestEstimateOfAThinDisk(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		const size, tables = 16 << 40, 2 << 30
 		s.must(s.h.Attach(vm, kvmbackuptest.Disk{Device: "vdc", SizeBytes: size}))
-		s.volumes = []kvmbackup.Volume{{ID: "vol-vdc", Device: "vdc"}}
+		s.volumes = []engine.Volume{{ID: "vol-vdc", Device: "vdc"}}
 		s.must(s.write("vdc", 1<<20, 2))
 		s.onShare(tables)
 		if e := s.refusesFor(); e.NeedBytes < tables || e.NeedBytes > tables+tables/16 {
@@ -106,7 +107,7 @@ func TestEstimateOfAThinDisk(t *testing.T) {
 func TestEstimateOfWhatCannotBeMeasured(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.write("vda", 0, 1))
-		s.onShare(16*cluster, func(c *kvmbackup.Config) { c.Executor = unable{c.Executor} })
+		s.onShare(16*cluster, func(c *engine.Config) { c.Executor = unable{c.Executor} })
 		e := s.refusesFor()
 		if e.NeedBytes < 16*cluster || len(e.Unmeasured) != 2 || !strings.Contains(e.Error(), "vda, vdb") || !strings.Contains(e.Error(), "IgnoreSpace") {
 			t.Errorf("refused with %v", e)

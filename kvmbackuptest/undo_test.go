@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // limited is a context whose deadline has passed when end is called.
@@ -57,7 +58,7 @@ func TestRecoveryAfterTheDeadline(t *testing.T) {
 					return nil
 				})
 				found, _ := s.engine.Recover(ctx, vm, kvmbackup.DomainRef{})
-				if len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryUndone {
+				if len(found) != 1 || found[0].Outcome != engine.RecoveryUndone {
 					t.Errorf("recovered: %v", found)
 				}
 				s.must(s.checkClean())
@@ -76,7 +77,7 @@ func TestSlowUndo(t *testing.T) {
 		s.must(s.open(plan{op: "Publish", mode: failBefore}))
 		cfg := s.cfg
 		cfg.Repository = slowRepository{cfg.Repository, 20 * time.Second}
-		engine, err := kvmbackup.New(cfg)
+		eng, err := engine.New(cfg)
 		s.must(err)
 		s.h.OnCall(func(op string) error {
 			if op == "DropCheckpoint" {
@@ -84,7 +85,7 @@ func TestSlowUndo(t *testing.T) {
 			}
 			return nil
 		})
-		if _, err := engine.Backup(t.Context(), s.request(everyday)); !errors.Is(err, errInjected) {
+		if _, err := eng.Backup(t.Context(), s.request(everyday)); !errors.Is(err, errInjected) {
 			t.Errorf("backup: %v", err)
 		}
 		s.h.OnCall(nil)
@@ -94,7 +95,7 @@ func TestSlowUndo(t *testing.T) {
 
 // slowRepository takes its time to settle and to remove.
 type slowRepository struct {
-	kvmbackup.Repository
+	engine.Repository
 	pause time.Duration
 }
 

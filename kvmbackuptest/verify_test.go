@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // A report beside an error says nothing of the backup: it must not look like a good one, whichever call failed.
@@ -32,7 +32,7 @@ func TestVerifyThatFailsIsNotOK(t *testing.T) {
 		if report, err := s.engine.Verify(ctx, b.ID, false); report.OK() || !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled: OK %v beside %v", report.OK(), err)
 		}
-		if (kvmbackup.VerifyReport{}).OK() {
+		if (engine.VerifyReport{}).OK() {
 			t.Error("a report of nothing is OK")
 		}
 	})

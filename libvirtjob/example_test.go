@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -27,17 +28,17 @@ func Example() {
 			return err
 		}
 		defer func() { err = errors.Join(err, exec.Close()) }()
-		engine, err := kvmbackup.New(kvmbackup.Config{
+		eng, err := engine.New(engine.Config{
 			Store: store, Repository: repo, Executor: exec, Images: images,
 		})
 		if err != nil {
 			return err
 		}
-		b, err := engine.Backup(ctx, kvmbackup.BackupRequest{
+		b, err := eng.Backup(ctx, engine.BackupRequest{
 			VM:      "i-2-17-VM",
-			Volumes: []kvmbackup.Volume{{ID: "5f6c...", Device: "vda"}, {ID: "91ab...", Device: "vdb"}},
+			Volumes: []engine.Volume{{ID: "5f6c...", Device: "vda"}, {ID: "91ab...", Device: "vdb"}},
 			Policy:  kvmbackup.Policy{FullEvery: 10},
-			Quiesce: kvmbackup.QuiesceTry,
+			Quiesce: engine.QuiesceTry,
 		})
 		if err != nil {
 			return err

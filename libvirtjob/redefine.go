@@ -13,6 +13,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // DefinitionOptions says what RewriteDefinition changes. What is zero stays as it is.
@@ -42,7 +43,7 @@ type DefinitionDisk struct {
 }
 
 // Disks returns the DefinitionOptions.Disks for volumes that were restored to files, or opened.
-func Disks(volumes []kvmbackup.RestoredVolume) map[string]DefinitionDisk {
+func Disks(volumes []engine.RestoredVolume) map[string]DefinitionDisk {
 	disks := map[string]DefinitionDisk{}
 	for _, v := range volumes {
 		disks[v.Device] = DefinitionDisk{Path: v.Path, Format: string(v.Format)}

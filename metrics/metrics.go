@@ -3,7 +3,7 @@
 //
 //	m := metrics.New()
 //	registry.MustRegister(m)
-//	config.OnEvent = m.Observe // the kvmbackup.Config that the engine is made with
+//	config.OnEvent = m.Observe // the engine.Config that the engine is made with
 //
 // Metrics know what they have observed. After a start of the host program, give them every VM's newest backup with Seed, or the age
 // of a VM's last success is unknown until its next one. Metrics have one label, vm, and failures one more, cause; see [Metrics].
@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -68,26 +69,26 @@ func New() *Metrics {
 }
 
 // Observe takes one event; it is what Config.OnEvent wants. It doesn't block.
-func (m *Metrics) Observe(ev kvmbackup.Event) {
+func (m *Metrics) Observe(ev engine.Event) {
 	vm := string(ev.VM)
 	switch ev.Type {
-	case kvmbackup.EventCompleted:
+	case engine.EventCompleted:
 		if ev.Op == "backup" || ev.Op == "recover" {
 			m.completed(vm, ev)
 		}
-	case kvmbackup.EventFailed:
+	case engine.EventFailed:
 		m.failures.WithLabelValues(vm, ev.Op, Cause(ev.Err)).Inc()
-	case kvmbackup.EventStalled:
+	case engine.EventStalled:
 		m.stalls.WithLabelValues(vm).Inc()
-	case kvmbackup.EventDeleted:
+	case engine.EventDeleted:
 		m.deleted.WithLabelValues(vm).Inc()
 		m.deletedBytes.WithLabelValues(vm).Add(float64(ev.Bytes))
-	case kvmbackup.EventRecovered:
+	case engine.EventRecovered:
 		m.recovered.WithLabelValues(vm).Inc()
 	}
 }
 
-func (m *Metrics) completed(vm string, ev kvmbackup.Event) {
+func (m *Metrics) completed(vm string, ev engine.Event) {
 	m.Seed(*ev.Backup)
 	m.backups.WithLabelValues(vm, ev.Backup.Kind.String()).Inc()
 	m.storedTotal.WithLabelValues(vm).Add(float64(ev.Backup.StoredBytes()))

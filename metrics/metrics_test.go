@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/metrics"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -20,11 +21,11 @@ func TestMetrics(t *testing.T) {
 	at := time.Unix(1700000000, 0).UTC()
 	b := kvmbackup.Backup{VM: "vm1", Kind: kvmbackup.KindIncremental, Position: 2, StartedAt: at.Add(-3 * time.Second), CompletedAt: at,
 		FrozenFor: 50 * time.Millisecond, Volumes: []kvmbackup.VolumeBackup{{VirtualSize: 1000, DirtyBytes: 250, StoredSize: 300}}}
-	m.Observe(kvmbackup.Event{Type: kvmbackup.EventCompleted, Op: "backup", VM: "vm1", Backup: &b})
-	m.Observe(kvmbackup.Event{Type: kvmbackup.EventCompleted, Op: "restore", VM: "vm1", Backup: &b})
-	m.Observe(kvmbackup.Event{Type: kvmbackup.EventFailed, Op: "backup", VM: "vm1", Err: fmt.Errorf("x: %w", kvmbackup.ErrNoSpace)})
-	m.Observe(kvmbackup.Event{Type: kvmbackup.EventDeleted, VM: "vm1", Bytes: 4096})
-	m.Observe(kvmbackup.Event{Type: kvmbackup.EventStalled, VM: "vm2"})
+	m.Observe(engine.Event{Type: engine.EventCompleted, Op: "backup", VM: "vm1", Backup: &b})
+	m.Observe(engine.Event{Type: engine.EventCompleted, Op: "restore", VM: "vm1", Backup: &b})
+	m.Observe(engine.Event{Type: engine.EventFailed, Op: "backup", VM: "vm1", Err: fmt.Errorf("x: %w", kvmbackup.ErrNoSpace)})
+	m.Observe(engine.Event{Type: engine.EventDeleted, VM: "vm1", Bytes: 4096})
+	m.Observe(engine.Event{Type: engine.EventStalled, VM: "vm2"})
 	want := `
 # HELP kvmbackup_backups_total Completed backups.
 # TYPE kvmbackup_backups_total counter
@@ -86,7 +87,7 @@ kvmbackup_last_success_timestamp_seconds{vm="vm1"} 1.7e+09
 func TestRecovered(t *testing.T) {
 	m := metrics.New()
 	b := kvmbackup.Backup{VM: "vm1", Kind: kvmbackup.KindFull, Volumes: []kvmbackup.VolumeBackup{{VirtualSize: 10}}}
-	m.Observe(kvmbackup.Event{Type: kvmbackup.EventCompleted, Op: "recover", VM: "vm1", Backup: &b})
+	m.Observe(engine.Event{Type: engine.EventCompleted, Op: "recover", VM: "vm1", Backup: &b})
 	for _, name := range []string{"kvmbackup_backups_total", "kvmbackup_last_success_timestamp_seconds"} {
 		if n := testutil.CollectAndCount(m, name); n != 1 {
 			t.Errorf("%s has %d series", name, n)
@@ -96,7 +97,7 @@ func TestRecovered(t *testing.T) {
 
 func TestLint(t *testing.T) {
 	m := metrics.New()
-	m.Observe(kvmbackup.Event{Type: kvmbackup.EventRecovered, VM: "vm1"})
+	m.Observe(engine.Event{Type: engine.EventRecovered, VM: "vm1"})
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(m)
 	problems, err := testutil.GatherAndLint(reg)
@@ -127,13 +128,13 @@ func TestCause(t *testing.T) {
 // Two lines connect the metrics: one to Prometheus, one to the engine that will be made with the configuration.
 func Example() {
 	registry := prometheus.NewRegistry()
-	var config kvmbackup.Config
+	var config engine.Config
 
 	m := metrics.New()
 	registry.MustRegister(m)
 	config.OnEvent = m.Observe
 
-	config.OnEvent(kvmbackup.Event{Type: kvmbackup.EventDeleted, VM: "web1", Bytes: 4096})
+	config.OnEvent(engine.Event{Type: engine.EventDeleted, VM: "web1", Bytes: 4096})
 	families, err := registry.Gather()
 	for _, f := range families {
 		fmt.Println(f.GetName(), f.GetMetric()[0].GetCounter().GetValue(), err)

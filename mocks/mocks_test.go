@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/mocks"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -23,10 +24,10 @@ var (
 	_ kvmbackup.Executor     = (*mocks.MockExecutor)(nil)
 	_ kvmbackup.ImageUsers   = (*mocks.MockImageUsers)(nil)
 	_ kvmbackup.Job          = (*mocks.MockJob)(nil)
-	_ kvmbackup.Repository   = (*mocks.MockRepository)(nil)
-	_ kvmbackup.Images       = (*mocks.MockImages)(nil)
+	_ engine.Repository      = (*mocks.MockRepository)(nil)
+	_ engine.Images          = (*mocks.MockImages)(nil)
 	_ kvmbackup.ChainDecider = (*mocks.MockChainDecider)(nil)
-	_ kvmbackup.JobControl   = (*mocks.MockJobControl)(nil)
+	_ engine.JobControl      = (*mocks.MockJobControl)(nil)
 )
 
 // Every interface of the root package has a mock.
@@ -67,7 +68,7 @@ type host struct {
 	repo     *mocks.MockRepository
 	executor *mocks.MockExecutor
 	decider  *mocks.MockChainDecider
-	engine   *kvmbackup.Engine
+	engine   *engine.Engine
 }
 
 func newHost(t *testing.T) host {
@@ -77,7 +78,7 @@ func newHost(t *testing.T) host {
 		executor: mocks.NewMockExecutor(c), decider: mocks.NewMockChainDecider(c),
 	}
 	var err error
-	h.engine, err = kvmbackup.New(kvmbackup.Config{
+	h.engine, err = engine.New(engine.Config{
 		Store: h.store, Repository: h.repo, Executor: h.executor, Images: mocks.NewMockImages(c), Decider: h.decider,
 	})
 	require.NoError(t, err)
@@ -103,7 +104,7 @@ func TestPlanAsksTheDecider(t *testing.T) {
 		return kvmbackup.Decider{}.Decide(in)
 	})
 
-	p, err := h.engine.Plan(t.Context(), kvmbackup.BackupRequest{VM: "vm1"})
+	p, err := h.engine.Plan(t.Context(), engine.BackupRequest{VM: "vm1"})
 
 	require.NoError(t, err)
 	assert.Equal(t, kvmbackup.KindFull, p.Decision.Kind)
@@ -116,7 +117,7 @@ func TestBackupWithoutAStore(t *testing.T) {
 	away := errors.New("connection refused")
 	h.store.EXPECT().AcquireLease(gomock.Any(), kvmbackup.VMID("vm1"), gomock.Any(), gomock.Any()).Return(kvmbackup.Lease{}, away)
 
-	_, err := h.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: "vm1"})
+	_, err := h.engine.Backup(t.Context(), engine.BackupRequest{VM: "vm1"})
 
 	require.ErrorIs(t, err, away)
 	var op *kvmbackup.OpError

@@ -7,13 +7,15 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // upperMarker is the marker's name in capitals, under which it is found where the storage doesn't tell upper from lower case.
 var upperMarker = strings.ToUpper(MarkerName)
 
 // CheckVM says, before anything is written, whether the VM can have a folder of its own. On storage that doesn't tell upper from lower case,
-// as most SMB shares are, the VMs Web and web would share one: the one that came later gets an ErrName, as a *NameError. Two
+// as most SMB shares are, the VMs Web and web would share one: the one that came later gets an kvmbackup.ErrInvalid, as a *NameError. Two
 // that come first at the same time are told apart by CreatePartial.
 func (r *Repository) CheckVM(ctx context.Context, vm string) error {
 	if err := validVM(vm); err != nil {
@@ -50,7 +52,7 @@ func clash(vm string, names []string) error {
 	}
 	for _, name := range names {
 		if strings.EqualFold(name, vm) {
-			return &NameError{"VM name", vm, fmt.Sprintf("is that of the folder %q on this storage, which doesn't tell upper from lower case", name)}
+			return &kvmbackup.NameError{What: "VM name", Name: vm, Reason: fmt.Sprintf("is that of the folder %q on this storage, which doesn't tell upper from lower case", name)}
 		}
 	}
 	return nil

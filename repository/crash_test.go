@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -188,7 +189,7 @@ func published(t *testing.T, r *repository.Repository, m repository.Manifest) {
 
 // unlessForeign passes over the error of a removal that is done.
 func unlessForeign(err error) error {
-	if errors.Is(err, repository.ErrForeignFiles) {
+	if errors.Is(err, kvmbackup.ErrForeignFiles) {
 		return nil
 	}
 	return err
@@ -275,7 +276,7 @@ func TestInitBrokenOffAtEveryStep(t *testing.T) {
 		want(t, err, errInjected)
 		r := initRepo(t, dir, repository.Options{})
 		again := initRepo(t, dir, repository.Options{})
-		if r.ID() != again.ID() || repository.ValidName(r.ID()) != nil {
+		if r.ID() != again.ID() || kvmbackup.ValidName(r.ID()) != nil {
 			t.Fatal(r.ID(), again.ID())
 		}
 	}

@@ -1,6 +1,6 @@
 // Package repository keeps backups of virtual machines in a folder, usually on a NAS share: directories, names, manifests,
 // and a publication that is all or nothing. It moves no guest data: QEMU and qemu-img write the volumes' files into folders
-// that this package makes, publishes and removes. It needs nothing but the standard library.
+// that this package makes, publishes and removes. It speaks the words of package kvmbackup.
 //
 //	ROOT/kvmbackup-repository.json              the marker: this folder is a repository, and which
 //	ROOT/VM/2026.11.23.07.04.50/                a backup
@@ -28,7 +28,7 @@
 // # Writing a backup
 //
 //	taken, err := r.Stamps(ctx, "web1")
-//	stamp := repository.NextStamp(now, newest, func(s repository.Stamp) bool { return slices.Contains(taken, s) })
+//	stamp := kvmbackup.NextStamp(now, newest, func(s kvmbackup.Stamp) bool { return slices.Contains(taken, s) })
 //	m.Path = "web1/" + stamp.String()
 //	partial, err := r.CreatePartial(ctx, m.Path, m.ID)      // absolute: for qemu-img and libvirt
 //	...                                                     // the volumes' files are written into it

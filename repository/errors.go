@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"syscall"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // The repository as a whole.
@@ -54,10 +56,6 @@ var (
 
 // Names and manifests.
 var (
-	// ErrName is returned, as a *NameError, for a name that can't be used as a path element everywhere.
-	ErrName = errors.New("unusable name")
-	// ErrStamp is returned by ParseStamp for anything that Stamp.String would not have written.
-	ErrStamp = errors.New("not a stamp")
 	// ErrManifest is returned for a manifest that is corrupt, too large or contradicts itself.
 	ErrManifest = errors.New("invalid manifest")
 	// ErrManifestVersion is returned for a manifest of a later version: it is sound, but not for this package to judge.
@@ -129,7 +127,7 @@ func noAnswer(limit time.Duration) error {
 
 // ours are the sentinels that classify must not add to.
 var ours = []error{ErrNotRepository, ErrOtherRepository, ErrVersion, ErrUnavailable, ErrReadOnly, ErrNoSpace, ErrNotFound,
-	ErrExist, ErrForeign, ErrForeignFiles, ErrDenied, ErrUnsafe, ErrTooLarge, ErrInUse, ErrFlush, ErrName, ErrStamp, ErrManifest,
+	ErrExist, ErrForeign, kvmbackup.ErrForeignFiles, ErrDenied, ErrUnsafe, ErrTooLarge, ErrInUse, ErrFlush, ErrManifest,
 	ErrManifestVersion, ErrMisplaced}
 
 // classes translates the system's errors; the first match wins.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -26,10 +27,10 @@ func Example() {
 	check(err)
 
 	now := time.Date(2026, 11, 23, 7, 4, 50, 0, time.UTC)
-	newest := repository.Stamp{} // none yet
+	newest := kvmbackup.Stamp{} // none yet
 	taken, err := r.Stamps(ctx, "web1")
 	check(err)
-	stamp := repository.NextStamp(now, newest, func(s repository.Stamp) bool { return slices.Contains(taken, s) })
+	stamp := kvmbackup.NextStamp(now, newest, func(s kvmbackup.Stamp) bool { return slices.Contains(taken, s) })
 	m := repository.Manifest{
 		ID: "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7a01", VM: "web1", Kind: repository.KindFull,
 		ChainID:   "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7aff",

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // FileInfo is one file in a folder.
@@ -22,7 +24,7 @@ func fileInfo(name string, info fs.FileInfo) FileInfo {
 // deleting folder. It is empty if path or file are not valid, so that nothing outside of the folder can come of it.
 func (r *Repository) FilePath(path, file string) string {
 	f, err := parseFolder(path)
-	if errors.Join(err, ValidFileName(file)) != nil {
+	if errors.Join(err, kvmbackup.ValidFileName(file)) != nil {
 		return ""
 	}
 	return r.abs(join(f.rel(), file))
@@ -31,7 +33,7 @@ func (r *Repository) FilePath(path, file string) string {
 // Stat looks at one file of a folder (see FilePath). Errors: ErrNotFound, ErrUnsafe for anything but a regular file.
 func (r *Repository) Stat(ctx context.Context, path, file string) (FileInfo, error) {
 	f, err := parseFolder(path)
-	if err = errors.Join(err, ValidFileName(file)); err != nil {
+	if err = errors.Join(err, kvmbackup.ValidFileName(file)); err != nil {
 		return FileInfo{}, r.failed("stat", path, err)
 	}
 	return do(ctx, r, "stat", join(path, file), func(s *session) (FileInfo, error) {
@@ -57,7 +59,7 @@ func (s *session) stat(rel, name string) (fi FileInfo, err error) {
 // but a regular file, ErrTooLarge. The content isn't compared with the manifest's checksum.
 func (r *Repository) ReadSideFile(ctx context.Context, path, name string, maxBytes int64) ([]byte, error) {
 	f, err := parseFolder(path)
-	if err = errors.Join(err, ValidFileName(name)); err != nil {
+	if err = errors.Join(err, kvmbackup.ValidFileName(name)); err != nil {
 		return nil, r.failed("read file", path, err)
 	}
 	return do(ctx, r, "read file", join(path, name), func(s *session) ([]byte, error) {

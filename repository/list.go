@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // Entry is one folder, or something else, found below ROOT/VM.
@@ -121,23 +123,23 @@ func (s *session) fatal(err error) error {
 
 // Stamps returns the stamps in use below the folder of one VM, whatever state their folders are in, in order: what NextStamp
 // needs to know. It reads no manifests.
-func (r *Repository) Stamps(ctx context.Context, vm string) ([]Stamp, error) {
+func (r *Repository) Stamps(ctx context.Context, vm string) ([]kvmbackup.Stamp, error) {
 	if err := validVM(vm); err != nil {
 		return nil, r.failed("list stamps", vm, err)
 	}
-	return do(ctx, r, "list stamps", vm, func(s *session) ([]Stamp, error) {
+	return do(ctx, r, "list stamps", vm, func(s *session) ([]kvmbackup.Stamp, error) {
 		there, err := s.exists(vm)
 		if !there || err != nil {
 			return nil, err
 		}
 		list, err := s.list(vm)
-		var stamps []Stamp
+		var stamps []kvmbackup.Stamp
 		for _, e := range list {
 			if f, err := parseBase(e.Name()); err == nil && f.kind != FolderLeft {
 				stamps = append(stamps, f.stamp)
 			}
 		}
-		slices.SortFunc(stamps, Stamp.Compare)
+		slices.SortFunc(stamps, kvmbackup.Stamp.Compare)
 		return slices.Compact(stamps), err
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -54,7 +55,7 @@ func TestList(t *testing.T) {
 		t.Fatal(entries, err)
 	}
 	_, err = r.List(t.Context(), "../x")
-	want(t, err, repository.ErrName)
+	want(t, err, kvmbackup.ErrInvalid)
 	stamps, err := r.Stamps(t.Context(), vm)
 	if len(stamps) != 7 || err != nil { // a link occupies its stamp too
 		t.Fatal(stamps, err)
@@ -125,7 +126,7 @@ func TestPathsStayInside(t *testing.T) {
 			t.Errorf("PartialDir(%q) = %q", path, p)
 		}
 		_, err := r.ReadManifest(t.Context(), path)
-		want(t, err, repository.ErrName)
+		want(t, err, kvmbackup.ErrInvalid)
 	}
 	if p := r.FilePath(fullPath, "../x"); p != "" {
 		t.Error(p)

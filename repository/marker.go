@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"syscall"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // MarkerName is the file that makes a folder a repository.
@@ -41,7 +43,7 @@ func decodeMarker(b []byte) (marker, error) {
 	if m.Format == markerFormat && m.Version > Version {
 		return m, fmt.Errorf("%w: %d, this program knows up to %d: use a later release", ErrVersion, m.Version, Version)
 	}
-	if m.Format != markerFormat || m.Version < 1 || ValidName(m.ID) != nil {
+	if m.Format != markerFormat || m.Version < 1 || kvmbackup.ValidName(m.ID) != nil {
 		return m, fmt.Errorf("%w: %s is not of this format", ErrNotRepository, MarkerName)
 	}
 	return m, nil

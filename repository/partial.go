@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // Names of files that every backup may have beside its volumes.
@@ -87,7 +89,7 @@ func (r *Repository) PartialDir(path, id string) string {
 }
 
 // WriteFile writes a side file into the partial folder, whole or not at all, replacing one of that name, with mode 0600.
-// The returned entry belongs into the manifest's Files. Errors: ErrName, ErrNotFound without the partial folder, ErrNoSpace,
+// The returned entry belongs into the manifest's Files. Errors: kvmbackup.ErrInvalid, ErrNotFound without the partial folder, ErrNoSpace,
 // ErrTooLarge above MaxSideFileBytes.
 func (r *Repository) WriteFile(ctx context.Context, path, id, name string, data []byte) (FileEntry, error) {
 	f, err := parseTarget(path, id)
@@ -115,9 +117,9 @@ func (r *Repository) WriteFile(ctx context.Context, path, id, name string, data 
 // validSide refuses the name that only Publish writes.
 func validSide(name string) error {
 	if name == ManifestName {
-		return &NameError{"file name", name, "is the manifest's, which Publish writes"}
+		return &kvmbackup.NameError{What: "file name", Name: name, Reason: "is the manifest's, which Publish writes"}
 	}
-	return ValidFileName(name)
+	return kvmbackup.ValidFileName(name)
 }
 
 // PartialManifest returns the manifest of a partial folder: there only when Publish got as far as writing it, which means
@@ -173,7 +175,7 @@ func (s *session) removePartial(p folder, t Target) error {
 		return err
 	}
 	_, err = s.purge(p, t.with(m), nil)
-	if err == nil || errors.Is(err, ErrForeignFiles) {
+	if err == nil || errors.Is(err, kvmbackup.ErrForeignFiles) {
 		s.repo.setBad(p.rel(), false)
 	}
 	return err

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 const (
@@ -41,7 +43,7 @@ func (k FolderKind) String() string {
 // folder is a parsed path VM/STAMP, VM/STAMP.partial-ID, VM/STAMP.deleting-ID or VM/STAMP.left-ID.
 type folder struct {
 	vm    string
-	stamp Stamp
+	stamp kvmbackup.Stamp
 	kind  FolderKind
 	id    string // of those with a mark
 }
@@ -68,7 +70,7 @@ func (f folder) left() folder              { return folder{f.vm, f.stamp, Folder
 func parsePath(path string) (folder, error) {
 	f, err := parseFolder(path)
 	if err == nil && f.kind != FolderPublished {
-		err = fmt.Errorf("%w: path %.300q is not VM/STAMP", ErrName, path)
+		err = fmt.Errorf("%w: path %.300q is not VM/STAMP", kvmbackup.ErrInvalid, path)
 	}
 	return f, err
 }
@@ -81,7 +83,7 @@ func parseFolder(path string) (folder, error) {
 	}
 	f, err := parseBase(base)
 	if err != nil {
-		return folder{}, fmt.Errorf("%w: path %.300q: %w", ErrName, path, err)
+		return folder{}, fmt.Errorf("%w: path %.300q: %w", kvmbackup.ErrInvalid, path, err)
 	}
 	f.vm = vm
 	return f, nil
@@ -91,17 +93,17 @@ func parseFolder(path string) (folder, error) {
 func parseBase(base string) (f folder, err error) {
 	for kind, mark := range marks {
 		stamp, id, ok := strings.Cut(base, mark)
-		if f.stamp, err = ParseStamp(stamp); ok && err == nil {
+		if f.stamp, err = kvmbackup.ParseStamp(stamp); ok && err == nil {
 			f.kind, f.id = kind, id
 			return f, validID(id)
 		}
 	}
 	f.kind = FolderPublished
-	f.stamp, err = ParseStamp(base)
+	f.stamp, err = kvmbackup.ParseStamp(base)
 	return f, err
 }
 
-func validID(s string) error { return CheckName("backup id", s, MaxNameBytes) }
+func validID(s string) error { return kvmbackup.CheckName("backup id", s, kvmbackup.MaxNameBytes) }
 
 // parseTarget reads a published path and the id of its backup.
 func parseTarget(path, id string) (folder, error) {

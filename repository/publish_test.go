@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -144,7 +145,7 @@ func TestWriteFile(t *testing.T) {
 	want(t, err, repository.ErrTooLarge)
 	for _, name := range []string{repository.ManifestName, "", "..", "a/b", ".hidden"} {
 		_, err = r.WriteFile(t.Context(), m.Path, m.ID, name, nil)
-		want(t, err, repository.ErrName)
+		want(t, err, kvmbackup.ErrInvalid)
 	}
 	_, err = r.WriteFile(t.Context(), incPath, incID, "x", nil)
 	want(t, err, repository.ErrNotFound)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // purge removes a folder and all that is ours in it, the manifest last, so that it can say until the end what is ours. What isn't
@@ -64,7 +66,7 @@ func (s *session) setAside(d folder, names []string) error {
 	case err != nil:
 		return err
 	}
-	return &ForeignFilesError{at.rel(), names}
+	return &kvmbackup.ForeignFilesError{Folder: at.rel(), Names: names}
 }
 
 // missing adds up the files that are not there any more.

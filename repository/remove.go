@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // Target is the backup that Remove is to remove. Files adds to what the folder's manifest lists; it matters when a crash has
@@ -79,7 +81,7 @@ func (r *Repository) Remove(ctx context.Context, t Target) (Removed, error) {
 func (t Target) validate() error {
 	var errs []error
 	for _, f := range t.Files {
-		errs = append(errs, ValidFileName(f.Name))
+		errs = append(errs, kvmbackup.ValidFileName(f.Name))
 	}
 	return errors.Join(errs...)
 }
@@ -87,7 +89,7 @@ func (t Target) validate() error {
 // removeBackup finishes an earlier removal, then does its own.
 func (s *session) removeBackup(f folder, t Target) (Removed, error) {
 	resumed, told := s.resume(f, t)
-	if told != nil && !errors.Is(told, ErrForeignFiles) {
+	if told != nil && !errors.Is(told, kvmbackup.ErrForeignFiles) {
 		return resumed, told
 	}
 	there, err := s.exists(f.rel())

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -54,7 +55,7 @@ func indexed(t *testing.T, dir string, of ...string) []string {
 // toldOf wants the error that names what is left, and that to be all there is of the VM.
 func toldOf(t *testing.T, r *repository.Repository, err error, names []string) {
 	t.Helper()
-	var left *repository.ForeignFilesError
+	var left *kvmbackup.ForeignFilesError
 	if !errors.As(err, &left) || left.Folder != leftOf {
 		t.Fatal(err)
 	}
@@ -131,10 +132,10 @@ func TestForeignFilesThatCannotBeMoved(t *testing.T) {
 	}})
 	want(t, err)
 	_, err = r.Remove(t.Context(), m.Target())
-	want(t, err, repository.ErrForeignFiles)
+	want(t, err, kvmbackup.ErrForeignFiles)
 	same(t, tree(t, r), []string{vm, deleting, deleting + "/foreign"})
 	_, err = initRepo(t, dir, repository.Options{NoSync: true}).Remove(t.Context(), m.Target())
-	want(t, err, repository.ErrForeignFiles)
+	want(t, err, kvmbackup.ErrForeignFiles)
 	same(t, tree(t, r), []string{vm, leftOf, leftOf + "/foreign"})
 }
 
@@ -191,7 +192,7 @@ func TestRemoveUnproven(t *testing.T) {
 	target.Unproven = true
 	put(t, r.FilePath(m.Path, "notes.txt"), "")
 	_, err := r.Remove(t.Context(), target)
-	want(t, err, repository.ErrForeignFiles)
+	want(t, err, kvmbackup.ErrForeignFiles)
 	same(t, tree(t, r), []string{vm, leftOf, leftOf + "/notes.txt"})
 }
 
@@ -229,7 +230,7 @@ func TestRemovePartial(t *testing.T) {
 	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, files))
 	empty(t, r, m)
 	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, files))
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"../../x"}), repository.ErrName)
+	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"../../x"}), kvmbackup.ErrInvalid)
 }
 
 func TestRemovePartialLeavesThePublished(t *testing.T) {
@@ -253,7 +254,7 @@ func TestRemoveFindsTheFolderNotEmpty(t *testing.T) {
 		}})
 		want(t, err)
 		_, err = r.Remove(t.Context(), m.Target())
-		want(t, err, repository.ErrForeignFiles)
+		want(t, err, kvmbackup.ErrForeignFiles)
 		same(t, tree(t, r), []string{vm, leftOf, leftOf + "/" + name})
 		_, err = r.Remove(t.Context(), m.Target())
 		want(t, err)

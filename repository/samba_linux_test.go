@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -72,9 +73,9 @@ func TestSamba(t *testing.T) {
 
 	want(t, r.CheckVM(t.Context(), "Web"))
 	want(t, r.CheckVM(t.Context(), "mail"))
-	want(t, r.CheckVM(t.Context(), "web"), repository.ErrName)
+	want(t, r.CheckVM(t.Context(), "web"), kvmbackup.ErrInvalid)
 	_, err = r.CreatePartial(t.Context(), "web/2026.11.23.08.04.50", incID)
-	want(t, err, repository.ErrName)
+	want(t, err, kvmbackup.ErrInvalid)
 
 	reader, err := os.Open(r.FilePath(m.Path, "root.v1.qcow2"))
 	want(t, err)
@@ -86,7 +87,7 @@ func TestSamba(t *testing.T) {
 	closed := make(chan error, 1)
 	go func() { closed <- reader.Close() }() // it is waited for
 	_, err = r.Remove(t.Context(), m.Target())
-	want(t, err, repository.ErrForeignFiles)
+	want(t, err, kvmbackup.ErrForeignFiles)
 	want(t, <-closed)
 	same(t, tree(t, r), []string{"Web", "Web/2026.11.23.07.04.50.left-" + m.ID, "Web/2026.11.23.07.04.50.left-" + m.ID + "/.DS_Store"})
 }

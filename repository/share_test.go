@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -49,7 +50,7 @@ func TestNothingIsOpenInAFolderThatIsRenamed(t *testing.T) {
 	_, err = r.OpenTargets(t.Context(), m.Path, m.ID, files)
 	want(t, err)
 	put(t, filepath.Join(r.PartialDir(m.Path, m.ID), "foreign"), "")
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, append(files, "notes.json")), repository.ErrForeignFiles)
+	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, append(files, "notes.json")), kvmbackup.ErrForeignFiles)
 	if renames != 3 {
 		t.Errorf("%d folders were renamed", renames)
 	}

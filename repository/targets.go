@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/writeback"
 )
 
@@ -37,7 +38,7 @@ func (r *Repository) OpenTargets(ctx context.Context, path, id string, files []s
 	f, err := parseTarget(path, id)
 	for _, name := range files {
 		if err == nil {
-			err = ValidFileName(name)
+			err = kvmbackup.ValidFileName(name)
 		}
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -65,7 +66,7 @@ func TestOpenTargetsRefuses(t *testing.T) {
 	r := initRepo(t, t.TempDir(), repository.Options{})
 	m := prepare(t, r, full())
 	for file, sentinel := range map[string]error{
-		"missing.qcow2": repository.ErrNotFound, "../../x": repository.ErrName, "link.qcow2": repository.ErrUnsafe,
+		"missing.qcow2": repository.ErrNotFound, "../../x": kvmbackup.ErrInvalid, "link.qcow2": repository.ErrUnsafe,
 	} {
 		if file == "link.qcow2" {
 			want(t, os.Symlink("/etc/passwd", filepath.Join(r.PartialDir(m.Path, m.ID), file)))

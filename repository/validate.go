@@ -7,6 +7,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // Validate says what is wrong with m, joined, up to a limit; each matches ErrManifest. It looks at m alone, at no file.
@@ -20,7 +22,7 @@ func (m Manifest) Validate() error {
 	c.err("vm", validVM(m.VM))
 	c.text("domain", m.Domain)
 	c.text("domain_uuid", m.DomainUUID)
-	c.err("chain_id", CheckName("chain id", m.ChainID, MaxNameBytes))
+	c.err("chain_id", kvmbackup.CheckName("chain id", m.ChainID, kvmbackup.MaxNameBytes))
 	c.path("path", m.Path, m.VM)
 	c.lineage(m)
 	c.text("checkpoint", m.Checkpoint)
@@ -101,15 +103,15 @@ func (c *checker) files(m Manifest) {
 }
 
 func (c *checker) file(name string, names map[string]bool) {
-	c.err("file", ValidFileName(name))
+	c.err("file", kvmbackup.ValidFileName(name))
 	c.that(!names[strings.ToLower(name)], "file name %.200q twice or reserved", name)
 	names[strings.ToLower(name)] = true
 }
 
 func (c *checker) volume(m Manifest, v Volume) {
-	c.err("volume_id", CheckName("volume id", v.VolumeID, MaxNameBytes))
+	c.err("volume_id", kvmbackup.CheckName("volume id", v.VolumeID, kvmbackup.MaxNameBytes))
 	if v.Device != "" {
-		c.err("device", CheckName("device", v.Device, MaxNameBytes))
+		c.err("device", kvmbackup.CheckName("device", v.Device, kvmbackup.MaxNameBytes))
 	}
 	c.text("source_format", v.SourceFormat)
 	c.text("encryption", v.Encryption)
@@ -134,7 +136,7 @@ func (c *checker) parentFile(m Manifest, v Volume) {
 	_, parent, _ := strings.Cut(m.ParentPath, "/")
 	c.that(ok && ok2 && stamp == parent, "volume %.200q: parent_file %.300q is not ../%.64s/FILE", v.VolumeID, v.ParentFile, parent)
 	if ok && ok2 {
-		c.err("parent_file", ValidFileName(file))
+		c.err("parent_file", kvmbackup.ValidFileName(file))
 	}
 }
 

@@ -1,13 +1,17 @@
 package repository
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/kvmbackup/kvmbackup"
+)
 
 // ValidVMName is ValidName for a VM, whose folder is beside the repository's marker.
 func ValidVMName(s string) error { return validVM(s) }
 
 func validVM(s string) error {
 	if strings.EqualFold(s, MarkerName) {
-		return &NameError{What: "VM name", Name: s, Reason: "is the repository marker's"}
+		return &kvmbackup.NameError{What: "VM name", Name: s, Reason: "is the repository marker's"}
 	}
-	return CheckName("VM name", s, MaxNameBytes)
+	return kvmbackup.CheckName("VM name", s, kvmbackup.MaxNameBytes)
 }

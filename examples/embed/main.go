@@ -14,6 +14,7 @@ import (
 	_ "modernc.org/sqlite" // the host's choice of driver
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -59,11 +60,11 @@ func backUp(ctx context.Context, uri, dir, dbFile, domain string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, hypervisor.Close()) }()
-	engine, err := kvmbackup.New(kvmbackup.Config{Store: store, Repository: repo, Executor: hypervisor, Images: images})
+	eng, err := engine.New(engine.Config{Store: store, Repository: repo, Executor: hypervisor, Images: images})
 	if err != nil {
 		return err
 	}
-	b, err := engine.Backup(ctx, kvmbackup.BackupRequest{VM: kvmbackup.VMID(domain)})
+	b, err := eng.Backup(ctx, engine.BackupRequest{VM: kvmbackup.VMID(domain)})
 	if err != nil {
 		return err
 	}

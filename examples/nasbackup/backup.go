@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // maxMiB is as many as an int64 of bytes can count.
@@ -55,7 +56,7 @@ the next one is as cheap as this one would have been.`,
 	return cmd
 }
 
-func (f *backupFlags) request(domain string) (kvmbackup.BackupRequest, error) {
+func (f *backupFlags) request(domain string) (engine.BackupRequest, error) {
 	req, err := f.policyFlags.request(domain)
 	if err != nil {
 		return req, err
@@ -66,14 +67,14 @@ func (f *backupFlags) request(domain string) (kvmbackup.BackupRequest, error) {
 	req.BandwidthBytes, req.Digests, req.IgnoreSpace = f.bandwidth<<20, f.digests, f.noRoom
 	switch {
 	case f.consistent:
-		req.Quiesce = kvmbackup.QuiesceRequire
+		req.Quiesce = engine.QuiesceRequire
 	case f.quiesce:
-		req.Quiesce = kvmbackup.QuiesceTry
+		req.Quiesce = engine.QuiesceTry
 	}
 	return req, nil
 }
 
-func (a *app) backup(ctx context.Context, req kvmbackup.BackupRequest, timeout time.Duration) error {
+func (a *app) backup(ctx context.Context, req engine.BackupRequest, timeout time.Duration) error {
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: --timeout %v has passed", context.DeadlineExceeded, timeout))

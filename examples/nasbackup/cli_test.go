@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/internal/testpg"
 )
 
@@ -66,7 +67,7 @@ func TestText(t *testing.T) {
 
 // TestPlan: what keeps a backup from being taken now is part of its plan.
 func TestPlan(t *testing.T) {
-	p := kvmbackup.Plan{VM: "web", Decision: kvmbackup.Decision{Kind: kvmbackup.KindFull}, EstimateBytes: 1 << 30, FreeBytes: 1<<30 + reserveBytes}
+	p := engine.Plan{VM: "web", Decision: kvmbackup.Decision{Kind: kvmbackup.KindFull}, EstimateBytes: 1 << 30, FreeBytes: 1<<30 + reserveBytes}
 	said := func() string {
 		var out bytes.Buffer
 		printPlan(&out, p)

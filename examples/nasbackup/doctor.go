@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // errUnhealthy makes doctor's exit code tell what it found.
@@ -58,13 +59,13 @@ type diagnosis struct {
 	Healthy          bool                     `json:"healthy"`
 	State            string                   `json:"state"` // the domain's; "unknown" to the hypervisor
 	ActiveCheckpoint kvmbackup.CheckpointName `json:"active_checkpoint"`
-	Findings         []kvmbackup.Finding      `json:"findings"`
+	Findings         []engine.Finding         `json:"findings"`
 }
 
-func diagnosisJSON(d kvmbackup.Diagnosis) diagnosis {
+func diagnosisJSON(d engine.Diagnosis) diagnosis {
 	out := diagnosis{
 		VM: d.VM, Healthy: d.Healthy(), State: kvmbackup.DomainUnknown.String(), ActiveCheckpoint: d.Record.ActiveCheckpoint,
-		Findings: append([]kvmbackup.Finding{}, d.Findings...),
+		Findings: append([]engine.Finding{}, d.Findings...),
 	}
 	if d.Domain != nil {
 		out.State = d.Domain.State.String()
@@ -72,7 +73,7 @@ func diagnosisJSON(d kvmbackup.Diagnosis) diagnosis {
 	return out
 }
 
-func printDiagnosis(w io.Writer, d kvmbackup.Diagnosis) {
+func printDiagnosis(w io.Writer, d engine.Diagnosis) {
 	verdict := "healthy"
 	if !d.Healthy() {
 		verdict = "not healthy"

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -109,11 +110,11 @@ func TestOptions(t *testing.T) {
 
 	l.crashed(first, "2030.01.01.00.00.00")
 	var d diagnosis
-	if l.expect(exitFailed, &d, "doctor", guestName); d.Healthy || d.Findings[0].Code != kvmbackup.FindingRunningRecord {
+	if l.expect(exitFailed, &d, "doctor", guestName); d.Healthy || d.Findings[0].Code != engine.FindingRunningRecord {
 		t.Errorf("doctor finds %+v", d)
 	}
 	var r recovered
-	if l.get(&r, "recover", guestName); r.VM != guestName || r.Outcome != kvmbackup.RecoveryUndone {
+	if l.get(&r, "recover", guestName); r.VM != guestName || r.Outcome != engine.RecoveryUndone {
 		t.Errorf("recover did %+v", r)
 	}
 	l.crashed(first, "2030.01.01.00.00.01")

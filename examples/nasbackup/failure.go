@@ -108,7 +108,7 @@ func (usageError) Is(target error) bool { return target == errUsage }
 // classify finds the class of an error. One from before a command began is cobra's, about the command line.
 func classify(ctx context.Context, err error, began bool) failure {
 	f := failure{Code: "failed", Message: err.Error(), Exit: exitFailed}
-	if name := (*repository.NameError)(nil); errors.As(err, &name) && name.What == "VM name" {
+	if name := (*kvmbackup.NameError)(nil); errors.As(err, &name) && name.What == "VM name" {
 		f.Message += ", with --vm-id"
 	}
 	switch {

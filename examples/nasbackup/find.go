@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // find returns the backup that a command line names: by its ID, the first digits of it, its folder or DOMAIN/latest.
@@ -38,7 +39,7 @@ func (s *session) find(ctx context.Context, name string) (kvmbackup.Backup, erro
 
 // needKnown refuses a domain of which the hypervisor, the records and the repository know nothing. It is for commands that
 // would find all well with it.
-func (s *session) needKnown(ctx context.Context, req kvmbackup.BackupRequest) error {
+func (s *session) needKnown(ctx context.Context, req engine.BackupRequest) error {
 	records, err := s.List(ctx, req.VM, true)
 	if err != nil || len(records) > 0 {
 		return err

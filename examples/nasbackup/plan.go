@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 func (a *app) planCommand() *cobra.Command {
@@ -64,7 +65,7 @@ type plannedVolume struct {
 	Reason     kvmbackup.Reason   `json:"reason"`
 }
 
-func planJSON(p kvmbackup.Plan) plannedBackup {
+func planJSON(p engine.Plan) plannedBackup {
 	d := p.Decision
 	out := plannedBackup{
 		VM: p.VM, Kind: d.Kind, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID, Checkpoint: d.Checkpoint,
@@ -79,7 +80,7 @@ func planJSON(p kvmbackup.Plan) plannedBackup {
 	return out
 }
 
-func printPlan(w io.Writer, p kvmbackup.Plan) {
+func printPlan(w io.Writer, p engine.Plan) {
 	fmt.Fprintf(w, "%v backup of %s to %s, about %s; %s are free\n", p.Decision.Kind, p.VM, p.Path, size(p.EstimateBytes), size(p.FreeBytes))
 	for _, r := range p.Decision.Reasons {
 		fmt.Fprintf(w, "  because: %s\n", r)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 func (a *app) recoverCommand() *cobra.Command {
@@ -36,10 +37,10 @@ host has begun to back up. Every backup begins with the same, so that this is ne
 }
 
 type recovered struct {
-	VM      kvmbackup.VMID            `json:"vm"`
-	Backup  kvmbackup.BackupID        `json:"backup"`
-	Outcome kvmbackup.RecoveryOutcome `json:"outcome"`
-	Detail  string                    `json:"detail,omitempty"`
+	VM      kvmbackup.VMID         `json:"vm"`
+	Backup  kvmbackup.BackupID     `json:"backup"`
+	Outcome engine.RecoveryOutcome `json:"outcome"`
+	Detail  string                 `json:"detail,omitempty"`
 }
 
 // settle goes on with the other VMs where one can't be settled.
@@ -60,7 +61,7 @@ func (s *session) settle(ctx context.Context, name vmFlag, args []string) ([]rec
 	return recoveredOf(req.VM, found), err
 }
 
-func recoveredOf(vm kvmbackup.VMID, found []kvmbackup.Recovery) (all []recovered) {
+func recoveredOf(vm kvmbackup.VMID, found []engine.Recovery) (all []recovered) {
 	for _, r := range found {
 		all = append(all, recovered{vm, r.Backup, r.Outcome, r.Detail})
 	}

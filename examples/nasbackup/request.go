@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // vmFlag is the option of all commands that take a domain.
@@ -19,8 +20,8 @@ func (v *vmFlag) add(cmd *cobra.Command) {
 func (v *vmFlag) vm(domain string) kvmbackup.VMID { return kvmbackup.VMID(cmp.Or(v.id, domain)) }
 
 // request names the domain and its VM.
-func (v *vmFlag) request(domain string) kvmbackup.BackupRequest {
-	return kvmbackup.BackupRequest{VM: v.vm(domain), Domain: domain}
+func (v *vmFlag) request(domain string) engine.BackupRequest {
+	return engine.BackupRequest{VM: v.vm(domain), Domain: domain}
 }
 
 // policyFlags are the options of plan and backup that decide the kind, and which disks.
@@ -48,9 +49,9 @@ func (p *policyFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("disk", "require-all-disks")
 }
 
-func (p *policyFlags) request(domain string) (kvmbackup.BackupRequest, error) {
+func (p *policyFlags) request(domain string) (engine.BackupRequest, error) {
 	if p.fullEvery < 1 {
-		return kvmbackup.BackupRequest{}, usage("--full-every must be 1 or more")
+		return engine.BackupRequest{}, usage("--full-every must be 1 or more")
 	}
 	req := p.vmFlag.request(domain)
 	req.Policy = p.policy
@@ -60,7 +61,7 @@ func (p *policyFlags) request(domain string) (kvmbackup.BackupRequest, error) {
 		if slices.Contains(p.disks[:i], device) || device == "" {
 			return req, usage("--disk %q is empty or there twice", device)
 		}
-		req.Volumes = append(req.Volumes, kvmbackup.Volume{Device: device}) // with the identity that it has without --disk
+		req.Volumes = append(req.Volumes, engine.Volume{Device: device}) // with the identity that it has without --disk
 	}
 	return req, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -114,21 +115,21 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 	})
 }
 
-func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int64)) (kvmbackup.RestoreRequest, error) {
-	req := kvmbackup.RestoreRequest{
+func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int64)) (engine.RestoreRequest, error) {
+	req := engine.RestoreRequest{
 		Backup: b.ID, Dir: f.to, Format: qcow2.Format(f.format), BandwidthBytes: f.bandwidth << 20, OnProgress: progress,
 		IgnoreSpace: f.noRoom,
 	}
 	if f.inPlace {
-		req.InPlace = &kvmbackup.InPlace{DropSnapshots: f.dropSnaps, OtherDomain: f.otherVM}
+		req.InPlace = &engine.InPlace{DropSnapshots: f.dropSnaps, OtherDomain: f.otherVM}
 	}
 	for _, v := range f.volumes {
 		name, path, _ := strings.Cut(v, "=")
 		id := volumeID(b, name)
-		if slices.ContainsFunc(req.Volumes, func(other kvmbackup.RestoreVolume) bool { return other.ID == id }) {
+		if slices.ContainsFunc(req.Volumes, func(other engine.RestoreVolume) bool { return other.ID == id }) {
 			return req, usage("--volume names %s twice", id)
 		}
-		req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: id, Path: path})
+		req.Volumes = append(req.Volumes, engine.RestoreVolume{ID: id, Path: path})
 	}
 	return req, nil
 }
@@ -159,7 +160,7 @@ type restoredVolume struct {
 	Encryption  string             `json:"encryption,omitempty"`
 }
 
-func restoredJSON(r kvmbackup.Restored) restored {
+func restoredJSON(r engine.Restored) restored {
 	out := restored{Backup: r.Backup.ID}
 	for _, v := range r.Volumes {
 		out.Volumes = append(out.Volumes, restoredVolume(v))
@@ -167,7 +168,7 @@ func restoredJSON(r kvmbackup.Restored) restored {
 	return out
 }
 
-func printRestored(w io.Writer, r kvmbackup.Restored) {
+func printRestored(w io.Writer, r engine.Restored) {
 	fmt.Fprintf(w, "restored %s of %s\n", r.Backup.Path, r.Backup.VM)
 	t := table{}
 	for _, v := range r.Volumes {

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // screen draws what is under way at the bottom of a terminal; elsewhere it draws nothing. Log lines are written through
@@ -32,19 +32,19 @@ func (s *screen) mute() {
 }
 
 // event follows the engine. It is Config.OnEvent.
-func (s *screen) event(e kvmbackup.Event) {
+func (s *screen) event(e engine.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch e.Type {
-	case kvmbackup.EventStarted, kvmbackup.EventJob:
+	case engine.EventStarted, engine.EventJob:
 		s.bars = nil
-	case kvmbackup.EventStep:
+	case engine.EventStep:
 		s.step = fmt.Sprintf("%s %s: %s", e.Op, e.VM, e.Step)
-	case kvmbackup.EventProgress:
+	case engine.EventProgress:
 		for _, v := range e.Progress.Volumes {
 			s.bar(v.Device).set(e.Time, v.DoneBytes, v.TotalBytes)
 		}
-	case kvmbackup.EventStalled:
+	case engine.EventStalled:
 		s.step = fmt.Sprintf("%s %s: no progress for %v", e.Op, e.VM, e.Elapsed.Round(time.Second))
 	default:
 		return

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 func TestBar(t *testing.T) {
@@ -54,13 +55,13 @@ func TestSize(t *testing.T) {
 
 // TestScreen: what is drawn is erased before anything else is written, and nothing is drawn where there is no terminal.
 func TestScreen(t *testing.T) {
-	progress := kvmbackup.Event{Type: kvmbackup.EventProgress, Progress: &kvmbackup.JobProgress{Volumes: []kvmbackup.VolumeProgress{
+	progress := engine.Event{Type: engine.EventProgress, Progress: &kvmbackup.JobProgress{Volumes: []kvmbackup.VolumeProgress{
 		{Device: "vda", DoneBytes: 1, TotalBytes: 2}, {Device: "vdb", DoneBytes: 2, TotalBytes: 2},
 	}}}
 	for _, width := range []int{0, 40} {
 		var out bytes.Buffer
 		s := &screen{w: &out, width: func() int { return width }}
-		s.event(kvmbackup.Event{Type: kvmbackup.EventStep, Op: "backup", VM: "web", Step: strings.Repeat("long ", 20)})
+		s.event(engine.Event{Type: engine.EventStep, Op: "backup", VM: "web", Step: strings.Repeat("long ", 20)})
 		s.event(progress)
 		fmt.Fprintln(s, "a warning")
 		s.end()

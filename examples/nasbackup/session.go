@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -26,7 +26,7 @@ const reserveBytes = 64 << 20
 
 // session is what a command works with.
 type session struct {
-	*kvmbackup.Engine
+	*engine.Engine
 	repo    *repository.Repository
 	closers []func() error
 }
@@ -60,7 +60,7 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg := kvmbackup.Config{
+	cfg := engine.Config{
 		Store: store, Repository: s.repo, LeaseWait: a.wait, ReserveBytes: reserveBytes,
 		OnEvent: a.screen.event, Logger: a.logger(),
 	}
@@ -83,7 +83,7 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 			s.closers = append(s.closers, executor.Close)
 		}
 	}
-	s.Engine, err = kvmbackup.New(cfg)
+	s.Engine, err = engine.New(cfg)
 	return err
 }
 

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // openTerminal returns the two ends of a terminal of 60 columns.
@@ -72,7 +72,7 @@ func TestTerminal(t *testing.T) {
 			if muted {
 				s.mute()
 			}
-			s.event(kvmbackup.Event{Type: kvmbackup.EventStep, Op: "backup", VM: "web", Step: "follow job"})
+			s.event(engine.Event{Type: engine.EventStep, Op: "backup", VM: "web", Step: "follow job"})
 			s.end()
 		})
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 func (a *app) verifyCommand() *cobra.Command {
@@ -72,7 +73,7 @@ func (a *app) verify(ctx context.Context, s *session, b kvmbackup.Backup, conten
 	return errors.Join(err, a.print(report, func(w io.Writer) { printReport(w, b, report, content) }))
 }
 
-func printReport(w io.Writer, b kvmbackup.Backup, r kvmbackup.VerifyReport, content bool) {
+func printReport(w io.Writer, b kvmbackup.Backup, r engine.VerifyReport, content bool) {
 	verdict := "ok"
 	if !r.OK() {
 		verdict = "damaged"

@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // ledger keeps the quota table: one row for each backup, so that charging or returning one twice changes nothing, in
@@ -28,7 +29,7 @@ func (l *ledger) charge(ctx context.Context, records []kvmbackup.Backup) error {
 }
 
 // settle returns what was removed, by any instance. Rows that were returned are kept for a while, against a charge that is late.
-func (l *ledger) settle(ctx context.Context, e *kvmbackup.Engine) error {
+func (l *ledger) settle(ctx context.Context, e *engine.Engine) error {
 	err := e.Accounting(ctx, func(r kvmbackup.Removal) error {
 		_, err := l.db.ExecContext(ctx, `
 INSERT INTO orchestrator_quota (backup, vm, bytes, returned_at) VALUES ($1, $2, $3, $4)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -254,7 +255,7 @@ func TestPutOff(t *testing.T) {
 func TestLedger(t *testing.T) {
 	l := newLab(t)
 	ledger := &ledger{l.db}
-	engine, err := kvmbackup.New(kvmbackup.Config{Store: l.store, Repository: l.repo})
+	eng, err := engine.New(engine.Config{Store: l.store, Repository: l.repo})
 	l.must(err)
 	records := []kvmbackup.Backup{
 		{ID: "gone", VM: "vm", Status: kvmbackup.StatusCompleted, Volumes: []kvmbackup.VolumeBackup{{StoredSize: 100}}},
@@ -263,7 +264,7 @@ func TestLedger(t *testing.T) {
 	}
 	l.exec(`INSERT INTO kvmbackup_removals (backup_id, vm_id, stored_bytes, removed_us) VALUES ('gone', 'vm', 90, extract(epoch FROM now())::bigint * 1000000)`)
 	for range 2 {
-		l.must(ledger.settle(t.Context(), engine))
+		l.must(ledger.settle(t.Context(), eng))
 		l.must(ledger.charge(t.Context(), records))
 	}
 	if n := query[int64](l, `SELECT sum(bytes) FROM orchestrator_quota WHERE returned_at IS NULL`); n != 20 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/internal/testpg"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -220,11 +221,11 @@ func (l *lab) check() {
 // checkRecords: every VM has completed backups, of which retention has nothing more to remove, and none is running.
 func (l *lab) checkRecords() {
 	l.t.Helper()
-	engine, err := kvmbackup.New(kvmbackup.Config{Store: l.store, Repository: l.repo, Images: kvmbackuptest.Images{}})
+	eng, err := engine.New(engine.Config{Store: l.store, Repository: l.repo, Images: kvmbackuptest.Images{}})
 	l.must(err)
 	for i := range vmCount {
 		vm := kvmbackup.VMID(vmName(i))
-		records, err := engine.List(l.t.Context(), vm, true)
+		records, err := eng.List(l.t.Context(), vm, true)
 		l.must(err)
 		completed := 0
 		for _, b := range records {
@@ -233,7 +234,7 @@ func (l *lab) checkRecords() {
 				l.t.Errorf("%s is left running", b.Path)
 			case kvmbackup.StatusCompleted:
 				completed++
-				_, err := engine.Verify(l.t.Context(), b.ID, false)
+				_, err := eng.Verify(l.t.Context(), b.ID, false)
 				l.must(err)
 			}
 		}

@@ -18,6 +18,7 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/metrics"
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -68,7 +69,7 @@ func start(ctx context.Context, args []string) (err error) {
 // host is what the service runs on; tests give it a simulated hypervisor.
 type host struct {
 	Executor kvmbackup.Executor
-	Images   kvmbackup.Images
+	Images   engine.Images
 	Listener net.Listener // for metrics, closed when the service ends; nil: none are served
 	Log      *slog.Logger
 }
@@ -76,7 +77,7 @@ type host struct {
 // orchestrator is one instance of the service.
 type orchestrator struct {
 	cfg    Config
-	engine *kvmbackup.Engine
+	engine *engine.Engine
 	queue  *queue
 	ledger *ledger
 	log    *slog.Logger
@@ -120,14 +121,14 @@ func open(ctx context.Context, cfg Config, h host, db *sql.DB, m *metrics.Metric
 	if err != nil {
 		return nil, err
 	}
-	engine, err := kvmbackup.New(kvmbackup.Config{
+	eng, err := engine.New(engine.Config{
 		Store: store, Repository: repo, Executor: h.Executor, Images: h.Images,
 		Holder: cfg.Instance, LeaseTTL: cfg.LeaseTTL, LeaseWait: cfg.BusyWait,
-		HostLimit: kvmbackup.NewLimiter(cfg.HostLimit), RepositoryLimit: kvmbackup.NewLimiter(cfg.RepositoryLimit),
+		HostLimit: engine.NewLimiter(cfg.HostLimit), RepositoryLimit: engine.NewLimiter(cfg.RepositoryLimit),
 		OnEvent: m.Observe, Logger: log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &orchestrator{cfg: cfg, engine: engine, queue: &queue{db, cfg.Instance, cfg.LeaseTTL}, ledger: &ledger{db}, log: log}, nil
+	return &orchestrator{cfg: cfg, engine: eng, queue: &queue{db, cfg.Instance, cfg.LeaseTTL}, ledger: &ledger{db}, log: log}, nil
 }

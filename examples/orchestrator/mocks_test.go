@@ -8,6 +8,7 @@ import (
 	"github.com/golang/mock/gomock"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/mocks"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
@@ -22,7 +23,7 @@ func TestBusyIsNoFailure(t *testing.T) {
 	store, guest := mocks.NewMockStore(ctrl), mocks.NewMockExecutor(ctrl)
 	store.EXPECT().AcquireLease(gomock.Any(), kvmbackup.VMID("web"), gomock.Any(), gomock.Any()).Return(kvmbackup.Lease{}, kvmbackup.ErrBusy)
 
-	got := backUpOnce(t, kvmbackup.Config{Store: store, Executor: guest, LeaseWait: -1})
+	got := backUpOnce(t, engine.Config{Store: store, Executor: guest, LeaseWait: -1})
 
 	if got.failures != 0 || got.again != time.Minute || got.succeeded {
 		t.Errorf("%+v", got)
@@ -39,7 +40,7 @@ func TestFullShare(t *testing.T) {
 	guest.EXPECT().PrepareJob(gomock.Any(), gomock.Any(), gomock.Any()).Return(nil, fmt.Errorf("create vda.qcow2: %w", kvmbackup.ErrNoSpace))
 	guest.EXPECT().DropCheckpoint(gomock.Any(), gomock.Any(), gomock.Any()).Return(nil) // the engine leaves nothing behind
 
-	got := backUpOnce(t, kvmbackup.Config{Store: store, Executor: guest})
+	got := backUpOnce(t, engine.Config{Store: store, Executor: guest})
 
 	if got.failures != 1 || got.again != 5*time.Minute || got.err == "" {
 		t.Errorf("%+v", got)
@@ -57,21 +58,21 @@ type verdict struct {
 }
 
 // backUpOnce takes a backup as a worker does.
-func backUpOnce(t *testing.T, cfg kvmbackup.Config) verdict {
+func backUpOnce(t *testing.T, cfg engine.Config) verdict {
 	t.Helper()
 	repo, err := repository.Init(t.Context(), t.TempDir(), repository.Options{NoSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg.Repository, cfg.Images = repo, mocks.NewMockImages(gomock.NewController(t))
-	engine, err := kvmbackup.New(cfg)
+	eng, err := engine.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &orchestrator{engine: engine, cfg: Config{LeaseTTL: time.Minute, Retry: 5 * time.Minute}}
+	o := &orchestrator{engine: eng, cfg: Config{LeaseTTL: time.Minute, Retry: 5 * time.Minute}}
 	now := time.Now()
 	job := task{vm: "web", timing: timing{every: time.Hour}, due: now, claimed: now, since: now}
-	_, err = o.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: job.vm})
+	_, err = o.engine.Backup(t.Context(), engine.BackupRequest{VM: job.vm})
 	v := verdict{outcome: o.judge(job, err)}
 	v.again = v.next.Sub(now).Round(time.Minute)
 	return v

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // recoverAll settles what earlier crashes have left, while the workers have begun already: a job that still runs is followed
@@ -38,7 +39,7 @@ func (o *orchestrator) recoverSome(ctx context.Context, vms []kvmbackup.VMID) (l
 	return left
 }
 
-func (o *orchestrator) report(vm kvmbackup.VMID, settled []kvmbackup.Recovery) {
+func (o *orchestrator) report(vm kvmbackup.VMID, settled []engine.Recovery) {
 	for _, r := range settled {
 		o.log.Info("recovered", "vm", vm, "backup", r.Backup, "outcome", r.Outcome, "detail", r.Detail)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // errShutdown is the cause of backups that are cancelled because the grace period is over.
@@ -68,8 +69,8 @@ func (o *orchestrator) work(ctx, work context.Context) {
 
 // do takes one backup and gives the claim back.
 func (o *orchestrator) do(ctx context.Context, t task) {
-	b, err := o.engine.Backup(ctx, kvmbackup.BackupRequest{
-		VM: t.vm, Domain: t.domain, Policy: kvmbackup.Policy{FullEvery: t.fullEvery}, Quiesce: kvmbackup.QuiesceTry,
+	b, err := o.engine.Backup(ctx, engine.BackupRequest{
+		VM: t.vm, Domain: t.domain, Policy: kvmbackup.Policy{FullEvery: t.fullEvery}, Quiesce: engine.QuiesceTry,
 	})
 	if err == nil {
 		o.log.Info("backup completed", "vm", t.vm, "kind", b.Kind, "path", b.Path, "bytes", b.StoredBytes())

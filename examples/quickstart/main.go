@@ -16,7 +16,7 @@ import (
 
 	_ "modernc.org/sqlite" // or the driver you have
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -93,7 +93,7 @@ func (t *tour) open(ctx context.Context) (func() error, error) {
 	if err := store.Migrate(ctx); err != nil {
 		return closeAll, err
 	}
-	t.engine, err = kvmbackup.New(kvmbackup.Config{
+	t.engine, err = engine.New(engine.Config{
 		Images: t.images, Executor: executor, Repository: repo, Store: store, OnEvent: t.event,
 	})
 	return closeAll, err

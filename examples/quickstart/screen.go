@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // screen prints the tour: bars that move on a terminal; elsewhere they are there when they are full.
@@ -31,9 +32,9 @@ func (s *screen) title(format string, args ...any) {
 func (s *screen) say(format string, args ...any) { fmt.Fprintf(s.out, "   "+format+"\n", args...) }
 
 // event follows the engine: what it decided and why, how far it is, what came of it.
-func (s *screen) event(e kvmbackup.Event) {
+func (s *screen) event(e engine.Event) {
 	switch e.Type {
-	case kvmbackup.EventDecided:
+	case engine.EventDecided:
 		d := e.Decision
 		s.say("decided: %v, position %d of its chain", d.Kind, d.Position)
 		for _, r := range d.Reasons {
@@ -42,15 +43,15 @@ func (s *screen) event(e kvmbackup.Event) {
 		for _, v := range d.Volumes {
 			s.say("  %s %v: %s", v.Device, v.Kind, v.Reason.Code)
 		}
-	case kvmbackup.EventProgress:
+	case engine.EventProgress:
 		if s.moves {
 			s.bar(e.Progress.DoneBytes, e.Progress.TotalBytes, "\r")
 		}
-	case kvmbackup.EventCompleted:
+	case engine.EventCompleted:
 		if e.Op == "backup" {
 			s.copied(e.Backup)
 		}
-	case kvmbackup.EventDeleted:
+	case engine.EventDeleted:
 		s.say("removed %s, %s came back", e.Detail, size(e.Bytes))
 	}
 }
@@ -63,7 +64,7 @@ func (s *screen) restoring(done, total int64) {
 }
 
 // restored ends a restore's bar.
-func (s *screen) restored(volumes []kvmbackup.RestoredVolume) {
+func (s *screen) restored(volumes []engine.RestoredVolume) {
 	var n int64
 	for _, v := range volumes {
 		n += v.VirtualSize

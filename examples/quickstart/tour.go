@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -15,7 +16,7 @@ type tour struct {
 	*screen
 	images *qcow2.Tool
 	host   *host
-	engine *kvmbackup.Engine
+	engine *engine.Engine
 	taken  []kvmbackup.Backup // in order
 }
 
@@ -70,10 +71,10 @@ func (t *tour) after(ctx context.Context, w writes) error {
 
 // backup asks for a backup; the engine decides which kind it is.
 func (t *tour) backup(ctx context.Context) error {
-	b, err := t.engine.Backup(ctx, kvmbackup.BackupRequest{
+	b, err := t.engine.Backup(ctx, engine.BackupRequest{
 		VM: guestName,
 		// The identities are yours. They stay when a disk gets another device or path.
-		Volumes: []kvmbackup.Volume{{ID: "system", Device: "vda", Root: true}, {ID: "data", Device: "vdb"}},
+		Volumes: []engine.Volume{{ID: "system", Device: "vda", Root: true}, {ID: "data", Device: "vdb"}},
 		Policy:  kvmbackup.Policy{FullEvery: 3},
 	})
 	if err != nil {
@@ -89,7 +90,7 @@ func (t *tour) restore(ctx context.Context, b kvmbackup.Backup, copied string) e
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	done, err := t.engine.Restore(ctx, kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, OnProgress: t.restoring})
+	done, err := t.engine.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir, OnProgress: t.restoring})
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -38,7 +38,7 @@ func BenchmarkRestoreChainOfTen(b *testing.B) {
 	for b.Loop() {
 		dir := l.out()
 		ours = append(ours, timed(func() {
-			_, err := l.engine.Restore(b.Context(), kvmbackup.RestoreRequest{Backup: last.ID, Dir: dir})
+			_, err := l.engine.Restore(b.Context(), engine.RestoreRequest{Backup: last.ID, Dir: dir})
 			l.ok(err)
 		}))
 		l.ok(os.RemoveAll(dir))

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -32,7 +33,7 @@ func newCrash(t *testing.T, lost ...string) *crash {
 	b := l.chain(2)[1]
 	l.ok(l.h.Shutdown(vm))
 	c.want = l.held[b.ID]
-	older := l.restore(kvmbackup.RestoreRequest{Backup: l.first().ID})
+	older := l.restore(engine.RestoreRequest{Backup: l.first().ID})
 	c.job = childJob{NAS: l.nas, Backup: b.ID, Volumes: l.volumes}
 	for _, v := range older.Volumes {
 		path := l.source(v.Device)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -80,18 +81,18 @@ func (c *onceCopied) Inspect(ctx context.Context, dom kvmbackup.DomainRef) (kvmb
 }
 
 // engineOf makes an engine that cleans up for no longer than half a second.
-func (l *lab) engineOf(c *onceCopied) *kvmbackup.Engine {
+func (l *lab) engineOf(c *onceCopied) *engine.Engine {
 	l.Helper()
 	c.watched, c.Executor = l.images, l.h.Executor()
 	cfg := l.cfg
 	cfg.Images, cfg.Executor, cfg.CleanupLimit = c, c, 500*time.Millisecond
-	e, err := kvmbackup.New(cfg)
+	e, err := engine.New(cfg)
 	l.ok(err)
 	return e
 }
 
 // dies wants the restore to come back soon, and whoever tries again meanwhile to be told.
-func (l *lab) dies(e *kvmbackup.Engine, req kvmbackup.RestoreRequest) {
+func (l *lab) dies(e *engine.Engine, req engine.RestoreRequest) {
 	l.Helper()
 	ctx, cancel := context.WithTimeout(l.Context(), 3*time.Second)
 	defer cancel()
@@ -132,7 +133,7 @@ func TestTargetDies(t *testing.T) {
 	req := one(b, "v-vda", filepath.Join(target.dir, "vda.qcow2"))
 	l.dies(l.engineOf(&onceCopied{then: func() { target.set(true) }}), req)
 	target.set(false)
-	var r kvmbackup.Restored
+	var r engine.Restored
 	l.unlessBusy(func() (err error) { r, err = l.engine.Restore(t.Context(), req); return err })
 	l.compare(r.Volumes, l.held[b.ID])
 	entries, err := os.ReadDir(target.dir)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -44,7 +45,7 @@ func TestBlockDevices(t *testing.T) {
 	l := newLab(t)
 	chain := l.chain(3)
 	for _, b := range []kvmbackup.Backup{chain[2], chain[0], chain[1]} { // each must overwrite all of the one before
-		r := l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Dir: l.out(), Volumes: []kvmbackup.RestoreVolume{
+		r := l.restore(engine.RestoreRequest{Backup: b.ID, Dir: l.out(), Volumes: []engine.RestoreVolume{
 			{ID: "v-vda", Path: exact}, {ID: "v-vdb"},
 		}})
 		if r.Volumes[0].Format != qcow2.FormatRaw || r.Volumes[0].Path != exact {
@@ -69,16 +70,16 @@ func TestRefusedDevices(t *testing.T) {
 	link := filepath.Join(l.out(), "link")
 	l.ok(os.Symlink(large, link))
 	for name, c := range map[string]struct {
-		first, second kvmbackup.RestoreVolume
+		first, second engine.RestoreVolume
 		want          error
 	}{
-		"too small": {kvmbackup.RestoreVolume{Path: large}, kvmbackup.RestoreVolume{Path: small}, kvmbackup.ErrTooSmall},
-		"twice":     {kvmbackup.RestoreVolume{Path: large}, kvmbackup.RestoreVolume{Path: link}, kvmbackup.ErrInvalid},
-		"qcow2":     {kvmbackup.RestoreVolume{}, kvmbackup.RestoreVolume{Path: large, Format: qcow2.FormatQcow2}, kvmbackup.ErrUnsupported},
+		"too small": {engine.RestoreVolume{Path: large}, engine.RestoreVolume{Path: small}, kvmbackup.ErrTooSmall},
+		"twice":     {engine.RestoreVolume{Path: large}, engine.RestoreVolume{Path: link}, kvmbackup.ErrInvalid},
+		"qcow2":     {engine.RestoreVolume{}, engine.RestoreVolume{Path: large, Format: qcow2.FormatQcow2}, kvmbackup.ErrUnsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.first.ID, c.second.ID = "v-vda", "v-vdb"
-			_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []kvmbackup.RestoreVolume{c.first, c.second}})
+			_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{c.first, c.second}})
 			l.fails(err, c.want)
 			untouched(t, small)
 			untouched(t, large)
@@ -110,7 +111,7 @@ func TestReadOnlyFolder(t *testing.T) {
 	dir := tmpfs(t, "ro")
 	l := newLab(t)
 	b := l.backup()
-	_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	l.fails(err, kvmbackup.ErrTargetAccess)
 	l.empty(dir)
 }
@@ -123,7 +124,7 @@ func TestFullFileSystem(t *testing.T) {
 	b := l.backup()
 	for _, format := range []qcow2.Format{qcow2.FormatQcow2, qcow2.FormatRaw} {
 		dir := tmpfs(t, "size=640k")
-		_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Format: format, IgnoreSpace: true})
+		_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir, Format: format, IgnoreSpace: true})
 		l.fails(err, kvmbackup.ErrNoSpace)
 		l.empty(dir)
 	}
@@ -141,7 +142,7 @@ func TestVanishedFolder(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	l.fails(err, os.ErrNotExist)
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("the folder came back: %v", err)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // exchangeAtCopy puts other bytes in place of a file as the first copy begins, when all files have been verified.
@@ -41,7 +42,7 @@ func TestExchangedDuringTheCopy(t *testing.T) {
 			l.ok(err)
 			dir := l.out()
 			l.exchangeAtCopy(path, bad)
-			_, err = l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: chain[2].ID, Dir: dir})
+			_, err = l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: chain[2].ID, Dir: dir})
 			if err == nil {
 				t.Errorf("position %d, %s: the restore succeeded", i, name)
 				continue
@@ -59,5 +60,5 @@ func TestExchangedDuringTheCopy(t *testing.T) {
 		}
 	}
 	l.images.before = nil
-	l.restore(kvmbackup.RestoreRequest{Backup: chain[2].ID})
+	l.restore(engine.RestoreRequest{Backup: chain[2].ID})
 }

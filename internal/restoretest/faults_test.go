@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -116,7 +117,7 @@ func TestEveryCallOfARestoreInPlaceFails(t *testing.T) {
 			s := &steps{nth: nth, after: after}
 			cfg := l.cfg
 			cfg.Store, cfg.Executor, cfg.Images = failingStore{l.store, s}, failingExecutor{l.h.Executor(), s}, failingImages{s: s}
-			e, err := kvmbackup.New(cfg)
+			e, err := engine.New(cfg)
 			l.ok(err)
 			req := l.inPlace(b)
 			req.Parallel = 1
@@ -134,7 +135,7 @@ func TestEveryCallOfARestoreInPlaceFails(t *testing.T) {
 			l.ok(l.h.Start(vm))
 			l.sees(want)
 			l.write("vda", 3, 1)
-			l.restore(kvmbackup.RestoreRequest{Backup: l.backup().ID})
+			l.restore(engine.RestoreRequest{Backup: l.backup().ID})
 			if done {
 				t.Logf("after=%v: %d calls: %v", after, s.seen, s.calls)
 			}
@@ -155,10 +156,10 @@ func TestEveryCallOfARestoreToFilesFails(t *testing.T) {
 			s := &steps{nth: nth, after: after}
 			cfg := l.cfg
 			cfg.Store, cfg.Images = failingStore{l.store, s}, failingImages{s: s}
-			e, err := kvmbackup.New(cfg)
+			e, err := engine.New(cfg)
 			l.ok(err)
 			dir := l.out()
-			r, err := e.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Parallel: 1})
+			r, err := e.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir, Parallel: 1})
 			if err == nil && s.seen < nth {
 				l.compare(r.Volumes, l.held[b.ID])
 				break
@@ -185,7 +186,7 @@ func TestLastNameIsTaken(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	l.fails(err, kvmbackup.ErrTargetExists)
 	if data, err := os.ReadFile(taken); err != nil || string(data) != "mine" {
 		t.Errorf("the other's file: %q, %v", data, err)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -20,7 +21,7 @@ func TestEveryBackupOfSeveralChains(t *testing.T) {
 	l := newLab(t)
 	all := slices.Concat(l.chain(3), l.chain(4), l.chain(1))
 	for _, i := range []int{5, 0, 7, 2, 3, 1, 6, 4} {
-		l.restore(kvmbackup.RestoreRequest{Backup: all[i].ID, Format: []qcow2.Format{qcow2.FormatRaw, qcow2.FormatQcow2}[i%2]})
+		l.restore(engine.RestoreRequest{Backup: all[i].ID, Format: []qcow2.Format{qcow2.FormatRaw, qcow2.FormatQcow2}[i%2]})
 	}
 }
 
@@ -33,17 +34,17 @@ func TestDeletePendingParents(t *testing.T) {
 		_, err := l.engine.Delete(t.Context(), b.ID, false)
 		l.ok(err)
 		dir := l.out()
-		_, err = l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+		_, err = l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir})
 		l.fails(err, kvmbackup.ErrStatus)
 		l.empty(dir)
 		_, err = l.engine.Verify(t.Context(), b.ID, false)
 		l.fails(err, kvmbackup.ErrStatus)
-		l.restore(kvmbackup.RestoreRequest{Backup: chain[3].ID})
+		l.restore(engine.RestoreRequest{Backup: chain[3].ID})
 		l.verified(chain[3], true)
 	}
 	_, err := l.engine.Delete(t.Context(), chain[3].ID, false)
 	l.ok(err)
-	_, err = l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: chain[3].ID, Dir: l.out()})
+	_, err = l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: chain[3].ID, Dir: l.out()})
 	l.fails(err, kvmbackup.ErrNotFound)
 }
 
@@ -66,7 +67,7 @@ func TestMixedChain(t *testing.T) {
 	l.write("vdc", 7, 1)
 	all = append(all, l.backup())
 	l.ok(l.h.Detach(vm, "vdb"))
-	l.volumes = slices.DeleteFunc(l.volumes, func(v kvmbackup.Volume) bool { return v.Device == "vdb" })
+	l.volumes = slices.DeleteFunc(l.volumes, func(v engine.Volume) bool { return v.Device == "vdb" })
 	l.write("vdd", 3, 1)
 	all = append(all, l.backup(), l.backup())
 	kinds := map[kvmbackup.Kind]int{}
@@ -74,17 +75,17 @@ func TestMixedChain(t *testing.T) {
 		for _, v := range b.Volumes {
 			kinds[v.Kind]++
 		}
-		if r := l.restore(kvmbackup.RestoreRequest{Backup: b.ID}); len(r.Volumes) != len(b.Volumes) {
+		if r := l.restore(engine.RestoreRequest{Backup: b.ID}); len(r.Volumes) != len(b.Volumes) {
 			t.Errorf("%s: restored %v", b.Path, r.Volumes)
 		}
 		for _, v := range b.Volumes {
-			l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw, Volumes: []kvmbackup.RestoreVolume{{ID: v.VolumeID}}})
+			l.restore(engine.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw, Volumes: []engine.RestoreVolume{{ID: v.VolumeID}}})
 		}
 		l.verified(b, true)
 	}
 	t.Logf("volumes by kind: %v, backups: %v", kinds, kindsOf(all))
-	if _, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{
-		Backup: all[6].ID, Dir: l.out(), Volumes: []kvmbackup.RestoreVolume{{ID: "v-vdb"}},
+	if _, err := l.engine.Restore(t.Context(), engine.RestoreRequest{
+		Backup: all[6].ID, Dir: l.out(), Volumes: []engine.RestoreVolume{{ID: "v-vdb"}},
 	}); !errors.Is(err, kvmbackup.ErrNoVolume) {
 		t.Errorf("the volume that was gone: %v", err)
 	}
@@ -108,7 +109,7 @@ func TestProgress(t *testing.T) {
 	written := l.chain(2)[1]
 	for _, b := range []kvmbackup.Backup{empty, written} {
 		var last, total, calls int64
-		l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw, OnProgress: func(done, of int64) {
+		l.restore(engine.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw, OnProgress: func(done, of int64) {
 			if done < last || done > of || total != 0 && of != total {
 				t.Errorf("progress %d of %d after %d of %d", done, of, last, total)
 			}
@@ -139,7 +140,7 @@ func TestCancel(t *testing.T) {
 			return nil
 		}
 		dir := l.out()
-		_, err := l.engine.Restore(ctx, kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Parallel: 1})
+		_, err := l.engine.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir, Parallel: 1})
 		done = seen < nth
 		cancel()
 		if done {
@@ -156,7 +157,7 @@ func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	dir := l.out()
-	_, err := l.engine.Restore(ctx, kvmbackup.RestoreRequest{ // so slow that it would take minutes
+	_, err := l.engine.Restore(ctx, engine.RestoreRequest{ // so slow that it would take minutes
 		Backup: b.ID, Dir: dir, BandwidthBytes: 4096, OnProgress: func(int64, int64) { cancel() },
 	})
 	l.fails(err, context.Canceled)
@@ -165,14 +166,14 @@ func TestCancel(t *testing.T) {
 	ctx, cancel = context.WithCancel(t.Context())
 	defer cancel()
 	cfg := l.cfg
-	cfg.OnEvent = func(e kvmbackup.Event) {
+	cfg.OnEvent = func(e engine.Event) {
 		if e.Step == "check targets" {
 			cancel()
 		}
 	}
-	e, err := kvmbackup.New(cfg)
+	e, err := engine.New(cfg)
 	l.ok(err)
-	_, err = e.Restore(ctx, kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+	_, err = e.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	if l.fails(err, context.Canceled); errors.Is(err, kvmbackup.ErrUnavailable) {
 		t.Errorf("cancelled and called unavailable: %v", err)
 	}
@@ -220,8 +221,8 @@ func TestHolesStayHoles(t *testing.T) {
 	l.write("vdc", 40000, 2)
 	b := l.backup()
 	for format, limit := range map[qcow2.Format]int64{qcow2.FormatQcow2: 8 * cluster, qcow2.FormatRaw: 3 * cluster} {
-		r, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{
-			Backup: b.ID, Dir: l.out(), Format: format, Volumes: []kvmbackup.RestoreVolume{{ID: "v-vdc"}},
+		r, err := l.engine.Restore(t.Context(), engine.RestoreRequest{
+			Backup: b.ID, Dir: l.out(), Format: format, Volumes: []engine.RestoreVolume{{ID: "v-vdc"}},
 		})
 		l.ok(err)
 		var st syscall.Stat_t
@@ -244,7 +245,7 @@ func TestLeftFilesOfAKilledRestore(t *testing.T) {
 	b := l.backup()
 	dir := l.out()
 	l.ok(os.WriteFile(waiting(filepath.Join(dir, "vda.v-vda.qcow2"), vm, "new"), []byte("half"), 0o600))
-	l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+	l.restore(engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	entries, err := os.ReadDir(dir)
 	l.ok(err)
 	if len(entries) != 2 {

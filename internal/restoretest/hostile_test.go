@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
@@ -42,9 +43,9 @@ func (l *lab) refused(b kvmbackup.Backup, never ...string) {
 	defer func() { l.images.before = nil }()
 	ctx := l.Context()
 	dir := l.out()
-	_, restore := l.engine.Restore(ctx, kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+	_, restore := l.engine.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	r, verify := l.engine.Verify(ctx, b.ID, true)
-	_, open := l.engine.Open(ctx, kvmbackup.OpenRequest{Backup: b.ID, Dir: dir})
+	_, open := l.engine.Open(ctx, engine.OpenRequest{Backup: b.ID, Dir: dir})
 	br, browse := l.engine.Browse(ctx, b.ID, "v-vda", filepath.Join(dir, "socket"))
 	if br != nil {
 		l.ok(br.Close(ctx))
@@ -263,7 +264,7 @@ func TestHostileManifests(t *testing.T) {
 // notImported wants an import into an empty store to pass the backup over and to say why.
 func (l *lab) notImported(name string, b kvmbackup.Backup) {
 	l.Helper()
-	fresh, err := kvmbackup.New(kvmbackup.Config{Store: memstore.New(), Repository: l.repo, Images: l.images})
+	fresh, err := engine.New(engine.Config{Store: memstore.New(), Repository: l.repo, Images: l.images})
 	l.ok(err)
 	done, err := fresh.Import(l.Context(), "")
 	l.ok(err)
@@ -335,7 +336,7 @@ func TestLongCheck(t *testing.T) {
 	l.images.checker = tool
 	_, err = l.engine.Verify(t.Context(), b.ID, false)
 	l.ok(err)
-	_, err = l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: l.out()})
+	_, err = l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: l.out()})
 	l.ok(err)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	given := errors.New("given up")
@@ -360,7 +361,7 @@ func TestSlowCheckIsNoDamage(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: l.out()})
+	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: l.out()})
 	l.fails(err, qcow2.ErrTimeout)
 	_, err = l.engine.Verify(t.Context(), b.ID, false)
 	l.fails(err, qcow2.ErrTimeout)

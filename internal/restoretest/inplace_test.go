@@ -9,15 +9,16 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // inPlace is the request to restore a backup over its own VM.
-func (l *lab) inPlace(b kvmbackup.Backup, devices ...string) kvmbackup.RestoreRequest {
-	req := kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{Volumes: l.volumes}}
+func (l *lab) inPlace(b kvmbackup.Backup, devices ...string) engine.RestoreRequest {
+	req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: l.volumes}}
 	for _, d := range devices {
-		req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: volume(d).ID})
+		req.Volumes = append(req.Volumes, engine.RestoreVolume{ID: volume(d).ID})
 	}
 	return req
 }
@@ -35,12 +36,12 @@ func (l *lab) nextIsFull(want contents) {
 	if b.Kind != kvmbackup.KindFull {
 		l.Fatalf("the next backup is %v: %v", b.Kind, b.Reasons)
 	}
-	l.restore(kvmbackup.RestoreRequest{Backup: b.ID})
+	l.restore(engine.RestoreRequest{Backup: b.ID})
 	l.write("vda", 5, 1)
 	if b = l.backup(); b.Kind != kvmbackup.KindIncremental {
 		l.Fatalf("the one after it is %v: %v", b.Kind, b.Reasons)
 	}
-	l.restore(kvmbackup.RestoreRequest{Backup: b.ID})
+	l.restore(engine.RestoreRequest{Backup: b.ID})
 }
 
 func (l *lab) sees(want contents) {
@@ -58,7 +59,7 @@ func (l *lab) tidy() {
 	entries, err := os.ReadDir(filepath.Join(l.dir, "images"))
 	l.ok(err)
 	for _, e := range entries {
-		if !slices.ContainsFunc(l.volumes, func(v kvmbackup.Volume) bool { return l.source(v.Device) == filepath.Join(l.dir, "images", e.Name()) }) {
+		if !slices.ContainsFunc(l.volumes, func(v engine.Volume) bool { return l.source(v.Device) == filepath.Join(l.dir, "images", e.Name()) }) {
 			l.Fatalf("left beside the images: %s", e.Name())
 		}
 	}
@@ -227,18 +228,18 @@ func TestIntoAnotherVM(t *testing.T) {
 	l.ok(l.h.Define(kvmbackuptest.Domain{Name: other, Disks: disks}))
 	l.ok(l.h.Start(other))
 	l.ok(l.h.Write(other, "sdb", 0, kvmbackuptest.Pattern(99, 3*cluster)))
-	first, err := l.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: other})
+	first, err := l.engine.Backup(t.Context(), engine.BackupRequest{VM: other})
 	l.ok(err)
 	l.ok(l.h.Shutdown(other))
 
-	req := kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{VM: other}, Volumes: []kvmbackup.RestoreVolume{
+	req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{VM: other}, Volumes: []engine.RestoreVolume{
 		{ID: "v-vdb", Path: "sda"}, {ID: "v-vda", Path: "sdc"},
 	}}
 	ownActive := l.active()
-	_, err = l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, InPlace: req.InPlace})
+	_, err = l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, InPlace: req.InPlace})
 	l.fails(err, kvmbackup.ErrNoVolume) // the identities are not there
 	twice := req
-	twice.Volumes = []kvmbackup.RestoreVolume{{ID: "v-vdb", Path: "sda"}, {ID: "v-vda", Path: "sda"}}
+	twice.Volumes = []engine.RestoreVolume{{ID: "v-vdb", Path: "sda"}, {ID: "v-vda", Path: "sda"}}
 	_, err = l.engine.Restore(t.Context(), twice)
 	l.fails(err, kvmbackup.ErrInvalid)
 	if rec, err := l.store.VM(t.Context(), other); err != nil || rec.ActiveCheckpoint != first.Checkpoint {
@@ -253,12 +254,12 @@ func TestIntoAnotherVM(t *testing.T) {
 	}
 	l.ok(l.h.Start(other))
 	want := map[string]kvmbackuptest.Content{"sda": l.held[b.ID]["v-vdb"], "sdc": l.held[b.ID]["v-vda"]}
-	next, err := l.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: other})
+	next, err := l.engine.Backup(t.Context(), engine.BackupRequest{VM: other})
 	l.ok(err)
 	if next.Kind != kvmbackup.KindFull {
 		t.Fatalf("the other VM's next backup is %v", next.Kind)
 	}
-	r, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: next.ID, Dir: l.out()})
+	r, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: next.ID, Dir: l.out()})
 	l.ok(err)
 	for _, v := range r.Volumes {
 		c, err := l.h.Content(other, v.Device)

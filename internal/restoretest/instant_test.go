@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -17,7 +18,7 @@ func TestOpenOverlays(t *testing.T) {
 	chain := l.chain(3)
 	b := chain[1]
 	sums := l.sums(chain)
-	opened, err := l.engine.Open(t.Context(), kvmbackup.OpenRequest{Backup: b.ID, Dir: l.out(), Purpose: "boot test"})
+	opened, err := l.engine.Open(t.Context(), engine.OpenRequest{Backup: b.ID, Dir: l.out(), Purpose: "boot test"})
 	l.ok(err)
 	if len(opened.Volumes) != 2 || len(l.get(b.ID).Holds) != 1 {
 		t.Fatalf("opened %+v, holds %v", opened, l.get(b.ID).Holds)
@@ -37,7 +38,7 @@ func TestOpenOverlays(t *testing.T) {
 	if l.sums(chain) != sums {
 		t.Error("writing into an overlay changed the repository")
 	}
-	_, err = l.engine.Open(t.Context(), kvmbackup.OpenRequest{Backup: b.ID, Dir: filepath.Dir(opened.Volumes[0].Path)})
+	_, err = l.engine.Open(t.Context(), engine.OpenRequest{Backup: b.ID, Dir: filepath.Dir(opened.Volumes[0].Path)})
 	l.fails(err, kvmbackup.ErrTargetExists)
 	if n := len(l.get(b.ID).Holds); n != 1 {
 		t.Fatalf("%d holds after a refused open", n)
@@ -91,7 +92,7 @@ func TestBrowse(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	b := l.chain(3)[1]
-	raw := l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw})
+	raw := l.restore(engine.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw})
 	for _, v := range raw.Volumes {
 		dir, err := os.MkdirTemp("", "nbd") //nolint:usetesting // a socket's path must be short
 		l.ok(err)
@@ -118,7 +119,7 @@ func TestBrowseFollowsNoLinks(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "vda")
 	b := l.chain(3)[2]
-	raw := l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw}).Volumes[0]
+	raw := l.restore(engine.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw}).Volumes[0]
 	other := filepath.Join(l.dir, "other.qcow2")
 	l.image(other, disk, "")
 	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 0 1M", other)
@@ -144,13 +145,13 @@ func TestOpenAndBrowseRefuse(t *testing.T) {
 	b := l.backup()
 	dir := l.out()
 	for _, c := range []struct {
-		req  kvmbackup.OpenRequest
+		req  engine.OpenRequest
 		want error
 	}{
-		{kvmbackup.OpenRequest{Backup: b.ID}, kvmbackup.ErrInvalid},
-		{kvmbackup.OpenRequest{Backup: b.ID, Dir: dir, Volumes: []kvmbackup.VolumeID{"v-none"}}, kvmbackup.ErrNoVolume},
-		{kvmbackup.OpenRequest{Backup: b.ID, Dir: filepath.Join(dir, "none")}, os.ErrNotExist},
-		{kvmbackup.OpenRequest{Backup: kvmbackup.NewBackupID(), Dir: dir}, kvmbackup.ErrNotFound},
+		{engine.OpenRequest{Backup: b.ID}, kvmbackup.ErrInvalid},
+		{engine.OpenRequest{Backup: b.ID, Dir: dir, Volumes: []kvmbackup.VolumeID{"v-none"}}, kvmbackup.ErrNoVolume},
+		{engine.OpenRequest{Backup: b.ID, Dir: filepath.Join(dir, "none")}, os.ErrNotExist},
+		{engine.OpenRequest{Backup: kvmbackup.NewBackupID(), Dir: dir}, kvmbackup.ErrNotFound},
 	} {
 		_, err := l.engine.Open(t.Context(), c.req)
 		l.fails(err, c.want)

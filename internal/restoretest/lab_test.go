@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -32,9 +33,9 @@ type lab struct {
 	store    kvmbackup.Store
 	repo     *repository.Repository
 	images   *watched
-	cfg      kvmbackup.Config
-	engine   *kvmbackup.Engine
-	volumes  []kvmbackup.Volume
+	cfg      engine.Config
+	engine   *engine.Engine
+	volumes  []engine.Volume
 	held     map[kvmbackup.BackupID]contents
 	seed     uint64
 	outs     int
@@ -76,12 +77,12 @@ func (l *lab) open() {
 	}
 	l.cfg.Store, l.cfg.Repository, l.cfg.Images, l.cfg.Executor = l.store, l.repo, l.images, l.h.Executor()
 	var err error
-	l.engine, err = kvmbackup.New(l.cfg)
+	l.engine, err = engine.New(l.cfg)
 	l.ok(err)
 }
 
-func volume(device string) kvmbackup.Volume {
-	return kvmbackup.Volume{ID: kvmbackup.VolumeID("v-" + device), Device: device}
+func volume(device string) engine.Volume {
+	return engine.Volume{ID: kvmbackup.VolumeID("v-" + device), Device: device}
 }
 
 func (l *lab) disk(device string, size int64) kvmbackuptest.Disk {
@@ -115,9 +116,9 @@ func (l *lab) now() contents {
 }
 
 // backup takes a backup and remembers what the guest saw.
-func (l *lab) backup(opts ...func(*kvmbackup.BackupRequest)) kvmbackup.Backup {
+func (l *lab) backup(opts ...func(*engine.BackupRequest)) kvmbackup.Backup {
 	l.Helper()
-	req := kvmbackup.BackupRequest{VM: vm, Volumes: l.volumes}
+	req := engine.BackupRequest{VM: vm, Volumes: l.volumes}
 	for _, o := range opts {
 		o(&req)
 	}
@@ -128,11 +129,11 @@ func (l *lab) backup(opts ...func(*kvmbackup.BackupRequest)) kvmbackup.Backup {
 	return b
 }
 
-func full(r *kvmbackup.BackupRequest)    { r.Policy.ForceFull = true }
-func digests(r *kvmbackup.BackupRequest) { r.Digests = true }
+func full(r *engine.BackupRequest)    { r.Policy.ForceFull = true }
+func digests(r *engine.BackupRequest) { r.Digests = true }
 
 // chain takes n backups, each after new writes to every volume.
-func (l *lab) chain(n int, opts ...func(*kvmbackup.BackupRequest)) []kvmbackup.Backup {
+func (l *lab) chain(n int, opts ...func(*engine.BackupRequest)) []kvmbackup.Backup {
 	l.Helper()
 	var all []kvmbackup.Backup
 	for i := range n {
@@ -161,7 +162,7 @@ func (l *lab) out() string {
 }
 
 // restore restores and compares every volume that came of it.
-func (l *lab) restore(req kvmbackup.RestoreRequest) kvmbackup.Restored {
+func (l *lab) restore(req engine.RestoreRequest) engine.Restored {
 	l.Helper()
 	if req.Dir == "" && req.InPlace == nil {
 		req.Dir = l.out()
@@ -173,7 +174,7 @@ func (l *lab) restore(req kvmbackup.RestoreRequest) kvmbackup.Restored {
 }
 
 // compare wants every restored volume to hold exactly its content.
-func (l *lab) compare(vols []kvmbackup.RestoredVolume, want contents) {
+func (l *lab) compare(vols []engine.RestoredVolume, want contents) {
 	l.Helper()
 	for _, v := range vols {
 		c, known := want[v.VolumeID]

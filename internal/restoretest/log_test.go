@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -37,25 +38,25 @@ func TestLogLines(t *testing.T) {
 	l.ok(err)
 	log.Reset() // opening is no operation on a VM
 	cfg.Logger, cfg.Images, cfg.Repository = logger, &watched{Tool: tool}, repo
-	engine, err := kvmbackup.New(cfg)
+	eng, err := engine.New(cfg)
 	l.ok(err)
 	cfg.Store = uncommitted{cfg.Store}
-	cut, err := kvmbackup.New(cfg)
+	cut, err := engine.New(cfg)
 	l.ok(err)
 
-	req := kvmbackup.BackupRequest{VM: vm, Volumes: l.volumes}
-	b, err := engine.Backup(t.Context(), req)
+	req := engine.BackupRequest{VM: vm, Volumes: l.volumes}
+	b, err := eng.Backup(t.Context(), req)
 	l.ok(err)
 	_, err = cut.Backup(t.Context(), req)
 	l.fails(err, errUncommitted)
-	_, err = engine.Recover(t.Context(), vm, kvmbackup.DomainRef{})
+	_, err = eng.Recover(t.Context(), vm, kvmbackup.DomainRef{})
 	l.ok(err)
-	_, err = engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: l.out()})
+	_, err = eng.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: l.out()})
 	l.ok(err)
 	l.ok(l.h.Shutdown(vm))
-	_, err = engine.Restore(t.Context(), l.inPlace(b))
+	_, err = eng.Restore(t.Context(), l.inPlace(b))
 	l.ok(err)
-	_, err = engine.Delete(t.Context(), b.ID, true)
+	_, err = eng.Delete(t.Context(), b.ID, true)
 	l.ok(err)
 
 	seen := map[string]bool{}

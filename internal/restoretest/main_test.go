@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -32,7 +33,7 @@ type childJob struct {
 	NAS     string
 	Backup  kvmbackup.BackupID
 	Disks   []kvmbackup.DiskRef
-	Volumes []kvmbackup.Volume
+	Volumes []engine.Volume
 	// KillAtCopy is the copy at whose end the child kills itself, with nothing renamed yet. 0: none.
 	KillAtCopy int32
 }
@@ -65,13 +66,13 @@ func child(file string) int {
 }
 
 // engine is a host process that knows nothing but the repository and the disks of a VM that is off.
-func (j childJob) engine(ctx context.Context) (*kvmbackup.Engine, error) {
+func (j childJob) engine(ctx context.Context) (*engine.Engine, error) {
 	repo, err := repository.Open(ctx, j.NAS, repository.Options{NoSync: true})
 	if err != nil {
 		return nil, err
 	}
 	host := &offHost{disks: j.Disks, wanted: int32(len(j.Volumes)), killAt: j.KillAtCopy}
-	e, err := kvmbackup.New(kvmbackup.Config{Store: memstore.New(), Repository: repo, Images: host, Executor: host})
+	e, err := engine.New(engine.Config{Store: memstore.New(), Repository: repo, Images: host, Executor: host})
 	if err != nil {
 		return nil, err
 	}
@@ -79,13 +80,13 @@ func (j childJob) engine(ctx context.Context) (*kvmbackup.Engine, error) {
 	return e, err
 }
 
-func (j childJob) do(ctx context.Context, e *kvmbackup.Engine) error {
+func (j childJob) do(ctx context.Context, e *engine.Engine) error {
 	if j.Backup == "" {
 		mark()
 		_, err := e.Recover(ctx, vm, kvmbackup.DomainRef{Name: vm, Disks: j.Disks})
 		return err
 	}
-	_, err := e.Restore(ctx, kvmbackup.RestoreRequest{Backup: j.Backup, InPlace: &kvmbackup.InPlace{Disks: j.Disks, Volumes: j.Volumes}})
+	_, err := e.Restore(ctx, engine.RestoreRequest{Backup: j.Backup, InPlace: &engine.InPlace{Disks: j.Disks, Volumes: j.Volumes}})
 	return err
 }
 

@@ -6,9 +6,9 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
-	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // TestLongestNames: a VM and a volume whose identities are as long as they may be, and a prefix that is, go through everything.
@@ -17,11 +17,11 @@ func TestLongestNames(t *testing.T) {
 	l := newLab(t, "vda")
 	l.cfg.Prefix = strings.Repeat("p", 64)
 	l.open()
-	name := strings.Repeat("ä", repository.MaxNameBytes/2)
-	vol := kvmbackup.VolumeID(strings.Repeat("ö", repository.MaxNameBytes/2))
+	name := strings.Repeat("ä", kvmbackup.MaxNameBytes/2)
+	vol := kvmbackup.VolumeID(strings.Repeat("ö", kvmbackup.MaxNameBytes/2))
 	l.ok(l.h.Define(kvmbackuptest.Domain{Name: name, Disks: []kvmbackuptest.Disk{l.disk("sda", disk), l.disk("sdb", disk)}}))
 	l.ok(l.h.Start(name))
-	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(name), Volumes: []kvmbackup.Volume{
+	req := engine.BackupRequest{VM: kvmbackup.VMID(name), Volumes: []engine.Volume{
 		{ID: vol, Device: "sda"}, {ID: vol[:len(vol)-2] + "o.", Device: "sdb"},
 	}}
 	_, err := l.engine.Backup(t.Context(), req) // it would end in a dot
@@ -46,13 +46,13 @@ func TestLongestNames(t *testing.T) {
 	_, err = l.engine.Verify(t.Context(), b.ID, true)
 	l.ok(err)
 	for _, format := range []qcow2.Format{qcow2.FormatQcow2, qcow2.FormatRaw} {
-		l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Format: format})
+		l.restore(engine.RestoreRequest{Backup: b.ID, Format: format})
 	}
-	opened, err := l.engine.Open(t.Context(), kvmbackup.OpenRequest{Backup: b.ID, Dir: l.out()})
+	opened, err := l.engine.Open(t.Context(), engine.OpenRequest{Backup: b.ID, Dir: l.out()})
 	l.ok(err)
 	l.ok(l.engine.CloseRestorePoint(t.Context(), b.ID, opened.HoldID))
 	l.ok(l.h.Shutdown(name))
-	l.restore(kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{Volumes: req.Volumes}})
+	l.restore(engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: req.Volumes}})
 	for _, id := range []kvmbackup.BackupID{b.ID, b.ParentID} {
 		_, err = l.engine.Delete(t.Context(), id, false)
 		l.ok(err)
@@ -63,7 +63,7 @@ func TestLongestNames(t *testing.T) {
 func TestTooLongNames(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "vda")
-	long := strings.Repeat("x", repository.MaxNameBytes+1)
+	long := strings.Repeat("x", kvmbackup.MaxNameBytes+1)
 	refused := func(err error) {
 		t.Helper()
 		l.fails(err, kvmbackup.ErrInvalid)
@@ -71,9 +71,9 @@ func TestTooLongNames(t *testing.T) {
 			t.Errorf("it doesn't name it: %v", err)
 		}
 	}
-	_, err := l.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: kvmbackup.VMID(long), Domain: vm})
+	_, err := l.engine.Backup(t.Context(), engine.BackupRequest{VM: kvmbackup.VMID(long), Domain: vm})
 	refused(err)
-	_, err = l.engine.Backup(t.Context(), kvmbackup.BackupRequest{VM: vm, Volumes: []kvmbackup.Volume{{ID: kvmbackup.VolumeID(long), Device: "vda"}}})
+	_, err = l.engine.Backup(t.Context(), engine.BackupRequest{VM: vm, Volumes: []engine.Volume{{ID: kvmbackup.VolumeID(long), Device: "vda"}}})
 	refused(err)
 	all, err := l.engine.List(t.Context(), "", true)
 	if l.ok(err); len(all) > 0 {

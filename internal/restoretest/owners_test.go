@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -22,7 +23,7 @@ func waiting(path string, vm kvmbackup.VMID, what string) string {
 
 // halting is qemu-img that stops at the end of every copy until it is told to go on.
 type halting struct {
-	kvmbackup.Images
+	engine.Images
 	copied, next chan struct{}
 }
 
@@ -34,12 +35,12 @@ func (h halting) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOp
 }
 
 // halted begins a restore and returns when its copy is made. finish lets it go on and returns what became of it.
-func (l *lab) halted(req kvmbackup.RestoreRequest) (finish func() error) {
+func (l *lab) halted(req engine.RestoreRequest) (finish func() error) {
 	l.Helper()
 	h := halting{l.images, make(chan struct{}), make(chan struct{})}
 	cfg := l.cfg
 	cfg.Images = h
-	e, err := kvmbackup.New(cfg)
+	e, err := engine.New(cfg)
 	l.ok(err)
 	done := make(chan error, 1)
 	go func() {
@@ -65,7 +66,7 @@ func (l *lab) another(name string) kvmbackup.Backup {
 	l.ok(l.h.Write(name, "sda", 0, kvmbackuptest.Pattern(4711, 5*cluster)))
 	content, err := l.h.Content(name, "sda")
 	l.ok(err)
-	b, err := l.engine.Backup(l.Context(), kvmbackup.BackupRequest{VM: kvmbackup.VMID(name), Volumes: []kvmbackup.Volume{volume("sda")}})
+	b, err := l.engine.Backup(l.Context(), engine.BackupRequest{VM: kvmbackup.VMID(name), Volumes: []engine.Volume{volume("sda")}})
 	l.ok(err)
 	l.held[b.ID] = contents{"v-sda": content}
 	return b
@@ -149,7 +150,7 @@ func TestSwapOfAnEarlierVersion(t *testing.T) {
 	l.ok(l.h.Shutdown(vm))
 	cfg := l.cfg
 	cfg.Prefix = ""
-	now, err := kvmbackup.New(cfg)
+	now, err := engine.New(cfg)
 	l.ok(err)
 	image := l.source("vda")
 	l.ok(os.Rename(image, waiting(image, vm, "old")))

@@ -7,26 +7,27 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
 // otherHost is an engine without a hypervisor on a repository that was brought elsewhere.
-func (l *lab) otherHost(nas string, store kvmbackup.Store) *kvmbackup.Engine {
+func (l *lab) otherHost(nas string, store kvmbackup.Store) *engine.Engine {
 	l.Helper()
 	repo, err := repository.Open(l.Context(), nas, repository.Options{NoSync: true})
 	l.ok(err)
-	e, err := kvmbackup.New(kvmbackup.Config{Store: store, Repository: repo, Images: l.images})
+	e, err := engine.New(engine.Config{Store: store, Repository: repo, Images: l.images})
 	l.ok(err)
 	return e
 }
 
 // restoresAll imports into an engine and restores every backup that the lab knows.
-func (l *lab) restoresAll(e *kvmbackup.Engine) {
+func (l *lab) restoresAll(e *engine.Engine) {
 	l.Helper()
 	for id, held := range l.held {
-		r, err := e.Restore(l.Context(), kvmbackup.RestoreRequest{Backup: id, Dir: l.out()})
+		r, err := e.Restore(l.Context(), engine.RestoreRequest{Backup: id, Dir: l.out()})
 		l.ok(err)
 		l.compare(r.Volumes, held)
 	}
@@ -155,11 +156,11 @@ func TestOtherRepository(t *testing.T) {
 	_, err := repository.Init(t.Context(), other, repository.Options{NoSync: true})
 	l.ok(err)
 	e := l.otherHost(other, l.store)
-	_, err = e.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: l.out()})
+	_, err = e.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: l.out()})
 	l.fails(err, kvmbackup.ErrOtherRepository)
 	_, err = e.Verify(t.Context(), b.ID, true)
 	l.fails(err, kvmbackup.ErrOtherRepository)
-	_, err = e.Open(t.Context(), kvmbackup.OpenRequest{Backup: b.ID, Dir: l.out()})
+	_, err = e.Open(t.Context(), engine.OpenRequest{Backup: b.ID, Dir: l.out()})
 	l.fails(err, kvmbackup.ErrOtherRepository)
 	l.fails(e.AddDigests(t.Context(), b.ID), kvmbackup.ErrOtherRepository)
 }

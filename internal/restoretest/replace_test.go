@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // otherwise tells of the lab's disks what the simulator doesn't have.
@@ -47,7 +48,7 @@ func TestDisksThatAreNotReplaced(t *testing.T) {
 			l.ok(l.h.Shutdown(vm))
 			now := l.now()
 			l.cfg.Executor = otherwise{l.h.Executor(), c.change}
-			e, err := kvmbackup.New(l.cfg)
+			e, err := engine.New(l.cfg)
 			l.ok(err)
 			_, err = e.Restore(t.Context(), l.inPlace(b))
 			l.fails(err, kvmbackup.ErrUnsupported)
@@ -106,10 +107,10 @@ func TestEncryptedIsSaid(t *testing.T) {
 	}
 	m, err := l.repo.ReadManifest(t.Context(), b.Path)
 	l.ok(err)
-	again, err := kvmbackup.BackupFromManifest(m, l.repo.ID())
+	again, err := engine.BackupFromManifest(m, l.repo.ID())
 	l.ok(err)
 	if v, _ := again.Volume("v-vdc"); v.Encryption != "luks" {
 		t.Errorf("the manifest has %+v", v)
 	}
-	l.restore(kvmbackup.RestoreRequest{Backup: b.ID})
+	l.restore(engine.RestoreRequest{Backup: b.ID})
 }

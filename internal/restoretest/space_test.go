@@ -8,12 +8,13 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // tooLarge wants a restore to say before its first copy how much it needs and how much there is, and to leave everything as it was.
-func (l *lab) tooLarge(req kvmbackup.RestoreRequest) {
+func (l *lab) tooLarge(req engine.RestoreRequest) {
 	l.Helper()
 	l.images.before = func(call, _ string) error {
 		if call == "convert" {
@@ -44,7 +45,7 @@ func TestRoomForAllVolumes(t *testing.T) {
 	for _, format := range []qcow2.Format{qcow2.FormatRaw, qcow2.FormatQcow2} {
 		dir := tmpfs(t, "size=1500k")
 		l.ok(os.Mkdir(filepath.Join(dir, "sub"), 0o755))
-		req := kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Format: format, Volumes: []kvmbackup.RestoreVolume{
+		req := engine.RestoreRequest{Backup: b.ID, Dir: dir, Format: format, Volumes: []engine.RestoreVolume{
 			{ID: "v-vda"}, {ID: "v-vdb", Path: filepath.Join(dir, "sub", "vdb"), Format: format},
 		}}
 		l.tooLarge(req)
@@ -65,8 +66,8 @@ func TestRoomForACompressedBackup(t *testing.T) {
 	l.ok(l.images.Convert(t.Context(), file, file+".small", qcow2.ConvertOptions{Compress: true}))
 	l.ok(os.Rename(file+".small", file))
 	for _, format := range []qcow2.Format{qcow2.FormatRaw, qcow2.FormatQcow2} {
-		l.tooLarge(kvmbackup.RestoreRequest{Backup: b.ID, Dir: tmpfs(t, "size=640k"), Format: format})
-		_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: tmpfs(t, "size=1500k"), Format: format})
+		l.tooLarge(engine.RestoreRequest{Backup: b.ID, Dir: tmpfs(t, "size=640k"), Format: format})
+		_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: tmpfs(t, "size=1500k"), Format: format})
 		l.ok(err)
 	}
 }
@@ -78,7 +79,7 @@ func TestIgnoreSpace(t *testing.T) {
 	l.write("vda", 0, 14)
 	b := l.backup()
 	dir := tmpfs(t, "size=640k")
-	req := kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir}
+	req := engine.RestoreRequest{Backup: b.ID, Dir: dir}
 	l.tooLarge(req)
 	copies := 0
 	l.images.before = func(call, _ string) error {
@@ -108,15 +109,15 @@ func TestRoomIsNotAskedForTwice(t *testing.T) {
 	dir := tmpfs(t, "size=1000k")
 	left := make([]byte, 700<<10)
 	l.ok(os.WriteFile(waiting(filepath.Join(dir, "vda.v-vda.qcow2"), vm, "new"), left, 0o600))
-	l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
-	l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Dir: tmpfs(t, "size=600k"), Format: qcow2.FormatRaw})
+	l.restore(engine.RestoreRequest{Backup: b.ID, Dir: dir})
+	l.restore(engine.RestoreRequest{Backup: b.ID, Dir: tmpfs(t, "size=600k"), Format: qcow2.FormatRaw})
 
 	l.ok(l.h.Attach(vm, l.disk("vdb", 4<<30)))
 	l.volumes = append(l.volumes, volume("vdb"))
 	l.write("vdb", 30000, 2)
 	b = l.backup(full)
-	_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{
-		Backup: b.ID, Dir: tmpfs(t, "size=600k"), Format: qcow2.FormatRaw, Volumes: []kvmbackup.RestoreVolume{{ID: "v-vdb"}},
+	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{
+		Backup: b.ID, Dir: tmpfs(t, "size=600k"), Format: qcow2.FormatRaw, Volumes: []engine.RestoreVolume{{ID: "v-vdb"}},
 	})
 	l.ok(err)
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // leaveOld leaves beside every image what a restore leaves that is killed as it removes the old images.
@@ -99,9 +100,9 @@ func TestStartedDuringTheSwap(t *testing.T) {
 		s := &starter{Executor: l.h.Executor(), l: l, left: n}
 		cfg := l.cfg
 		cfg.Executor = s
-		engine, err := kvmbackup.New(cfg)
+		eng, err := engine.New(cfg)
 		l.ok(err)
-		_, err = engine.Restore(t.Context(), l.inPlace(b))
+		_, err = eng.Restore(t.Context(), l.inPlace(b))
 		if s.left > 0 {
 			l.ok(err)
 			t.Logf("%d inspections", n-1)

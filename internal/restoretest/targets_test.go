@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -17,7 +18,7 @@ func TestRestoreToNewFiles(t *testing.T) {
 	l := newLab(t, "vda", "vdb", "vdc")
 	for _, b := range l.chain(3) {
 		for _, format := range []qcow2.Format{"", qcow2.FormatQcow2, qcow2.FormatRaw} {
-			r := l.restore(kvmbackup.RestoreRequest{Backup: b.ID, Format: format})
+			r := l.restore(engine.RestoreRequest{Backup: b.ID, Format: format})
 			if len(r.Volumes) != 3 {
 				t.Fatalf("restored %v", r.Volumes)
 			}
@@ -32,14 +33,14 @@ func TestSubsets(t *testing.T) {
 	b := l.chain(2)[1]
 	for set := 1; set < 8; set++ {
 		dir, elsewhere := l.out(), l.out()
-		req := kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Format: qcow2.FormatRaw}
+		req := engine.RestoreRequest{Backup: b.ID, Dir: dir, Format: qcow2.FormatRaw}
 		want := 0
 		for i, v := range l.volumes {
 			if set&(1<<i) == 0 {
 				continue
 			}
 			want++
-			rv := kvmbackup.RestoreVolume{ID: v.ID}
+			rv := engine.RestoreVolume{ID: v.ID}
 			if i == 1 {
 				rv.Path, rv.Format = filepath.Join(elsewhere, "by hand"), qcow2.FormatQcow2
 			}
@@ -70,13 +71,13 @@ func TestFiveEqualDisks(t *testing.T) {
 		for range round {
 			order = append(order[1:], order[0])
 		}
-		req := kvmbackup.RestoreRequest{Backup: b.ID, Dir: l.out()}
+		req := engine.RestoreRequest{Backup: b.ID, Dir: l.out()}
 		for i, v := range order {
-			req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: v.ID, Path: filepath.Join(req.Dir, fmt.Sprintf("disk%d", i))})
+			req.Volumes = append(req.Volumes, engine.RestoreVolume{ID: v.ID, Path: filepath.Join(req.Dir, fmt.Sprintf("disk%d", i))})
 		}
 		r := l.restore(req)
 		for _, v := range r.Volumes {
-			at := slices.IndexFunc(req.Volumes, func(c kvmbackup.RestoreVolume) bool { return c.ID == v.VolumeID })
+			at := slices.IndexFunc(req.Volumes, func(c engine.RestoreVolume) bool { return c.ID == v.VolumeID })
 			if v.Path != req.Volumes[at].Path {
 				t.Errorf("volume %s went to %s, want %s", v.VolumeID, v.Path, req.Volumes[at].Path)
 			}
@@ -123,7 +124,7 @@ func TestExistingFileIsRefused(t *testing.T) {
 	l.ok(os.Symlink("nowhere", filepath.Join(dir, "dangling")))
 	l.ok(os.Symlink("there", filepath.Join(dir, "link")))
 	for _, name := range []string{"there", "dangling", "link"} {
-		_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []kvmbackup.RestoreVolume{
+		_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{
 			{ID: "v-vda"}, {ID: "v-vdb", Path: filepath.Join(dir, name)},
 		}})
 		l.fails(err, kvmbackup.ErrTargetExists)
@@ -147,13 +148,13 @@ func TestSameTargetTwice(t *testing.T) {
 	l.ok(os.Mkdir(filepath.Join(dir, "real"), 0o755))
 	l.ok(os.Symlink("real", filepath.Join(dir, "alias")))
 	for _, pair := range [][2]string{{"real/x", "real/x"}, {"real/x", "real/../real/x"}, {"real/x", "alias/x"}} {
-		_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Volumes: []kvmbackup.RestoreVolume{
+		_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Volumes: []engine.RestoreVolume{
 			{ID: "v-vda", Path: filepath.Join(dir, pair[0])}, {ID: "v-vdb", Path: dir + "/" + pair[1]},
 		}})
 		l.fails(err, kvmbackup.ErrInvalid)
 		l.empty(filepath.Join(dir, "real"))
 	}
-	_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []kvmbackup.RestoreVolume{{ID: "v-vda"}, {ID: "v-vda"}}})
+	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{{ID: "v-vda"}, {ID: "v-vda"}}})
 	l.fails(err, kvmbackup.ErrInvalid)
 }
 
@@ -164,21 +165,21 @@ func TestUnknownVolumesAndTargets(t *testing.T) {
 	dir := l.out()
 	run(t, "mkfifo", filepath.Join(dir, "fifo"))
 	for name, c := range map[string]struct {
-		req  kvmbackup.RestoreRequest
+		req  engine.RestoreRequest
 		want error
 	}{
-		"no such backup":  {kvmbackup.RestoreRequest{Backup: kvmbackup.NewBackupID(), Dir: dir}, kvmbackup.ErrNotFound},
-		"no such volume":  {kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []kvmbackup.RestoreVolume{{ID: "v-vdz"}}}, kvmbackup.ErrNoVolume},
-		"no target":       {kvmbackup.RestoreRequest{Backup: b.ID}, kvmbackup.ErrInvalid},
-		"no folder":       {kvmbackup.RestoreRequest{Backup: b.ID, Dir: filepath.Join(dir, "none")}, kvmbackup.ErrInvalid},
+		"no such backup":  {engine.RestoreRequest{Backup: kvmbackup.NewBackupID(), Dir: dir}, kvmbackup.ErrNotFound},
+		"no such volume":  {engine.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{{ID: "v-vdz"}}}, kvmbackup.ErrNoVolume},
+		"no target":       {engine.RestoreRequest{Backup: b.ID}, kvmbackup.ErrInvalid},
+		"no folder":       {engine.RestoreRequest{Backup: b.ID, Dir: filepath.Join(dir, "none")}, kvmbackup.ErrInvalid},
 		"FIFO":            {one(b, "v-vda", filepath.Join(dir, "fifo")), kvmbackup.ErrUnsupported},
 		"folder":          {one(b, "v-vda", dir), kvmbackup.ErrUnsupported},
 		"character":       {one(b, "v-vda", "/dev/null"), kvmbackup.ErrUnsupported},
 		"below a file":    {one(b, "v-vda", filepath.Join(dir, "fifo", "x")), kvmbackup.ErrInvalid},
-		"unknown format":  {kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Format: "vmdk2"}, kvmbackup.ErrInvalid},
-		"guessed format":  {kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, Format: qcow2.FormatAuto}, kvmbackup.ErrInvalid},
-		"negative speed":  {kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir, BandwidthBytes: -1}, kvmbackup.ErrInvalid},
-		"nothing to swap": {kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{}}, kvmbackup.ErrDomainRunning},
+		"unknown format":  {engine.RestoreRequest{Backup: b.ID, Dir: dir, Format: "vmdk2"}, kvmbackup.ErrInvalid},
+		"guessed format":  {engine.RestoreRequest{Backup: b.ID, Dir: dir, Format: qcow2.FormatAuto}, kvmbackup.ErrInvalid},
+		"negative speed":  {engine.RestoreRequest{Backup: b.ID, Dir: dir, BandwidthBytes: -1}, kvmbackup.ErrInvalid},
+		"nothing to swap": {engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{}}, kvmbackup.ErrDomainRunning},
 	} {
 		_, err := l.engine.Restore(t.Context(), c.req)
 		if !errors.Is(err, c.want) {
@@ -195,6 +196,6 @@ func TestUnknownVolumesAndTargets(t *testing.T) {
 	}
 }
 
-func one(b kvmbackup.Backup, id kvmbackup.VolumeID, path string) kvmbackup.RestoreRequest {
-	return kvmbackup.RestoreRequest{Backup: b.ID, Volumes: []kvmbackup.RestoreVolume{{ID: id, Path: path}}}
+func one(b kvmbackup.Backup, id kvmbackup.VolumeID, path string) engine.RestoreRequest {
+	return engine.RestoreRequest{Backup: b.ID, Volumes: []engine.RestoreVolume{{ID: id, Path: path}}}
 }

@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // verified wants a verification that finds nothing, and its record.
-func (l *lab) verified(b kvmbackup.Backup, content bool) kvmbackup.VerifyReport {
+func (l *lab) verified(b kvmbackup.Backup, content bool) engine.VerifyReport {
 	l.Helper()
 	before := time.Now().Add(-time.Millisecond)
 	r, err := l.engine.Verify(l.Context(), b.ID, content)
@@ -31,7 +32,7 @@ func (l *lab) verified(b kvmbackup.Backup, content bool) kvmbackup.VerifyReport 
 }
 
 // damaged wants a verification to find something, to say so in the record, and every problem's backups.
-func (l *lab) damaged(b kvmbackup.Backup, content bool) kvmbackup.VerifyReport {
+func (l *lab) damaged(b kvmbackup.Backup, content bool) engine.VerifyReport {
 	l.Helper()
 	r, err := l.engine.Verify(l.Context(), b.ID, content)
 	l.fails(err, kvmbackup.ErrDamaged)
@@ -43,7 +44,7 @@ func (l *lab) damaged(b kvmbackup.Backup, content bool) kvmbackup.VerifyReport {
 }
 
 // finds wants a problem of that kind in a report, about that backup's file and with exactly those backups affected.
-func (l *lab) finds(r kvmbackup.VerifyReport, code kvmbackup.ProblemCode, b kvmbackup.Backup, file string, affects ...kvmbackup.Backup) {
+func (l *lab) finds(r engine.VerifyReport, code engine.ProblemCode, b kvmbackup.Backup, file string, affects ...kvmbackup.Backup) {
 	l.Helper()
 	var want []kvmbackup.BackupID
 	for _, a := range affects {
@@ -99,7 +100,7 @@ func TestDigestsLater(t *testing.T) {
 			t.Errorf("no digest in the manifest: %+v", v)
 		}
 	}
-	raw := l.restore(kvmbackup.RestoreRequest{Backup: with.ID, Format: "raw"}).Volumes[0]
+	raw := l.restore(engine.RestoreRequest{Backup: with.ID, Format: "raw"}).Volumes[0]
 	sum, err := l.images.FileDigest(t.Context(), raw.Path)
 	l.ok(err)
 	if v, _ := l.get(with.ID).Volume(raw.VolumeID); v.Digest != sum {
@@ -146,7 +147,7 @@ func TestFlippedBytes(t *testing.T) {
 	l.verified(chain[2], true)
 
 	l.cfg.Images = sound{l.images} // qemu-img has nothing to say of a manifest, and thousands of runs take long
-	quick, err := kvmbackup.New(l.cfg)
+	quick, err := engine.New(l.cfg)
 	l.ok(err)
 	for i, b := range chain {
 		path := filepath.Join(l.nas, b.Path, "backup.json")
@@ -161,7 +162,7 @@ func TestFlippedBytes(t *testing.T) {
 				t.Fatalf("bit %#x at %d of %s: %v, %+v", bit, at, path, err, r.Problems)
 			}
 			l.is(err, kvmbackup.ErrDamaged)
-			l.finds(r, kvmbackup.ProblemManifest, b, "backup.json", chain[i:]...)
+			l.finds(r, engine.ProblemManifest, b, "backup.json", chain[i:]...)
 		}
 	}
 	l.verified(chain[2], true)
@@ -196,7 +197,7 @@ func TestDamageByHand(t *testing.T) {
 	t.Parallel()
 	for _, withDigests := range []bool{false, true} {
 		l := newLab(t)
-		var opts []func(*kvmbackup.BackupRequest)
+		var opts []func(*engine.BackupRequest)
 		if withDigests {
 			opts = append(opts, digests)
 		}
@@ -205,81 +206,81 @@ func TestDamageByHand(t *testing.T) {
 		at := func(i int, name string) string { return filepath.Join(l.nas, c[i].Path, name) }
 		for name, d := range map[string]struct {
 			do    func()
-			check func(kvmbackup.VerifyReport)
+			check func(engine.VerifyReport)
 		}{
 			"cut": {
 				func() { l.ok(os.Truncate(at(1, root), 3*cluster)) },
-				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemCheck, c[1], root, c[1], c[2]) },
+				func(r engine.VerifyReport) { l.finds(r, engine.ProblemCheck, c[1], root, c[1], c[2]) },
 			},
 			"emptied": {
 				func() { l.ok(os.Truncate(at(0, root), 0)) },
-				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemCheck, c[0], root, c[0], c[1], c[2]) },
+				func(r engine.VerifyReport) { l.finds(r, engine.ProblemCheck, c[0], root, c[0], c[1], c[2]) },
 			},
 			"missing": {
 				func() { l.ok(os.Remove(at(1, root))) },
-				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemMissing, c[1], root, c[1], c[2]) },
+				func(r engine.VerifyReport) { l.finds(r, engine.ProblemMissing, c[1], root, c[1], c[2]) },
 			},
 			"swapped between backups": {
 				func() { exchange(t, at(1, root), at(2, root)) },
-				func(r kvmbackup.VerifyReport) {
-					l.finds(r, kvmbackup.ProblemLink, c[1], root, c[1], c[2])
-					l.finds(r, kvmbackup.ProblemLink, c[2], root, c[2])
+				func(r engine.VerifyReport) {
+					l.finds(r, engine.ProblemLink, c[1], root, c[1], c[2])
+					l.finds(r, engine.ProblemLink, c[2], root, c[2])
 				},
 			},
 			"swapped between volumes": {
 				func() { exchange(t, at(1, root), at(1, "datadisk.v-vdb.qcow2")) },
-				func(r kvmbackup.VerifyReport) {
-					l.finds(r, kvmbackup.ProblemLink, c[1], root, c[1], c[2])
-					l.finds(r, kvmbackup.ProblemLink, c[1], "datadisk.v-vdb.qcow2", c[1], c[2])
+				func(r engine.VerifyReport) {
+					l.finds(r, engine.ProblemLink, c[1], root, c[1], c[2])
+					l.finds(r, engine.ProblemLink, c[1], "datadisk.v-vdb.qcow2", c[1], c[2])
 				},
 			},
 			"swapped between full volumes": {
 				func() { exchange(t, at(0, root), at(0, "datadisk.v-vdb.qcow2")) },
-				func(r kvmbackup.VerifyReport) {
-					l.finds(r, kvmbackup.ProblemContent, c[0], root, c[0], c[1], c[2])
-					l.finds(r, kvmbackup.ProblemContent, c[0], "datadisk.v-vdb.qcow2", c[0], c[1], c[2])
+				func(r engine.VerifyReport) {
+					l.finds(r, engine.ProblemContent, c[0], root, c[0], c[1], c[2])
+					l.finds(r, engine.ProblemContent, c[0], "datadisk.v-vdb.qcow2", c[0], c[1], c[2])
 				},
 			},
 			"side file changed": {
 				func() { flip(t, at(1, "domain.xml"), 3, 1) },
-				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemSideFile, c[1], "domain.xml", c[1]) },
+				func(r engine.VerifyReport) { l.finds(r, engine.ProblemSideFile, c[1], "domain.xml", c[1]) },
 			},
 			"side file longer": {
 				func() {
 					l.ok(os.WriteFile(at(2, "domain.xml"), bytes.Repeat([]byte("x"), 1<<20), 0o600))
 				},
-				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemSideFile, c[2], "domain.xml", c[2]) },
+				func(r engine.VerifyReport) { l.finds(r, engine.ProblemSideFile, c[2], "domain.xml", c[2]) },
 			},
 			"side file missing": {
 				func() { l.ok(os.Remove(at(0, "domain.xml"))) },
-				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemMissing, c[0], "domain.xml", c[0]) },
+				func(r engine.VerifyReport) { l.finds(r, engine.ProblemMissing, c[0], "domain.xml", c[0]) },
 			},
 			"manifest missing": {
 				func() { l.ok(os.Remove(at(1, "backup.json"))) },
-				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemManifest, c[1], "backup.json", c[1], c[2]) },
+				func(r engine.VerifyReport) { l.finds(r, engine.ProblemManifest, c[1], "backup.json", c[1], c[2]) },
 			},
 			"manifest damaged": {
 				func() { l.ok(os.Truncate(at(0, "backup.json"), 100)) },
-				func(r kvmbackup.VerifyReport) {
-					l.finds(r, kvmbackup.ProblemManifest, c[0], "backup.json", c[0], c[1], c[2])
+				func(r engine.VerifyReport) {
+					l.finds(r, engine.ProblemManifest, c[0], "backup.json", c[0], c[1], c[2])
 				},
 			},
 			"manifest of another backup": {
 				func() { exchange(t, at(1, "backup.json"), at(2, "backup.json")) },
-				func(r kvmbackup.VerifyReport) {
-					l.finds(r, kvmbackup.ProblemManifest, c[1], "backup.json", c[1], c[2])
-					l.finds(r, kvmbackup.ProblemManifest, c[2], "backup.json", c[2])
+				func(r engine.VerifyReport) {
+					l.finds(r, engine.ProblemManifest, c[1], "backup.json", c[1], c[2])
+					l.finds(r, engine.ProblemManifest, c[2], "backup.json", c[2])
 				},
 			},
 			"manifest of a later version": {
 				func() { edit(t, at(1, "backup.json"), `"version": 1`, `"version": 2`) },
-				func(r kvmbackup.VerifyReport) { l.finds(r, kvmbackup.ProblemManifest, c[1], "backup.json", c[1], c[2]) },
+				func(r engine.VerifyReport) { l.finds(r, engine.ProblemManifest, c[1], "backup.json", c[1], c[2]) },
 			},
 			"folder missing": {
 				func() { l.ok(os.RemoveAll(at(0, ""))) },
-				func(r kvmbackup.VerifyReport) {
-					l.finds(r, kvmbackup.ProblemManifest, c[0], "backup.json", c[0], c[1], c[2])
-					l.finds(r, kvmbackup.ProblemMissing, c[0], root, c[0], c[1], c[2])
+				func(r engine.VerifyReport) {
+					l.finds(r, engine.ProblemManifest, c[0], "backup.json", c[0], c[1], c[2])
+					l.finds(r, engine.ProblemMissing, c[0], root, c[0], c[1], c[2])
 				},
 			},
 		} {
@@ -290,7 +291,7 @@ func TestDamageByHand(t *testing.T) {
 			run(t, "cp", "-a", l.nas+"/.", keep)
 			d.do()
 			d.check(l.damaged(c[2], withDigests))
-			_, err := l.engine.Restore(t.Context(), kvmbackup.RestoreRequest{Backup: c[2].ID, Dir: l.out()})
+			_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: c[2].ID, Dir: l.out()})
 			if harmless := needsDigests[name] || strings.HasPrefix(name, "side file"); harmless != (err == nil) {
 				t.Errorf("%s: restore: %v", name, err)
 			}
@@ -319,11 +320,11 @@ func TestExtraFiles(t *testing.T) {
 	}
 	for i, name := range []string{"folder", "link", "notes.txt"} {
 		n := r.Notes[i]
-		if n.Code != kvmbackup.ProblemExtra || n.Backup != c[0].ID || n.File != c[0].Path+"/"+name || n.Detail == "" || len(n.Affects) > 0 {
+		if n.Code != engine.ProblemExtra || n.Backup != c[0].ID || n.File != c[0].Path+"/"+name || n.Detail == "" || len(n.Affects) > 0 {
 			t.Errorf("note on %s: %+v", name, n)
 		}
 	}
-	l.restore(kvmbackup.RestoreRequest{Backup: c[1].ID})
+	l.restore(engine.RestoreRequest{Backup: c[1].ID})
 	l.write("vda", 3, 1)
 	if next := l.backup(); next.Kind != kvmbackup.KindIncremental {
 		t.Errorf("the next backup is %v: %v", next.Kind, next.Reasons)
@@ -353,7 +354,7 @@ func TestManifestFields(t *testing.T) {
 		data, err := os.ReadFile(path)
 		l.ok(err)
 		edit(t, path, change[0], change[1])
-		l.finds(l.damaged(b, false), kvmbackup.ProblemManifest, b, "backup.json", b)
+		l.finds(l.damaged(b, false), engine.ProblemManifest, b, "backup.json", b)
 		l.ok(os.WriteFile(path, data, 0o600))
 	}
 	l.verified(b, true)
@@ -406,7 +407,7 @@ func TestDigestsNeedWhatComputesThem(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "vda")
 	b := l.backup()
-	e, err := kvmbackup.New(kvmbackup.Config{Store: l.store, Repository: l.repo})
+	e, err := engine.New(engine.Config{Store: l.store, Repository: l.repo})
 	l.ok(err)
 	l.fails(e.AddDigests(t.Context(), b.ID), kvmbackup.ErrUnsupported)
 	l.ok(os.Remove(filepath.Join(l.nas, b.Path, "backup.json")))

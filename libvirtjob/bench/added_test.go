@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // BenchmarkFull compares Engine.Backup, end to end, with a bare backup-begin of the same disk: 1 GiB of data on 2 GiB. The bare
@@ -36,7 +37,7 @@ func (a *app) backup(g *guest, kind kvmbackup.Kind) (cost, kvmbackup.Backup) {
 	var b kvmbackup.Backup
 	c := timed(func() {
 		var err error
-		b, err = a.engine.Backup(g.lab.Context(), kvmbackup.BackupRequest{VM: g.vm(), Policy: chainPolicy(kind == kvmbackup.KindFull)})
+		b, err = a.engine.Backup(g.lab.Context(), engine.BackupRequest{VM: g.vm(), Policy: chainPolicy(kind == kvmbackup.KindFull)})
 		g.lab.must(err)
 	})
 	if b.Kind != kind {

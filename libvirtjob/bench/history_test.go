@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -15,7 +16,7 @@ import (
 // BenchmarkHistory: Engine.Plan for a VM that has had 10 to 1,000,000 backups, in SQLite, on a simulated hypervisor.
 func BenchmarkHistory(b *testing.B) {
 	sizes := []int{10, 1000, 100_000, 1_000_000}
-	engines := map[int]*kvmbackup.Engine{}
+	engines := map[int]*engine.Engine{}
 	for _, n := range sizes {
 		e, err := withHistory(b, n)
 		if err != nil {
@@ -28,7 +29,7 @@ func BenchmarkHistory(b *testing.B) {
 		for range max(200, b.N) {
 			for _, n := range sizes {
 				c := timed(func() {
-					if p, err := engines[n].Plan(b.Context(), kvmbackup.BackupRequest{VM: "vm1"}); err != nil || p.Decision.Kind != kvmbackup.KindIncremental {
+					if p, err := engines[n].Plan(b.Context(), engine.BackupRequest{VM: "vm1"}); err != nil || p.Decision.Kind != kvmbackup.KindIncremental {
 						b.Fatal(p, err)
 					}
 				})
@@ -44,7 +45,7 @@ func BenchmarkHistory(b *testing.B) {
 }
 
 // withHistory makes an engine whose store has so many backups of one VM, in chains of ten, and then takes two more.
-func withHistory(b *testing.B, n int) (*kvmbackup.Engine, error) {
+func withHistory(b *testing.B, n int) (*engine.Engine, error) {
 	b.Helper()
 	ctx, dir := b.Context(), b.TempDir()
 	a := &app{}
@@ -69,12 +70,12 @@ func withHistory(b *testing.B, n int) (*kvmbackup.Engine, error) {
 	if err := h.Start("vm1"); err != nil {
 		return nil, err
 	}
-	e, err := kvmbackup.New(kvmbackup.Config{Store: store, Repository: a.repo, Executor: h.Executor(), Images: kvmbackuptest.Images{}})
+	e, err := engine.New(engine.Config{Store: store, Repository: a.repo, Executor: h.Executor(), Images: kvmbackuptest.Images{}})
 	if err != nil {
 		return nil, err
 	}
 	for range 2 {
-		if _, err := e.Backup(ctx, kvmbackup.BackupRequest{VM: "vm1"}); err != nil {
+		if _, err := e.Backup(ctx, engine.BackupRequest{VM: "vm1"}); err != nil {
 			return nil, err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -20,7 +21,7 @@ import (
 
 // app is a backup application as a host would make it, with every flush to disk.
 type app struct {
-	engine     *kvmbackup.Engine
+	engine     *engine.Engine
 	repo       *repository.Repository
 	db         *sql.DB
 	hypervisor *libvirtjob.Executor
@@ -42,7 +43,7 @@ func openApp(ctx context.Context, dir, uri string) (*app, error) {
 	if a.hypervisor, err = libvirtjob.Open(uri, libvirtjob.Config{Images: images}); err != nil {
 		return nil, err
 	}
-	a.engine, err = kvmbackup.New(kvmbackup.Config{Store: store, Repository: a.repo, Executor: a.hypervisor, Images: images})
+	a.engine, err = engine.New(engine.Config{Store: store, Repository: a.repo, Executor: a.hypervisor, Images: images})
 	return a, err
 }
 
@@ -102,10 +103,10 @@ func follow(text string) (err error) {
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if o.Restore != "" {
-		_, err = a.engine.Restore(ctx, kvmbackup.RestoreRequest{Backup: o.Restore, Dir: o.To})
+		_, err = a.engine.Restore(ctx, engine.RestoreRequest{Backup: o.Restore, Dir: o.To})
 		return err
 	}
-	done, err := a.engine.Backup(ctx, kvmbackup.BackupRequest{VM: o.VM, Policy: chainPolicy(o.ForceFull)})
+	done, err := a.engine.Backup(ctx, engine.BackupRequest{VM: o.VM, Policy: chainPolicy(o.ForceFull)})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // BenchmarkDepth: a chain of a hundred backups of one small disk, 1 MiB written before each. An incremental's time at a depth is the
@@ -45,7 +46,7 @@ func BenchmarkDepth(b *testing.B) {
 			for _, d := range places {
 				dir := l.folder(fmt.Sprintf("restored-%d-%d-%d", b.N, round, d))
 				c := timed(func() {
-					_, err := a.engine.Restore(b.Context(), kvmbackup.RestoreRequest{Backup: all[d-1].ID, Dir: dir})
+					_, err := a.engine.Restore(b.Context(), engine.RestoreRequest{Backup: all[d-1].ID, Dir: dir})
 					l.must(err)
 				})
 				took[d] = append(took[d], millis(c.wall))

@@ -12,6 +12,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -26,19 +27,19 @@ type app struct {
 	dir    string // with the repository, the database and what the disks held at each backup
 	gate   *gate
 	exec   *gatedExecutor
-	cfg    kvmbackup.Config
+	cfg    engine.Config
 	repo   *repository.Repository
 	images *qcow2.Tool
 	store  *sqlstore.Store
 	db     *sql.DB // the store's
-	engine *kvmbackup.Engine
+	engine *engine.Engine
 	cut    bool // QEMU has died with its bitmaps, and libvirt still lists their checkpoint
 	probed bool // a backup was taken, which has removed the probes that earlier processes left
 }
 
 // setup changes what an app is made of.
 type setup struct {
-	config func(*kvmbackup.Config)
+	config func(*engine.Config)
 	sync   bool // flush files
 	// patience limits all operations together. Defaults to 3 minutes.
 	patience time.Duration
@@ -69,14 +70,14 @@ func openApp(t *testing.T, g *guest, dir string, s setup) *app {
 	a.must(err)
 	a.exec = &gatedExecutor{in: a.hypervisor(s.uri), g: a.gate}
 	a.store = a.openStore()
-	a.cfg = kvmbackup.Config{
+	a.cfg = engine.Config{
 		Store: gatedStore{a.store, a.gate}, Repository: gatedRepository{a.repo, a.gate}, Executor: a.exec,
 		Images: gatedImages{a.images, a.gate}, ReserveBytes: -1,
 	}
 	if s.config != nil {
 		s.config(&a.cfg)
 	}
-	a.engine, err = kvmbackup.New(a.cfg)
+	a.engine, err = engine.New(a.cfg)
 	a.must(err)
 	return a
 }
@@ -143,10 +144,10 @@ func (a *app) disks() (refs []kvmbackup.DiskRef) {
 	return refs
 }
 
-func (a *app) request() kvmbackup.BackupRequest {
-	r := kvmbackup.BackupRequest{VM: a.vm(), Policy: kvmbackup.Policy{FullEvery: 100}, Disks: a.disks()}
+func (a *app) request() engine.BackupRequest {
+	r := engine.BackupRequest{VM: a.vm(), Policy: kvmbackup.Policy{FullEvery: 100}, Disks: a.disks()}
 	for _, d := range a.guest.devices {
-		r.Volumes = append(r.Volumes, kvmbackup.Volume{ID: kvmbackup.VolumeID("vol-" + d), Device: d})
+		r.Volumes = append(r.Volumes, engine.Volume{ID: kvmbackup.VolumeID("vol-" + d), Device: d})
 	}
 	return r
 }
@@ -165,7 +166,7 @@ func (a *app) keep() {
 }
 
 // backup takes a backup that has to succeed.
-func (a *app) backup(req kvmbackup.BackupRequest) kvmbackup.Backup {
+func (a *app) backup(req engine.BackupRequest) kvmbackup.Backup {
 	a.Helper()
 	a.keep()
 	b, err := a.engine.Backup(a.ctx, req)

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // crashCase is an operation that is broken off at each of its points in turn.
@@ -14,8 +15,8 @@ type crashCase struct {
 	big     bool             // so are its disks, and all of them has changed
 	prepare func(*app)       // what comes before
 	act     func(*app) error // the operation
-	config  func(*kvmbackup.Config)
-	outcome kvmbackup.RecoveryOutcome // what Recover has to say of it; empty: whatever fits the point
+	config  func(*engine.Config)
+	outcome engine.RecoveryOutcome // what Recover has to say of it; empty: whatever fits the point
 	// after checks what is special to the case, when all is settled and the next backup was taken.
 	after func(a *app, next kvmbackup.Backup)
 }
@@ -35,20 +36,20 @@ func caseNamed(name string) crashCase {
 }
 
 // The requests of the cases.
-func running(*kvmbackup.BackupRequest) {}
+func running(*engine.BackupRequest) {}
 
 // checked asks for all that a backup can do beside the copy.
-func checked(r *kvmbackup.BackupRequest) { r.Digests, r.Quiesce = true, kvmbackup.QuiesceTry }
+func checked(r *engine.BackupRequest) { r.Digests, r.Quiesce = true, engine.QuiesceTry }
 
-func offline(r *kvmbackup.BackupRequest) { r.Policy.OfflineIncremental = true }
+func offline(r *engine.BackupRequest) { r.Policy.OfflineIncremental = true }
 
-func (a *app) requestWith(change func(*kvmbackup.BackupRequest)) kvmbackup.BackupRequest {
+func (a *app) requestWith(change func(*engine.BackupRequest)) engine.BackupRequest {
 	r := a.request()
 	change(&r)
 	return r
 }
 
-func takeBackup(change func(*kvmbackup.BackupRequest)) func(*app) error {
+func takeBackup(change func(*engine.BackupRequest)) func(*app) error {
 	return func(a *app) error {
 		_, err := a.engine.Backup(a.ctx, a.requestWith(change))
 		return err
@@ -56,7 +57,7 @@ func takeBackup(change func(*kvmbackup.BackupRequest)) func(*app) error {
 }
 
 // earlier takes backups with a write before each, and writes.
-func earlier(change func(*kvmbackup.BackupRequest), n int) func(*app) {
+func earlier(change func(*engine.BackupRequest), n int) func(*app) {
 	return func(a *app) {
 		for range n {
 			a.change()

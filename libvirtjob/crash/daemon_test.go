@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // TestCrashOfTheDaemonDuringAJob kills libvirtd while an engine follows a job. QEMU copies on; when libvirtd is back, the next
@@ -29,7 +30,7 @@ func TestCrashOfTheDaemonDuringAJob(t *testing.T) {
 	a.change()
 	a.keep()
 	req := a.requestWith(slow)
-	req.OnJob = func(kvmbackup.JobControl) { h.KillDaemon(t) }
+	req.OnJob = func(engine.JobControl) { h.KillDaemon(t) }
 	_, err := a.engine.Backup(a.ctx, req)
 	if err == nil {
 		t.Error("a backup without a libvirtd has succeeded")
@@ -39,7 +40,7 @@ func TestCrashOfTheDaemonDuringAJob(t *testing.T) {
 	g.conn = h.Conn
 	found, err := a.engine.Recover(a.ctx, a.vm(), kvmbackup.DomainRef{})
 	a.must(err)
-	if len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryFollowed {
+	if len(found) != 1 || found[0].Outcome != engine.RecoveryFollowed {
 		t.Errorf("recovered: %v", found)
 	}
 	a.inOrder()
@@ -131,7 +132,7 @@ func (a *app) runsFrom(b kvmbackup.Backup) {
 	a.Helper()
 	dir := filepath.Join(filepath.Dir(a.dir), "opened")
 	a.must(os.Mkdir(dir, 0o755))
-	opened, err := a.engine.Open(a.ctx, kvmbackup.OpenRequest{Backup: b.ID, Dir: dir, Purpose: "run from it"})
+	opened, err := a.engine.Open(a.ctx, engine.OpenRequest{Backup: b.ID, Dir: dir, Purpose: "run from it"})
 	a.must(err)
 	copied := *a.guest
 	copied.name, copied.dir = "copy", dir

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 var errInjected = errors.New("injected fault")
@@ -90,7 +90,7 @@ func (c crashCase) fail(t *testing.T, g *guest, dir string, n int, at func(int, 
 		if g.define(); !c.stopped {
 			g.start()
 		}
-		a := openApp(t, &g, filepath.Join(dir, fmt.Sprintf("run-%d", n)), setup{config: func(c *kvmbackup.Config) { c.CleanupLimit = 10 * time.Second }})
+		a := openApp(t, &g, filepath.Join(dir, fmt.Sprintf("run-%d", n)), setup{config: func(c *engine.Config) { c.CleanupLimit = 10 * time.Second }})
 		c.begin(a)
 		a.gate.arm(at)
 		err := c.act(a)

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -105,8 +106,8 @@ type gatedImages struct {
 }
 
 var (
-	_ kvmbackup.Images   = gatedImages{}
-	_ kvmbackup.Digester = gatedImages{}
+	_ engine.Images   = gatedImages{}
+	_ engine.Digester = gatedImages{}
 )
 
 func (i gatedImages) Header(ctx context.Context, path string) (qcow2.Header, error) {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -14,7 +14,7 @@ type gatedRepository struct {
 	g  *gate
 }
 
-var _ kvmbackup.Repository = gatedRepository{}
+var _ engine.Repository = gatedRepository{}
 
 // ID, PartialDir and FilePath touch nothing.
 func (r gatedRepository) ID() string                        { return r.in.ID() }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // TestCrashOneOfManyGuests backs up many guests at once through one engine: all get through, no more than the limits allow are
@@ -58,13 +59,13 @@ func TestCrashOneOfManyGuests(t *testing.T) {
 // places counts the backups under way.
 type places struct{ now, most atomic.Int64 }
 
-func (p *places) event(e kvmbackup.Event) {
+func (p *places) event(e engine.Event) {
 	switch e.Type {
-	case kvmbackup.EventStarted:
+	case engine.EventStarted:
 		now := p.now.Add(1)
 		for most := p.most.Load(); now > most && !p.most.CompareAndSwap(most, now); most = p.most.Load() {
 		}
-	case kvmbackup.EventCompleted, kvmbackup.EventFailed:
+	case engine.EventCompleted, engine.EventFailed:
 		p.now.Add(-1)
 	}
 }
@@ -81,9 +82,9 @@ func startMany(t *testing.T, h *host, dir string, n int, p *places) many {
 		t.Cleanup(g.remove)
 		g.start()
 		if i == 0 {
-			all = append(all, openApp(t, g, filepath.Join(dir, "run"), setup{patience: 20 * time.Minute, config: func(c *kvmbackup.Config) {
+			all = append(all, openApp(t, g, filepath.Join(dir, "run"), setup{patience: 20 * time.Minute, config: func(c *engine.Config) {
 				c.LeaseTTL = time.Minute
-				c.HostLimit, c.RepositoryLimit, c.OnEvent = kvmbackup.NewLimiter(6), kvmbackup.NewLimiter(4), p.event
+				c.HostLimit, c.RepositoryLimit, c.OnEvent = engine.NewLimiter(6), engine.NewLimiter(4), p.event
 			}}))
 			continue
 		}

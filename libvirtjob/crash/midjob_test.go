@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // TestCrashOfQEMUDuringAJob kills QEMU, or destroys the domain, in the middle of a job. The backup fails and leaves nothing;
@@ -41,7 +42,7 @@ func TestCrashOfQEMUDuringAJob(t *testing.T) {
 			g.blank("vda")
 			a.change()
 			req := a.requestWith(slow)
-			req.OnJob = func(kvmbackup.JobControl) { g.end(h, m.killed) }
+			req.OnJob = func(engine.JobControl) { g.end(h, m.killed) }
 			_, err := a.engine.Backup(a.ctx, req)
 			if !errors.Is(err, kvmbackup.ErrJobFailed) {
 				t.Errorf("error is %v", err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -157,7 +158,7 @@ func (a *app) restoreAll() {
 	for _, b := range a.records(kvmbackup.StatusCompleted) {
 		dir, err := os.MkdirTemp(a.TempDir(), "restored-")
 		a.must(err)
-		done, err := a.engine.Restore(a.ctx, kvmbackup.RestoreRequest{Backup: b.ID, Dir: dir})
+		done, err := a.engine.Restore(a.ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir})
 		a.must(err)
 		if len(done.Volumes) != len(a.guest.devices) {
 			a.Errorf("%d volumes were restored", len(done.Volumes))

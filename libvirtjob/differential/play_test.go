@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 const (
@@ -26,7 +27,7 @@ const (
 // host is a hypervisor with one guest, whose processor stands still. A method that can't do what it is for panics with a failure.
 type host interface {
 	executor() kvmbackup.Executor
-	images() kvmbackup.Images
+	images() engine.Images
 	start()
 	destroy()
 	crash()

@@ -15,6 +15,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -62,7 +63,7 @@ func newReal(t *testing.T, size int64, transient, small bool) *realHost {
 
 func (r *realHost) vmName() string               { return r.g.Name }
 func (r *realHost) executor() kvmbackup.Executor { return r.exec }
-func (r *realHost) images() kvmbackup.Images     { return r.tool }
+func (r *realHost) images() engine.Images        { return r.tool }
 func (r *realHost) destroy()                     { r.g.Destroy() }
 func (r *realHost) source(device string) string  { return r.g.Image(device) }
 func (r *realHost) commit(device string)         { r.g.Commit(device) }

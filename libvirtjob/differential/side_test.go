@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
@@ -33,7 +34,7 @@ type side struct {
 // consumer is one backup application.
 type consumer struct {
 	prefix   string
-	engine   *kvmbackup.Engine
+	engine   *engine.Engine
 	store    *memstore.Store
 	repo     *repository.Repository
 	contents map[kvmbackup.BackupID]map[kvmbackup.VolumeID][]byte
@@ -65,7 +66,7 @@ func newSide(ctx context.Context, t *testing.T, name string, h host, tail int64)
 		var err error
 		c.repo, err = repository.Init(ctx, dir, repository.Options{NoSync: true})
 		must(err)
-		c.engine, err = kvmbackup.New(kvmbackup.Config{
+		c.engine, err = engine.New(engine.Config{
 			Store: losingStore{c.store, c}, Repository: losingRepository{c.repo, c}, Executor: losingExecutor{s.exec, c},
 			Images: h.images(), Prefix: prefix, ReserveBytes: -1, OnEvent: c.event,
 		})
@@ -77,13 +78,13 @@ func newSide(ctx context.Context, t *testing.T, name string, h host, tail int64)
 
 func (s *side) vm() string { return s.domain }
 
-func (c *consumer) event(e kvmbackup.Event) {
+func (c *consumer) event(e engine.Event) {
 	switch {
-	case e.Type == kvmbackup.EventStep && c.step != nil:
+	case e.Type == engine.EventStep && c.step != nil:
 		c.step(e.Step)
-	case e.Type == kvmbackup.EventProgress && c.halfway != nil && 0 < e.Progress.DoneBytes && e.Progress.DoneBytes < e.Progress.TotalBytes:
+	case e.Type == engine.EventProgress && c.halfway != nil && 0 < e.Progress.DoneBytes && e.Progress.DoneBytes < e.Progress.TotalBytes:
 		c.halfway()
-	case e.Type == kvmbackup.EventDecided:
+	case e.Type == engine.EventDecided:
 		c.decided = e.Decision
 		if c.cancel != nil {
 			c.cancel()
@@ -91,10 +92,10 @@ func (c *consumer) event(e kvmbackup.Event) {
 	}
 }
 
-func (s *side) request(p *play) kvmbackup.BackupRequest {
-	r := kvmbackup.BackupRequest{VM: kvmbackup.VMID(s.domain)}
+func (s *side) request(p *play) engine.BackupRequest {
+	r := engine.BackupRequest{VM: kvmbackup.VMID(s.domain)}
 	for _, device := range p.devices() {
-		r.Volumes = append(r.Volumes, kvmbackup.Volume{ID: p.plugged[device].id, Device: device})
+		r.Volumes = append(r.Volumes, engine.Volume{ID: p.plugged[device].id, Device: device})
 		if p.transient {
 			r.Disks = append(r.Disks, kvmbackup.DiskRef{Device: device, Source: s.host.source(device), Format: "qcow2"})
 		}
@@ -175,7 +176,7 @@ func (s *side) backup(p *play, c *consumer, words []string) string {
 }
 
 // arrange puts into a request and its consumer what the words after "backup" say.
-func (s *side) arrange(c *consumer, req *kvmbackup.BackupRequest, words []string, cancel func()) {
+func (s *side) arrange(c *consumer, req *engine.BackupRequest, words []string, cancel func()) {
 	c.hooks = hooks{}
 	req.Policy.FullEvery = 4
 	for _, w := range words {
@@ -187,13 +188,13 @@ func (s *side) arrange(c *consumer, req *kvmbackup.BackupRequest, words []string
 		case "offline":
 			req.Policy.OfflineIncremental = true
 		case "quiesce":
-			req.Quiesce = kvmbackup.QuiesceTry
+			req.Quiesce = engine.QuiesceTry
 		case "slow":
 			req.BandwidthBytes = cluster
 		case "cancel":
 			c.cancel = cancel
 		case "abort":
-			req.OnJob = func(kvmbackup.JobControl) { cancel() }
+			req.OnJob = func(engine.JobControl) { cancel() }
 		case "halfway":
 			c.halfway = cancel
 		case "full-target":
@@ -233,10 +234,10 @@ func (s *side) restore(p *play, c *consumer, words []string) string {
 		return "nothing to restore"
 	}
 	now := s.request(p)
-	req := kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{Volumes: now.Volumes, Disks: now.Disks}}
+	req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: now.Volumes, Disks: now.Disks}}
 	for _, v := range now.Volumes {
 		if _, ok := b.Volume(v.ID); ok {
-			req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: v.ID})
+			req.Volumes = append(req.Volumes, engine.RestoreVolume{ID: v.ID})
 		}
 	}
 	if len(req.Volumes) == 0 {
@@ -247,7 +248,7 @@ func (s *side) restore(p *play, c *consumer, words []string) string {
 		return "restore: " + class(err)
 	}
 	for _, restored := range r.Volumes {
-		v := p.plugged[now.Volumes[slices.IndexFunc(now.Volumes, func(v kvmbackup.Volume) bool { return v.ID == restored.VolumeID })].Device]
+		v := p.plugged[now.Volumes[slices.IndexFunc(now.Volumes, func(v engine.Volume) bool { return v.ID == restored.VolumeID })].Device]
 		v.data, v.layers = bytes.Clone(c.contents[b.ID][v.id]), 1
 	}
 	return fmt.Sprintf("restore: %d volumes of %d", len(r.Volumes), b.Sequence)
@@ -464,7 +465,7 @@ func (s *side) verify(c *consumer) {
 	newest := offered[len(offered)-1]
 	dir, err := os.MkdirTemp(s.scratch, "restored-")
 	must(err)
-	r, err := c.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: newest.ID, Dir: dir})
+	r, err := c.engine.Restore(s.ctx, engine.RestoreRequest{Backup: newest.ID, Dir: dir})
 	must(err)
 	if len(r.Volumes) != len(newest.Volumes) {
 		panic(failure{fmt.Sprintf("%s: %d volumes of %d were restored", s.name, len(r.Volumes), len(newest.Volumes))})

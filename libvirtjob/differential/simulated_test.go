@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -33,7 +34,7 @@ func newSimulated(dir, vm string, size int64, transient bool) *simulatedHost {
 
 func (s *simulatedHost) vmName() string               { return s.vm }
 func (s *simulatedHost) executor() kvmbackup.Executor { return s.h.Executor() }
-func (s *simulatedHost) images() kvmbackup.Images     { return kvmbackuptest.Images{} }
+func (s *simulatedHost) images() engine.Images        { return kvmbackuptest.Images{} }
 func (s *simulatedHost) start()                       { must(errors.Join(s.h.Start(s.vm), s.h.Pause(s.vm))) }
 func (s *simulatedHost) destroy()                     { must(s.h.Destroy(s.vm)) }
 func (s *simulatedHost) crash()                       { must(s.h.Crash(s.vm)) }

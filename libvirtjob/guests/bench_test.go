@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -24,17 +25,17 @@ import (
 type bench struct {
 	*testing.T
 	ctx    context.Context //nolint:containedctx // of the test
-	cfg    kvmbackup.Config
-	engine *kvmbackup.Engine
+	cfg    engine.Config
+	engine *engine.Engine
 	images *qcow2.Tool
 
 	mu      sync.Mutex
-	events  []kvmbackup.Event
-	onEvent func(kvmbackup.Event)
+	events  []engine.Event
+	onEvent func(engine.Event)
 }
 
 // newBench makes an engine; set may change its configuration, and the repository's folder is in the test's unless it does.
-func newBench(t *testing.T, set func(*kvmbackup.Config)) *bench {
+func newBench(t *testing.T, set func(*engine.Config)) *bench {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
@@ -45,14 +46,14 @@ func newBench(t *testing.T, set func(*kvmbackup.Config)) *bench {
 	exec, err := libvirtjob.New(connection(t), libvirtjob.Config{Images: b.images, ProgressInterval: 100 * time.Millisecond})
 	b.must(err)
 	t.Cleanup(func() { _ = exec.Close() })
-	b.cfg = kvmbackup.Config{Store: memstore.New(), Executor: exec, Images: b.images, OnEvent: b.note}
+	b.cfg = engine.Config{Store: memstore.New(), Executor: exec, Images: b.images, OnEvent: b.note}
 	if set != nil {
 		set(&b.cfg)
 	}
 	if b.cfg.Repository == nil {
 		b.cfg.Repository = newRepository(t, filepath.Join(t.TempDir(), "repository"))
 	}
-	b.engine, err = kvmbackup.New(b.cfg)
+	b.engine, err = engine.New(b.cfg)
 	b.must(err)
 	return b
 }
@@ -62,7 +63,7 @@ func (b *bench) limits(stallWarn, stallAbort, cleanup time.Duration) {
 	b.Helper()
 	b.cfg.StallWarn, b.cfg.StallAbort, b.cfg.CleanupLimit = stallWarn, stallAbort, cleanup
 	var err error
-	b.engine, err = kvmbackup.New(b.cfg)
+	b.engine, err = engine.New(b.cfg)
 	b.must(err)
 }
 
@@ -95,7 +96,7 @@ func (b *bench) wantErr(err error, sentinels ...error) {
 	}
 }
 
-func (b *bench) note(ev kvmbackup.Event) {
+func (b *bench) note(ev engine.Event) {
 	b.mu.Lock()
 	b.events = append(b.events, ev)
 	f := b.onEvent
@@ -106,11 +107,11 @@ func (b *bench) note(ev kvmbackup.Event) {
 }
 
 // on has f called for every event of the type from now on.
-func (b *bench) on(typ kvmbackup.EventType, f func(kvmbackup.Event)) {
+func (b *bench) on(typ engine.EventType, f func(engine.Event)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.events = nil
-	b.onEvent = func(ev kvmbackup.Event) {
+	b.onEvent = func(ev engine.Event) {
 		if ev.Type == typ {
 			f(ev)
 		}
@@ -118,10 +119,10 @@ func (b *bench) on(typ kvmbackup.EventType, f func(kvmbackup.Event)) {
 }
 
 // seen returns the events of the type so far.
-func (b *bench) seen(typ kvmbackup.EventType) []kvmbackup.Event {
+func (b *bench) seen(typ engine.EventType) []engine.Event {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var found []kvmbackup.Event
+	var found []engine.Event
 	for _, ev := range b.events {
 		if ev.Type == typ {
 			found = append(found, ev)
@@ -131,7 +132,7 @@ func (b *bench) seen(typ kvmbackup.EventType) []kvmbackup.Event {
 }
 
 // backup takes a backup that has to succeed.
-func (b *bench) backup(req kvmbackup.BackupRequest) kvmbackup.Backup {
+func (b *bench) backup(req engine.BackupRequest) kvmbackup.Backup {
 	b.Helper()
 	got, err := b.engine.Backup(b.ctx, req)
 	b.must(err)
@@ -175,7 +176,7 @@ func (b *bench) wantClean(g *guest) {
 // restore restores a backup to raw files and returns them by device.
 func (b *bench) restore(id kvmbackup.BackupID, format qcow2.Format) map[string]string {
 	b.Helper()
-	out, err := b.engine.Restore(b.ctx, kvmbackup.RestoreRequest{Backup: id, Dir: b.TempDir(), Format: format})
+	out, err := b.engine.Restore(b.ctx, engine.RestoreRequest{Backup: id, Dir: b.TempDir(), Format: format})
 	b.must(err)
 	paths := map[string]string{}
 	for _, v := range out.Volumes {

@@ -14,6 +14,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -29,7 +30,7 @@ func (b *bench) sideFile(bk kvmbackup.Backup, name string) []byte {
 
 // bootCopy boots a copy of the backup's guest, beside the original, on other disks. The serial ports' files are the test's own
 // business, as a host's shared folders would be its own.
-func (b *bench) bootCopy(g *guest, bk kvmbackup.Backup, volumes []kvmbackup.RestoredVolume) *guest {
+func (b *bench) bootCopy(g *guest, bk kvmbackup.Backup, volumes []engine.RestoredVolume) *guest {
 	b.Helper()
 	c := newGuest(b)
 	definition, err := libvirtjob.RewriteDefinition(b.sideFile(bk, repository.DomainXMLName), libvirtjob.DefinitionOptions{
@@ -46,19 +47,19 @@ func TestRestoredGuestBoots(t *testing.T) {
 	g := needGuest(t)
 	b := newBench(t, nil)
 	before := g.write("/vda/restored-a", 2)
-	b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire})
+	b.backup(engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire})
 	after := g.write("/vda/restored-b", 2)
-	bk := b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire})
+	bk := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire})
 	g.run("rm /vda/restored-a /vda/restored-b")
 
-	out, err := b.engine.Restore(b.ctx, kvmbackup.RestoreRequest{Backup: bk.ID, Dir: t.TempDir(), Format: qcow2.FormatQcow2})
+	out, err := b.engine.Restore(b.ctx, engine.RestoreRequest{Backup: bk.ID, Dir: t.TempDir(), Format: qcow2.FormatQcow2})
 	b.must(err)
 	c := b.bootCopy(g, bk, out.Volumes)
 	if a, z := c.sum("/vda/restored-a"), c.sum("/vda/restored-b"); a != before || z != after {
 		t.Errorf("checksums in the restored guest are %s and %s, want %s and %s", a, z, before, after)
 	}
 	// It is a guest like any other, backed up under its own name.
-	if got := b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(c.name), Quiesce: kvmbackup.QuiesceRequire}); got.Kind != kvmbackup.KindFull {
+	if got := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(c.name), Quiesce: engine.QuiesceRequire}); got.Kind != kvmbackup.KindFull {
 		t.Errorf("the copy's first backup is %v because %v", got.Kind, got.Reasons)
 	}
 	g.wantThawed()
@@ -82,13 +83,13 @@ func TestUEFI(t *testing.T) {
 	b.must(err)
 	copy(original[len(original)-100:], "a variable of this guest")
 	b.must(os.WriteFile(vars, original, 0o600))
-	bk := b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(name)})
+	bk := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(name)})
 
 	saved := b.sideFile(bk, repository.NVRAMName)
 	if !bytes.Equal(saved, original) {
 		t.Error("the saved variables differ from the guest's")
 	}
-	out, err := b.engine.Restore(b.ctx, kvmbackup.RestoreRequest{Backup: bk.ID, Dir: t.TempDir()})
+	out, err := b.engine.Restore(b.ctx, engine.RestoreRequest{Backup: bk.ID, Dir: t.TempDir()})
 	b.must(err)
 	restored := filepath.Join(t.TempDir(), "restored_VARS.fd")
 	b.must(os.WriteFile(restored, saved, 0o600))
@@ -111,7 +112,7 @@ func TestSecrets(t *testing.T) {
 	name := define(t, t.TempDir(), "", "<graphics type='vnc' port='-1' passwd='sesame'/>")
 	b := newBench(t, nil)
 	for _, secrets := range []bool{false, true} {
-		bk := b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(name), Secrets: secrets})
+		bk := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(name), Secrets: secrets})
 		if has := bytes.Contains(b.sideFile(bk, repository.DomainXMLName), []byte("sesame")); has != secrets {
 			t.Errorf("secrets asked for: %v, in the definition: %v", secrets, has)
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // TestHungQEMU: a dead target may stop all of QEMU, which then doesn't answer libvirt either. No call waits for it longer than
@@ -24,7 +25,7 @@ func TestHungQEMU(t *testing.T) {
 	goOn := func() {}
 	t.Cleanup(func() { goOn() })
 	within(t, 10*time.Second, "the stalled backup", func() {
-		_, err := b.engine.Backup(b.ctx, kvmbackup.BackupRequest{VM: vm, BandwidthBytes: 16 << 20, OnJob: func(kvmbackup.JobControl) {
+		_, err := b.engine.Backup(b.ctx, engine.BackupRequest{VM: vm, BandwidthBytes: 16 << 20, OnJob: func(engine.JobControl) {
 			goOn = hangQEMU(t, string(vm))
 		}})
 		b.wantErr(err, kvmbackup.ErrStalled, kvmbackup.ErrJobStuck)
@@ -33,8 +34,8 @@ func TestHungQEMU(t *testing.T) {
 	b.wantRunning(vm)
 	for name, f := range map[string]func() error{
 		"recovery": func() error { _, err := b.engine.Recover(b.ctx, vm, kvmbackup.DomainRef{}); return err },
-		"a backup": func() error { _, err := b.engine.Backup(b.ctx, kvmbackup.BackupRequest{VM: vm}); return err },
-		"a plan":   func() error { _, err := b.engine.Plan(b.ctx, kvmbackup.BackupRequest{VM: vm}); return err },
+		"a backup": func() error { _, err := b.engine.Backup(b.ctx, engine.BackupRequest{VM: vm}); return err },
+		"a plan":   func() error { _, err := b.engine.Plan(b.ctx, engine.BackupRequest{VM: vm}); return err },
 	} {
 		within(t, 10*time.Second, name+" while QEMU hangs", func() {
 			if err := f(); err == nil {
@@ -50,7 +51,7 @@ func TestHungQEMU(t *testing.T) {
 	settled()
 	b.limits(0, 0, 0)
 	b.recovered(vm, kvmbackup.DomainRef{})
-	b.backup(kvmbackup.BackupRequest{VM: vm})
+	b.backup(engine.BackupRequest{VM: vm})
 }
 
 // hangQEMU stops QEMU's process until goOn is called.

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -19,20 +20,20 @@ func TestOpen(t *testing.T) {
 	dir := t.TempDir()
 	repo := filepath.Join(dir, "repository")
 	restart := func() *bench {
-		return newBench(t, func(c *kvmbackup.Config) {
+		return newBench(t, func(c *engine.Config) {
 			c.Store = fileStore(t, filepath.Join(dir, "backups.db"))
 			c.Repository = newRepository(t, repo)
 		})
 	}
 	b := restart()
-	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire}
+	req := engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire}
 	full := b.backup(req)
 	sum := g.write("/vda/opened", 2)
 	incr := b.backup(req)
 	g.run("rm /vda/opened")
 
 	before := digests(t, repo)
-	opened, err := b.engine.Open(b.ctx, kvmbackup.OpenRequest{Backup: incr.ID, Dir: t.TempDir(), Purpose: "look into it"})
+	opened, err := b.engine.Open(b.ctx, engine.OpenRequest{Backup: incr.ID, Dir: t.TempDir(), Purpose: "look into it"})
 	b.must(err)
 	c := b.bootCopy(g, incr, opened.Volumes)
 	if got := c.sum("/vda/opened"); got != sum {
@@ -82,7 +83,7 @@ func TestBrowse(t *testing.T) {
 	g := needGuest(t)
 	needTools(t, "qemu-nbd", "qemu-io")
 	b := newBench(t, nil)
-	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire}
+	req := engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire}
 	b.backup(req)
 	sum := g.write("/vda/browsed", 1)
 	bk := b.backup(req)

@@ -11,6 +11,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // TestPausedByError: the storage of a guest's disk runs full during a backup, so QEMU pauses the guest. When there is space
@@ -24,8 +25,8 @@ func TestPausedByError(t *testing.T) {
 			b := newBench(t, nil)
 			ctx, cancel := b.cancellable()
 			// Slow, so that all of it happens during the job.
-			req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), BandwidthBytes: 1 << 20}
-			req.OnJob = func(job kvmbackup.JobControl) {
+			req := engine.BackupRequest{VM: kvmbackup.VMID(g.name), BandwidthBytes: 1 << 20}
+			req.OnJob = func(job engine.JobControl) {
 				fill(true)
 				g.run("(dd if=/dev/urandom of=/vdb/big bs=64k count=256; sync && rm /vdb/big && echo done >/tmp/done) >/dev/null 2>&1 &")
 				g.waitPaused(libvirt.DOMAIN_PAUSED_IOERROR)
@@ -61,8 +62,8 @@ func TestPausedByAdministrator(t *testing.T) {
 	g := needGuest(t)
 	b := newBench(t, nil)
 	t.Cleanup(func() { _ = g.domain().Resume() })
-	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceTry}
-	req.OnJob = func(kvmbackup.JobControl) {
+	req := engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceTry}
+	req.OnJob = func(engine.JobControl) {
 		if err := g.domain().Suspend(); err != nil {
 			t.Error(err)
 		}
@@ -89,16 +90,16 @@ func TestPausedWhileFrozen(t *testing.T) {
 	g := needGuest(t)
 	b := newBench(t, nil)
 	t.Cleanup(func() { _ = g.domain().Resume() })
-	b.on(kvmbackup.EventFrozen, func(kvmbackup.Event) {
+	b.on(engine.EventFrozen, func(engine.Event) {
 		if err := g.domain().Suspend(); err != nil {
 			t.Error(err)
 		}
 	})
-	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire}
+	req := engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire}
 	if got := b.backup(req); !hasReason(got, kvmbackup.ReasonThawFailed) {
 		t.Errorf("reasons are %v", got.Reasons)
 	}
-	resume := func(kvmbackup.JobControl) {
+	resume := func(engine.JobControl) {
 		if err := g.domain().Resume(); err != nil {
 			t.Error(err)
 		}

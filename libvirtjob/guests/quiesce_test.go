@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -21,7 +22,7 @@ import (
 func TestQuiescedFileSystem(t *testing.T) {
 	g := needGuest(t)
 	b := newBench(t, nil)
-	quiesced := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire}
+	quiesced := engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire}
 	sums := map[string]string{}
 	for i, name := range []string{"first", "second"} {
 		sums[name] = g.write("/vda/"+name, 4) // not synced: the freeze has to do that
@@ -41,11 +42,11 @@ func TestQuiescedFileSystem(t *testing.T) {
 		}
 		wantFiles(t, disk, sums)
 	}
-	if f, th := b.seen(kvmbackup.EventFrozen), b.seen(kvmbackup.EventThawed); len(f) != 2 || len(th) != 2 || th[0].Elapsed <= 0 {
+	if f, th := b.seen(engine.EventFrozen), b.seen(engine.EventThawed); len(f) != 2 || len(th) != 2 || th[0].Elapsed <= 0 {
 		t.Errorf("events: %d frozen, %d thawed: %+v", len(f), len(th), th)
 	}
 
-	crash := b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name)})
+	crash := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(g.name)})
 	if crash.Consistency != kvmbackup.ConsistencyCrash || crash.FrozenFor != 0 {
 		t.Errorf("consistency %v, frozen for %v", crash.Consistency, crash.FrozenFor)
 	}
@@ -95,14 +96,14 @@ func TestThawAfterFailures(t *testing.T) {
 			b := newBench(t, nil)
 			ctx, cancel := context.WithCancelCause(b.ctx)
 			defer cancel(nil)
-			b.on(kvmbackup.EventFrozen, func(kvmbackup.Event) {
+			b.on(engine.EventFrozen, func(engine.Event) {
 				if !g.frozen() {
 					t.Error("the guest is not frozen")
 				}
 				c.fail(b, cancel)
 			})
 			within(t, 10*time.Second, "the failing backup", func() {
-				_, err := b.engine.Backup(ctx, kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceTry})
+				_, err := b.engine.Backup(ctx, engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceTry})
 				if err == nil {
 					t.Error("the backup succeeded")
 				}
@@ -110,7 +111,7 @@ func TestThawAfterFailures(t *testing.T) {
 					b.wantErr(err, c.want)
 				}
 			})
-			if n := len(b.seen(kvmbackup.EventThawed)); n != 1 {
+			if n := len(b.seen(engine.EventThawed)); n != 1 {
 				t.Errorf("%d thawed events", n)
 			}
 			g.wantThawed()
@@ -147,10 +148,10 @@ func TestFreezeTakesTooLong(t *testing.T) {
 	g := needGuest(t)
 	g.run("touch /tmp/slow")
 	t.Cleanup(func() { g.run("rm -f /tmp/slow") })
-	b := newBench(t, func(c *kvmbackup.Config) { c.FreezeLimit = 2 * time.Second })
+	b := newBench(t, func(c *engine.Config) { c.FreezeLimit = 2 * time.Second })
 	// The freeze goes on as soon as the engine has given up waiting for it.
 	g.run("(usleep 9000000; rm /tmp/slow) >/dev/null &")
-	got := b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceTry})
+	got := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceTry})
 	if got.Consistency != kvmbackup.ConsistencyCrash || !hasReason(got, kvmbackup.ReasonQuiesceFailed) {
 		t.Errorf("backup is %v because %v", got.Consistency, got.Reasons)
 	}
@@ -165,7 +166,7 @@ func TestSilentAgent(t *testing.T) {
 	g := needGuest(t)
 	g.run("kill -STOP $(pidof qemu-ga)")
 	t.Cleanup(func() { g.run("kill -CONT $(pidof qemu-ga)"); g.waitAgent().wantThawed() })
-	b := newBench(t, func(c *kvmbackup.Config) { c.FreezeLimit = 2 * time.Second })
+	b := newBench(t, func(c *engine.Config) { c.FreezeLimit = 2 * time.Second })
 	b.wantUnquiesced(g, kvmbackup.VMID(g.name), 20*time.Second)
 }
 
@@ -188,12 +189,12 @@ func TestNoAgent(t *testing.T) {
 func (b *bench) wantUnquiesced(g *guest, vm kvmbackup.VMID, limit time.Duration) {
 	b.Helper()
 	within(b, limit, "refusing", func() {
-		_, err := b.engine.Backup(b.ctx, kvmbackup.BackupRequest{VM: vm, Quiesce: kvmbackup.QuiesceRequire})
+		_, err := b.engine.Backup(b.ctx, engine.BackupRequest{VM: vm, Quiesce: engine.QuiesceRequire})
 		b.wantErr(err, kvmbackup.ErrNotConsistent)
 		b.Log(err)
 	})
 	took := within(b, limit, "the crash-consistent backup", func() {
-		got := b.backup(kvmbackup.BackupRequest{VM: vm, Quiesce: kvmbackup.QuiesceTry})
+		got := b.backup(engine.BackupRequest{VM: vm, Quiesce: engine.QuiesceTry})
 		if got.Consistency != kvmbackup.ConsistencyCrash || !hasReason(got, kvmbackup.ReasonQuiesceFailed) {
 			b.Errorf("backup is %v because %v", got.Consistency, got.Reasons)
 		}
@@ -222,10 +223,10 @@ func (b *bench) statuses(vm kvmbackup.VMID) []kvmbackup.Status {
 func TestAgentSilentAfterFreeze(t *testing.T) {
 	g := needGuest(t)
 	b := newBench(t, nil)
-	b.on(kvmbackup.EventFrozen, func(kvmbackup.Event) {
+	b.on(engine.EventFrozen, func(engine.Event) {
 		g.run("kill -STOP $(pidof qemu-ga); (usleep 7000000; kill -CONT $(pidof qemu-ga)) >/dev/null &")
 	})
-	got := b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceTry})
+	got := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceTry})
 	t.Logf("frozen for %v, %v", got.FrozenFor, got.Reasons)
 	if got.Consistency != kvmbackup.ConsistencyFilesystem || got.FrozenFor < 5*time.Second {
 		t.Errorf("consistency %v, frozen for %v", got.Consistency, got.FrozenFor)
@@ -242,17 +243,17 @@ func TestAgentGoesDuringJob(t *testing.T) {
 		{device: "vdb", path: bulkDisk(t, 160)},
 	}
 	g.boot()
-	b := newBench(t, func(c *kvmbackup.Config) { c.StallWarn = 5 * time.Second })
+	b := newBench(t, func(c *engine.Config) { c.StallWarn = 5 * time.Second })
 	sum := g.write("/vda/file", 4)
-	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire, BandwidthBytes: 48 << 20}
-	req.OnJob = func(kvmbackup.JobControl) {
+	req := engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire, BandwidthBytes: 48 << 20}
+	req.OnJob = func(engine.JobControl) {
 		g.run("kill -9 $(pidof qemu-ga)")
 		eventually(t, "libvirt sees that the agent is gone", func() bool { _, err := g.agent("guest-ping"); return err != nil })
 	}
-	b.on(kvmbackup.EventStalled, func(kvmbackup.Event) {})
+	b.on(engine.EventStalled, func(engine.Event) {})
 	var got kvmbackup.Backup
 	took := within(t, 45*time.Second, "the backup", func() { got = b.backup(req) })
-	t.Logf("the backup took %v, warned of %d times", took, len(b.seen(kvmbackup.EventStalled)))
+	t.Logf("the backup took %v, warned of %d times", took, len(b.seen(engine.EventStalled)))
 	disks := b.restore(got.ID, qcow2.FormatRaw)
 	checkFS(t, disks["vda"])
 	wantFiles(t, disks["vda"], map[string]string{"file": sum})

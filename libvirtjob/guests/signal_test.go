@@ -19,6 +19,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
@@ -128,7 +129,7 @@ func fileStore(t *testing.T, path string) kvmbackup.Store {
 // helperBench is the helper's engine.
 func helperBench(t *testing.T, dir string) *bench {
 	t.Helper()
-	return newBench(t, func(c *kvmbackup.Config) {
+	return newBench(t, func(c *engine.Config) {
 		c.Store = fileStore(t, filepath.Join(dir, "backups.db"))
 		c.Repository = newRepository(t, filepath.Join(dir, "repository"))
 		c.LeaseTTL = 6 * time.Second // the killed process holds it
@@ -148,8 +149,8 @@ func TestHelperIsEnded(t *testing.T) {
 	b := helperBench(t, dir)
 	ctx, stop := signal.NotifyContext(b.ctx, syscall.SIGTERM)
 	defer stop()
-	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire}
-	b.on(kvmbackup.EventFrozen, func(kvmbackup.Event) {
+	req := engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire}
+	b.on(engine.EventFrozen, func(engine.Event) {
 		fmt.Println("\nfrozen")
 		<-ctx.Done()
 	})
@@ -158,7 +159,7 @@ func TestHelperIsEnded(t *testing.T) {
 	b.wantClean(g)
 	fmt.Printf("\ncancelled, frozen: %v\n", g.frozen())
 
-	b.on(kvmbackup.EventFrozen, func(kvmbackup.Event) {
+	b.on(engine.EventFrozen, func(engine.Event) {
 		fmt.Println("\nfrozen")
 		<-b.ctx.Done() // the end comes first
 	})
@@ -183,6 +184,6 @@ func TestHelperRecovers(t *testing.T) {
 		fmt.Printf("\nrecovered: %s, frozen: %v\n", r.Outcome, g.frozen())
 	}
 	b.wantClean(g)
-	got := b.backup(kvmbackup.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: kvmbackup.QuiesceRequire})
+	got := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire})
 	fmt.Printf("\nbackup: %v %v\n", got.Kind, got.Consistency)
 }

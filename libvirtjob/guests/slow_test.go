@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -25,11 +26,11 @@ func TestBandwidth(t *testing.T) {
 	vm := bareGuest(t, "", bulkDisk(t, 512))
 	b := newBench(t, nil)
 	const slow, fast, atOnce, raiseAt = 24 << 20, 96 << 20, 64 << 20, 160 << 20
-	var control kvmbackup.JobControl
+	var control engine.JobControl
 	var raised time.Time
-	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(vm), BandwidthBytes: slow}
-	req.OnJob = func(c kvmbackup.JobControl) { control = c }
-	b.on(kvmbackup.EventProgress, func(ev kvmbackup.Event) {
+	req := engine.BackupRequest{VM: kvmbackup.VMID(vm), BandwidthBytes: slow}
+	req.OnJob = func(c engine.JobControl) { control = c }
+	b.on(engine.EventProgress, func(ev engine.Event) {
 		if raised.IsZero() && ev.Progress.DoneBytes > raiseAt {
 			wantSpeed(t, vm, slow)
 			raised = time.Now()
@@ -130,19 +131,19 @@ func TestDeadRepository(t *testing.T) {
 	}
 	g.boot()
 	t.Cleanup(nas.goOn) // before the guest is destroyed
-	b := newBench(t, func(c *kvmbackup.Config) {
+	b := newBench(t, func(c *engine.Config) {
 		c.Repository = newRepository(t, filepath.Join(nas.dir, "repository"))
 	})
 	vm := kvmbackup.VMID(g.name)
-	full := b.backup(kvmbackup.BackupRequest{VM: vm, Volumes: []kvmbackup.Volume{{ID: "root", Device: "vda"}}})
+	full := b.backup(engine.BackupRequest{VM: vm, Volumes: []engine.Volume{{ID: "root", Device: "vda"}}})
 
 	// The watchdog.
 	b.limits(500*time.Millisecond, 1500*time.Millisecond, 2*time.Second)
 	sum := g.write("/vda/file", 4)
-	req := kvmbackup.BackupRequest{VM: vm, Policy: kvmbackup.Policy{ForceFull: true}, BandwidthBytes: 24 << 20, OnJob: func(kvmbackup.JobControl) {
+	req := engine.BackupRequest{VM: vm, Policy: kvmbackup.Policy{ForceFull: true}, BandwidthBytes: 24 << 20, OnJob: func(engine.JobControl) {
 		nas.hang()
 	}}
-	b.on(kvmbackup.EventStalled, func(kvmbackup.Event) {})
+	b.on(engine.EventStalled, func(engine.Event) {})
 	stalled := func() (err error) {
 		within(t, 10*time.Second, "the stalled backup", func() {
 			_, err = b.engine.Backup(b.ctx, req)
@@ -161,7 +162,7 @@ func TestDeadRepository(t *testing.T) {
 		err = stalled()
 	}
 	b.wantErr(err, kvmbackup.ErrStalled, kvmbackup.ErrJobStuck)
-	if ev := b.seen(kvmbackup.EventStalled); len(ev) != 1 || ev[0].Elapsed < b.cfg.StallWarn {
+	if ev := b.seen(engine.EventStalled); len(ev) != 1 || ev[0].Elapsed < b.cfg.StallWarn {
 		t.Errorf("stall warnings: %+v", ev)
 	}
 	b.wantRunning(vm)
@@ -175,7 +176,7 @@ func TestDeadRepository(t *testing.T) {
 		t.Log(err)
 	})
 	within(t, 10*time.Second, "another backup while it hangs", func() {
-		_, err := b.engine.Backup(b.ctx, kvmbackup.BackupRequest{VM: vm})
+		_, err := b.engine.Backup(b.ctx, engine.BackupRequest{VM: vm})
 		if err == nil {
 			t.Error("a backup succeeded")
 		}
@@ -194,7 +195,7 @@ func TestDeadRepository(t *testing.T) {
 	b.limits(0, 0, 0)
 	b.recovered(vm, g.ref())
 	b.wantClean(g)
-	got := b.backup(kvmbackup.BackupRequest{VM: vm, Quiesce: kvmbackup.QuiesceRequire})
+	got := b.backup(engine.BackupRequest{VM: vm, Quiesce: engine.QuiesceRequire})
 	t.Logf("%v because %v", got.Kind, got.Reasons)
 	disks := b.restore(got.ID, qcow2.FormatRaw)
 	checkFS(t, disks["vda"])
@@ -206,7 +207,7 @@ func TestDeadRepository(t *testing.T) {
 // waiting for that QEMU: then the watchdog ends the other backup. Once QEMU goes on, settled expects it to be cleaned up.
 func otherVM(t *testing.T) (settled func()) {
 	t.Helper()
-	req := kvmbackup.BackupRequest{VM: kvmbackup.VMID(bareGuest(t, "", ""))}
+	req := engine.BackupRequest{VM: kvmbackup.VMID(bareGuest(t, "", ""))}
 	b := newBench(t, nil)
 	b.limits(500*time.Millisecond, 1500*time.Millisecond, 2*time.Second)
 	within(t, 10*time.Second, "another VM's backup", func() {
@@ -244,14 +245,14 @@ func (b *bench) wantRunning(vm kvmbackup.VMID) {
 func TestCancelDuringHang(t *testing.T) {
 	nas := newMount(t)
 	g := needGuest(t)
-	b := newBench(t, func(c *kvmbackup.Config) {
+	b := newBench(t, func(c *engine.Config) {
 		c.Repository = newRepository(t, filepath.Join(nas.dir, "repository"))
 		c.CleanupLimit = 2 * time.Second
 	})
 	ctx, cancel := b.cancellable()
 	vm := kvmbackup.VMID(g.name)
 	within(t, 10*time.Second, "the cancelled backup", func() {
-		_, err := b.engine.Backup(ctx, kvmbackup.BackupRequest{VM: vm, BandwidthBytes: 16 << 20, OnJob: func(kvmbackup.JobControl) {
+		_, err := b.engine.Backup(ctx, engine.BackupRequest{VM: vm, BandwidthBytes: 16 << 20, OnJob: func(engine.JobControl) {
 			nas.hang()
 			time.AfterFunc(500*time.Millisecond, func() { cancel(errStop) })
 		}})
@@ -264,7 +265,7 @@ func TestCancelDuringHang(t *testing.T) {
 	b.wantRunning(vm)
 	nas.goOn()
 	b.recovered(vm, g.ref())
-	b.backup(kvmbackup.BackupRequest{VM: vm})
+	b.backup(engine.BackupRequest{VM: vm})
 	b.wantClean(g)
 }
 
@@ -273,25 +274,25 @@ func TestCancelDuringHang(t *testing.T) {
 func TestCancelAnywhere(t *testing.T) {
 	g := needGuest(t)
 	vm := kvmbackup.VMID(g.name)
-	req := kvmbackup.BackupRequest{VM: vm, Quiesce: kvmbackup.QuiesceTry}
+	req := engine.BackupRequest{VM: vm, Quiesce: engine.QuiesceTry}
 	b := newBench(t, nil)
-	b.on(kvmbackup.EventStep, func(kvmbackup.Event) {})
+	b.on(engine.EventStep, func(engine.Event) {})
 	b.backup(req)
 	var steps []string
-	for _, ev := range b.seen(kvmbackup.EventStep) {
+	for _, ev := range b.seen(engine.EventStep) {
 		steps = append(steps, ev.Step)
 	}
 	t.Logf("steps: %q", steps)
 	for _, step := range steps {
 		ctx, cancel := b.cancellable()
-		b.on(kvmbackup.EventStep, func(ev kvmbackup.Event) {
+		b.on(engine.EventStep, func(ev engine.Event) {
 			if ev.Step == step {
 				cancel(errStop)
 			}
 		})
 		took := within(t, 10*time.Second, "cancelling in step "+step, func() {
 			got, err := b.engine.Backup(ctx, req)
-			published := len(b.seen(kvmbackup.EventPublished)) > 0
+			published := len(b.seen(engine.EventPublished)) > 0
 			if published != (err == nil) || err != nil && !errors.Is(err, errStop) {
 				t.Errorf("cancelled in step %q: published %v, error %v", step, published, err)
 			}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // A cancel in the middle leaves nothing, and the next backup is as cheap as this one would have been.
@@ -21,7 +22,7 @@ func TestCancel(t *testing.T) {
 		req := s.request()
 		req.BandwidthBytes = 64 << 10
 		var at time.Time
-		req.OnJob = func(kvmbackup.JobControl) { at = time.Now(); cancel(errEnough) }
+		req.OnJob = func(engine.JobControl) { at = time.Now(); cancel(errEnough) }
 		s.fails(ctx, req, errEnough)
 		if took := time.Since(at); took > 10*time.Second {
 			t.Errorf("the cancel took %v", took)
@@ -45,9 +46,9 @@ func TestCancelAtEveryStep(t *testing.T) {
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.policy.OfflineIncremental = true
 	at, cancel := "", context.CancelCauseFunc(nil)
-	s.engine = s.cfgWith(func(c *kvmbackup.Config) {
-		c.OnEvent = func(e kvmbackup.Event) {
-			if e.Type == kvmbackup.EventStep && e.Step == at {
+	s.engine = s.cfgWith(func(c *engine.Config) {
+		c.OnEvent = func(e engine.Event) {
+			if e.Type == engine.EventStep && e.Step == at {
 				at = ""
 				cancel(errEnough)
 			}

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // crash kills QEMU. What it had not flushed is lost, so that the models are made anew from the images.
@@ -128,7 +129,7 @@ func TestCrashDuringBackup(t *testing.T) {
 	s.write("vda", 0x21, 0, 576)
 	req := s.request()
 	req.BandwidthBytes = 64 << 10
-	req.OnJob = func(kvmbackup.JobControl) { s.crash() }
+	req.OnJob = func(engine.JobControl) { s.crash() }
 	s.fails(s.ctx, req, kvmbackup.ErrJobFailed)
 	s.start()
 	s.full(kvmbackup.ReasonNoVolumeIncremental)

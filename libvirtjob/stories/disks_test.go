@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // A disk that is new is full in an otherwise incremental backup; one that left is just not there.
@@ -209,7 +210,7 @@ func TestKindsOfDisks(t *testing.T) {
 	s.incremental(fmt.Sprintf("%s: volume-untrackable", first.Volumes[1].VolumeID), fmt.Sprintf("%s: volume-untrackable", first.Volumes[2].VolumeID))
 	s.restoreAll()
 
-	s.volumes = slices.Concat(named, []kvmbackup.Volume{{ID: "media", Device: "sdb"}})
+	s.volumes = slices.Concat(named, []engine.Volume{{ID: "media", Device: "sdb"}})
 	s.refuses(s.request(), kvmbackup.ErrUnsupported)
 }
 
@@ -342,7 +343,7 @@ func TestSnapshotThenGrow(t *testing.T) {
 
 	// The definition puts the disk over the old base, whatever is restored to its place.
 	s.guest.Destroy()
-	_, err := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: s.taken[0].ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}})
+	_, err := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: s.taken[0].ID, InPlace: &engine.InPlace{Volumes: s.volumes}})
 	s.wantErr(err, kvmbackup.ErrUnsupported)
 	s.Log(err)
 	s.start()
@@ -523,7 +524,7 @@ func TestDiskExchangedBeforeTheJob(t *testing.T) {
 	s.write("vda", 0x11, 0, 4)
 	s.write("sda", 0x11, 0, 8)
 	other := s.blank("qcow2")
-	exchange := s.cfgWith(func(c *kvmbackup.Config) {
+	exchange := s.cfgWith(func(c *engine.Config) {
 		c.Executor = between{c.Executor, func() {
 			s.guest.DetachDisk("sda")
 			s.guest.AttachDisk(disk{Device: "sda", Path: other, SizeBytes: 16 * mib})
@@ -536,7 +537,7 @@ func TestDiskExchangedBeforeTheJob(t *testing.T) {
 
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("sda", 0x21, 1, 1)
-	snapshot := s.cfgWith(func(c *kvmbackup.Config) {
+	snapshot := s.cfgWith(func(c *engine.Config) {
 		c.Executor = between{c.Executor, func() { s.guest.Snapshot("vda", "s1") }}
 	})
 	b, err := snapshot.Backup(s.ctx, s.request())
@@ -555,7 +556,7 @@ func TestDiskOfAnotherVM(t *testing.T) {
 	vm := func() *story {
 		s := tell(t, config{Persistent: true, Disks: append(disks("vda"), disk{Device: "sda", SizeBytes: 16 * mib, Serial: "DATA"})})
 		s.consumers = nil
-		s.consumer = s.newConsumer("", s.consumer.dir, s.consumer.db, func(c *kvmbackup.Config) { c.Now = func() time.Time { return at } })
+		s.consumer = s.newConsumer("", s.consumer.dir, s.consumer.db, func(c *engine.Config) { c.Now = func() time.Time { return at } })
 		s.volumes = nil // identities follow the serials
 		return s
 	}

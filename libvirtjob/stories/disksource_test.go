@@ -11,21 +11,22 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // overIt is a restore of a backup over the guest's own disks.
-func (s *story) overIt(b kvmbackup.Backup, volumes ...kvmbackup.VolumeID) kvmbackup.RestoreRequest {
-	req := kvmbackup.RestoreRequest{Backup: b.ID, InPlace: &kvmbackup.InPlace{Disks: s.request().Disks, Volumes: s.volumes}}
+func (s *story) overIt(b kvmbackup.Backup, volumes ...kvmbackup.VolumeID) engine.RestoreRequest {
+	req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Disks: s.request().Disks, Volumes: s.volumes}}
 	for _, id := range volumes {
-		req.Volumes = append(req.Volumes, kvmbackup.RestoreVolume{ID: id})
+		req.Volumes = append(req.Volumes, engine.RestoreVolume{ID: id})
 	}
 	return req
 }
 
 // refusesRestore asks for a restore that has to fail without changing anything; words are what its text has to name.
-func (s *story) refusesRestore(req kvmbackup.RestoreRequest, want error, words ...string) {
+func (s *story) refusesRestore(req engine.RestoreRequest, want error, words ...string) {
 	s.Helper()
 	before := s.everything()
 	_, err := s.engine.Restore(s.ctx, req)
@@ -103,7 +104,7 @@ func TestPoolVolume(t *testing.T) {
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 
 	for _, v := range first.Volumes { // from here on its place isn't what it was
-		s.volumes = append(s.volumes, kvmbackup.Volume{ID: v.VolumeID, Device: v.Device})
+		s.volumes = append(s.volumes, engine.Volume{ID: v.VolumeID, Device: v.Device})
 	}
 	s.guest.Snapshot("vda", "s1")
 	s.guest.Destroy()

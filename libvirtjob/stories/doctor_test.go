@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // found returns the codes that the doctor reports, sorted, each once.
-func found(d kvmbackup.Diagnosis) []kvmbackup.FindingCode {
-	var codes []kvmbackup.FindingCode
+func found(d engine.Diagnosis) []engine.FindingCode {
+	var codes []engine.FindingCode
 	for _, f := range d.Findings {
 		codes = append(codes, f.Code)
 	}
@@ -23,7 +24,7 @@ func found(d kvmbackup.Diagnosis) []kvmbackup.FindingCode {
 }
 
 // finds checks what the doctor reports, and that looking has changed nothing.
-func (s *story) finds(want ...kvmbackup.FindingCode) kvmbackup.Diagnosis {
+func (s *story) finds(want ...engine.FindingCode) engine.Diagnosis {
 	s.Helper()
 	before := s.everything()
 	d, err := s.engine.Inspect(s.ctx, s.request())
@@ -36,14 +37,14 @@ func (s *story) finds(want ...kvmbackup.FindingCode) kvmbackup.Diagnosis {
 }
 
 // repair repairs and checks what the doctor still reports afterwards.
-func (s *story) repair(left ...kvmbackup.FindingCode) {
+func (s *story) repair(left ...engine.FindingCode) {
 	s.Helper()
 	d, err := s.engine.Repair(s.ctx, s.request())
 	s.must(err)
 	s.wantCodes("Repair leaves", d, left...)
 }
 
-func (s *story) wantCodes(what string, d kvmbackup.Diagnosis, want ...kvmbackup.FindingCode) {
+func (s *story) wantCodes(what string, d engine.Diagnosis, want ...engine.FindingCode) {
 	s.Helper()
 	slices.Sort(want)
 	if got := found(d); !slices.Equal(got, want) {
@@ -90,7 +91,7 @@ func TestDoctorOnLeftBackups(t *testing.T) {
 	_, err := s.repo.CreatePartial(s.ctx, running.Path, string(running.ID))
 	s.must(err)
 	s.checkpoint(running.Checkpoint.String(), "vda", "vdb")
-	s.finds(kvmbackup.FindingRunningRecord)
+	s.finds(engine.FindingRunningRecord)
 	s.repair()
 	s.inOrder()
 
@@ -102,7 +103,7 @@ func TestDoctorOnLeftBackups(t *testing.T) {
 	})
 	_, err = s.repo.CreatePartial(s.ctx, failed.Path, string(failed.ID))
 	s.must(err)
-	s.finds(kvmbackup.FindingLeftPartial)
+	s.finds(engine.FindingLeftPartial)
 	s.repair()
 	s.inOrder()
 
@@ -118,24 +119,24 @@ func TestDoctorOnCheckpoints(t *testing.T) {
 	s.checkpoint("virtnbdbackup.0", "vda")
 	s.bitmap("add", "vdb", "theirs")
 	theirs := s.foreign()
-	const foreign = kvmbackup.FindingForeignCheckpoint
+	const foreign = engine.FindingForeignCheckpoint
 	active := s.full(kvmbackup.ReasonNoActiveCheckpoint).Checkpoint.String()
 	s.finds(foreign)
 
 	s.checkpoint(s.prefix+"-2020.01.01.00.00.00", "vda", "vdb")
 	s.bitmap("add", "vdb", s.prefix+"-2020.01.02.00.00.00")
-	s.finds(foreign, kvmbackup.FindingStaleCheckpoint)
+	s.finds(foreign, engine.FindingStaleCheckpoint)
 	s.repair(foreign)
 	s.inOrder()
 
 	s.deleteCheckpoint(active, metadataOnly)
-	s.finds(foreign, kvmbackup.FindingActiveUnlisted)
-	s.repair(foreign, kvmbackup.FindingActiveUnlisted)
+	s.finds(foreign, engine.FindingActiveUnlisted)
+	s.repair(foreign, engine.FindingActiveUnlisted)
 	active = s.incremental().Checkpoint.String()
 
 	s.bitmap("remove", "vda", active)
 	s.bitmap("disable", "vdb", active)
-	d := s.finds(foreign, kvmbackup.FindingBitmapMissing, kvmbackup.FindingBitmapBroken)
+	d := s.finds(foreign, engine.FindingBitmapMissing, engine.FindingBitmapBroken)
 	if d.Healthy() {
 		t.Error("the doctor calls it healthy")
 	}
@@ -145,7 +146,7 @@ func TestDoctorOnCheckpoints(t *testing.T) {
 	s.lease(func(store kvmbackup.Store, l kvmbackup.Lease) {
 		s.must(store.SetActive(s.ctx, l, kvmbackup.CheckpointName(s.prefix+"-2020.01.03.00.00.00")))
 	})
-	s.finds(foreign, kvmbackup.FindingActiveNotNewest, kvmbackup.FindingStaleCheckpoint)
+	s.finds(foreign, engine.FindingActiveNotNewest, engine.FindingStaleCheckpoint)
 	s.repair(foreign)
 	s.inOrder()
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
@@ -168,8 +169,8 @@ func TestDoctorOnStoppedDomain(t *testing.T) {
 	active := s.full(kvmbackup.ReasonNoActiveCheckpoint).Checkpoint.String()
 	bitmap("add", "vdb", s.prefix+"-2020.01.02.00.00.00")
 	bitmap("remove", "vda", active)
-	s.finds(kvmbackup.FindingForeignCheckpoint, kvmbackup.FindingStaleCheckpoint, kvmbackup.FindingBitmapMissing)
-	s.repair(kvmbackup.FindingForeignCheckpoint, kvmbackup.FindingBitmapMissing)
+	s.finds(engine.FindingForeignCheckpoint, engine.FindingStaleCheckpoint, engine.FindingBitmapMissing)
+	s.repair(engine.FindingForeignCheckpoint, engine.FindingBitmapMissing)
 	s.inOrder()
 	s.incremental("vol-vda: volume-bitmap-missing")
 	s.incremental()
@@ -189,18 +190,18 @@ func TestDoctorOnDisks(t *testing.T) {
 	s.rebuild(part{"vol-vda", disk{Device: "vda", Path: moved}}, part{"vol-vdb", disk{Device: "vdb"}})
 	s.start()
 	s.write("vda", 0x21, 1, 1)
-	s.repair(kvmbackup.FindingBitmapMoved, kvmbackup.FindingShrank)
-	s.finds(kvmbackup.FindingBitmapMoved, kvmbackup.FindingShrank)
+	s.repair(engine.FindingBitmapMoved, engine.FindingShrank)
+	s.finds(engine.FindingBitmapMoved, engine.FindingShrank)
 	s.wantReasons(s.full(kvmbackup.ReasonNoVolumeIncremental), "vol-vda: volume-bitmap-moved", "vol-vdb: volume-shrank")
 	s.finds()
 	s.guest.Destroy()
 	s.must(os.Rename(moved, moved+".away"))
 	d, err := s.engine.Inspect(s.ctx, s.request())
 	s.must(err)
-	s.wantCodes("without an image", d, kvmbackup.FindingUnreadable)
+	s.wantCodes("without an image", d, engine.FindingUnreadable)
 	s.must(s.engine.Forget(s.ctx, s.vm(), s.ref())) // what is left of it
 	s.must(os.Rename(moved+".away", moved))
-	s.finds(kvmbackup.FindingStaleCheckpoint)
+	s.finds(engine.FindingStaleCheckpoint)
 	s.repair()
 	s.inOrder()
 	s.restoreAll()
@@ -220,9 +221,9 @@ func TestDoctorOnFolders(t *testing.T) {
 	s.must(os.WriteFile(filepath.Join(vm, "notes", "read.me"), []byte("precious"), 0o644))
 	_, err := s.repo.CreatePartial(s.ctx, string(s.vm())+"/2030.01.01.00.00.00", string(kvmbackup.NewBackupID()))
 	s.must(err)
-	s.finds(kvmbackup.FindingForeignFolder, kvmbackup.FindingForeignPartial)
+	s.finds(engine.FindingForeignFolder, engine.FindingForeignPartial)
 	before := s.everything()
-	s.repair(kvmbackup.FindingForeignFolder, kvmbackup.FindingForeignPartial)
+	s.repair(engine.FindingForeignFolder, engine.FindingForeignPartial)
 	if after := s.everything(); !slices.Equal(before, after) {
 		t.Errorf("Repair has touched what is foreign: %q, was %q", after, before)
 	}
@@ -233,9 +234,9 @@ func TestDoctorOnFolders(t *testing.T) {
 
 	// A deletion that was marked, and one whose removal was begun.
 	s.lease(func(store kvmbackup.Store, l kvmbackup.Lease) { s.must(store.MarkDeletePending(s.ctx, l, second.ID)) })
-	s.finds(kvmbackup.FindingDeletePending, kvmbackup.FindingStaleCheckpoint)
+	s.finds(engine.FindingDeletePending, engine.FindingStaleCheckpoint)
 	s.removeAndCrash(second)
-	s.finds(kvmbackup.FindingDeletePending, kvmbackup.FindingLeftDeleting, kvmbackup.FindingMissingFile, kvmbackup.FindingStaleCheckpoint)
+	s.finds(engine.FindingDeletePending, engine.FindingLeftDeleting, engine.FindingMissingFile, engine.FindingStaleCheckpoint)
 	s.repair()
 	s.taken = s.taken[:1]
 	s.inOrder()
@@ -246,9 +247,9 @@ func TestDoctorOnFolders(t *testing.T) {
 	// A file is lost: its backup can't be restored, and is no parent.
 	lost := filepath.Join(s.dir, third.Path, third.Volumes[0].File)
 	s.must(os.Rename(lost, lost+".aside"))
-	s.finds(kvmbackup.FindingMissingFile)
-	s.repair(kvmbackup.FindingMissingFile)
-	if _, err := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: third.ID, Dir: t.TempDir()}); !errors.Is(err, kvmbackup.ErrMissingFile) {
+	s.finds(engine.FindingMissingFile)
+	s.repair(engine.FindingMissingFile)
+	if _, err := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: third.ID, Dir: t.TempDir()}); !errors.Is(err, kvmbackup.ErrMissingFile) {
 		t.Errorf("restore: %v", err)
 	}
 	b, err := s.engine.Backup(s.ctx, s.request())
@@ -264,7 +265,7 @@ func TestDoctorOnFolders(t *testing.T) {
 	s.consumers = nil
 	old := s.taken
 	s.consumer = s.newConsumer("", s.dir, s.TempDir()+"/new.db")
-	s.finds(kvmbackup.FindingUnrecorded, kvmbackup.FindingForeignCheckpoint) // another store's, for all that this one knows
+	s.finds(engine.FindingUnrecorded, engine.FindingForeignCheckpoint) // another store's, for all that this one knows
 	done, err := s.engine.Import(s.ctx, s.vm())
 	s.must(err)
 	if len(done) != 4 || !done[3].Added {

@@ -10,6 +10,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -109,7 +110,7 @@ func TestEncrypted(t *testing.T) {
 				s.full(kvmbackup.ReasonNoActiveCheckpoint)
 				s.restoreAll()
 
-				done, err := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: first.ID, Dir: t.TempDir()})
+				done, err := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: first.ID, Dir: t.TempDir()})
 				s.must(err)
 				for _, r := range done.Volumes {
 					if (r.Encryption != "") != (r.VolumeID == "vol-vdb") {
@@ -150,7 +151,7 @@ func TestEncryptedUndo(t *testing.T) {
 	s := tell(t, config{Host: v.host, Persistent: true, Disks: append(disks("vda"), v.disk("vdb", "qcow2", false))})
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vdb", 0x41, 0, 4)
-	broken := s.cfgWith(func(c *kvmbackup.Config) { c.Executor = dying{c.Executor, s.guest} })
+	broken := s.cfgWith(func(c *engine.Config) { c.Executor = dying{c.Executor, s.guest} })
 	_, err := broken.Backup(s.ctx, s.request())
 	s.wantErr(err, kvmbackup.ErrJobFailed)
 	s.Log(err)

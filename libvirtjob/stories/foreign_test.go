@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // Other vendors' checkpoints and bitmaps are neither touched nor in the way.
@@ -159,11 +160,11 @@ func TestTwoBackupsAtOnce(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda")})
 	s.write("vda", 0x11, 0, 4)
-	impatient := s.cfgWith(func(c *kvmbackup.Config) { c.LeaseWait = -1 })
+	impatient := s.cfgWith(func(c *engine.Config) { c.LeaseWait = -1 })
 	req := s.request()
 	var took time.Duration
 	var second error
-	req.OnJob = func(kvmbackup.JobControl) {
+	req.OnJob = func(engine.JobControl) {
 		began := time.Now()
 		_, second = impatient.Backup(s.ctx, s.request())
 		took = time.Since(began)
@@ -188,11 +189,11 @@ func TestTwoBackupsAtOnce(t *testing.T) {
 }
 
 // cfgWith makes another engine on the same store and repository.
-func (s *story) cfgWith(change func(*kvmbackup.Config)) *kvmbackup.Engine {
+func (s *story) cfgWith(change func(*engine.Config)) *engine.Engine {
 	s.Helper()
 	cfg := s.consumer.cfg
 	change(&cfg)
-	e, err := kvmbackup.New(cfg)
+	e, err := engine.New(cfg)
 	s.must(err)
 	return e
 }
@@ -372,7 +373,7 @@ func TestTemplateKeepsItsBitmaps(t *testing.T) {
 	one.restore(one.consumer, taken{b, map[kvmbackup.VolumeID]*model{"vol-vda": one.guest.Model("vda")}})
 	found, err := one.engine.Inspect(one.ctx, one.request())
 	one.must(err)
-	one.wantCodes("on a template", found, kvmbackup.FindingForeignCheckpoint)
+	one.wantCodes("on a template", found, engine.FindingForeignCheckpoint)
 	other.guest.Destroy()
 	_, err = other.engine.Backup(other.ctx, other.request())
 	other.must(err)

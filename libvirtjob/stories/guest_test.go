@@ -13,6 +13,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
@@ -104,8 +105,8 @@ type part struct {
 }
 
 // hurry lifts the limit of vda's job once Recover follows it: before that the job would end while Recover looks.
-func (s *story) hurry(e kvmbackup.Event) {
-	if e.Op == "recover" && e.Step == "follow job" && e.Type == kvmbackup.EventStep {
+func (s *story) hurry(e engine.Event) {
+	if e.Op == "recover" && e.Step == "follow job" && e.Type == engine.EventStep {
 		s.unthrottle("vda")
 	}
 }
@@ -119,7 +120,7 @@ func (s *story) rebuild(parts ...part) {
 	s.volumes = nil
 	content := map[string]string{}
 	for _, p := range parts {
-		was := slices.IndexFunc(oldVolumes, func(v kvmbackup.Volume) bool { return v.ID == p.id })
+		was := slices.IndexFunc(oldVolumes, func(v engine.Volume) bool { return v.ID == p.id })
 		if was >= 0 {
 			device := oldVolumes[was].Device
 			if p.Path == "" {
@@ -136,7 +137,7 @@ func (s *story) rebuild(parts ...part) {
 		}
 		cfg.Disks = append(cfg.Disks, p.disk)
 		if p.id != "" {
-			s.volumes = append(s.volumes, kvmbackup.Volume{ID: p.id, Device: p.Device})
+			s.volumes = append(s.volumes, engine.Volume{ID: p.id, Device: p.Device})
 		}
 	}
 	s.guest, s.disks = startGuest(s.T, cfg), cfg.Disks
@@ -153,7 +154,7 @@ func (s *story) plugIn(id kvmbackup.VolumeID, d disk) {
 	}
 	s.guest.AttachDisk(d)
 	s.disks = append(s.disks, d)
-	s.volumes = append(s.volumes, kvmbackup.Volume{ID: id, Device: d.Device})
+	s.volumes = append(s.volumes, engine.Volume{ID: id, Device: d.Device})
 }
 
 // unplug detaches a disk from the running guest.
@@ -161,7 +162,7 @@ func (s *story) unplug(device string) {
 	s.Helper()
 	s.guest.DetachDisk(device)
 	s.disks = slices.DeleteFunc(s.disks, func(d disk) bool { return d.Device == device })
-	s.volumes = slices.DeleteFunc(s.volumes, func(v kvmbackup.Volume) bool { return v.Device == device })
+	s.volumes = slices.DeleteFunc(s.volumes, func(v engine.Volume) bool { return v.Device == device })
 }
 
 func (s *story) disk(device string) disk {

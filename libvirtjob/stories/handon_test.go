@@ -7,6 +7,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // The commands of "To delete, rename, clone or hand on a VM" in docs/operations.md, in libvirt's words.
@@ -91,7 +92,7 @@ func TestCloneOfAStoppedVM(t *testing.T) {
 	if got := clone.Bitmaps("vda"); len(got) != 1 || got[0] != original.Checkpoint.String() {
 		t.Errorf("the clone has %q", got)
 	}
-	b, err := s.engine.Backup(s.ctx, kvmbackup.BackupRequest{VM: kvmbackup.VMID(clone.Name)})
+	b, err := s.engine.Backup(s.ctx, engine.BackupRequest{VM: kvmbackup.VMID(clone.Name)})
 	if s.must(err); b.Kind != kvmbackup.KindFull {
 		t.Errorf("the clone's backup is %v", b.Kind)
 	}

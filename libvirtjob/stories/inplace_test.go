@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -24,7 +25,7 @@ func TestRestoreInPlace(t *testing.T) {
 		s.write("vda", 0x31, 2, 4)
 		s.incremental()
 
-		over := kvmbackup.RestoreRequest{Backup: good.ID, InPlace: &kvmbackup.InPlace{Disks: s.request().Disks, Volumes: s.volumes}}
+		over := engine.RestoreRequest{Backup: good.ID, InPlace: &engine.InPlace{Disks: s.request().Disks, Volumes: s.volumes}}
 		_, err := s.engine.Restore(s.ctx, over)
 		s.wantErr(err, kvmbackup.ErrDomainRunning)
 		s.guest.Destroy()

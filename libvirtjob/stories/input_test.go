@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -22,22 +23,22 @@ func TestBadRequests(t *testing.T) {
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 0, 1)
 	for name, c := range map[string]struct {
-		change func(*kvmbackup.BackupRequest)
+		change func(*engine.BackupRequest)
 		want   error
 		says   string // the object or the way out
 	}{
-		"unknown domain":      {func(r *kvmbackup.BackupRequest) { r.Domain = "nobody" }, kvmbackup.ErrNoDomain, `has to be described`},
-		"another UUID":        {func(r *kvmbackup.BackupRequest) { r.DomainUUID = string(kvmbackup.NewBackupID()) }, kvmbackup.ErrNoDomain, `has UUID`},
-		"unknown device":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].Device = "vdz" }, kvmbackup.ErrNoVolume, `it has vda, vdb`},
-		"device twice":        {func(r *kvmbackup.BackupRequest) { r.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid, `device "vda"`},
-		"identity twice":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = r.Volumes[0].ID }, kvmbackup.ErrInvalid, `volume "vol-vda"`},
-		"identity with slash": {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = "../../etc/passwd" }, kvmbackup.ErrInvalid, `"../../etc/passwd"`},
-		"empty identity":      {func(r *kvmbackup.BackupRequest) { r.Volumes[1].ID = "" }, kvmbackup.ErrInvalid, `device "vdb"`},
-		"VM with slash":       {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "a/b", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
-		"VM above":            {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "..", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
-		"VM as the marker":    {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = repository.MarkerName, s.guest.Name }, kvmbackup.ErrInvalid, `marker`},
-		"no VM":               {func(r *kvmbackup.BackupRequest) { r.VM, r.Domain = "", s.guest.Name }, kvmbackup.ErrInvalid, `is empty`},
-		"negative bandwidth":  {func(r *kvmbackup.BackupRequest) { r.BandwidthBytes = -1 }, kvmbackup.ErrInvalid, `bandwidth -1`},
+		"unknown domain":      {func(r *engine.BackupRequest) { r.Domain = "nobody" }, kvmbackup.ErrNoDomain, `has to be described`},
+		"another UUID":        {func(r *engine.BackupRequest) { r.DomainUUID = string(kvmbackup.NewBackupID()) }, kvmbackup.ErrNoDomain, `has UUID`},
+		"unknown device":      {func(r *engine.BackupRequest) { r.Volumes[1].Device = "vdz" }, kvmbackup.ErrNoVolume, `it has vda, vdb`},
+		"device twice":        {func(r *engine.BackupRequest) { r.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid, `device "vda"`},
+		"identity twice":      {func(r *engine.BackupRequest) { r.Volumes[1].ID = r.Volumes[0].ID }, kvmbackup.ErrInvalid, `volume "vol-vda"`},
+		"identity with slash": {func(r *engine.BackupRequest) { r.Volumes[1].ID = "../../etc/passwd" }, kvmbackup.ErrInvalid, `"../../etc/passwd"`},
+		"empty identity":      {func(r *engine.BackupRequest) { r.Volumes[1].ID = "" }, kvmbackup.ErrInvalid, `device "vdb"`},
+		"VM with slash":       {func(r *engine.BackupRequest) { r.VM, r.Domain = "a/b", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
+		"VM above":            {func(r *engine.BackupRequest) { r.VM, r.Domain = "..", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
+		"VM as the marker":    {func(r *engine.BackupRequest) { r.VM, r.Domain = repository.MarkerName, s.guest.Name }, kvmbackup.ErrInvalid, `marker`},
+		"no VM":               {func(r *engine.BackupRequest) { r.VM, r.Domain = "", s.guest.Name }, kvmbackup.ErrInvalid, `is empty`},
+		"negative bandwidth":  {func(r *engine.BackupRequest) { r.BandwidthBytes = -1 }, kvmbackup.ErrInvalid, `bandwidth -1`},
 	} {
 		t.Run(name, func(*testing.T) {
 			req := s.request()
@@ -135,7 +136,7 @@ func TestImageMissing(t *testing.T) {
 	s.without(s.request(), []string{"vda"}, map[string]kvmbackup.ReasonCode{"vdb": kvmbackup.ReasonDiskUnreadable})
 	s.requireAll(s.request(), kvmbackup.ErrDiskLeftOut)
 	s.must(os.Rename(image+".away", image))
-	s.finds(kvmbackup.FindingStaleCheckpoint) // its bitmap of the first backup
+	s.finds(engine.FindingStaleCheckpoint) // its bitmap of the first backup
 	s.full(kvmbackup.ReasonStopped)
 	s.restoreAll()
 }
@@ -146,7 +147,7 @@ func TestUnknownBackup(t *testing.T) {
 	s := tell(t, config{Disks: disks("vda"), Stopped: true})
 	nobody := kvmbackup.NewBackupID()
 	dir := t.TempDir()
-	_, restore := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: nobody, Dir: dir})
+	_, restore := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: nobody, Dir: dir})
 	_, verify := s.engine.Verify(s.ctx, nobody, true)
 	_, remove := s.engine.Delete(s.ctx, nobody, false)
 	_, get := s.engine.Get(s.ctx, nobody)
@@ -182,7 +183,7 @@ func TestDamagedBackups(t *testing.T) {
 		for _, of := range s.taken {
 			undo := damage(filepath.Join(s.dir, of.Path))
 			dir := t.TempDir()
-			_, err := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: child.ID, Dir: dir})
+			_, err := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: child.ID, Dir: dir})
 			if !errors.Is(err, kvmbackup.ErrDamaged) && !errors.Is(err, kvmbackup.ErrMissingFile) {
 				t.Errorf("%s of backup %d: restore: %v", name, of.Sequence, err)
 			}

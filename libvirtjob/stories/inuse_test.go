@@ -11,6 +11,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // refusesInPlace asks for a restore over the guest's own disks that has to be refused, and change nothing at all.
@@ -73,7 +74,7 @@ func TestImageInUseElsewhere(t *testing.T) {
 	s.refusesInPlace("a program without locks", kvmbackup.ErrImageLocked)
 	end()
 
-	_, err := s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: s.taken[0].ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}})
+	_, err := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: s.taken[0].ID, InPlace: &engine.InPlace{Volumes: s.volumes}})
 	s.must(err)
 	s.same(s.taken[0])
 	s.restoreAll()
@@ -112,7 +113,7 @@ func TestImageInUseByTheKernel(t *testing.T) {
 	s.must(os.Truncate(image, 16*mib))
 	device = loopDevice(t, image)
 	other := startGuest(t, config{Name: s.guest.Name + "-device", Disks: []disk{{Device: "vda", Format: "raw", Path: device, Block: true}}})
-	to := kvmbackup.RestoreRequest{Backup: s.taken[0].ID, Volumes: []kvmbackup.RestoreVolume{{ID: "vol-vda", Path: device}}}
+	to := engine.RestoreRequest{Backup: s.taken[0].ID, Volumes: []engine.RestoreVolume{{ID: "vol-vda", Path: device}}}
 	s.refusesRestore(to, kvmbackup.ErrImageLocked)
 	other.Destroy()
 	_, err := s.engine.Restore(s.ctx, to)
@@ -151,7 +152,7 @@ func TestNameOfAnotherVM(t *testing.T) {
 		}
 	}
 	s.guest.Destroy()
-	_, err = s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: old.ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes, OtherDomain: true}})
+	_, err = s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: old.ID, InPlace: &engine.InPlace{Volumes: s.volumes, OtherDomain: true}})
 	s.must(err)
 	s.same(s.taken[0])
 	if b.DomainUUID != s.guest.UUID {

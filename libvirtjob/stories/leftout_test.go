@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // remoteDisk is a raw disk on an NBD server.
@@ -35,7 +36,7 @@ func remoteDisk(t *testing.T, device string) disk {
 
 // without takes the backup that has just these volumes, after a plan that says the same, and that says of each device
 // why it is left out.
-func (s *story) without(req kvmbackup.BackupRequest, devices []string, left map[string]kvmbackup.ReasonCode) kvmbackup.Backup {
+func (s *story) without(req engine.BackupRequest, devices []string, left map[string]kvmbackup.ReasonCode) kvmbackup.Backup {
 	s.Helper()
 	p, err := s.engine.Plan(s.ctx, req)
 	s.must(err)
@@ -73,7 +74,7 @@ func (s *story) without(req kvmbackup.BackupRequest, devices []string, left map[
 }
 
 // requireAll checks that plan and backup refuse to leave out a disk when all are required.
-func (s *story) requireAll(req kvmbackup.BackupRequest, want ...error) {
+func (s *story) requireAll(req engine.BackupRequest, want ...error) {
 	s.Helper()
 	req.RequireAllDisks = true
 	_, err := s.engine.Plan(s.ctx, req)
@@ -114,7 +115,7 @@ func TestNetworkDiskOfAStoppedVM(t *testing.T) {
 	s.restoreAll()
 }
 
-func (s *story) requireAllWorks(req kvmbackup.BackupRequest) {
+func (s *story) requireAllWorks(req engine.BackupRequest) {
 	s.Helper()
 	req.RequireAllDisks = true
 	_, err := s.engine.Plan(s.ctx, req)
@@ -141,7 +142,7 @@ func TestDiskOfAnotherRunningVM(t *testing.T) {
 	_, err := s.engine.Backup(s.ctx, req)
 	s.wantErr(err, kvmbackup.ErrImageLocked)
 	s.Log(err)
-	_, err = s.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: s.taken[0].ID, InPlace: &kvmbackup.InPlace{Volumes: s.volumes}})
+	_, err = s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: s.taken[0].ID, InPlace: &engine.InPlace{Volumes: s.volumes}})
 	s.wantErr(err, kvmbackup.ErrImageLocked)
 	s.Log(err)
 	other.Destroy()
@@ -161,7 +162,7 @@ func TestDisksLeftOutOnPurpose(t *testing.T) {
 	all := s.volumes
 	req := s.request()
 	req.Volumes, req.Exclude = all[:2], []string{"vdc"}
-	req.Volumes = []kvmbackup.Volume{all[0]}
+	req.Volumes = []engine.Volume{all[0]}
 	s.write("vda", 0x21, 0, 2)
 	b := s.without(req, []string{"vda"}, map[string]kvmbackup.ReasonCode{"vdb": kvmbackup.ReasonDiskNotNamed, "vdc": kvmbackup.ReasonDiskExcluded})
 	if b.Kind != kvmbackup.KindIncremental {
@@ -196,7 +197,7 @@ func TestAmendedImage(t *testing.T) {
 	if why < 0 || !strings.HasSuffix(b.Reasons[why].Detail, advice) || p.Decision.Volumes[1].Reason != b.Reasons[why] {
 		t.Errorf("the plan says %+v, the record %+v", p.Decision.Volumes, b.Reasons)
 	}
-	d := s.finds(kvmbackup.FindingUntrackable)
+	d := s.finds(engine.FindingUntrackable)
 	if !d.Healthy() || !strings.HasSuffix(d.Findings[0].Detail, advice) {
 		t.Errorf("findings are %+v", d.Findings)
 	}

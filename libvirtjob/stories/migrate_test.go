@@ -8,6 +8,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
@@ -17,7 +18,7 @@ func (s *story) migrate(to *realguest.Host, flags ...libvirt.DomainMigrateFlags)
 	s.guest.Migrate(to, flags...)
 	here := s.consumer
 	s.consumers = nil
-	s.consumer = s.newConsumer("", here.dir, here.db, func(c *kvmbackup.Config) { c.Host = to.Root })
+	s.consumer = s.newConsumer("", here.dir, here.db, func(c *engine.Config) { c.Host = to.Root })
 	s.taken = here.taken
 }
 
@@ -187,7 +188,7 @@ func TestMigrationLeavesADefinition(t *testing.T) {
 	s.write("vda", 0x21, 0, 576)
 	req := s.request()
 	req.BandwidthBytes = 256 << 10
-	_, err := s.cfgWith(func(c *kvmbackup.Config) { c.Executor = left{c.Executor} }).Backup(s.ctx, req)
+	_, err := s.cfgWith(func(c *engine.Config) { c.Executor = left{c.Executor} }).Backup(s.ctx, req)
 	s.wantErr(err, kvmbackup.ErrLeaseLost)
 
 	found, err := there.Recover(s.ctx, s.vm(), kvmbackup.DomainRef{})
@@ -196,10 +197,10 @@ func TestMigrationLeavesADefinition(t *testing.T) {
 	_, err = there.Backup(s.ctx, s.request())
 	s.wantErr(err, kvmbackup.ErrImageLocked)
 
-	here := s.cfgWith(func(c *kvmbackup.Config) { c.OnEvent = s.hurry })
+	here := s.cfgWith(func(c *engine.Config) { c.OnEvent = s.hurry })
 	found, err = here.Recover(s.ctx, s.vm(), kvmbackup.DomainRef{})
 	s.must(err)
-	if len(found) != 1 || found[0].Outcome != kvmbackup.RecoveryFollowed {
+	if len(found) != 1 || found[0].Outcome != engine.RecoveryFollowed {
 		t.Errorf("where it is: %v", found)
 	}
 	s.write("vda", 0x31, 2, 4)

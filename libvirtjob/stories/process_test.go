@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // Another host has a libvirt of its own and shares the storage: the images, the repository and the store's database. It
@@ -27,7 +28,7 @@ const (
 type handover struct {
 	Name, UUID string
 	Persistent bool
-	Volumes    []kvmbackup.Volume
+	Volumes    []engine.Volume
 	Images     map[string]string // device: path
 	Models     map[string]string // device: path of a raw file with what the disk holds
 	Dir, DB    string
@@ -112,7 +113,7 @@ func load(t *testing.T) (h handover, file string) {
 }
 
 // takeOver begins a story where another process has left off, with the guest as it is: running or stopped.
-func takeOver(t *testing.T, h handover, change ...func(*kvmbackup.Config)) *story {
+func takeOver(t *testing.T, h handover, change ...func(*engine.Config)) *story {
 	t.Helper()
 	cfg := config{Name: h.Name, UUID: h.UUID, Persistent: h.Persistent, Stopped: true}
 	for _, v := range h.Volumes {
@@ -255,14 +256,14 @@ func beKilled(t *testing.T, stopped bool) {
 	dir := filepath.Join(filepath.Dir(file), "repository")
 	s.must(os.MkdirAll(dir, 0o777))
 	s.consumers = nil
-	s.consumer = s.newConsumer("", dir, filepath.Join(dir, "..", "backups.db"), func(c *kvmbackup.Config) { c.LeaseTTL = 6 * time.Second })
+	s.consumer = s.newConsumer("", dir, filepath.Join(dir, "..", "backups.db"), func(c *engine.Config) { c.LeaseTTL = 6 * time.Second })
 	s.write("vda", 0x11, 0, 1)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 0, 576)
 	s.handOver(file)
 	req := s.request()
 	req.BandwidthBytes = 256 << 10
-	req.OnJob = func(kvmbackup.JobControl) {
+	req.OnJob = func(engine.JobControl) {
 		_, _ = os.Stdout.WriteString("copying\n")
 		select {}
 	}
@@ -271,17 +272,17 @@ func beKilled(t *testing.T, stopped bool) {
 }
 
 // The second process comes after it.
-func TestHelperFollowsRunning(t *testing.T) { followUp(t, kvmbackup.RecoveryFollowed) }
-func TestHelperFollowsStopped(t *testing.T) { followUp(t, kvmbackup.RecoveryUndone) }
+func TestHelperFollowsRunning(t *testing.T) { followUp(t, engine.RecoveryFollowed) }
+func TestHelperFollowsStopped(t *testing.T) { followUp(t, engine.RecoveryUndone) }
 
-func followUp(t *testing.T, want kvmbackup.RecoveryOutcome) {
+func followUp(t *testing.T, want engine.RecoveryOutcome) {
 	t.Helper()
 	h, file := load(t)
 	if file == "" {
 		return // only for TestKilledApplication
 	}
 	var s *story
-	s = takeOver(t, h, func(c *kvmbackup.Config) { c.OnEvent = func(e kvmbackup.Event) { s.hurry(e) } })
+	s = takeOver(t, h, func(c *engine.Config) { c.OnEvent = func(e engine.Event) { s.hurry(e) } })
 	running, err := s.consumer.cfg.Store.List(s.ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
 	if s.must(err); len(running) != 1 {
 		t.Fatalf("running are %+v", running)
@@ -292,7 +293,7 @@ func followUp(t *testing.T, want kvmbackup.RecoveryOutcome) {
 		t.Fatalf("recovered are %+v", recovered)
 	}
 	s.inOrder()
-	if want == kvmbackup.RecoveryFollowed {
+	if want == engine.RecoveryFollowed {
 		b, err := s.engine.Get(s.ctx, running[0].ID)
 		s.must(err)
 		s.restore(s.consumer, taken{Backup: b, content: map[kvmbackup.VolumeID]*model{"vol-vda": s.guest.Model("vda").Snapshot()}})

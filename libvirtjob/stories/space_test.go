@@ -7,11 +7,12 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // small makes a repository on a file system of 40 MiB, and a function that fills it but for a few bytes and frees it.
-func (s *story) small(change ...func(*kvmbackup.Config)) (c *consumer, fill func(leaveBytes int64), free func()) {
+func (s *story) small(change ...func(*engine.Config)) (c *consumer, fill func(leaveBytes int64), free func()) {
 	s.Helper()
 	dir := s.TempDir()
 	s.run("mount", "-t", "tmpfs", "-o", "size=40m,mode=777", "tmpfs", dir)
@@ -37,9 +38,9 @@ func TestSpaceRunsOut(t *testing.T) {
 	s.policy.OfflineIncremental = true
 	full, leave := "", int64(0) // the step before which it fills up
 	var fill func(int64)
-	_, fill, free := s.small(func(c *kvmbackup.Config) {
-		c.OnEvent = func(e kvmbackup.Event) {
-			if e.Type == kvmbackup.EventStep && e.Step == full {
+	_, fill, free := s.small(func(c *engine.Config) {
+		c.OnEvent = func(e engine.Event) {
+			if e.Type == engine.EventStep && e.Step == full {
 				full = ""
 				fill(leave)
 			}
@@ -82,10 +83,10 @@ func TestSpaceForAllButTheTables(t *testing.T) {
 	var fill func(int64)
 	var free func()
 	leave := int64(-1)
-	_, fill, free = s.small(func(c *kvmbackup.Config) {
-		c.OnEvent = func(e kvmbackup.Event) {
+	_, fill, free = s.small(func(c *engine.Config) {
+		c.OnEvent = func(e engine.Event) {
 			switch {
-			case e.Type != kvmbackup.EventStep || leave < 0:
+			case e.Type != engine.EventStep || leave < 0:
 			case e.Step == "begin job":
 				fill(leave)
 			case e.Step == "check targets", e.Step == "undo": // all the rest finds space
@@ -122,7 +123,7 @@ func TestPreflight(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
-	_, fill, free := s.small(func(c *kvmbackup.Config) { c.ReserveBytes = 4 * mib })
+	_, fill, free := s.small(func(c *engine.Config) { c.ReserveBytes = 4 * mib })
 	s.write("vda", 0x11, 0, 2)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 1, 8)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // A backup of a stopped VM is full and leaves a bitmap in every image, so that the first backup after the start is
@@ -60,8 +61,8 @@ func TestStartDuringStoppedBackup(t *testing.T) {
 	req := s.request()
 	req.BandwidthBytes = 64 << 10
 	ctx, cancel := context.WithCancelCause(s.ctx)
-	begun := make(chan kvmbackup.JobControl, 1)
-	req.OnJob = func(c kvmbackup.JobControl) { begun <- c }
+	begun := make(chan engine.JobControl, 1)
+	req.OnJob = func(c engine.JobControl) { begun <- c }
 	done := make(chan error, 1)
 	go func() {
 		_, err := s.engine.Backup(ctx, req)

@@ -16,6 +16,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -30,7 +31,7 @@ type story struct {
 	cfg       config
 	guest     *guest
 	disks     []disk
-	volumes   []kvmbackup.Volume // the host's identities; empty: they are derived
+	volumes   []engine.Volume // the host's identities; empty: they are derived
 	policy    kvmbackup.Policy
 	consumers []*consumer
 	crashed   bool // QEMU has taken bitmaps along, and no backup was taken since
@@ -42,8 +43,8 @@ type consumer struct {
 	prefix string
 	dir    string // of the repository
 	db     string // the store's file
-	cfg    kvmbackup.Config
-	engine *kvmbackup.Engine
+	cfg    engine.Config
+	engine *engine.Engine
 	repo   *repository.Repository
 	images *qcow2.Tool
 	taken  []taken
@@ -71,7 +72,7 @@ func tell(t *testing.T, cfg config) *story {
 	})
 	for _, d := range cfg.Disks {
 		if (d.Kind == "" || d.Kind == "disk") && !d.ReadOnly && !d.Empty {
-			s.volumes = append(s.volumes, kvmbackup.Volume{ID: kvmbackup.VolumeID("vol-" + d.Device), Device: d.Device})
+			s.volumes = append(s.volumes, engine.Volume{ID: kvmbackup.VolumeID("vol-" + d.Device), Device: d.Device})
 		}
 	}
 	dir := t.TempDir()
@@ -81,7 +82,7 @@ func tell(t *testing.T, cfg config) *story {
 }
 
 // newConsumer opens a backup application on a folder and a database, which may have been there before.
-func (s *story) newConsumer(prefix, dir, db string, change ...func(*kvmbackup.Config)) *consumer {
+func (s *story) newConsumer(prefix, dir, db string, change ...func(*engine.Config)) *consumer {
 	s.Helper()
 	c := &consumer{prefix: prefix, dir: dir, db: db}
 	var err error
@@ -92,13 +93,13 @@ func (s *story) newConsumer(prefix, dir, db string, change ...func(*kvmbackup.Co
 	hypervisor, err := libvirtjob.New(s.guest.Host.Conn, libvirtjob.Config{Images: c.images, ProgressInterval: 50 * time.Millisecond})
 	s.must(err)
 	s.Cleanup(func() { _ = hypervisor.Close() })
-	c.cfg = kvmbackup.Config{
+	c.cfg = engine.Config{
 		Store: s.openStore(db), Repository: c.repo, Executor: hypervisor, Images: c.images, Prefix: prefix, ReserveBytes: -1,
 	}
 	for _, f := range change {
 		f(&c.cfg)
 	}
-	c.engine, err = kvmbackup.New(c.cfg)
+	c.engine, err = engine.New(c.cfg)
 	s.must(err)
 	if prefix == "" {
 		c.prefix = kvmbackup.RepositoryPrefix(c.repo.ID())
@@ -128,9 +129,9 @@ func (s *story) must(err error) {
 func (s *story) vm() kvmbackup.VMID { return kvmbackup.VMID(s.guest.Name) }
 
 // request asks for a backup of the guest as it is now. The disks of a transient guest are described, in case it is stopped.
-func (s *story) request() kvmbackup.BackupRequest {
+func (s *story) request() engine.BackupRequest {
 	s.Helper()
-	r := kvmbackup.BackupRequest{VM: s.vm(), Volumes: s.volumes, Policy: s.policy}
+	r := engine.BackupRequest{VM: s.vm(), Volumes: s.volumes, Policy: s.policy}
 	if s.cfg.Persistent {
 		return r
 	}
@@ -164,7 +165,7 @@ func (s *story) backup() kvmbackup.Backup {
 	return s.backupBy(s.consumer, s.request())
 }
 
-func (s *story) backupBy(c *consumer, req kvmbackup.BackupRequest) kvmbackup.Backup {
+func (s *story) backupBy(c *consumer, req engine.BackupRequest) kvmbackup.Backup {
 	s.Helper()
 	state := s.state()
 	b, err := c.engine.Backup(s.ctx, req)
@@ -249,7 +250,7 @@ func (s *story) restore(c *consumer, t taken) {
 	s.Helper()
 	dir, err := os.MkdirTemp(s.TempDir(), "restored-")
 	s.must(err)
-	done, err := c.engine.Restore(s.ctx, kvmbackup.RestoreRequest{Backup: t.ID, Dir: dir})
+	done, err := c.engine.Restore(s.ctx, engine.RestoreRequest{Backup: t.ID, Dir: dir})
 	s.must(err)
 	if len(done.Volumes) != len(t.Volumes) {
 		s.Errorf("%d volumes were restored, %d backed up", len(done.Volumes), len(t.Volumes))
@@ -283,7 +284,7 @@ func (s *story) restoreAll() {
 }
 
 // refuses asks for a backup that has to fail with all of the errors, fast, and without changing anything at all.
-func (s *story) refuses(req kvmbackup.BackupRequest, want ...error) error {
+func (s *story) refuses(req engine.BackupRequest, want ...error) error {
 	s.Helper()
 	before := s.everything()
 	began := time.Now()
@@ -300,7 +301,7 @@ func (s *story) refuses(req kvmbackup.BackupRequest, want ...error) error {
 }
 
 // fails asks for a backup that has to fail with all of the errors after it had begun, and leave nothing but its record.
-func (s *story) fails(ctx context.Context, req kvmbackup.BackupRequest, want ...error) error {
+func (s *story) fails(ctx context.Context, req engine.BackupRequest, want ...error) error {
 	s.Helper()
 	active := s.record().ActiveCheckpoint
 	_, err := s.engine.Backup(ctx, req)

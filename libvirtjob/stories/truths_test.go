@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -117,7 +118,7 @@ func (s *story) bitmapsOf(c *consumer, b kvmbackup.Backup) {
 	d, err := c.engine.Inspect(s.ctx, s.request())
 	s.must(err)
 	for _, f := range d.Findings {
-		if f.Repair != "" || f.Code == kvmbackup.FindingBitmapMissing || f.Code == kvmbackup.FindingBitmapBroken {
+		if f.Repair != "" || f.Code == engine.FindingBitmapMissing || f.Code == engine.FindingBitmapBroken {
 			s.Errorf("after backup %d the doctor finds %s: %s", b.Sequence, f.Code, f.Detail)
 		}
 	}

@@ -1,0 +1,136 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// PlanDelete shows what Delete would do now; see Deleter.Plan.
+func (e *Engine) PlanDelete(ctx context.Context, id kvmbackup.BackupID, force bool) (kvmbackup.DeletePlan, error) {
+	return e.deleter.Plan(ctx, id, force)
+}
+
+// Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. What a crashed process left running, the
+// backup itself or with force one below it, is settled first; when that is not possible now, the error is ErrStatus and says
+// why, such as ErrJobStuck. What an earlier deletion could not remove is tried again. Deleting the newest backup clears the active
+// checkpoint, and drops it on the domain where that can be reached; otherwise the next operation that reaches it does.
+func (e *Engine) Delete(ctx context.Context, id kvmbackup.BackupID, force bool) (kvmbackup.DeletePlan, error) {
+	b, err := e.cfg.Store.Backup(ctx, id)
+	if err != nil {
+		return kvmbackup.DeletePlan{}, (&op{name: "delete", backup: id}).fail(err)
+	}
+	o := e.newOp("delete", b.VM)
+	o.backup = id
+	var done kvmbackup.DeletePlan
+	err = o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+		o.step("settle")
+		if force || b.Status == kvmbackup.StatusRunning { // with the lease held, what is running has nobody who runs it
+			if err := e.settleBelow(ctx, o, h, b, force); err != nil {
+				return err
+			}
+		}
+		o.step("delete")
+		var err error
+		done, err = e.deleterFor(o).Delete(ctx, h.lease(), id, force)
+		if done.ClearsActive {
+			e.dropCleared(ctx, o, done.ActiveBackup)
+		}
+		if err != nil {
+			return err
+		}
+		o.step("finish deletions")
+		if _, err := e.settleDeletes(ctx, o, h); err != nil {
+			o.warn("finish earlier deletions", "error", err) // this one is done
+		}
+		return nil
+	})
+	return done, o.fail(err)
+}
+
+// settleBelow settles what is running and stands in the way of deleting b.
+func (e *Engine) settleBelow(ctx context.Context, o *op, h *heldLease, b kvmbackup.Backup, force bool) error {
+	_, running := e.deleter.Plan(ctx, b.ID, force)
+	if !errors.Is(running, kvmbackup.ErrStatus) {
+		return nil
+	}
+	if _, err := e.settleRunning(ctx, o, h, kvmbackup.DomainRef{Name: b.Domain}); err != nil {
+		return fmt.Errorf("%w; it can't be settled now: %w", running, err)
+	}
+	return nil
+}
+
+// deleterFor reports removals in the operation's event stream.
+func (e *Engine) deleterFor(o *op) *kvmbackup.Deleter {
+	d := *e.deleter
+	d.OnRemoved = func(b kvmbackup.Backup, bytes int64) {
+		s := *o
+		s.backup = b.ID
+		s.emit(Event{Type: EventDeleted, Bytes: bytes, Detail: b.Path})
+	}
+	d.OnForeign = func(b kvmbackup.Backup, left *kvmbackup.ForeignFilesError) {
+		s := *o
+		s.backup = b.ID
+		_ = s.tellForeign(left)
+	}
+	return &d
+}
+
+// dropCleared removes the deleted backup's checkpoint, which is no longer active, if the domain can be reached now, or else the images
+// that its record names.
+func (e *Engine) dropCleared(ctx context.Context, o *op, b kvmbackup.Backup) {
+	if e.cfg.Executor == nil {
+		return
+	}
+	o.step("drop checkpoint")
+	err := errors.Join(
+		ignoreNoDomain(e.drop(ctx, o, kvmbackup.DomainRef{Name: b.Domain, Disks: imagesOf(b)}, []kvmbackup.CheckpointName{b.Checkpoint})),
+		ignoreNoDomain(e.dropStale(ctx, o, kvmbackup.DomainRef{Name: b.Domain})),
+	)
+	if err != nil {
+		o.warn("drop the cleared checkpoint", "error", err)
+	}
+}
+
+// imagesOf describes the tracked disks as they were when the backup was taken.
+func imagesOf(b kvmbackup.Backup) []kvmbackup.DiskRef {
+	var disks []kvmbackup.DiskRef
+	for _, v := range b.Volumes {
+		if v.Tracked && len(v.Layers) > 0 {
+			disks = append(disks, kvmbackup.DiskRef{Device: v.Device, Source: v.Layers[0], Format: v.SourceFormat})
+		}
+	}
+	return disks
+}
+
+// settleDeletes finishes deletions that were begun.
+func (e *Engine) settleDeletes(ctx context.Context, o *op, h *heldLease) ([]Recovery, error) {
+	gone, err := e.deleterFor(o).Finish(ctx, h.lease())
+	var found []Recovery
+	for _, b := range gone {
+		found = append(found, Recovery{b.ID, RecoveryDeleted, "its deletion had been begun"})
+	}
+	return found, err
+}
+
+// Accounting reports every removal that was not reported yet to f, oldest first, and forgets it once f has returned nil. Every
+// removal is reported, also those of processes that died. One may be reported more than once, with the same backup ID: again after a
+// crash between f and the forgetting, and to both when two calls run at once, here or in two processes. So f must be idempotent by
+// that ID. It stops at f's first error and returns it.
+func (e *Engine) Accounting(ctx context.Context, f func(kvmbackup.Removal) error) error {
+	left, err := e.cfg.Store.Removals(ctx, 0)
+	if err != nil {
+		return err
+	}
+	for _, r := range left {
+		if err := f(r); err != nil {
+			return err
+		}
+		if err := e.cfg.Store.AckRemoval(ctx, r.Backup); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,198 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// Engine does whole jobs over the four interfaces: back up, restore, delete, verify, recover. It is safe for concurrent
+// use, by any number of VMs at once; operations on one VM follow one another, over all processes
+// that share the store. After a call returns nothing of it runs in the background.
+type Engine struct {
+	cfg     Config
+	deleter *kvmbackup.Deleter
+}
+
+// Config is what an Engine is made of. It is copied.
+type Config struct {
+	Store      kvmbackup.Store    // where the records are; required
+	Repository Repository         // where the backups are; required
+	Executor   kvmbackup.Executor // the hypervisor; nil for a host that only lists, restores to files, verifies and deletes
+	Images     Images             // qemu-img; required for restore, verify and backup
+
+	// Decider decides full or incremental. Defaults to Decider{}.
+	Decider kvmbackup.ChainDecider
+	// Prefix begins the names of this consumer's checkpoints and bitmaps; what begins otherwise, and is not in its records, is never
+	// touched. Several consumers of one VM need different prefixes. Letters, digits and '-'. Defaults to RepositoryPrefix, so that
+	// only stores that share a repository have to choose; it may be changed at any time, as records know the old names.
+	Prefix string
+	// Holder names this process in leases. Defaults to Host, process ID and a random part.
+	Holder string
+	// Host names the machine whose domains the Executor reaches. Records say where they were taken, so that hosts that share
+	// a store leave what a crash interrupted elsewhere to that host. Defaults to the host name.
+	Host string
+	// LeaseTTL is how long a crashed process blocks a VM. It is renewed at a third of it. Defaults to 30 s.
+	LeaseTTL time.Duration
+	// LeaseWait bounds the wait for a busy VM. 0 waits as long as the context, a negative value not at all.
+	LeaseWait time.Duration
+	// ReserveBytes must stay free in the repository beyond a backup's estimate. Defaults to 64 MiB; negative: none.
+	ReserveBytes int64
+	// StallWarn and StallAbort are how long a job may stand still, or take to begin, before it is reported, and aborted.
+	// Default to 1 and 10 minutes; negative: never.
+	StallWarn, StallAbort time.Duration
+	// FreezeLimit bounds how long a guest's file systems stay frozen, also while OnEvent blocks. Defaults to 10 s.
+	FreezeLimit time.Duration
+	// CleanupLimit bounds each part of what is done after a failure or a cancel, the hypervisor's and the repository's, whatever is left
+	// of the caller's time, and how long the hypervisor may take to answer a question.
+	// Defaults to 30 s.
+	CleanupLimit time.Duration
+	// AbortLeftJobs makes recovery abort a job that a crashed process left running; by default it follows the job to
+	// its end and commits the backup.
+	AbortLeftJobs bool
+	// HostLimit and RepositoryLimit bound how many backups and restores run at once; engines may share them. nil: no limit.
+	HostLimit, RepositoryLimit *Limiter
+	// OnEvent receives the event stream, from the operation's goroutine: it must not block. nil: none.
+	OnEvent func(Event)
+	// Logger receives steps at debug level and what was survived at warn level, each with vm, backup (empty before there is one) and step;
+	// so do those of the repository, the images and the executor what they do for an operation of the engine. nil discards.
+	Logger *slog.Logger
+	// Now is the clock for time stamps. Defaults to time.Now.
+	Now func() time.Time
+}
+
+// New makes an engine. It does no I/O. An incomplete configuration is an ErrInvalid.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Store == nil || cfg.Repository == nil {
+		return nil, fmt.Errorf("%w config: Store and Repository are required", kvmbackup.ErrInvalid)
+	}
+	if cfg.Prefix != "" {
+		if err := kvmbackup.ValidPrefix(cfg.Prefix); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Decider == nil {
+		cfg.Decider = kvmbackup.Decider{}
+	}
+	if cfg.Host == "" {
+		cfg.Host, _ = os.Hostname() // without a name all hosts count as one
+	}
+	if cfg.Holder == "" {
+		cfg.Holder = fmt.Sprintf("%s/%d/%.8s", cfg.Host, os.Getpid(), uuid.NewString())
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	orDefault(&cfg.LeaseTTL, 30*time.Second)
+	orDefault(&cfg.StallWarn, time.Minute)
+	orDefault(&cfg.StallAbort, 10*time.Minute)
+	orDefault(&cfg.FreezeLimit, 10*time.Second)
+	orDefault(&cfg.CleanupLimit, 30*time.Second)
+	if cfg.ReserveBytes == 0 {
+		cfg.ReserveBytes = 64 << 20
+	}
+	cfg.ReserveBytes = max(cfg.ReserveBytes, 0)
+	if cfg.LeaseTTL < 0 || cfg.FreezeLimit < 0 || cfg.CleanupLimit < 0 {
+		return nil, fmt.Errorf("%w config: LeaseTTL, FreezeLimit and CleanupLimit can't be negative", kvmbackup.ErrInvalid)
+	}
+	e := &Engine{cfg: cfg}
+	e.deleter = &kvmbackup.Deleter{Store: cfg.Store, Files: files{cfg.Repository}}
+	return e, nil
+}
+
+func orDefault(d *time.Duration, v time.Duration) {
+	if *d == 0 {
+		*d = v
+	}
+}
+
+// prefix begins the names of the engine's checkpoints and bitmaps.
+func (e *Engine) prefix() string {
+	if e.cfg.Prefix == "" {
+		return kvmbackup.RepositoryPrefix(e.cfg.Repository.ID())
+	}
+	return e.cfg.Prefix
+}
+
+func (e *Engine) now() time.Time { return e.cfg.Now().UTC() }
+
+// cleanup is a context for what must be done although ctx may have ended.
+func (e *Engine) cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), e.cfg.CleanupLimit)
+}
+
+// inspect begins whatever is done to a domain. A stopped one may run elsewhere while an unknown process has an image of
+// it open, so that is an ErrImageLocked.
+func (e *Engine) inspect(ctx context.Context, dom kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
+	st, err := e.look(ctx, dom)
+	for _, d := range st.Disks {
+		if err == nil && mayRun(d) {
+			err = fmt.Errorf("%w: %s of domain %q: %s", kvmbackup.ErrImageLocked, d.Device, st.Name, d.Unreadable)
+		}
+	}
+	return st, err
+}
+
+// look is for those who only look, or see to the images that are in use themselves.
+func (e *Engine) look(ctx context.Context, dom kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
+	return ask(ctx, e, func(ctx context.Context) (kvmbackup.DomainStatus, error) { return e.cfg.Executor.Inspect(ctx, dom) })
+}
+
+// ask gives the hypervisor CleanupLimit to answer: a QEMU that hangs, perhaps on a dead repository, mustn't keep operations waiting
+// with the VM's lease in their hands.
+func ask[T any](ctx context.Context, e *Engine, f func(context.Context) (T, error)) (T, error) {
+	c, cancel := context.WithTimeout(ctx, e.cfg.CleanupLimit)
+	defer cancel()
+	v, err := f(c)
+	if err != nil && c.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w: the hypervisor hasn't answered for %v; does QEMU hang on its storage? (%w)", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, e.cfg.CleanupLimit, err)
+	}
+	return v, err
+}
+
+// stallLimit is for what the hypervisor does with the targets before there is a job to watch.
+func (e *Engine) stallLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := e.cfg.StallAbort
+	if limit <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: it has not begun for %v: is the repository slow or dead?", kvmbackup.ErrStalled, limit))
+}
+
+// needHypervisor is asked by operations that can't do without.
+func (e *Engine) needHypervisor() error {
+	if e.cfg.Executor == nil || e.cfg.Images == nil {
+		return fmt.Errorf("%w config: this operation needs Executor and Images", kvmbackup.ErrInvalid)
+	}
+	return nil
+}
+
+// Get returns one record. ErrNotFound.
+func (e *Engine) Get(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Backup, error) {
+	return e.cfg.Store.Backup(ctx, id)
+}
+
+// List returns a VM's completed backups by Sequence, or those of all VMs with an empty name. With all, running, failed
+// and delete-pending ones too.
+func (e *Engine) List(ctx context.Context, vm kvmbackup.VMID, all bool) ([]kvmbackup.Backup, error) {
+	q := kvmbackup.Query{VM: vm}
+	if !all {
+		q.Statuses = []kvmbackup.Status{kvmbackup.StatusCompleted}
+	}
+	return e.cfg.Store.List(ctx, q)
+}
+
+// Chain returns the backup and its ancestors, the full first. It fails with ErrInvalid, naming the record, when
+// a parent is missing, of another VM or chain, at a wrong position, or the links form a circle.
+func (e *Engine) Chain(ctx context.Context, id kvmbackup.BackupID) ([]kvmbackup.Backup, error) {
+	return kvmbackup.ChainOf(ctx, e.cfg.Store, id)
+}

@@ -1,0 +1,6 @@
+package engine
+
+import "github.com/kvmbackup/kvmbackup"
+
+// FilesOf is the repository as a Deleter needs it.
+func FilesOf(r Repository) kvmbackup.Files { return files{r} }

@@ -1,0 +1,178 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
+)
+
+// fileWork changes files of a restore's targets, step by step, in a goroutine that can be left behind: on dead storage a step may never
+// return. Once it was left it does no further step, so that what is there then is what a crash after the one under way leaves.
+type fileWork struct {
+	state atomic.Int32
+	made  []string // names that publishFile has given
+}
+
+// The states. Whoever is first to end workRuns decides: the caller who leaves, or the work that is done.
+const (
+	workRuns = iota
+	workDone
+	workLeft
+)
+
+var errLeft = errors.New("the caller has left")
+
+func (w *fileWork) step(f func() error) error {
+	if w.state.Load() == workLeft {
+		return errLeft
+	}
+	return f()
+}
+
+func (w *fileWork) rename(from, to string) error {
+	return w.step(func() error { return os.Rename(from, to) })
+}
+
+func (w *fileWork) link(from, to string) error {
+	return w.step(func() error { return os.Link(from, to) })
+}
+
+func (w *fileWork) remove(path string) error {
+	return w.step(func() error { return os.Remove(path) })
+}
+
+func (w *fileWork) writeFile(path string, data []byte, mode fs.FileMode) error {
+	return w.step(func() error { return os.WriteFile(path, data, mode) })
+}
+
+func (w *fileWork) chmod(path string, mode fs.FileMode) error {
+	return w.step(func() error { return os.Chmod(path, mode) })
+}
+
+func (w *fileWork) chown(path string, uid, gid int) error {
+	return w.step(func() error { return os.Chown(path, uid, gid) })
+}
+
+// away knows the work left behind, by the place at which it is, over all engines of the process.
+var away = awayWork{places: map[string]*fileWork{}}
+
+type awayWork struct {
+	mu     sync.Mutex
+	places map[string]*fileWork
+}
+
+func (a *awayWork) blocked(places []string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range places {
+		if a.places[p] != nil {
+			return fmt.Errorf("%w: %w: %s: an earlier operation hangs on its storage; bring that back, and try again", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, p)
+		}
+	}
+	return nil
+}
+
+// leave notes the places until the work is back.
+func (a *awayWork) leave(w *fileWork, places []string, back <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range places {
+		a.places[p] = w
+	}
+	go func() {
+		<-back
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, p := range places {
+			if a.places[p] == w {
+				delete(a.places, p)
+			}
+		}
+	}()
+}
+
+// onFiles runs f, which changes files at those places, and waits for it until grace after the end of ctx. Then it is left behind, the error
+// is the context's cause, with ErrUnavailable if there was a grace, and all further work at the places is ErrBusy until it is back and undo,
+// if not nil, has taken back what it did. f must not write to variables of its caller.
+func onFiles[T any](ctx context.Context, grace time.Duration, places []string, f func(*fileWork) (T, error), undo func(*fileWork)) (v T, err error) {
+	if err := away.blocked(places); err != nil {
+		return v, err
+	}
+	type answer struct {
+		v   T
+		err error
+	}
+	w, got, back := &fileWork{}, make(chan answer, 1), make(chan struct{})
+	go func() {
+		defer close(back)
+		v, err := f(w)
+		if got <- (answer{v, err}); !w.state.CompareAndSwap(workRuns, workDone) && undo != nil {
+			undo(w)
+		}
+	}()
+	select {
+	case <-back:
+	case <-ctx.Done():
+		late := time.NewTimer(grace)
+		defer late.Stop()
+		select {
+		case <-back:
+		case <-late.C:
+			if !w.state.CompareAndSwap(workRuns, workLeft) {
+				break
+			}
+			away.leave(w, places, back)
+			if grace == 0 {
+				return v, context.Cause(ctx)
+			}
+			return v, fmt.Errorf("%w: the storage of a restore's target or a VM's images hasn't answered for %v: %w", kvmbackup.ErrUnavailable, grace, context.Cause(ctx))
+		}
+	}
+	select {
+	case a := <-got:
+		return a.v, a.err
+	default:
+		return v, errors.New("the work's goroutine has ended") // a hook called runtime.Goexit
+	}
+}
+
+// changing is onFiles for what a restore does: it is finished or taken back although ctx may have ended.
+func (e *Engine) changing(ctx context.Context, places []string, f func(*fileWork) error) error {
+	_, err := onFiles(ctx, e.cfg.CleanupLimit, places, func(w *fileWork) (struct{}, error) { return struct{}{}, f(w) }, nil)
+	return err
+}
+
+// removeAsides removes what a restore has written aside, or one that was killed.
+func (e *Engine) removeAsides(ctx context.Context, places []string, jobs []copyJob) error {
+	return e.changing(ctx, places, func(w *fileWork) error { return w.removeAsides(jobs) })
+}
+
+// publishing gives the new files their names: after an error none has one, also when the storage answers too late.
+func (e *Engine) publishing(ctx context.Context, places []string, jobs []copyJob) error {
+	_, err := onFiles(ctx, e.cfg.CleanupLimit, places,
+		func(w *fileWork) (struct{}, error) { return struct{}{}, w.publishAll(jobs) },
+		func(left *fileWork) {
+			w := &fileWork{}
+			errs := []error{w.removeAsides(jobs)}
+			for _, name := range left.made {
+				errs = append(errs, w.removeFile(name))
+			}
+			if err := errors.Join(errs...); err != nil {
+				logctx.Logger(ctx, e.cfg.Logger).Warn("take back a restore whose target hung", "error", err)
+			}
+		})
+	return err
+}
+
+// leaveBehind runs f, which only looks, where a context can leave it: file systems on a dead mount answer late or never.
+func leaveBehind[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	return onFiles(ctx, 0, nil, func(*fileWork) (T, error) { return f() }, nil)
+}

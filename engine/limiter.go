@@ -1,0 +1,38 @@
+package engine
+
+import "context"
+
+// Limiter bounds how many operations run at once. Engines may share one, e.g. one per repository or host.
+// It is safe for concurrent use.
+type Limiter struct{ places chan struct{} }
+
+// NewLimiter makes a limiter with n places, at least 1.
+func NewLimiter(n int) *Limiter { return &Limiter{places: make(chan struct{}, max(n, 1))} }
+
+// take waits for a place; a nil limiter has any number.
+func (l *Limiter) take(ctx context.Context) (release func(), err error) {
+	if l == nil {
+		return func() {}, nil
+	}
+	select {
+	case l.places <- struct{}{}:
+		return func() { <-l.places }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// takePlace takes a place of the host and then one of the repository: always in this order, and with the VM's lease held, so that nobody
+// waits in a circle, and whoever waits for a busy VM keeps no place from the others.
+func (e *Engine) takePlace(ctx context.Context) (release func(), err error) {
+	host, err := e.cfg.HostLimit.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	repo, err := e.cfg.RepositoryLimit.take(ctx)
+	if err != nil {
+		host()
+		return nil, err
+	}
+	return func() { repo(); host() }, nil
+}

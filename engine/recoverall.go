@@ -1,0 +1,84 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// RecoveredVM says what RecoverAll did about one VM.
+type RecoveredVM struct {
+	VM    kvmbackup.VMID
+	Found []Recovery
+	// Err says why not all of it could be settled, within an *OpError; errors.Is(Err, ErrBusy) where another operation works on the VM, which
+	// settles it itself.
+	Err error
+}
+
+// recoverAtOnce bounds how many VMs are recovered at once. To follow a job costs next to nothing, and what isn't followed ends unseen.
+const recoverAtOnce = 64
+
+// RecoverAll calls Recover for every VM that has something to settle, all at once, and goes on whatever one of them has for a result.
+// The results are sorted by VM. The error is the store's, which could not be asked what there is.
+//
+// Where a backup is recorded as running on another host (see Config.Host) the VM is left to that: its outcome is RecoveryPending,
+// and neither its lease nor its domain is touched. A lease of a process that has died is waited for, for Config.LeaseTTL at most: one that is
+// in force after that is kept by a process that lives, and the VM is ErrBusy.
+func (e *Engine) RecoverAll(ctx context.Context) ([]RecoveredVM, error) {
+	left, err := e.cfg.Store.List(ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusDeletePending}})
+	if err != nil {
+		return nil, err
+	}
+	byVM := map[kvmbackup.VMID][]kvmbackup.Backup{}
+	var all []RecoveredVM
+	for _, b := range left {
+		if byVM[b.VM] == nil {
+			all = append(all, RecoveredVM{VM: b.VM})
+		}
+		byVM[b.VM] = append(byVM[b.VM], b)
+	}
+	slices.SortFunc(all, func(a, b RecoveredVM) int { return strings.Compare(string(a.VM), string(b.VM)) })
+	places := NewLimiter(recoverAtOnce)
+	var group sync.WaitGroup
+	for i := range all {
+		group.Go(func() {
+			release, err := places.take(ctx)
+			if err != nil {
+				all[i].Err = err
+				return
+			}
+			defer release()
+			all[i].Found, all[i].Err = e.recoverLeft(ctx, all[i].VM, byVM[all[i].VM])
+		})
+	}
+	group.Wait()
+	return all, nil
+}
+
+// recoverLeft leaves a VM alone that another host works for, or did.
+func (e *Engine) recoverLeft(ctx context.Context, vm kvmbackup.VMID, left []kvmbackup.Backup) ([]Recovery, error) {
+	var elsewhere []Recovery
+	for _, b := range left {
+		if b.Status == kvmbackup.StatusRunning && b.Host != "" && b.Host != e.cfg.Host {
+			elsewhere = append(elsewhere, Recovery{b.ID, RecoveryPending, fmt.Sprintf("it was begun on host %q; recover it there, or the VM by its name where that has come from there", b.Host)})
+		}
+	}
+	if elsewhere != nil {
+		return elsewhere, nil
+	}
+	return e.recover(ctx, vm, kvmbackup.DomainRef{}, e.leaseOfTheDead())
+}
+
+// leaseOfTheDead is how long to wait for a lease that nobody renews any more.
+func (e *Engine) leaseOfTheDead() time.Duration {
+	wait := e.cfg.LeaseTTL + longestPause
+	if e.cfg.LeaseWait != 0 {
+		wait = min(wait, e.cfg.LeaseWait)
+	}
+	return wait
+}

@@ -1,0 +1,381 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+)
+
+// RestoreRequest says what to restore and where to. Volumes are addressed by their identity, never by order.
+type RestoreRequest struct {
+	Backup kvmbackup.BackupID
+	// Dir takes one new file per volume, named DEVICE.VOLUMEID.FORMAT after the format that it gets; it must exist. Volumes with
+	// a path of their own don't go there.
+	Dir string
+	// Format of new files. Defaults to qcow2.
+	Format qcow2.Format
+	// Volumes chooses volumes and, optionally, each one's target. Empty: all.
+	Volumes []RestoreVolume
+	// InPlace, if not nil, restores over the volumes of a VM that is off, instead of to Dir.
+	InPlace *InPlace
+	// Parallel is how many volumes are copied at once. Defaults to 4.
+	Parallel int
+	// BandwidthBytes limits each volume's copy to so many bytes per second. 0: no limit.
+	BandwidthBytes int64
+	// IgnoreSpace begins also where the file system of the targets seems to have too little room for them. What then runs out in the
+	// middle of the copy is an ErrNoSpace, and nothing is left of it.
+	IgnoreSpace bool
+	// OnProgress is told the bytes done of the total, over all volumes. It must not block.
+	OnProgress func(doneBytes, totalBytes int64)
+}
+
+// validate names what is wrong with the request in itself.
+func (r RestoreRequest) validate() error {
+	if r.BandwidthBytes < 0 {
+		return fmt.Errorf("%w request: bandwidth %d", kvmbackup.ErrInvalid, r.BandwidthBytes)
+	}
+	formats := []qcow2.Format{r.Format}
+	for _, v := range r.Volumes {
+		formats = append(formats, v.Format)
+	}
+	for _, f := range formats {
+		if f != "" && f != qcow2.FormatQcow2 && f != qcow2.FormatRaw {
+			return fmt.Errorf("%w request: format %q; restores are qcow2 or raw", kvmbackup.ErrInvalid, f)
+		}
+	}
+	return nil
+}
+
+// RestoreVolume chooses a volume.
+type RestoreVolume struct {
+	ID kvmbackup.VolumeID
+	// Path is where it goes: a new file, or an existing block device. Empty: a new file in Dir. In place it is the target
+	// volume's device (vda), where the identities of the two VMs differ; empty: the volume with the same identity.
+	Path string
+	// Format of this volume's target. Defaults to the request's for a new file, and to raw for a block device.
+	Format qcow2.Format
+}
+
+// Restored is what Restore has written.
+type Restored struct {
+	Backup  kvmbackup.Backup
+	Volumes []RestoredVolume
+}
+
+// RestoredVolume is one volume's target.
+type RestoredVolume struct {
+	VolumeID    kvmbackup.VolumeID
+	Device      string // in the backup
+	Path        string
+	Format      qcow2.Format
+	VirtualSize int64 // bytes of the volume; a block device may be larger
+	// Encryption is the kind of encryption that the disk had on its host when it was backed up; what is written has none. Empty: none.
+	Encryption string
+}
+
+// copyJob is one volume on its way.
+type copyJob struct {
+	layers []layer
+	out    RestoredVolume
+	owner  owner
+	exists bool   // a block device
+	place  string // of the target, the same however its path is written
+}
+
+func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
+
+// Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests of the whole
+// chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
+// targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall), and the file systems of new files
+// must have room for all of them (ErrNoSpace, as a *SpaceError). New files are written aside, flushed and renamed when the chain's headers
+// still are as they were verified; after a failure or a cancel none is left, but block devices may be half written. A target whose storage
+// doesn't answer is left behind CleanupLimit after the context's end (ErrUnavailable), is ErrBusy until it does, and is taken back then.
+//
+// Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
+// ErrOtherDomain and ErrDomainRunning in place, ErrImageLocked for an image or a device that something uses, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
+func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, error) {
+	b, err := e.cfg.Store.Backup(ctx, req.Backup)
+	if err != nil {
+		return Restored{}, (&op{name: "restore", backup: req.Backup}).fail(err)
+	}
+	o := e.newOp("restore", b.VM)
+	o.backup = b.ID
+	if e.cfg.Images == nil {
+		return Restored{}, o.fail(fmt.Errorf("%w config: restore needs Images", kvmbackup.ErrInvalid))
+	}
+	if err := req.validate(); err != nil {
+		return Restored{}, o.fail(err)
+	}
+	o.step("wait")
+	var done Restored
+	vms := []kvmbackup.VMID{b.VM}
+	if req.InPlace != nil {
+		vms = append(vms, req.InPlace.request(b).VM)
+	}
+	err = e.withLeases(o.context(ctx), vms, func(ctx context.Context, held map[kvmbackup.VMID]*heldLease) error {
+		release, err := e.takePlace(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+		o.emit(Event{Type: EventStarted})
+		if req.InPlace != nil {
+			done, err = e.restoreInPlace(ctx, o, held[req.InPlace.request(b).VM], req)
+		} else {
+			done, err = e.restoreToFiles(ctx, o, req)
+		}
+		return err
+	})
+	if err != nil {
+		return Restored{}, o.fail(err)
+	}
+	o.emit(Event{Type: EventCompleted, Backup: &done.Backup})
+	return done, nil
+}
+
+func (e *Engine) restoreToFiles(ctx context.Context, o *op, req RestoreRequest) (Restored, error) {
+	b, jobs, err := e.prepareRestore(ctx, o, req)
+	if err != nil {
+		return Restored{}, err
+	}
+	o.step("check targets")
+	for i := range jobs {
+		if err := jobs[i].aim(ctx, req); err != nil {
+			return Restored{}, err
+		}
+	}
+	if err := distinctTargets(jobs); err != nil {
+		return Restored{}, err
+	}
+	if err := e.makeRoom(ctx, req, jobs, placesOf(jobs)); err != nil {
+		return Restored{}, err
+	}
+	if err := e.notInUse(ctx, kvmbackup.DomainRef{}, blockDevicesOf(jobs), blockDevicesOf(jobs)); err != nil {
+		return Restored{}, err
+	}
+	o.step("copy")
+	if err := e.copyAll(ctx, req, jobs); err != nil {
+		return Restored{}, err
+	}
+	r := Restored{Backup: b}
+	for _, j := range jobs {
+		r.Volumes = append(r.Volumes, j.out)
+	}
+	return r, nil
+}
+
+// prepareRestore reads and verifies the chain and makes one job per chosen volume, in the backup's order.
+func (e *Engine) prepareRestore(ctx context.Context, o *op, req RestoreRequest) (kvmbackup.Backup, []copyJob, error) {
+	o.step("read chain")
+	chain, err := e.Chain(ctx, req.Backup)
+	if err != nil {
+		return kvmbackup.Backup{}, nil, err
+	}
+	b := chain[len(chain)-1]
+	if b.Status != kvmbackup.StatusCompleted {
+		return b, nil, fmt.Errorf("%w: backup %s is %v; only completed backups are restored", kvmbackup.ErrStatus, b.ID, b.Status)
+	}
+	if err := e.verifyMembers(ctx, chain); err != nil {
+		return b, nil, err
+	}
+	wanted, err := wantedVolumes(b, req.Volumes)
+	if err != nil {
+		return b, nil, err
+	}
+	o.step("verify chain")
+	var jobs []copyJob
+	var all []layer
+	for _, v := range wanted {
+		layers, err := layersOf(chain, v.VolumeID, e.cfg.Repository)
+		if err != nil {
+			return b, nil, err
+		}
+		all = append(all, layers...)
+		out := RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize, Encryption: v.Encryption}
+		jobs = append(jobs, copyJob{layers: layers, out: out, owner: e.owner(b.VM)})
+	}
+	return b, jobs, e.verifyLayers(ctx, all)
+}
+
+func wantedVolumes(b kvmbackup.Backup, chosen []RestoreVolume) ([]kvmbackup.VolumeBackup, error) {
+	if len(chosen) == 0 {
+		return b.Volumes, nil
+	}
+	var wanted []kvmbackup.VolumeBackup
+	seen := map[kvmbackup.VolumeID]bool{}
+	for _, c := range chosen {
+		v, ok := b.Volume(c.ID)
+		if !ok {
+			return nil, fmt.Errorf("%w: backup %s has no volume %q", kvmbackup.ErrNoVolume, b.ID, c.ID)
+		}
+		if seen[c.ID] {
+			return nil, fmt.Errorf("%w request: volume %q is named twice", kvmbackup.ErrInvalid, c.ID)
+		}
+		seen[c.ID] = true
+		wanted = append(wanted, v)
+	}
+	return wanted, nil
+}
+
+// choice returns the request's entry for the job's volume; the zero one when all are restored.
+func (j copyJob) choice(req RestoreRequest) RestoreVolume {
+	for _, c := range req.Volumes {
+		if c.ID == j.out.VolumeID {
+			return c
+		}
+	}
+	return RestoreVolume{ID: j.out.VolumeID}
+}
+
+// aim finds the job's target and refuses one that can't take it.
+func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
+	c := j.choice(req)
+	j.out.Format, j.out.Path = cmp.Or(c.Format, req.Format, qcow2.FormatQcow2), c.Path
+	if c.Path == "" {
+		if req.Dir == "" {
+			return fmt.Errorf("%w request: neither a folder nor a path for volume %q", kvmbackup.ErrInvalid, c.ID)
+		}
+		j.out.Path = filepath.Join(req.Dir, fmt.Sprintf("%s.%s.%s", j.out.Device, j.out.VolumeID, j.out.Format))
+		if err := kvmbackup.ValidFileName(filepath.Base(j.out.Path)); err != nil {
+			return fmt.Errorf("%w: volume %q on device %q makes no file name; give it a path of its own: %w", kvmbackup.ErrInvalid, c.ID, j.out.Device, err)
+		}
+	}
+	abs, err := filepath.Abs(j.out.Path)
+	if err != nil {
+		return err
+	}
+	j.out.Path = abs
+	t, err := lookAt(ctx, abs)
+	if err != nil {
+		return err
+	}
+	switch {
+	case t.kind == targetFile:
+		return fmt.Errorf("%w: %s; remove it or choose another path", kvmbackup.ErrTargetExists, abs)
+	case t.kind == targetDevice && t.size < j.out.VirtualSize:
+		return fmt.Errorf("%w: %s has %d bytes, volume %q has %d", kvmbackup.ErrTooSmall, abs, t.size, c.ID, j.out.VirtualSize)
+	}
+	j.exists, j.place = t.kind == targetDevice, t.place
+	if j.exists {
+		j.out.Format = cmp.Or(c.Format, qcow2.FormatRaw)
+	}
+	if j.exists && j.out.Format != qcow2.FormatRaw {
+		return fmt.Errorf("%w: block device %s takes raw content only", kvmbackup.ErrUnsupported, abs)
+	}
+	return nil
+}
+
+func distinctTargets(jobs []copyJob) error {
+	seen := map[string]kvmbackup.VolumeID{}
+	for _, j := range jobs {
+		if other, ok := seen[j.place]; ok {
+			return fmt.Errorf("%w request: volumes %q and %q have the same target %s", kvmbackup.ErrInvalid, other, j.out.VolumeID, j.out.Path)
+		}
+		seen[j.place] = j.out.VolumeID
+	}
+	return nil
+}
+
+// copyAll copies the volumes in parallel and then renames all new files: either all are there or none.
+func (e *Engine) copyAll(ctx context.Context, req RestoreRequest, jobs []copyJob) error {
+	places := placesOf(jobs)
+	if err := e.copyAside(ctx, req, jobs, places); err != nil {
+		return err
+	}
+	return e.publishing(ctx, places, jobs)
+}
+
+func placesOf(jobs []copyJob) []string {
+	var places []string
+	for _, j := range jobs {
+		places = append(places, j.place)
+	}
+	return places
+}
+
+// copyAside copies every volume to its aside file, or to its block device, and then makes sure that it was the verified files that were
+// copied. After an error no aside file is left.
+func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob, at []string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	places := req.Parallel
+	if places <= 0 {
+		places = 4
+	}
+	limit, progress := NewLimiter(places), newRestoreProgress(req, jobs)
+	errs := make([]error, len(jobs))
+	var wg sync.WaitGroup
+	for i, j := range jobs {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			release, err := limit.take(ctx)
+			if err == nil {
+				err = e.copyOne(ctx, req, j, func(percent float64) { progress.set(i, percent) })
+				release()
+			}
+			if err != nil {
+				errs[i] = fmt.Errorf("volume %q: %w", j.out.VolumeID, targetError(err))
+				cancel(errs[i]) // the others need not go on
+			}
+		}()
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return errors.Join(context.Cause(ctx), e.removeAsides(ctx, at, jobs))
+	}
+	if err := e.stillTheSame(ctx, jobs); err != nil {
+		return errors.Join(err, e.removeAsides(ctx, at, jobs))
+	}
+	return nil
+}
+
+// copyOne opens exactly the verified layers: links in the headers are not followed.
+func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, progress func(float64)) error {
+	dst := j.out.Path
+	if !j.exists {
+		dst = j.aside()
+	}
+	return e.cfg.Images.Convert(ctx, j.layers[0].file, dst, qcow2.ConvertOptions{
+		TargetFormat: j.out.Format, Backing: backing(j.layers), TargetExists: j.exists,
+		BandwidthBytes: req.BandwidthBytes, Progress: progress,
+	})
+}
+
+// restoreProgress adds the volumes' shares up.
+type restoreProgress struct {
+	mu    sync.Mutex
+	done  []int64
+	sizes []int64
+	total int64
+	tell  func(done, total int64)
+}
+
+func newRestoreProgress(req RestoreRequest, jobs []copyJob) *restoreProgress {
+	p := &restoreProgress{done: make([]int64, len(jobs)), tell: req.OnProgress}
+	for _, j := range jobs {
+		p.sizes = append(p.sizes, j.out.VirtualSize)
+		p.total += j.out.VirtualSize
+	}
+	return p
+}
+
+func (p *restoreProgress) set(i int, percent float64) {
+	if p.tell == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.done[i] = int64(float64(p.sizes[i]) * percent / 100)
+	var sum int64
+	for _, n := range p.done {
+		sum += n
+	}
+	p.tell(sum, p.total)
+}

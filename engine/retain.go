@@ -1,0 +1,90 @@
+package engine
+
+import (
+	"context"
+	"errors"
+
+	"github.com/kvmbackup/kvmbackup"
+)
+
+// PlanRetain shows what Retain would do now. Only backups in the engine's repository count and are deleted. Those in others are left
+// alone, but one that stands on a backup here keeps that delete-pending.
+func (e *Engine) PlanRetain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy) (kvmbackup.RetentionPlan, error) {
+	records, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm})
+	if err != nil {
+		return kvmbackup.RetentionPlan{}, err
+	}
+	for i := range records {
+		records[i] = e.ofDomain(ctx, records[i])
+	}
+	p, err := kvmbackup.PlanRetention(policy, records, e.cfg.Repository.ID())
+	p.VM = vm
+	return p, err
+}
+
+// Retain deletes what the policy doesn't keep, under the VM's lease, newest first, and returns what the plan was, for which see PlanRetain. It also
+// removes what an earlier deletion could not. It goes on after a deletion that fails; errors are joined, and what failed is left delete-pending.
+func (e *Engine) Retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy) (kvmbackup.RetentionPlan, error) {
+	o := e.newOp("retain", vm)
+	var p kvmbackup.RetentionPlan
+	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) (err error) {
+		o.step("plan")
+		if p, err = e.PlanRetain(ctx, vm, policy); err != nil {
+			return err
+		}
+		o.step("delete")
+		var cleared []kvmbackup.Backup
+		var errs []error
+		for _, id := range unwanted(p) {
+			done, err := e.deleterFor(o).Delete(ctx, h.lease(), id, false)
+			if errors.Is(err, kvmbackup.ErrNotFound) {
+				err = nil // it went along with a descendant
+			}
+			if done.ClearsActive {
+				cleared = append(cleared, done.ActiveBackup)
+			}
+			p.Foreign = append(p.Foreign, done.Foreign...)
+			if errs = append(errs, err); ctx.Err() != nil {
+				break
+			}
+		}
+		if ctx.Err() == nil { // what an earlier deletion could not remove
+			_, err = e.settleDeletes(ctx, o, h)
+			errs = append(errs, err)
+		}
+		for _, b := range cleared {
+			e.dropCleared(ctx, o, b)
+		}
+		return errors.Join(errs...)
+	})
+	return p, o.fail(err)
+}
+
+// unwanted lists what is deleted, in this order.
+func unwanted(p kvmbackup.RetentionPlan) []kvmbackup.BackupID {
+	var ids []kvmbackup.BackupID
+	for _, d := range p.Backups {
+		if !d.Keep() {
+			ids = append(ids, d.Backup.ID)
+		}
+	}
+	return append(ids, p.Failed...)
+}
+
+// Pin keeps a backup from being deleted by Retain, or lets it go again. It takes the VM's lease.
+func (e *Engine) Pin(ctx context.Context, id kvmbackup.BackupID, pinned bool) error {
+	return e.annotate(ctx, "pin", id, kvmbackup.Annotation{Pinned: &pinned})
+}
+
+// annotate writes an annotation under the lease of the backup's VM.
+func (e *Engine) annotate(ctx context.Context, name string, id kvmbackup.BackupID, a kvmbackup.Annotation) error {
+	b, err := e.cfg.Store.Backup(ctx, id)
+	if err != nil {
+		return (&op{name: name, backup: id}).fail(err)
+	}
+	o := e.newOp(name, b.VM)
+	o.backup = id
+	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+		return e.cfg.Store.Annotate(ctx, h.lease(), id, a)
+	}))
+}

@@ -1,0 +1,380 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
+)
+
+// ProblemCode says what kind of damage a verification found. Codes are stable.
+type ProblemCode string
+
+// The kinds of damage.
+const (
+	ProblemManifest ProblemCode = "manifest"  // backup.json is missing, damaged or not what the record says
+	ProblemMissing  ProblemCode = "missing"   // a file is not there
+	ProblemExtra    ProblemCode = "extra"     // a file is there that the manifest doesn't name: a note, no damage
+	ProblemLink     ProblemCode = "link"      // size, backing file or data file is not what the manifest says
+	ProblemCheck    ProblemCode = "structure" // qemu-img check found corruption
+	ProblemContent  ProblemCode = "content"   // a digest differs
+	ProblemChain    ProblemCode = "chain"     // the records of the chain contradict each other
+	ProblemSideFile ProblemCode = "side-file" // domain.xml, nvram or tpm differs from its checksum
+)
+
+// Problem is one finding of a verification.
+type Problem struct {
+	Code     ProblemCode        `json:"code"`
+	Backup   kvmbackup.BackupID `json:"backup"` // whose folder it is in
+	VolumeID kvmbackup.VolumeID `json:"volume_id,omitempty"`
+	File     string             `json:"file,omitempty"` // relative to the repository
+	Detail   string             `json:"detail"`
+	// Affects lists the backups that can't be trusted because of it: the one whose folder it is, and its descendants that
+	// stand on the damaged file. A note affects none.
+	Affects []kvmbackup.BackupID `json:"affects,omitempty"`
+}
+
+// VerifyReport is what a verification found.
+type VerifyReport struct {
+	Backup   kvmbackup.BackupID `json:"backup"`
+	Content  bool               `json:"content"` // digests were compared: false where there was none
+	Digests  int                `json:"digests"` // how many there were to compare
+	Files    int                `json:"files"`   // how many files were checked
+	Problems []Problem          `json:"problems"`
+	// Notes are what stands in the way of no restore: files in a backup's folder that are not its own.
+	Notes []Problem `json:"notes,omitempty"`
+
+	// Complete says that the verification came to its end and its outcome is on record.
+	Complete bool `json:"complete"`
+}
+
+// OK says whether the verification came to its end and found no damage. There may be notes. It is false beside any error, and of a
+// report that Verify didn't make.
+func (r VerifyReport) OK() bool { return r.Complete && len(r.Problems) == 0 }
+
+// Verify checks that a completed backup can be restored: every member of its chain is there, each backing link is exactly the manifest's,
+// no file has a backing or data file that it should not, and qemu-img check finds nothing. With content it also
+// computes the digests that were recorded and compares them. The outcome is recorded with its time, and damage with every backup that it
+// affects.
+//
+// Damage is in the report's Problems, and makes the error an ErrDamaged; other errors mean that nothing is known. A file that is in a folder and not
+// in its manifest is no damage, as the backup restores all the same: it is in the report's Notes. Verify takes the VM's lease.
+func (e *Engine) Verify(ctx context.Context, id kvmbackup.BackupID, content bool) (VerifyReport, error) {
+	b, err := e.cfg.Store.Backup(ctx, id)
+	if err != nil {
+		return VerifyReport{}, (&op{name: "verify", backup: id}).fail(err)
+	}
+	o := e.newOp("verify", b.VM)
+	o.backup = id
+	if e.cfg.Images == nil {
+		return VerifyReport{}, o.fail(fmt.Errorf("%w config: verify needs Images", kvmbackup.ErrInvalid))
+	}
+	v := &verifier{e: e, o: o, report: VerifyReport{Backup: id, Content: content, Problems: []Problem{}}, seen: map[string]bool{}}
+	err = o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+		b, err := e.cfg.Store.Backup(ctx, id) // it may have been deleted while the VM was busy
+		if err != nil {
+			return err
+		}
+		if b.Status != kvmbackup.StatusCompleted {
+			return fmt.Errorf("%w: backup %s is %v", kvmbackup.ErrStatus, id, b.Status)
+		}
+		if err := v.verify(ctx, b); err != nil {
+			return err
+		}
+		v.report.Content = v.report.Digests > 0
+		o.step("record")
+		return v.record(ctx, h)
+	})
+	v.report.Complete = err == nil
+	if err == nil && !v.report.OK() {
+		err = fmt.Errorf("%w: %d problems, the first: %s", kvmbackup.ErrDamaged, len(v.report.Problems), v.report.Problems[0].Detail)
+	}
+	return v.report, o.fail(err)
+}
+
+// record writes the outcome down, and what was found of other backups with those: nothing may be built on them, and none may take a whole
+// one's place in retention, just because they were not asked for.
+func (v *verifier) record(ctx context.Context, h *heldLease) error {
+	outcome := kvmbackup.Verification{At: v.e.now().Truncate(time.Microsecond), Content: v.report.Content, OK: len(v.report.Problems) == 0}
+	annotate := func(id kvmbackup.BackupID, problem string) error {
+		ver := outcome
+		ver.Problem = problem
+		return v.e.cfg.Store.Annotate(ctx, h.lease(), id, kvmbackup.Annotation{Verification: &ver})
+	}
+	if outcome.OK {
+		return annotate(v.report.Backup, "")
+	}
+	err := annotate(v.report.Backup, v.report.Problems[0].Detail)
+	told := map[kvmbackup.BackupID]bool{v.report.Backup: true}
+	for _, p := range v.report.Problems {
+		for _, id := range p.Affects {
+			if err != nil || told[id] {
+				continue
+			}
+			told[id] = true
+			if err = annotate(id, p.Detail); errors.Is(err, kvmbackup.ErrStatus) {
+				err = nil // running or failed: there is no backup yet, or none
+			}
+		}
+	}
+	return err
+}
+
+type verifier struct {
+	e      *Engine
+	o      *op
+	report VerifyReport
+	seen   map[string]bool
+}
+
+// add reports damage to what every descendant needs, or only those that stand on the volume's file.
+func (v *verifier) add(ctx context.Context, code ProblemCode, b kvmbackup.Backup, vol kvmbackup.VolumeID, file, detail string) error {
+	affected, err := v.e.affected(ctx, b.ID, vol)
+	if err != nil {
+		return err
+	}
+	v.report.Problems = append(v.report.Problems, Problem{
+		Code: code, Backup: b.ID, VolumeID: vol, File: fileOf(b, file), Detail: detail, Affects: affected,
+	})
+	return nil
+}
+
+// addLocal reports what no descendant needs.
+func (v *verifier) addLocal(code ProblemCode, b kvmbackup.Backup, file, detail string) {
+	v.report.Problems = append(v.report.Problems, Problem{Code: code, Backup: b.ID, File: fileOf(b, file), Detail: detail, Affects: []kvmbackup.BackupID{b.ID}})
+}
+
+func fileOf(b kvmbackup.Backup, name string) string {
+	if name == "" {
+		return ""
+	}
+	return path.Join(b.Path, name)
+}
+
+// affected lists a backup and its descendants, as far as they stand on the volume's file; an empty volume means all files.
+func (e *Engine) affected(ctx context.Context, id kvmbackup.BackupID, vol kvmbackup.VolumeID) ([]kvmbackup.BackupID, error) {
+	ids, todo := []kvmbackup.BackupID{}, []kvmbackup.BackupID{id}
+	for len(todo) > 0 {
+		next := todo[0]
+		todo = todo[1:]
+		if slices.Contains(ids, next) {
+			continue
+		}
+		ids = append(ids, next)
+		children, err := e.cfg.Store.Children(ctx, next)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range children {
+			part, ok := c.Volume(vol)
+			if vol == "" || ok && part.Kind == kvmbackup.KindIncremental {
+				todo = append(todo, c.ID)
+			}
+		}
+	}
+	return ids, nil
+}
+
+func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {
+	v.o.step("read chain")
+	chain, err := v.e.Chain(ctx, b.ID)
+	if errors.Is(err, kvmbackup.ErrInvalid) {
+		return v.add(ctx, ProblemChain, b, "", "", err.Error())
+	}
+	if err != nil {
+		return err
+	}
+	for _, member := range chain {
+		if member.Repository != v.e.cfg.Repository.ID() {
+			return fmt.Errorf("%w: backup %s is in %q", kvmbackup.ErrOtherRepository, member.ID, member.Repository)
+		}
+		if err := v.folder(ctx, member); err != nil {
+			return err
+		}
+	}
+	v.o.step("verify volumes")
+	for _, vol := range b.Volumes {
+		if err := v.volume(ctx, chain, vol); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// folder compares one member's folder with its manifest and its record.
+func (v *verifier) folder(ctx context.Context, b kvmbackup.Backup) error {
+	v.o.step("verify folder " + b.Path)
+	m, err := v.e.cfg.Repository.ReadManifest(ctx, b.Path)
+	if err != nil {
+		if err = repositoryError(err); errors.Is(err, kvmbackup.ErrMissingFile) || errors.Is(err, kvmbackup.ErrDamaged) {
+			return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, err.Error())
+		}
+		return err
+	}
+	if err := errors.Join(sameAsRecord(m, b), sameDetails(m, b)); err != nil {
+		return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, err.Error())
+	}
+	files, err := v.e.cfg.Repository.Files(ctx, b.Path)
+	if err != nil {
+		return err
+	}
+	named := map[string]bool{repository.ManifestName: true}
+	for _, vol := range b.Volumes {
+		named[vol.File] = true
+	}
+	for _, f := range m.Files {
+		named[f.Name] = true
+		if err := v.sideFile(ctx, b, f); err != nil {
+			return err
+		}
+	}
+	for _, f := range files {
+		if !named[f.Name] {
+			v.report.Notes = append(v.report.Notes, Problem{Code: ProblemExtra, Backup: b.ID, File: fileOf(b, f.Name),
+				Detail: fmt.Sprintf("%s/%s is not in the manifest; move it away: the folder can't be removed with it", b.Path, f.Name)})
+		}
+	}
+	return nil
+}
+
+// sideFile is needed by no descendant.
+func (v *verifier) sideFile(ctx context.Context, b kvmbackup.Backup, f repository.FileEntry) error {
+	err := v.e.checkSideFile(ctx, b.Path, f)
+	switch {
+	case errors.Is(err, kvmbackup.ErrMissingFile):
+		v.addLocal(ProblemMissing, b, f.Name, err.Error())
+	case errors.Is(err, kvmbackup.ErrDamaged):
+		v.addLocal(ProblemSideFile, b, f.Name, err.Error())
+	default:
+		return err
+	}
+	return nil
+}
+
+// volume checks one volume's files from the newest down, and then its content.
+func (v *verifier) volume(ctx context.Context, chain []kvmbackup.Backup, vol kvmbackup.VolumeBackup) error {
+	b := chain[len(chain)-1]
+	layers, err := layersOf(chain, vol.VolumeID, v.e.cfg.Repository)
+	if err != nil {
+		return v.add(ctx, ProblemChain, b, vol.VolumeID, "", err.Error())
+	}
+	errs := v.e.headerErrors(ctx, layers)
+	var sound []layer
+	for i, l := range layers {
+		if errs[i] == nil {
+			sound = append(sound, l)
+		}
+	}
+	checked := v.e.checkErrors(ctx, sound)
+	whole := true
+	for i, l := range layers {
+		err := errs[i]
+		if err == nil {
+			err, checked = checked[0], checked[1:]
+		}
+		if err == nil {
+			continue
+		}
+		whole = false
+		if err := v.layer(ctx, l, err); err != nil {
+			return err
+		}
+	}
+	v.report.Files += len(layers)
+	if !whole || !v.report.Content {
+		return nil
+	}
+	return v.content(ctx, layers)
+}
+
+// layer reports what is wrong with one file, unless nothing is known of it.
+func (v *verifier) layer(ctx context.Context, l layer, err error) error {
+	code := ProblemCheck
+	switch {
+	case errors.Is(err, kvmbackup.ErrMissingFile):
+		code = ProblemMissing
+	case isAny(err, qcow2.ErrBackingMismatch, qcow2.ErrDataFile, qcow2.ErrSizeMismatch):
+		code = ProblemLink
+	case !errors.Is(err, kvmbackup.ErrDamaged):
+		return err
+	}
+	return v.add(ctx, code, l.backup, l.volume.VolumeID, l.volume.File, err.Error())
+}
+
+// content compares the files' digests first, because they name the damaged file, and then the guest-visible content.
+func (v *verifier) content(ctx context.Context, layers []layer) error {
+	digester, err := v.e.digester()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		if l.volume.FileDigest == "" || v.seen["digest "+l.file] {
+			continue
+		}
+		v.seen["digest "+l.file] = true
+		has, err := digester.FileDigest(ctx, l.file)
+		problem, err := v.compare(ctx, fmt.Sprintf("%s/%s: its bytes", l.backup.Path, l.volume.File), has, l.volume.FileDigest, err)
+		if err == nil && problem != "" {
+			err = v.add(ctx, ProblemContent, l.backup, l.volume.VolumeID, l.volume.File, problem)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	top := layers[0]
+	if top.volume.Digest == "" || v.named(layers) {
+		return nil
+	}
+	has, err := digester.Digest(ctx, top.file, backing(layers))
+	problem, err := v.compare(ctx, fmt.Sprintf("volume %s as the guest sees it", top.volume.VolumeID), has, top.volume.Digest, err)
+	if err == nil && problem != "" {
+		err = v.add(ctx, ProblemContent, top.backup, top.volume.VolumeID, top.volume.File, problem)
+	}
+	return err
+}
+
+// compare says what is wrong with a digest. Content that can't be read is damage, too.
+func (v *verifier) compare(ctx context.Context, what, has, want string, err error) (problem string, _ error) {
+	if err != nil {
+		if err = damage(ctx, err); errors.Is(err, kvmbackup.ErrDamaged) || errors.Is(err, kvmbackup.ErrMissingFile) {
+			return fmt.Sprintf("%s can't be read: %v", what, err), nil
+		}
+		return "", err
+	}
+	v.report.Digests++
+	if has != want {
+		return fmt.Sprintf("%s: digest %s, recorded is %s", what, has, want), nil
+	}
+	return "", nil
+}
+
+// named says whether a file of the layers was found damaged already.
+func (v *verifier) named(layers []layer) bool {
+	return slices.ContainsFunc(layers, func(l layer) bool {
+		return slices.ContainsFunc(v.report.Problems, func(p Problem) bool {
+			return p.Code == ProblemContent && strings.HasSuffix(p.File, path.Join(l.backup.Path, l.volume.File))
+		})
+	})
+}
+
+// checkSideFile compares a small file with its checksum in the manifest.
+func (e *Engine) checkSideFile(ctx context.Context, dir string, f repository.FileEntry) error {
+	data, err := e.cfg.Repository.ReadSideFile(ctx, dir, f.Name, max(f.Size, 0))
+	if errors.Is(err, repository.ErrTooLarge) {
+		return fmt.Errorf("%w: %s/%s is larger than the %d bytes of the manifest", kvmbackup.ErrDamaged, dir, f.Name, f.Size)
+	}
+	if err != nil {
+		return repositoryError(err)
+	}
+	if has := sha256Hex(data); has != f.SHA256 || int64(len(data)) != f.Size {
+		return fmt.Errorf("%w: %s/%s has sha256 %s, the manifest says %s", kvmbackup.ErrDamaged, dir, f.Name, has, f.SHA256)
+	}
+	return nil
+}

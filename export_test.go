@@ -1,4 +1,0 @@
-package kvmbackup
-
-// FilesOf is the repository as a Deleter needs it.
-func FilesOf(r Repository) Files { return files{r} }

@@ -1,0 +1,2 @@
+// Package lab is what the tests of all packages share.
+package lab

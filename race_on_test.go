@@ -1,5 +1,0 @@
-//go:build race
-
-package kvmbackup_test
-
-const raceEnabled = true
