@@ -6,35 +6,25 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/leave"
 	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // fileWork changes files of a restore's targets, step by step, in a goroutine that can be left behind: on dead storage a step may never
 // return. Once it was left it does no further step, so that what is there then is what a crash after the one under way leaves.
 type fileWork struct {
-	state atomic.Int32
-	made  []string // names that publishFile has given
+	*leave.Work          // nil for work that nobody leaves
+	made        []string // names that publishFile has given
 }
 
-// The states. Whoever is first to end workRuns decides: the caller who leaves, or the work that is done.
-const (
-	workRuns = iota
-	workDone
-	workLeft
-)
-
-var errLeft = errors.New("the caller has left")
-
 func (w *fileWork) step(f func() error) error {
-	if w.state.Load() == workLeft {
-		return errLeft
+	if w.Work == nil {
+		return f()
 	}
-	return f()
+	return w.Step(f)
 }
 
 func (w *fileWork) rename(from, to string) error {
@@ -62,86 +52,42 @@ func (w *fileWork) chown(path string, uid, gid int) error {
 }
 
 // away knows the work left behind, by the place at which it is, over all engines of the process.
-var away = awayWork{places: map[string]*fileWork{}}
+var away leave.Register
 
-type awayWork struct {
-	mu     sync.Mutex
-	places map[string]*fileWork
-}
-
-func (a *awayWork) blocked(places []string) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+// blocked is an ErrBusy when work hangs at one of the places.
+func blocked(places []string) error {
 	for _, p := range places {
-		if a.places[p] != nil {
-			return fmt.Errorf("%w: %w: %s: an earlier operation hangs on its storage; bring that back, and try again", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, p)
+		if away.First(p, func(*leave.Work) bool { return true }) != nil {
+			return fmt.Errorf("%w: %w: %s: an earlier operation hangs on its storage; bring that back, and try again",
+				kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, p)
 		}
 	}
 	return nil
-}
-
-// leave notes the places until the work is back.
-func (a *awayWork) leave(w *fileWork, places []string, back <-chan struct{}) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, p := range places {
-		a.places[p] = w
-	}
-	go func() {
-		<-back
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		for _, p := range places {
-			if a.places[p] == w {
-				delete(a.places, p)
-			}
-		}
-	}()
 }
 
 // onFiles runs f, which changes files at those places, and waits for it until grace after the end of ctx. Then it is left behind, the error
 // is the context's cause, with ErrUnavailable if there was a grace, and all further work at the places is ErrBusy until it is back and undo,
 // if not nil, has taken back what it did. f must not write to variables of its caller.
 func onFiles[T any](ctx context.Context, grace time.Duration, places []string, f func(*fileWork) (T, error), undo func(*fileWork)) (v T, err error) {
-	if err := away.blocked(places); err != nil {
+	if err := blocked(places); err != nil {
 		return v, err
 	}
-	type answer struct {
-		v   T
-		err error
+	files := &fileWork{}
+	work := func(w *leave.Work) (T, error) {
+		files.Work = w
+		return f(files)
 	}
-	w, got, back := &fileWork{}, make(chan answer, 1), make(chan struct{})
-	go func() {
-		defer close(back)
-		v, err := f(w)
-		if got <- (answer{v, err}); !w.state.CompareAndSwap(workRuns, workDone) && undo != nil {
-			undo(w)
-		}
-	}()
-	select {
-	case <-back:
-	case <-ctx.Done():
-		late := time.NewTimer(grace)
-		defer late.Stop()
-		select {
-		case <-back:
-		case <-late.C:
-			if !w.state.CompareAndSwap(workRuns, workLeft) {
-				break
-			}
-			away.leave(w, places, back)
-			if grace == 0 {
-				return v, context.Cause(ctx)
-			}
-			return v, fmt.Errorf("%w: the storage of a restore's target or a VM's images hasn't answered for %v: %w", kvmbackup.ErrUnavailable, grace, context.Cause(ctx))
+	late := func(*leave.Work, T, error) {
+		if undo != nil {
+			undo(files)
 		}
 	}
-	select {
-	case a := <-got:
-		return a.v, a.err
-	default:
-		return v, errors.New("the work's goroutine has ended") // a hook called runtime.Goexit
+	v, err = leave.Do(ctx, &away, leave.Options{What: "files of a restore", Places: places, Grace: grace}, work, late)
+	var left *leave.Error
+	if errors.As(err, &left) && grace > 0 {
+		err = fmt.Errorf("%w: the storage of a restore's target or a VM's images hasn't answered for %v: %w", kvmbackup.ErrUnavailable, grace, left.Cause)
 	}
+	return v, err
 }
 
 // changing is onFiles for what a restore does: it is finished or taken back although ctx may have ended.

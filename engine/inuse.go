@@ -38,7 +38,7 @@ func (e *Engine) notInUse(ctx context.Context, dom kvmbackup.DomainRef, names, f
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	for tries := lookLimit / lookInterval; ; tries-- {
-		err := leave(ctx, func() error { return closed(files) })
+		err := looking(ctx, func() error { return closed(files) })
 		if err == nil || tries == 0 || ctx.Err() != nil {
 			return err
 		}
@@ -50,7 +50,8 @@ func (e *Engine) notInUse(ctx context.Context, dom kvmbackup.DomainRef, names, f
 	}
 }
 
-func leave(ctx context.Context, f func() error) error {
+// looking runs f, which only looks, where ctx can leave it.
+func looking(ctx context.Context, f func() error) error {
 	_, err := leaveBehind(ctx, func() (struct{}, error) { return struct{}{}, f() })
 	return err
 }
@@ -79,7 +80,7 @@ func (e *Engine) usedByNoDomain(ctx context.Context, dom kvmbackup.DomainRef, na
 	if err != nil {
 		return fmt.Errorf("look which domains use the images: %w", err)
 	}
-	return leave(ctx, func() error {
+	return looking(ctx, func() error {
 		for image, domain := range users {
 			if at := slices.IndexFunc(names, func(name string) bool { return samePlace(image, name) }); at >= 0 {
 				return fmt.Errorf("%w: %s is a disk of the running domain %q, or below one; shut that down, then restore again, or restore to new files",

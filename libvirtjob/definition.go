@@ -49,7 +49,7 @@ func definition(ctx context.Context, d *domain, secrets bool) (kvmbackup.Definit
 	path, template := nvram(def)
 	out.NVRAMTemplate = template
 	if path != "" {
-		out.NVRAM, err = detached(ctx, func() ([]byte, error) { return readNVRAM(path) }, nil)
+		out.NVRAM, err = detached(ctx, path, func() ([]byte, error) { return readNVRAM(path) }, nil)
 	}
 	out.TPM, out.TPMNotSaved = saveTPM(ctx, d, def)
 	return out, err

@@ -10,6 +10,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/leave"
 )
 
 // domain is a domain that libvirt knows. Calls that hang keep libvirt's object alive after close.
@@ -23,7 +24,7 @@ type domain struct {
 // lookUp finds the domain and checks its UUID. It returns nil without an error for one that libvirt doesn't know
 // and the reference describes.
 func (e *Executor) lookUp(ctx context.Context, ref kvmbackup.DomainRef) (*domain, error) {
-	found, err := detached(ctx, func() (*domain, error) {
+	found, err := detached(ctx, ref.Name, func() (*domain, error) {
 		conn, err := e.connection()
 		if err != nil {
 			return nil, err
@@ -91,7 +92,7 @@ func call[T any](ctx context.Context, d *domain, f func(*libvirt.Domain) (T, err
 		var none T
 		return none, err
 	}
-	v, err := detached(ctx, func() (T, error) {
+	v, err := detached(ctx, d.name, func() (T, error) {
 		defer func() { _ = dom.Free() }()
 		return f(dom)
 	}, nil)
@@ -104,37 +105,27 @@ func do(ctx context.Context, d *domain, f func(*libvirt.Domain) error) error {
 	return err
 }
 
-// detached runs f and returns its result, or the cause of ctx when that ends first. late, if not nil, gets the result
+// hung knows the calls that were left behind, by what they are about, over all Executors of the process. Each keeps a thread.
+var hung = leave.Register{PerPlace: 32}
+
+// detached runs f, which is about the domain or whatever is named, and returns its result, or the cause of ctx when that ends first. late, if not nil, gets the result
 // of an f that has succeeded when nobody waited any more.
-func detached[T any](ctx context.Context, f func() (T, error), late func(T)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
+func detached[T any](ctx context.Context, about string, f func() (T, error), late func(T)) (T, error) {
 	if ctx.Done() == nil {
 		return f()
 	}
-	done := make(chan result)
-	go func() {
-		v, err := f()
-		select {
-		case done <- result{v, err}:
-		case <-ctx.Done():
-			// The caller may take the result all the same; only one of the two sides does.
-			select {
-			case done <- result{v, err}:
-			default:
-				if err == nil && late != nil {
-					late(v)
-				}
+	v, err := leave.Do(ctx, &hung, leave.Options{What: "libvirt", Places: []string{about}}, func(*leave.Work) (T, error) { return f() },
+		func(_ *leave.Work, v T, err error) {
+			if err == nil && late != nil {
+				late(v)
 			}
-		}
-	}()
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-ctx.Done():
-		var none T
-		return none, context.Cause(ctx)
+		})
+	var left *leave.Error
+	if errors.As(err, &left) {
+		return v, left.Cause
 	}
+	if errors.Is(err, leave.ErrPiled) {
+		err = fmt.Errorf("%w: %w: libvirt doesn't answer: %w", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, err)
+	}
+	return v, err
 }

@@ -156,7 +156,7 @@ func (j *job) start(ctx context.Context, done chan struct{}) error {
 		logctx.Logger(ctx, j.exec.log).Warn("aborting a backup job that began after its context had ended", "domain", j.dom.name, "error", dom.AbortJob())
 		_ = dom.Free()
 	}
-	if _, err := detached(ctx, begin, late); err != nil {
+	if _, err := detached(ctx, j.dom.name, begin, late); err != nil {
 		return err
 	}
 	return dom.Free()

@@ -83,7 +83,7 @@ func saveTPM(ctx context.Context, d *domain, def libvirtxml.Domain) (state []byt
 	case inPlace && active:
 		return nil, "swtpm writes " + path + " in place; a backup of the stopped domain has it"
 	}
-	state, err = detached(ctx, func() ([]byte, error) { return readTPM(path) }, nil)
+	state, err = detached(ctx, path, func() ([]byte, error) { return readTPM(path) }, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Sprintf("there is no %s: the domain was never started, or its state is elsewhere", path)
 	}

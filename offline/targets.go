@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/leave"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -32,21 +33,24 @@ func CreateTargets(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec
 
 // removeTargets doesn't wait for a mount that has died: the removal of the whole folder comes after that.
 func removeTargets(dir string, made []kvmbackup.JobVolume) error {
-	done := make(chan error, 1)
-	go func() {
+	ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
+	defer cancel()
+	_, err := leave.Do(ctx, &hung, leave.Options{What: "remove targets"}, func(*leave.Work) (struct{}, error) {
 		var errs []error
 		for _, v := range made {
 			errs = append(errs, os.Remove(filepath.Join(dir, v.File)))
 		}
-		done <- errors.Join(errs...)
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(removeLimit):
-		return fmt.Errorf("%w: targets that were made before could not be removed within %v", qcow2.ErrHung, removeLimit)
+		return struct{}{}, errors.Join(errs...)
+	}, nil)
+	var left *leave.Error
+	if errors.As(err, &left) {
+		err = fmt.Errorf("%w: targets that were made before could not be removed within %v", qcow2.ErrHung, removeLimit)
 	}
+	return err
 }
+
+// hung knows the removals that were left behind.
+var hung leave.Register
 
 func targetError(err error) error {
 	switch {

@@ -115,7 +115,7 @@ func (t *Tool) convert(ctx context.Context, src, dst string, o ConvertOptions) e
 func (t *Tool) flushed(ctx context.Context, name string, f func() error) error {
 	var file *os.File
 	open := func() (err error) { file, err = os.Open(name); return err }
-	if err := t.detached(ctx, open, func() error { return file.Close() }); err != nil {
+	if err := t.detached(ctx, name, open, func() error { return file.Close() }); err != nil {
 		return fileError(err)
 	}
 	defer func() { _ = file.Close() }()
@@ -128,7 +128,7 @@ func (t *Tool) flushed(ctx context.Context, name string, f func() error) error {
 	if err != nil {
 		return err
 	}
-	switch err := t.detached(ctx, file.Sync, nil); {
+	switch err := t.detached(ctx, name, file.Sync, nil); {
 	case err == nil:
 		return nil
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

@@ -94,7 +94,7 @@ const imageMode fs.FileMode = 0o600
 // claimed creates the file exclusively, runs f to fill it, and removes it when f
 // fails; a process that hangs may still be using it, so then it stays.
 func (t *Tool) claimed(ctx context.Context, name string, f func() error) error {
-	err := t.detached(ctx, func() error {
+	err := t.detached(ctx, name, func() error {
 		file, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, imageMode)
 		if err != nil {
 			return err
@@ -119,7 +119,7 @@ func (t *Tool) claimed(ctx context.Context, name string, f func() error) error {
 func (t *Tool) discard(ctx context.Context, name string) error {
 	ctx, cancel := withTimeout(context.WithoutCancel(ctx), t.cfg.KillGrace)
 	defer cancel()
-	err := t.detached(ctx, func() error { return os.Remove(name) }, nil)
+	err := t.detached(ctx, name, func() error { return os.Remove(name) }, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // qemu-img removes what it could not format
 	}

@@ -17,7 +17,7 @@ import (
 // size changes meanwhile is an error. Other errors: ErrNotFound, ErrPermission, ErrIO.
 func (t *Tool) FileDigest(ctx context.Context, path string) (string, error) {
 	var sum string
-	err := t.detached(ctx, func() (err error) {
+	err := t.detached(ctx, path, func() (err error) {
 		sum, err = fileDigest(ctx, path)
 		return err
 	}, nil)

@@ -1,25 +1,26 @@
 package qcow2
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/kvmbackup/kvmbackup/internal/leave"
+)
 
 // Header is ReadHeaderFile for files on storage that may not answer: it returns with the context's cause when ctx ends, or
 // with ErrTimeout after Config.InspectTimeout, and leaves the read behind.
 func (t *Tool) Header(ctx context.Context, path string) (Header, error) {
 	ctx, cancel := withTimeout(ctx, t.cfg.InspectTimeout)
 	defer cancel()
-	type answer struct {
-		h   Header
-		err error
+	read := func(*leave.Work) (Header, error) { return ReadHeaderFile(path) }
+	h, err := leave.Do(ctx, &hung, leave.Options{What: "read a header", Places: []string{filepath.Dir(path)}}, read, nil)
+	if errors.Is(err, leave.ErrPiled) {
+		return h, fmt.Errorf("%w: read the header of %q: %w", ErrHung, path, err)
 	}
-	got := make(chan answer, 1)
-	go func() {
-		h, err := ReadHeaderFile(path)
-		got <- answer{h, err}
-	}()
-	select {
-	case a := <-got:
-		return a.h, a.err
-	case <-ctx.Done():
-		return Header{}, context.Cause(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
+	return h, err
 }

@@ -74,7 +74,7 @@ func (t *Tool) serveNBD(ctx context.Context, o NBDOptions) (*NBDServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = t.detached(ctx, func() error { _, err := os.Lstat(socket); return err }, nil)
+	err = t.detached(ctx, socket, func() error { _, err := os.Lstat(socket); return err }, nil)
 	if err == nil {
 		return nil, fmt.Errorf("%w: socket %q", ErrExist, socket)
 	}

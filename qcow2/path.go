@@ -73,7 +73,7 @@ func (t *Tool) protocolNode(ctx context.Context, path string) (node, error) {
 		return nil, fmt.Errorf("%w: path %q is not UTF-8, which JSON needs", ErrBadName, path)
 	}
 	var info fs.FileInfo
-	err = t.detached(ctx, func() (err error) {
+	err = t.detached(ctx, abs, func() (err error) {
 		info, err = os.Stat(abs)
 		return err
 	}, nil)

@@ -1,7 +1,6 @@
 package repository
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -104,9 +103,6 @@ func (r *Repository) failed(op, path string, err error) error {
 	return &Error{Root: r.root, Op: op, Path: path, Err: err}
 }
 
-// errLeft stops an operation that its caller has left.
-var errLeft = errors.New("the caller has left")
-
 // hungError is an operation left behind.
 type hungError struct {
 	op    string
@@ -119,11 +115,6 @@ func (e *hungError) Error() string {
 }
 
 func (e *hungError) Unwrap() []error { return []error{ErrHung, e.cause} }
-
-// noAnswer is the cause when a step exceeded its limit.
-func noAnswer(limit time.Duration) error {
-	return fmt.Errorf("step took longer than %v: %w", limit, context.DeadlineExceeded)
-}
 
 // ours are the sentinels that classify must not add to.
 var ours = []error{ErrNotRepository, ErrOtherRepository, ErrVersion, ErrUnavailable, ErrReadOnly, ErrNoSpace, ErrNotFound,

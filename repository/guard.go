@@ -3,68 +3,27 @@ package repository
 import (
 	"context"
 	"errors"
-	"log/slog"
+	"fmt"
 	"strings"
-	"sync/atomic"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup/internal/leave"
 	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
 // grace is how long a cancelled operation may take to notice before it is left behind.
 const grace = time.Second
 
-// task is one running operation. Its goroutine asks before each step whether the caller is still there.
-type task struct {
-	log   *slog.Logger
-	op    string
-	vm    string // empty: the repository's
-	since time.Time
-	left  atomic.Bool
-	clock *time.Timer // fires when the step under way exceeds its limit
-	limit atomic.Int64
-	due   atomic.Int64 // when that is, in nanoseconds since 1970
-}
-
-func newTask(op, path string, limit time.Duration) *task {
-	vm, _, _ := strings.Cut(path, "/")
-	t := &task{op: op, vm: vm, since: time.Now(), clock: time.NewTimer(limit)}
-	t.note(limit)
-	return t
-}
-
-// arm gives the next step its time.
-func (t *task) arm(limit time.Duration) {
-	t.note(limit)
-	t.clock.Reset(limit)
-}
-
-func (t *task) note(limit time.Duration) {
-	t.limit.Store(int64(limit))
-	t.due.Store(time.Now().Add(limit).UnixNano())
-}
-
-// overdue says whether the step under way has exceeded its limit.
-func (t *task) overdue() bool { return time.Now().UnixNano() >= t.due.Load() }
-
-func (t *task) noAnswer() error { return noAnswer(time.Duration(t.limit.Load())) }
-
-// check says whether the operation may go on.
-func (t *task) check() error {
-	if t.left.Load() {
-		return errLeft
-	}
-	return nil
-}
+// hung knows the operations left behind, by the folder of their repository. It is shared by all of a process's
+// Repositories, so that opening a dead share again and again doesn't pile up threads that nothing can end.
+var hung leave.Register
 
 // do runs fn on the open root in a goroutine of its own and waits for it, for ctx and for the clock of the step under way.
 // fn must return what it found, never write to variables of its caller, who may have left.
 func do[T any](ctx context.Context, r *Repository, op, path string, fn func(*session) (T, error)) (T, error) {
-	t := newTask(op, path, r.opts.Timeout)
-	t.log = logctx.Logger(ctx, r.opts.Logger)
-	v, err := guarded(ctx, r, t, fn)
+	v, err := guarded(ctx, r, op, path, fn)
 	if err != nil {
-		if errors.Is(err, errLeft) {
+		if errors.Is(err, leave.ErrLeft) {
 			err = context.Cause(ctx)
 		}
 		err = r.failed(op, path, classify(err))
@@ -72,59 +31,27 @@ func do[T any](ctx context.Context, r *Repository, op, path string, fn func(*ses
 	return v, err
 }
 
-func guarded[T any](ctx context.Context, r *Repository, t *task, fn func(*session) (T, error)) (v T, err error) {
-	defer t.clock.Stop()
+func guarded[T any](ctx context.Context, r *Repository, op, path string, fn func(*session) (T, error)) (v T, err error) {
 	if ctx.Err() != nil {
 		return v, context.Cause(ctx)
 	}
-	if err := hung.blocked(r.root, t.vm); err != nil {
+	vm, _, _ := strings.Cut(path, "/") // empty: the repository's
+	if err := blocked(r.root, vm); err != nil {
 		return v, err
 	}
-	type result struct {
-		v   T
-		err error
+	log := logctx.Logger(ctx, r.opts.Logger)
+	o := leave.Options{What: op, Places: []string{r.root}, Owner: vm, Grace: grace, Stop: true, Limit: r.opts.Timeout}
+	v, err = leave.Do(ctx, &hung, o, func(w *leave.Work) (T, error) { return run(&session{repo: r, work: w, log: log}, fn) }, nil)
+	var away *leave.Error
+	if errors.As(err, &away) {
+		log.Warn("operation left behind: the repository does not answer", "root", r.root, "op", op, "cause", away.Cause)
+		err = &hungError{op, away.Work.Since, away.Cause}
 	}
-	out, back := make(chan result, 1), make(chan struct{})
-	go func() {
-		defer close(back)
-		v, err := run(r, t, fn)
-		out <- result{v, err}
-	}()
-	if cause := t.wait(ctx, back); cause != nil {
-		hung.add(r.root, t, cause, back)
-		t.log.Warn("operation left behind: the repository does not answer", "root", r.root, "op", t.op, "cause", cause)
-		return v, &hungError{t.op, t.since, cause}
-	}
-	select {
-	case res := <-out:
-		return res.v, res.err
-	default:
-		return v, errors.New("the operation's goroutine has ended") // a hook called runtime.Goexit
-	}
-}
-
-// wait returns nil when the task is back, or else, having told it to stop, why it was left.
-func (t *task) wait(ctx context.Context, back <-chan struct{}) error {
-	select {
-	case <-back:
-		return nil
-	case <-t.clock.C:
-		t.left.Store(true)
-		return t.noAnswer()
-	case <-ctx.Done():
-		t.left.Store(true)
-	}
-	select {
-	case <-back:
-		return nil
-	case <-time.After(grace):
-		return context.Cause(ctx)
-	}
+	return v, err
 }
 
 // run opens the root, checks the marker and calls fn.
-func run[T any](r *Repository, t *task, fn func(*session) (T, error)) (v T, err error) {
-	s := &session{repo: r, task: t}
+func run[T any](s *session, fn func(*session) (T, error)) (v T, err error) {
 	if err := s.open(); err != nil {
 		return v, err
 	}
@@ -133,4 +60,43 @@ func run[T any](r *Repository, t *task, fn func(*session) (T, error)) (v T, err 
 		return v, err
 	}
 	return fn(s)
+}
+
+// blocked returns a hungError if an operation for dir was left behind, has not come back, and stands in the way of the VM's: it is that
+// VM's own, or its step exceeds its limit, so that the storage is to be taken for dead. One that is just long, such as a flush, and
+// whose caller did not want to wait for it, is that caller's alone.
+func blocked(dir, vm string) error {
+	_, err := firstHung(dir, func(w *leave.Work) bool { return w.Overdue() || vm != "" && w.Owner == vm })
+	return err
+}
+
+// firstHung returns one of those for dir that count: the channel that is closed when it is over, and the hungError. Why its own
+// caller has left is not the error of any other.
+func firstHung(dir string, counts func(*leave.Work) bool) (over <-chan struct{}, err error) {
+	a := hung.First(dir, counts)
+	switch {
+	case a == nil:
+		return nil, nil
+	case a.Overdue():
+		return a.Over, &hungError{a.What, a.Since, leave.TimedOut(a.Limit())}
+	}
+	cause := fmt.Errorf("its caller has left it (%v); try again when it is over", a.Cause) //nolint:errorlint // not ours
+	return a.Over, &hungError{a.What, a.Since, cause}
+}
+
+// Settle waits until no operation of that VM, or of any with an empty name, is left behind on this folder, and returns at once if none
+// is: to clean up after a call that was cancelled while the storage was busy, say flushing, and for which the clean-up
+// would get ErrHung. If ctx ends first the error is an ErrHung.
+func (r *Repository) Settle(ctx context.Context, vm string) error {
+	for {
+		over, err := firstHung(r.root, func(w *leave.Work) bool { return vm == "" || w.Overdue() || w.Owner == vm })
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-over:
+		case <-ctx.Done():
+			return r.failed("settle", "", fmt.Errorf("%w: %w", err, context.Cause(ctx)))
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/leave"
 )
 
 // Entry is one folder, or something else, found below ROOT/VM.
@@ -115,7 +116,7 @@ func (s *session) entry(vm string, e fs.DirEntry) (Entry, error) {
 
 // fatal returns err if it is not about one folder: the caller has left, or the storage has gone.
 func (s *session) fatal(err error) error {
-	if errors.Is(err, errLeft) || errors.Is(classify(err), ErrUnavailable) {
+	if errors.Is(err, leave.ErrLeft) || errors.Is(classify(err), ErrUnavailable) {
 		return err
 	}
 	return nil

@@ -106,7 +106,7 @@ func (s *session) placeMarker(temp string) error {
 	if err == nil || errors.Is(err, fs.ErrExist) {
 		return s.remove(temp)
 	}
-	if s.task.check() != nil || !matches(err, linkRefused) {
+	if s.work.Check() != nil || !matches(err, linkRefused) {
 		return errors.Join(err, s.remove(temp))
 	}
 	return s.place(temp, MarkerName)

@@ -62,7 +62,7 @@ func (s *session) setAside(d folder, names []string) error {
 	}
 	switch {
 	case matches(err, notMovable):
-		s.task.log.Warn("foreign files stay where they are", "folder", d.rel(), "error", err)
+		s.log.Warn("foreign files stay where they are", "folder", d.rel(), "error", err)
 	case err != nil:
 		return err
 	}

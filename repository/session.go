@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/leave"
 )
 
 // Modes of what is made here, of files before the umask. QEMU runs as another user and must get through the folders; the side
@@ -25,7 +28,8 @@ const tempMark = ".kvmbackup-tmp-"
 // session is one operation's access to the open root: each method is one step, or a few, that the caller can leave.
 type session struct {
 	repo *Repository
-	task *task
+	work *leave.Work
+	log  *slog.Logger
 	root *os.Root
 }
 
@@ -49,28 +53,28 @@ func (s *session) open() error {
 
 // step runs one step that changes the storage. The hook is asked first; the caller may have left meanwhile.
 func (s *session) step(verb, name string, limit time.Duration, fn func() error) error {
-	if err := s.task.check(); err != nil {
+	if err := s.work.Check(); err != nil {
 		return err
 	}
-	s.task.arm(limit)
+	s.work.Arm(limit)
 	if hook := s.repo.opts.BeforeStep; hook != nil {
 		if err := hook(verb + " " + name); err != nil {
 			return fmt.Errorf("%s %q: %w", verb, name, err)
 		}
-		if err := s.task.check(); err != nil {
+		if err := s.work.Check(); err != nil {
 			return err
 		}
 	}
-	s.task.log.Debug("repository step", "verb", verb, "name", name)
+	s.log.Debug("repository step", "verb", verb, "name", name)
 	return classifyWrite(fn())
 }
 
 // read runs one step that changes nothing.
 func (s *session) read(verb, name string, fn func() error) error {
-	if err := s.task.check(); err != nil {
+	if err := s.work.Check(); err != nil {
 		return err
 	}
-	s.task.arm(s.repo.opts.Timeout)
+	s.work.Arm(s.repo.opts.Timeout)
 	if hook := s.repo.opts.BeforeRead; hook != nil {
 		if err := hook(strings.TrimSuffix(verb+" "+name, " ")); err != nil {
 			return fmt.Errorf("%s %q: %w", verb, name, err)

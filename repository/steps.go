@@ -29,7 +29,7 @@ func (s *session) admit(name string) {
 		err = s.root.Chmod(name, info.Mode()&(fs.ModePerm|fs.ModeSetgid|fs.ModeSticky)|dirMode)
 	}
 	if err != nil {
-		s.task.log.Debug("the folder's mode stays what it is", "name", name, "error", err)
+		s.log.Debug("the folder's mode stays what it is", "name", name, "error", err)
 	}
 }
 
@@ -56,7 +56,7 @@ func (s *session) rename(from, to string) error {
 			if !matches(err, openElsewhere) {
 				return err
 			}
-			if s.task.check() != nil || time.Now().After(end) {
+			if s.work.Check() != nil || time.Now().After(end) {
 				return fmt.Errorf("%w: %q can't be renamed: a program, perhaps on another host or on the NAS itself, has a file in it open, which SMB refuses; "+
 					"or this user may not rename it: end that program, or see to the permissions, and call again: %w", ErrInUse, from, err)
 			}
