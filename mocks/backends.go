@@ -315,6 +315,43 @@ func (mr *MockRepositoryMockRecorder) WriteFile(ctx, path, id, name, data interf
 	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "WriteFile", reflect.TypeOf((*MockRepository)(nil).WriteFile), ctx, path, id, name, data)
 }
 
+// MockVMChecker is a mock of VMChecker interface.
+type MockVMChecker struct {
+	ctrl     *gomock.Controller
+	recorder *MockVMCheckerMockRecorder
+}
+
+// MockVMCheckerMockRecorder is the mock recorder for MockVMChecker.
+type MockVMCheckerMockRecorder struct {
+	mock *MockVMChecker
+}
+
+// NewMockVMChecker creates a new mock instance.
+func NewMockVMChecker(ctrl *gomock.Controller) *MockVMChecker {
+	mock := &MockVMChecker{ctrl: ctrl}
+	mock.recorder = &MockVMCheckerMockRecorder{mock}
+	return mock
+}
+
+// EXPECT returns an object that allows the caller to indicate expected use.
+func (m *MockVMChecker) EXPECT() *MockVMCheckerMockRecorder {
+	return m.recorder
+}
+
+// CheckVM mocks base method.
+func (m *MockVMChecker) CheckVM(ctx context.Context, vm string) error {
+	m.ctrl.T.Helper()
+	ret := m.ctrl.Call(m, "CheckVM", ctx, vm)
+	ret0, _ := ret[0].(error)
+	return ret0
+}
+
+// CheckVM indicates an expected call of CheckVM.
+func (mr *MockVMCheckerMockRecorder) CheckVM(ctx, vm interface{}) *gomock.Call {
+	mr.mock.ctrl.T.Helper()
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "CheckVM", reflect.TypeOf((*MockVMChecker)(nil).CheckVM), ctx, vm)
+}
+
 // MockImages is a mock of Images interface.
 type MockImages struct {
 	ctrl     *gomock.Controller
