@@ -1,9 +1,12 @@
 package libvirtjob
 
 import (
+	"context"
 	"time"
 
 	"libvirt.org/go/libvirt"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // OpenWithin is Open that waits for libvirt for less long, also when it connects again.
@@ -20,6 +23,17 @@ func (e *Executor) References() (int, error) {
 		return 0, err
 	}
 	return e.conn.Close()
+}
+
+// BeginAtOnce is Begin without the look at the domain that comes before libvirt's call.
+func BeginAtOnce(ctx context.Context, begun kvmbackup.Job) error {
+	j := begun.(*job)
+	done, err := j.enter()
+	if err != nil {
+		return err
+	}
+	j.listen(time.Now())
+	return j.start(ctx, done)
 }
 
 // Stage is the name of the node that stands in for a target in a rehearsal.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
@@ -27,7 +28,7 @@ func TestHungBegin(t *testing.T) {
 	b.must(err)
 	goOn := b.guest.Hang()
 	ctx, cause := b.brief()
-	b.wantErr(job.Begin(ctx), cause)
+	b.wantErr(libvirtjob.BeginAtOnce(ctx, job), cause)
 	ctx, cause = b.brief()
 	_, err = b.exec.Inspect(ctx, b.ref)
 	b.wantErr(err, cause)
@@ -41,6 +42,24 @@ func TestHungBegin(t *testing.T) {
 	b.drop("c1")
 	b.wantCheckpoints()
 	b.wantBitmaps("vda")
+	b.must(job.Close())
+}
+
+// A QEMU that hangs before libvirt was asked has begun nothing.
+func TestHungBeforeBegin(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, realguest.Config{Disks: bigDisks("vda")})
+	job, err := b.exec.PrepareJob(b.ctx, b.ref, b.spec("c1", "", full("vda")))
+	b.must(err)
+	goOn := b.guest.Hang()
+	ctx, cause := b.brief()
+	b.wantErr(job.Begin(ctx), cause)
+	goOn()
+	b.must(job.Abort(b.ctx))
+	if got := b.inspect().Job; got != kvmbackup.JobNone {
+		t.Errorf("job is %v", got)
+	}
+	b.wantCheckpoints()
 	b.must(job.Close())
 }
 
