@@ -80,7 +80,7 @@ func leaseOf(f *os.File) lease {
 	}
 	switch errno := set(syscall.F_WRLCK); errno {
 	case 0:
-		set(syscall.F_UNLCK)
+		_ = set(syscall.F_UNLCK)
 		return leaseGranted
 	case syscall.EAGAIN:
 		return leaseRefused
@@ -102,18 +102,18 @@ func leasesTell(dir string) bool {
 
 // openInProcess looks through the files that processes have open. Those that this process may not look at it passes over.
 func openInProcess(f *os.File, info fs.FileInfo) string {
-	own := filepath.Join("/proc", strconv.Itoa(os.Getpid()), "fd", strconv.Itoa(int(f.Fd())))
+	own := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 	inode := inodeOf(own)
 	processes, _ := os.ReadDir("/proc")
 	for _, p := range processes {
 		if _, err := strconv.Atoi(p.Name()); err != nil {
 			continue
 		}
-		dir := filepath.Join("/proc", p.Name(), "fd")
+		dir := "/proc/" + p.Name() + "/fd"
 		open, _ := os.ReadDir(dir)
 		for _, fd := range open {
 			if file := filepath.Join(dir, fd.Name()); file != own && isOpen(file, inode, info) {
-				name, _ := os.ReadFile(filepath.Join("/proc", p.Name(), "comm"))
+				name, _ := os.ReadFile("/proc/" + p.Name() + "/comm")
 				return fmt.Sprintf("process %s (%s)", p.Name(), bytes.TrimSpace(name))
 			}
 		}
@@ -143,7 +143,7 @@ func isOpen(fd, inode string, info fs.FileInfo) bool {
 
 func deviceNumber(info fs.FileInfo) uint64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return uint64(st.Rdev) //nolint:unconvert // it has another size on other machines
+		return uint64(st.Rdev) // it has another size on other machines
 	}
 	return 0
 }
