@@ -73,6 +73,7 @@ func openApp(t *testing.T, g *guest, dir string, s setup) *app {
 	a.cfg = engine.Config{
 		Store: gatedStore{a.store, a.gate}, Repository: gatedRepository{a.repo, a.gate}, Executor: a.exec,
 		Images: gatedImages{a.images, a.gate}, ReserveBytes: -1,
+		Prefix: kvmbackup.DefaultPrefix, // of all repositories that the runs on one guest make
 	}
 	if s.config != nil {
 		s.config(&a.cfg)
@@ -187,7 +188,7 @@ func (a *app) forget() {
 	a.Helper()
 	st, err := a.exec.Inspect(a.ctx, a.ref())
 	a.must(err)
-	owned := kvmbackup.Ownership{Prefix: kvmbackup.RepositoryPrefix(a.repo.ID()), VM: a.vm()}
+	owned := kvmbackup.Ownership{Prefix: a.cfg.Prefix, VM: a.vm()}
 	for _, name := range kvmbackup.StaleCheckpoints(owned, st) {
 		a.must(a.exec.DropCheckpoint(a.ctx, a.ref(), name))
 	}
