@@ -2,10 +2,8 @@ package stories_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"libvirt.org/go/libvirt"
@@ -176,13 +174,11 @@ func (s *story) whenTakenOver() {
 // active says whether QEMU works on the images: by its own word from 10.0 on, else by its lock on the first disk's.
 func (s *story) active() bool {
 	s.Helper()
-	var answer struct {
-		Return []struct {
-			Active *bool `json:"active"`
-		} `json:"return"`
+	var nodes []struct {
+		Active *bool `json:"active"`
 	}
-	s.must(json.Unmarshal([]byte(s.monitor(`{"execute":"query-named-block-nodes","arguments":{"flat":true}}`)), &answer))
-	for _, n := range answer.Return {
+	s.guest.QMP("query-named-block-nodes", map[string]any{"flat": true}, &nodes)
+	for _, n := range nodes {
 		if n.Active == nil {
 			_, err := s.images.Info(s.ctx, s.guest.Image(s.disks[0].Device), qcow2.InfoOptions{})
 			return errors.Is(err, qcow2.ErrLocked)
@@ -194,11 +190,10 @@ func (s *story) active() bool {
 	return true
 }
 
-func (s *story) monitor(command string) string {
+// bandwidth limits what QEMU copies of the guest's memory, in bytes a second.
+func (s *story) bandwidth(bytes int64) {
 	s.Helper()
-	answer, err := s.guest.Domain().QemuMonitorCommand(command, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT)
-	s.must(err)
-	return answer
+	s.guest.QMP("migrate-set-parameters", map[string]any{"max-bandwidth": bytes}, nil)
 }
 
 // migrateWhile moves the guest as migrate does, and does something else before QEMU lets go of the images.
@@ -212,7 +207,7 @@ func (s *story) migrateWhile(to *realguest.Host, meanwhile func()) {
 	go func() { done <- s.guest.TryMigrate(to, flags, 1) }()
 	s.migrating()
 	meanwhile()
-	s.monitor(`{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":1073741824}}`)
+	s.bandwidth(1 << 30)
 	s.must(<-done)
 	s.guest.Host = to
 	s.goOn(to)
@@ -222,9 +217,13 @@ func (s *story) migrateWhile(to *realguest.Host, meanwhile func()) {
 func (s *story) migrating() {
 	s.Helper()
 	eventually(s.T, "the guest migrates", func() bool { // QEMU is asked: libvirt sets the bandwidth before it has QEMU begin
-		return strings.Contains(s.monitor(`{"execute":"query-migrate"}`), `"status":"active"`)
+		var migration struct {
+			Status string `json:"status"`
+		}
+		s.guest.QMP("query-migrate", nil, &migration)
+		return migration.Status == "active"
 	})
-	s.monitor(`{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":1024}}`)
+	s.bandwidth(1024)
 }
 
 // While a guest migrates no backup is taken, and a migration that is given up changes nothing.
