@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"libvirt.org/go/libvirt"
 
@@ -74,11 +75,10 @@ func (j *job) shareBandwidth(ctx context.Context, devices []string) error {
 	return errors.Join(errs...)
 }
 
-// setSpeed limits one volume's part of the job. One that is done meanwhile is no error.
+// setSpeed limits one volume's part of the job. One that is done meanwhile is no error. QEMU itself is told: libvirt 11.3 has
+// virDomainBlockJobSetSpeed wait for the backup's end, for 30 s, and then fail, while the begin's caller holds the guest frozen.
 func (j *job) setSpeed(ctx context.Context, device string, bytesPerSecond int64) error {
-	err := do(ctx, j.dom, func(dom *libvirt.Domain) error {
-		return dom.BlockJobSetSpeed(device, uint64(bytesPerSecond), libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
-	})
+	err := j.setJobSpeed(ctx, device, bytesPerSecond)
 	if err == nil {
 		return nil
 	}
@@ -86,6 +86,22 @@ func (j *job) setSpeed(ctx context.Context, device string, bytesPerSecond int64)
 		return nil
 	}
 	return fmt.Errorf("limit bandwidth of %s: %w", device, err)
+}
+
+func (j *job) setJobSpeed(ctx context.Context, device string, bytesPerSecond int64) error {
+	var jobs []struct {
+		ID   string `json:"device"`
+		Type string `json:"type"`
+	}
+	if err := qmp(ctx, j.dom, "query-block-jobs", nil, &jobs); err != nil {
+		return err
+	}
+	for _, job := range jobs {
+		if job.Type == "backup" && strings.HasPrefix(job.ID, "backup-"+device+"-") { // libvirt's name for it; the node's follows
+			return qmp(ctx, j.dom, "block-job-set-speed", map[string]any{"device": job.ID, "speed": bytesPerSecond}, nil)
+		}
+	}
+	return fmt.Errorf("QEMU lists no backup job of %s", device)
 }
 
 // copying returns the devices whose part of the job is not done.

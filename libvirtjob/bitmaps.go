@@ -27,7 +27,9 @@ type node struct {
 		} `json:"format-specific"`
 	} `json:"image"`
 	Bitmaps []nodeBitmap `json:"dirty-bitmaps"`
-	storage string       // driver of the node that has the file or device
+	// Active says that QEMU works on the image; nil: a QEMU before 10.0, which doesn't say.
+	Active  *bool  `json:"active"`
+	storage string // driver of the node that has the file or device
 }
 
 // allocated is what the layer holds, of which QEMU knows nothing for block devices and most of what is in a network: they count as full.

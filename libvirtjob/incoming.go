@@ -9,12 +9,13 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// notTakenOver is the job of a guest that was migrated here and is paused since.
-const notTakenOver = "incoming migration, which ends when the paused guest is resumed"
+// notTakenOver is the job of a paused guest whose QEMU waits to be resumed before it works on the images.
+const notTakenOver = "incoming migration or saved memory, which ends when the paused guest is resumed"
 
-// takenOver says whether a paused guest's QEMU works on its images. One that a migration has brought, and that was not resumed since, doesn't:
-// it has read their tables when the migration began, knows nothing of what the guest wrote until that was over, and has not loaded their bitmaps.
-// QEMU before 10.0 doesn't say so, and copies what it takes for the content. It shows by QEMU's locks: an image that is worked on has one.
+// takenOver says whether a paused guest's QEMU works on its images. One whose memory came from elsewhere, by a migration or from a
+// saved state, may leave them alone until the guest is resumed: it has read their tables when it started, knows nothing of what was
+// written until the memory had come, and has not loaded their bitmaps. Whether it does so differs from version to version.
+// QEMU before 10.0 then copies what it takes for the content; later ones refuse.
 func (e *Executor) takenOver(ctx context.Context, m *machine) (bool, error) {
 	var migration struct {
 		Status string `json:"status"`
@@ -25,6 +26,36 @@ func (e *Executor) takenOver(ctx context.Context, m *machine) (bool, error) {
 	if migration.Status != "completed" { // a completed one may also have been a save
 		return true, nil
 	}
+	g, err := queryGraph(ctx, m.domain)
+	if err != nil {
+		return false, err
+	}
+	if active, told := g.active(m.disks); told {
+		return active, nil
+	}
+	return e.locked(ctx, m)
+}
+
+// active says whether QEMU works on the images of all disks, where it can tell: QEMU 10.0 and later do.
+func (g graph) active(disks []disk) (active, told bool) {
+	active = true
+	for _, d := range disks {
+		if d.skip != "" {
+			continue
+		}
+		chain := g.chain(d)
+		if len(chain) == 0 || chain[0].Active == nil {
+			return false, false
+		}
+		told = true
+		active = active && *chain[0].Active
+	}
+	return active, told
+}
+
+// locked says whether QEMU works on the images of all disks by its locks: it holds one on an image that it works on.
+// Images that aren't local files don't show it.
+func (e *Executor) locked(ctx context.Context, m *machine) (bool, error) {
 	locked := 0
 	for _, d := range m.disks {
 		if d.skip != "" || d.path == "" {

@@ -168,7 +168,7 @@ func TestDefinition(t *testing.T) {
 
 func TestDefinitionWithNVRAM(t *testing.T) {
 	t.Parallel()
-	const code, vars = "/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"
+	const code, vars = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 	if _, err := os.Stat(vars); err != nil {
 		t.Skip(err)
 	}

@@ -2,6 +2,7 @@ package libvirtjob
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,41 @@ func TestUsable(t *testing.T) {
 		}
 		if got := usable(nodes, "c"); got != want {
 			t.Errorf("%q: %v", chain, got)
+		}
+	}
+}
+
+// TestActive has the disks of a paused guest, as their nodes: + active, - not, ? a QEMU that doesn't say, . no node, and r a read-only disk.
+func TestActive(t *testing.T) {
+	t.Parallel()
+	for nodes, want := range map[string]string{
+		"": "unknown", "?": "unknown", "??": "unknown", ".": "unknown", "+.": "unknown", "r": "unknown",
+		"+": "active", "++": "active", "+r": "active", "-": "inactive", "+-": "inactive", "-+": "inactive", "r-": "inactive",
+	} {
+		var disks []disk
+		g := graph{}
+		for i, c := range nodes {
+			d, n := disk{layers: []uint{uint(i)}}, node{}
+			switch c {
+			case '+', '-':
+				active := c == '+'
+				n.Active = &active
+			case 'r':
+				d.skip = "read-only"
+			}
+			if c != '.' {
+				g[fmt.Sprintf("libvirt-%d-format", i)] = n
+			}
+			disks = append(disks, d)
+		}
+		got := "unknown"
+		if active, told := g.active(disks); told && active {
+			got = "active"
+		} else if told {
+			got = "inactive"
+		}
+		if got != want {
+			t.Errorf("%q is %s, want %s", nodes, got, want)
 		}
 	}
 }

@@ -87,7 +87,7 @@ func (h *Host) StartDaemon(tb testing.TB) {
 	}
 	defer func() { _ = log.Close() }()
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), "LIBVIRT_LOG_OUTPUTS=3:stderr", "LC_ALL=C.UTF-8", "LANGUAGE="+language)
+	cmd.Env = append(os.Environ(), "LIBVIRT_LOG_OUTPUTS=3:stderr", "LC_ALL="+locale, "LOCPATH="+filepath.Join(h.Root, "locale"), "LANGUAGE="+language)
 	if err := cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}

@@ -198,10 +198,11 @@ func RemoveRoot(root string) {
 }
 
 // isOf says whether a process belongs to a root: a guest that died by itself has left its number, which may be another
-// process's by now. The embedded driver's guests have the root on their command lines, a daemon's among their mounts.
+// process's by now. The embedded driver's guests have the root on their command lines, a daemon's among their mounts, by its
+// path in its file system: its own name, which no other root has, is what both have in common.
 func isOf(root string, pid int) bool {
 	for _, file := range []string{"cmdline", "mountinfo"} {
-		if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file)); err == nil && strings.Contains(string(text), root+"/") {
+		if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file)); err == nil && strings.Contains(string(text), "/"+filepath.Base(root)+"/") {
 			return true
 		}
 	}

@@ -12,8 +12,12 @@ import (
 	"testing"
 )
 
-// language is that of a Translated daemon. The messages come in it where the locale is any but C.
-const language = "de"
+// language is that of a Translated daemon. The messages come in it where the locale is any but C and, since glibc 2.39, C.UTF-8.
+// So locale is the latter under another name; where it isn't there, as for a daemon that isn't translated, it means C.
+const (
+	language = "de"
+	locale   = "de_DE.UTF-8"
+)
 
 // Translated is a Daemon that gives these messages in another language, as one does where the host's language isn't English.
 func Translated(tb testing.TB, messages map[string]string) *Host {
@@ -21,6 +25,9 @@ func Translated(tb testing.TB, messages map[string]string) *Host {
 	return daemon(tb, func(h *Host) error {
 		dir := filepath.Join(h.Root, "locale", language, "LC_MESSAGES")
 		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := os.CopyFS(filepath.Join(h.Root, "locale", "de_DE.utf8"), os.DirFS("/usr/lib/locale/C.utf8")); err != nil {
 			return err
 		}
 		return os.WriteFile(filepath.Join(dir, "libvirt.mo"), catalogue(messages), 0o644)

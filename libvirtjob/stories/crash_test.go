@@ -122,11 +122,13 @@ func TestCrashThenStopped(t *testing.T) {
 func TestCrashDuringBackup(t *testing.T) {
 	t.Parallel()
 	// So much that the job isn't over before its bandwidth is limited.
-	big := disk{Device: "vda", SizeBytes: 640 * mib}
+	const size = 64 * 1024 * mib
+	big := disk{Device: "vda", SizeBytes: size}
 	s := tell(t, config{Disks: append([]disk{big}, disks("vdb")...), Persistent: true})
 	s.write("vda", 0x11, 0, 1)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
-	s.write("vda", 0x21, 0, 576)
+	s.guest.WriteZeroes("vda", 0, size)
+	s.write("vda", 0x21, 2, 4)
 	req := s.request()
 	req.BandwidthBytes = 64 << 10
 	req.OnJob = func(engine.JobControl) { s.crash() }

@@ -292,8 +292,13 @@ func (s *story) undefine() {
 // to copy.
 func (s *story) unthrottle(device string) {
 	s.Helper()
-	err := s.guest.Domain().BlockJobSetSpeed(device, 0, libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
-	if !errors.Is(err, libvirt.ERR_INVALID_ARG) {
-		s.must(err)
+	var jobs []struct {
+		ID string `json:"device"`
+	}
+	s.guest.QMP("query-block-jobs", nil, &jobs)
+	for _, j := range jobs {
+		if strings.HasPrefix(j.ID, "backup-"+device+"-") {
+			s.guest.QMP("block-job-set-speed", map[string]any{"device": j.ID, "speed": 0}, nil)
+		}
 	}
 }
