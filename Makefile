@@ -54,6 +54,10 @@ test-race: ## Run every test under the race detector
 test-crash: deps ## Run the tests named Crash with every crash point, which takes long
 	KVMBACKUP_CRASH=full $(TOOLS_ENV) go test -json -count=1 -p $(P) -timeout 90m -run Crash ./... | $(REPORT)
 
+.PHONY: test-matrix
+test-matrix: deps ## Run a quick tier with other Debian releases' libvirt and QEMU; RELEASE=trixie chooses
+	scripts/test-matrix $(RELEASE)
+
 .PHONY: bench
 bench: ## Run the benchmarks; BENCH=regexp chooses
 	scripts/install-deps bench

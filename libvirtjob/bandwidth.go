@@ -75,8 +75,8 @@ func (j *job) shareBandwidth(ctx context.Context, devices []string) error {
 	return errors.Join(errs...)
 }
 
-// setSpeed limits one volume's part of the job. One that is done meanwhile is no error. QEMU itself is told: libvirt 11.3 has
-// virDomainBlockJobSetSpeed wait for the backup's end, for 30 s, and then fail, while the begin's caller holds the guest frozen.
+// setSpeed limits one volume's part of the job. One that is done meanwhile is no error. QEMU itself is told: libvirt 11.3
+// has virDomainBlockJobSetSpeed wait for the backup's end, for 30 s, and then fail, while the guest may be frozen.
 func (j *job) setSpeed(ctx context.Context, device string, bytesPerSecond int64) error {
 	err := j.setJobSpeed(ctx, device, bytesPerSecond)
 	if err == nil {
@@ -97,7 +97,8 @@ func (j *job) setJobSpeed(ctx context.Context, device string, bytesPerSecond int
 		return err
 	}
 	for _, job := range jobs {
-		if job.Type == "backup" && strings.HasPrefix(job.ID, "backup-"+device+"-") { // libvirt's name for it; the node's follows
+		// libvirt's name for it, and then the node's
+		if job.Type == "backup" && strings.HasPrefix(job.ID, "backup-"+device+"-") {
 			return qmp(ctx, j.dom, "block-job-set-speed", map[string]any{"device": job.ID, "speed": bytesPerSecond}, nil)
 		}
 	}

@@ -118,8 +118,9 @@ func TestMigrationWithStorage(t *testing.T) {
 	s.restoreAll()
 }
 
-// A paused guest's QEMU that got its memory by a migration, or from its saved state, has the images' tables as they were at its start
-// until it takes the images over. Which QEMU does so before the guest is resumed differs from version to version.
+// A paused guest's QEMU that got its memory by a migration, or from its saved state, has the images' tables as they were
+// at its start until it takes the images over. Which QEMU does so before the guest is resumed differs from version to
+// version.
 func TestMigrationOfAPausedGuest(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -158,8 +159,8 @@ func TestMigrationOfAPausedGuestThenAFull(t *testing.T) {
 	s.restoreAll()
 }
 
-// whenTakenOver returns when the paused guest's QEMU works on its images. Where it doesn't yet, the engine has to be busy until the
-// guest was resumed.
+// whenTakenOver returns when the paused guest's QEMU works on its images. Where it doesn't yet, the engine has to be busy
+// until the guest was resumed.
 func (s *story) whenTakenOver() {
 	s.Helper()
 	if s.active() {
