@@ -88,6 +88,8 @@ type Digester interface {
 	Digest(ctx context.Context, path string, backing []qcow2.Layer) (string, error)
 	// FileDigest does so over a file's own bytes.
 	FileDigest(ctx context.Context, path string) (string, error)
+	// DeviceDigest does so over the first bytes of a block device.
+	DeviceDigest(ctx context.Context, path string, sizeBytes int64) (string, error)
 }
 
 // digester returns ErrUnsupported when the engine's Images can't compute digests.

@@ -34,7 +34,7 @@ func (r BackupRequest) choose(st kvmbackup.DomainStatus) ([]chosen, []leftOut, e
 		v, named := r.volumeOn(st, d)
 		switch why := r.leaveOut(d, named); {
 		case why != nil:
-			if named || len(r.Volumes) == 0 {
+			if named || !r.names() {
 				why.VolumeID = v.ID
 			}
 			left = append(left, *why)
@@ -66,8 +66,16 @@ func (r BackupRequest) fits(st kvmbackup.DomainStatus) error {
 				kvmbackup.ErrNoVolume, st.Name, v.Device, v.ID, devicesOn(st))
 		}
 		if d := st.Disks[i]; d.Skip != "" {
-			return fmt.Errorf("%w: device %q of domain %q can't be backed up: %s; leave it out of the request",
-				kvmbackup.ErrUnsupported, v.Device, st.Name, d.Skip)
+			return cantBeBackedUp(st, d)
+		}
+	}
+	for _, device := range r.Only {
+		i := find(device)
+		if i < 0 {
+			return fmt.Errorf("%w: domain %q has no device %q; it has %s", kvmbackup.ErrNoVolume, st.Name, device, devicesOn(st))
+		}
+		if d := st.Disks[i]; d.Skip != "" {
+			return cantBeBackedUp(st, d)
 		}
 	}
 	for _, device := range r.Exclude {
@@ -79,17 +87,23 @@ func (r BackupRequest) fits(st kvmbackup.DomainStatus) error {
 	return nil
 }
 
+func cantBeBackedUp(st kvmbackup.DomainStatus, d kvmbackup.DiskStatus) error {
+	return fmt.Errorf("%w: device %q of domain %q can't be backed up: %s; leave it out of the request",
+		kvmbackup.ErrUnsupported, d.Device, st.Name, d.Skip)
+}
+
+// names says whether the request names the disks that it wants.
+func (r BackupRequest) names() bool { return len(r.Volumes) > 0 || len(r.Only) > 0 }
+
 // volumeOn is the disk's volume, by the identity that the request gives it or else by a derived one, and whether the
 // request names it.
 func (r BackupRequest) volumeOn(st kvmbackup.DomainStatus, d kvmbackup.DiskStatus) (v Volume, named bool) {
 	v.Device = d.Device
 	if i := slices.IndexFunc(r.Volumes, func(v Volume) bool { return v.Device == d.Device }); i >= 0 {
-		v, named = r.Volumes[i], true
+		return r.Volumes[i], true
 	}
-	if v.ID == "" {
-		v.ID = derivedID(st, d)
-	}
-	return v, named
+	v.ID = derivedID(st, d)
+	return v, slices.Contains(r.Only, d.Device)
 }
 
 // root is the device that the VM boots from, whether or not it is backed up.
@@ -124,7 +138,7 @@ func (r BackupRequest) leaveOut(d kvmbackup.DiskStatus, named bool) *leftOut {
 		return because(kvmbackup.ReasonDiskSkipped, d.SkipsData, d.Skip)
 	case slices.Contains(r.Exclude, d.Device):
 		return because(kvmbackup.ReasonDiskExcluded, false, "")
-	case len(r.Volumes) > 0 && !named:
+	case r.names() && !named:
 		return because(kvmbackup.ReasonDiskNotNamed, true, "")
 	case d.Shareable && !named:
 		return because(kvmbackup.ReasonDiskShared, true, d.Source+"; name it among the request's volumes to back it up")

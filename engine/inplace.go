@@ -196,7 +196,7 @@ func (e *Engine) aimInPlace(ctx context.Context, o *op, over BackupRequest, req 
 func (r BackupRequest) targets(st kvmbackup.DomainStatus) []chosen {
 	var found []chosen
 	for _, d := range st.Disks {
-		if v, named := r.volumeOn(st, d); named || len(r.Volumes) == 0 && d.Skip == "" {
+		if v, named := r.volumeOn(st, d); named || !r.names() && d.Skip == "" {
 			found = append(found, chosen{v, d})
 		}
 	}

@@ -26,6 +26,8 @@ type BackupRequest struct {
 	// backed up and that no other VM may write, its identity derived from the disk's serial or else from its path, which a move of the
 	// file changes.
 	Volumes []Volume
+	// Only names the devices to back up, each with the identity that it has without Volumes. The others are left out, with a reason.
+	Only []string
 	// Exclude names devices to leave out, with a reason on record. A device that the domain doesn't have is an
 	// ErrNoVolume.
 	Exclude []string
@@ -60,8 +62,8 @@ type JobControl interface {
 
 // Volume gives the disk on a device its identity.
 type Volume struct {
-	ID     kvmbackup.VolumeID // empty: derived, as for a request that names no volumes
-	Device string             // the target, e.g. vda
+	ID     kvmbackup.VolumeID
+	Device string // the target, e.g. vda
 	// Root marks the disk the VM boots from, whose file is named root.ID.qcow2. If none is marked, the first is, also
 	// where it is left out.
 	Root bool
@@ -101,13 +103,22 @@ func (r BackupRequest) validate() error {
 	}
 	ids, devices := map[kvmbackup.VolumeID]bool{}, map[string]bool{}
 	for _, v := range r.Volumes {
-		if err := kvmbackup.ValidName(string(v.ID)); err != nil && v.ID != "" {
+		if err := kvmbackup.ValidName(string(v.ID)); err != nil {
 			return fmt.Errorf("%w volume on device %q: %w", kvmbackup.ErrInvalid, v.Device, err)
 		}
-		if ids[v.ID] && v.ID != "" || devices[v.Device] || v.Device == "" {
+		if ids[v.ID] || devices[v.Device] || v.Device == "" {
 			return fmt.Errorf("%w request for %q: volume %q on device %q is named twice or has no device", kvmbackup.ErrInvalid, r.VM, v.ID, v.Device)
 		}
 		ids[v.ID], devices[v.Device] = true, true
+	}
+	if len(r.Only) > 0 && len(r.Volumes) > 0 {
+		return fmt.Errorf("%w request for %q: Volumes says already which disks to back up; leave Only out", kvmbackup.ErrInvalid, r.VM)
+	}
+	for _, device := range r.Only {
+		if devices[device] || device == "" {
+			return fmt.Errorf("%w request for %q: device %q of Only is empty or there twice", kvmbackup.ErrInvalid, r.VM, device)
+		}
+		devices[device] = true
 	}
 	for _, device := range r.Exclude {
 		if devices[device] {

@@ -31,6 +31,9 @@ type RestoreRequest struct {
 	// IgnoreSpace begins also where the file system of the targets seems to have too little room for them. What then runs out in the
 	// middle of the copy is an ErrNoSpace, and nothing is left of it.
 	IgnoreSpace bool
+	// SkipDigests restores without comparing what was written with the digests on record. Where a volume has one, Restore otherwise reads
+	// back what it has written, and returns ErrDamaged when that is not what was backed up; no new file is left then.
+	SkipDigests bool
 	// OnProgress is told the bytes done of the total, over all volumes. It must not block.
 	OnProgress func(doneBytes, totalBytes int64)
 }
@@ -94,7 +97,7 @@ func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
 // chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
 // targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall), and the file systems of new files
 // must have room for all of them (ErrNoSpace, as a *SpaceError). New files are written aside, flushed and renamed when the chain's headers
-// still are as they were verified; after a failure or a cancel none is left, but block devices may be half written. A target whose storage
+// still are as they were verified and each volume's content has the digest on record, where there is one; after a failure or a cancel none is left, but block devices may be half written. A target whose storage
 // doesn't answer is left behind CleanupLimit after the context's end (ErrUnavailable), is ErrBusy until it does, and is taken back then.
 //
 // Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
@@ -342,10 +345,14 @@ func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, pro
 	if !j.exists {
 		dst = j.aside()
 	}
-	return e.cfg.Images.Convert(ctx, j.layers[0].file, dst, qcow2.ConvertOptions{
+	err := e.cfg.Images.Convert(ctx, j.layers[0].file, dst, qcow2.ConvertOptions{
 		TargetFormat: j.out.Format, Backing: backing(j.layers), TargetExists: j.exists,
 		BandwidthBytes: req.BandwidthBytes, Progress: progress,
 	})
+	if err != nil {
+		return err
+	}
+	return e.compareDigest(ctx, req, j, dst)
 }
 
 // restoreProgress adds the volumes' shares up.

@@ -486,6 +486,21 @@ func (m *MockDigester) EXPECT() *MockDigesterMockRecorder {
 	return m.recorder
 }
 
+// DeviceDigest mocks base method.
+func (m *MockDigester) DeviceDigest(ctx context.Context, path string, sizeBytes int64) (string, error) {
+	m.ctrl.T.Helper()
+	ret := m.ctrl.Call(m, "DeviceDigest", ctx, path, sizeBytes)
+	ret0, _ := ret[0].(string)
+	ret1, _ := ret[1].(error)
+	return ret0, ret1
+}
+
+// DeviceDigest indicates an expected call of DeviceDigest.
+func (mr *MockDigesterMockRecorder) DeviceDigest(ctx, path, sizeBytes interface{}) *gomock.Call {
+	mr.mock.ctrl.T.Helper()
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "DeviceDigest", reflect.TypeOf((*MockDigester)(nil).DeviceDigest), ctx, path, sizeBytes)
+}
+
 // Digest mocks base method.
 func (m *MockDigester) Digest(ctx context.Context, path string, backing []qcow2.Layer) (string, error) {
 	m.ctrl.T.Helper()

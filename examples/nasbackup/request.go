@@ -61,7 +61,7 @@ func (p *policyFlags) request(domain string) (engine.BackupRequest, error) {
 		if slices.Contains(p.disks[:i], device) || device == "" {
 			return req, usage("--disk %q is empty or there twice", device)
 		}
-		req.Volumes = append(req.Volumes, engine.Volume{Device: device}) // with the identity that it has without --disk
 	}
+	req.Only = p.disks
 	return req, nil
 }

@@ -24,6 +24,7 @@ type restoreFlags struct {
 	otherVM   bool
 	bandwidth int64
 	noRoom    bool
+	noDigests bool
 	dropSnaps bool
 }
 
@@ -57,6 +58,7 @@ UUID is another one, which --other-domain allows to overwrite.`,
 	f.BoolVar(&flags.otherVM, "other-domain", false, "overwrite also a domain that only has the name of the one that was backed up, and another UUID")
 	f.Int64Var(&flags.bandwidth, "bandwidth", 0, "limit each volume's copy to `MIB_PER_S` (default no limit)")
 	f.BoolVar(&flags.noRoom, "ignore-space", false, "begin although the target's file system seems to have too little room")
+	f.BoolVar(&flags.noDigests, "skip-digests", false, "don't compare what was restored with the digests on record")
 	f.BoolVar(&flags.dropSnaps, "drop-snapshots", false, "in place: replace also images with internal snapshots, which are lost then")
 	cmd.MarkFlagsMutuallyExclusive("in-place", "format")
 	return cmd
@@ -118,7 +120,7 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int64)) (engine.RestoreRequest, error) {
 	req := engine.RestoreRequest{
 		Backup: b.ID, Dir: f.to, Format: qcow2.Format(f.format), BandwidthBytes: f.bandwidth << 20, OnProgress: progress,
-		IgnoreSpace: f.noRoom,
+		IgnoreSpace: f.noRoom, SkipDigests: f.noDigests,
 	}
 	if f.inPlace {
 		req.InPlace = &engine.InPlace{DropSnapshots: f.dropSnaps, OtherDomain: f.otherVM}

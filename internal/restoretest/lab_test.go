@@ -326,3 +326,10 @@ func (w *watched) FileDigest(ctx context.Context, path string) (string, error) {
 	}
 	return w.Tool.FileDigest(ctx, path)
 }
+
+func (w *watched) DeviceDigest(ctx context.Context, path string, size int64) (string, error) {
+	if err := w.call("device digest", path); err != nil {
+		return "", err
+	}
+	return w.Tool.DeviceDigest(ctx, path, size)
+}

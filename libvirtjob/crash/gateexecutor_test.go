@@ -141,3 +141,7 @@ func (i gatedImages) Digest(ctx context.Context, path string, backing []qcow2.La
 func (i gatedImages) FileDigest(ctx context.Context, path string) (string, error) {
 	return through(i.g, "Images.FileDigest", func() (string, error) { return i.in.FileDigest(ctx, path) })
 }
+
+func (i gatedImages) DeviceDigest(ctx context.Context, path string, size int64) (string, error) {
+	return through(i.g, "Images.DeviceDigest", func() (string, error) { return i.in.DeviceDigest(ctx, path, size) })
+}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 )
@@ -91,9 +92,9 @@ func (g *guest) xml() string {
 		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/><target dev='%s' bus='virtio'/><alias name='ua-%s'/></disk>",
 			g.image(d), d, d)
 	}
-	return fmt.Sprintf(`<domain type='%s'><name>%s</name><memory unit='MiB'>16</memory><os><type arch='x86_64' machine='pc'>hvm</type></os>
+	return fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>%s</uuid><memory unit='MiB'>16</memory><os><type arch='x86_64' machine='pc'>hvm</type></os>
 <features><acpi/><apic/></features><devices><emulator>/usr/bin/qemu-system-x86_64</emulator>%s
-<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`, kind, g.name, disks.String())
+<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`, kind, g.name, uuid.NewSHA1(uuid.NameSpaceOID, []byte(g.name)), disks.String()) // a transient one keeps its UUID
 }
 
 // define makes the domain known, if it isn't.

@@ -185,7 +185,8 @@ func TestEncryptedAndNotDefined(t *testing.T) {
 	s.refusesRestore(over, kvmbackup.ErrUnsupported, "vdb", "luks")
 	req := s.request()
 	req.Disks[1].Encryption = "luks"
-	s.refuses(req, kvmbackup.ErrUnreadable)
+	req.RequireAllDisks = true
+	s.refuses(req, kvmbackup.ErrDiskLeftOut)
 	over.InPlace.Disks[1].Encryption = kvmbackup.NotEncrypted
 	_, err := s.engine.Restore(s.ctx, over)
 	s.must(err)
