@@ -63,7 +63,7 @@ func TestStepsHaveLimits(t *testing.T) {
 		start, release := time.Now(), make(chan struct{})
 		_, err := leave.Do(t.Context(), &r, leave.Options{Places: []string{"/a"}, Limit: time.Second}, func(w *leave.Work) (int, error) {
 			w.Arm(time.Hour)
-			time.Sleep(time.Minute)
+			<-time.After(time.Minute)
 			w.Arm(time.Second)
 			<-release
 			return 0, w.Check()
@@ -94,7 +94,7 @@ func TestEndOfContext(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				_, err := leave.Do(ctx, new(leave.Register), c.o, func(w *leave.Work) (int, error) {
 					cancel()
-					time.Sleep(time.Second)
+					<-time.After(time.Second)
 					return 0, w.Step(func() error { return nil })
 				}, nil)
 				if !errors.Is(err, c.want) {
