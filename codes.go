@@ -14,6 +14,7 @@ var codes = []struct {
 	err  error
 }{
 	{"lease-lost", ErrLeaseLost},
+	{"job-stuck", ErrJobStuck},
 	{"stalled", ErrStalled},
 	{"not-consistent", ErrNotConsistent},
 	{"damaged", ErrDamaged},
@@ -24,7 +25,6 @@ var codes = []struct {
 	{"no-repository", ErrNotRepository},
 	{"other-repository", ErrOtherRepository},
 	{"later-version", ErrVersion},
-	{"job-stuck", ErrJobStuck},
 	{"tool-missing", ErrToolMissing},
 	{"unavailable", ErrUnavailable},
 	{"no-locks", ErrNoLocks},

@@ -25,7 +25,7 @@ type Imported struct {
 }
 
 func (i Imported) passedOver(err error) Imported {
-	i.Err, i.Reason = err, err.Error()
+	i.Err, i.Reason = translate(context.Background(), err), kvmbackup.ErrorText(err)
 	return i
 }
 
@@ -47,7 +47,7 @@ func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, err
 	o.step("list folders")
 	entries, err := e.cfg.Repository.List(ctx, string(vm))
 	if err != nil {
-		return nil, o.fail(err)
+		return nil, o.fail(ctx, err)
 	}
 	var vms []kvmbackup.VMID
 	var done []Imported
@@ -68,9 +68,9 @@ func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, err
 			done = append(done, of...)
 			return err
 		})
-		errs = append(errs, v.fail(err))
+		errs = append(errs, v.fail(ctx, err))
 	}
-	return done, errors.Join(errs...)
+	return done, o.joined(ctx, errs)
 }
 
 // importVM looks again, under the lease: what was deleted meanwhile must not come back. Folders are listed by stamp, so parents come before
@@ -196,9 +196,10 @@ func (e *Engine) importRecord(ctx context.Context, h *heldLease, b kvmbackup.Bac
 // verifications that were recorded since. It returns how many were written. Backups that are deleted meanwhile are left out. Folders that
 // are not there are an error, joined with the others.
 func (e *Engine) Export(ctx context.Context, vm kvmbackup.VMID) (int, error) {
-	records, err := e.List(ctx, vm, false)
+	all := &op{name: "export", vm: vm, at: "read records"}
+	records, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	if err != nil {
-		return 0, err
+		return 0, all.wrap(ctx, err)
 	}
 	n := 0
 	var errs []error
@@ -215,9 +216,9 @@ func (e *Engine) Export(ctx context.Context, vm kvmbackup.VMID) (int, error) {
 			}
 			return err
 		})
-		errs = append(errs, o.fail(err))
+		errs = append(errs, o.fail(ctx, err))
 	}
-	return n, errors.Join(errs...)
+	return n, all.joined(ctx, errs)
 }
 
 // exportOne reads the record again: under the lease nobody changes it. It keeps from the manifest what a record doesn't have.
