@@ -19,8 +19,9 @@ type Imported struct {
 	Backup kvmbackup.BackupID
 	Added  bool   // false: its record was there already, or Reason says why not
 	Reason string // why it was passed over, Err's text; empty when it was added or was there
-	// Err is Reason for errors.Is: ErrOtherRepository and repository.ErrMisplaced when there is a record that says that the backup is elsewhere,
-	// ErrNotFound without its parent, ErrInvalid for a stamp, sequence or record that can't be, or what is wrong with its folder.
+	// Err is Reason for errors.Is, and matches one sentinel: ErrOtherRepository where a record says that the backup is in another one, ErrDamaged
+	// for a folder that is a copy, was moved, or whose manifest can't be used, ErrNotFound without its parent, ErrInvalid for a stamp, sequence
+	// or record that can't be.
 	Err error
 }
 

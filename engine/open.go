@@ -121,7 +121,7 @@ func (e *Engine) Browse(ctx context.Context, id kvmbackup.BackupID, volume kvmba
 // Close ends the export and releases the hold. Calling it again does nothing more.
 func (b *Browsed) Close(ctx context.Context) error {
 	o := &op{name: "close", backup: b.backup, at: "end export"}
-	return errors.Join(o.wrap(ctx, b.server.Close()), b.e.CloseRestorePoint(ctx, b.backup, b.HoldID))
+	return o.joined(ctx, []error{o.wrap(ctx, b.server.Close()), b.e.CloseRestorePoint(ctx, b.backup, b.HoldID)})
 }
 
 // hold prepares the volumes as a restore does, records the hold and then calls open; if that fails the hold is released again.
