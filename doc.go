@@ -35,6 +35,21 @@
 //
 // # Errors
 //
-// Errors are sentinels (ErrBusy, ErrNotFound, ErrDamaged, ...) matched with errors.Is, within an [*OpError] that names the
-// operation, the VM, the backup and the step.
+// What a method of the engine returns is an [*OpError], which names the operation, the VM, the backup and the step that failed. It matches
+// exactly one sentinel of this package, whatever package the trouble comes from. [Code] is its stable word, [ErrorOf] the way back,
+// [ErrorText] the text as one line. By what there is to do:
+//
+//   - wait, or look who it is: [ErrBusy], [ErrRunning], [ErrImageLocked], [ErrHeld]
+//   - bring back what can't be reached: [ErrUnavailable], [ErrNotRepository], [ErrOtherRepository], [ErrToolMissing], [ErrNoAgent]
+//   - make room, or let it in: [ErrNoSpace], [ErrReadOnly], [ErrDenied], [ErrTargetAccess], [ErrNoLocks]
+//   - look at the storage, and back up again: [ErrStalled], [ErrJobStuck], [ErrJobFailed], [ErrFlush], [ErrLeaseLost], [ErrNotConsistent]
+//   - a backup is harmed: [ErrDamaged], [ErrMissingFile], [ErrForeign], [ErrForeignFiles]
+//   - name another one: [ErrNotFound], [ErrNoDomain], [ErrNoVolume], [ErrOtherDomain], [ErrTargetExists], [ErrTooSmall]
+//   - change the VM's state or disks: [ErrDomainRunning], [ErrDomainStopped], [ErrUnreadable], [ErrDiskLeftOut], [ErrNothingToBackUp]
+//   - mend the program or its data: [ErrInvalid], [ErrStatus], [ErrUnsupported], [ErrVersion], [ErrNoChainData], [ErrOther]
+//   - between the engine and its store or hypervisor: [ErrHasChildren], [ErrNoJob], [ErrNoCheckpoint], [ErrCheckpointInconsistent],
+//     [ErrCheckpointExists]
+//
+// An operation whose context has ended matches the context's error and its cause: codes "interrupted" and "timeout". ErrBusy,
+// ErrUnavailable, ErrJobStuck and ErrLeaseLost may match beside them, as they are true after the end, too.
 package kvmbackup

@@ -18,6 +18,8 @@ var (
 	ErrInvalid = errors.New("invalid")
 	// ErrNoChainData is returned by BackupFromDetails for a record that has no chain metadata.
 	ErrNoChainData = errors.New("record has no chain data")
+	// ErrOther is what an error of the engine matches that no other sentinel describes; its text is all there is.
+	ErrOther = errors.New("other failure")
 )
 
 // Who may act now.
@@ -36,9 +38,11 @@ var (
 	ErrDomainRunning = errors.New("domain is running")
 	// ErrDomainStopped is returned by what needs a running guest.
 	ErrDomainStopped = errors.New("domain is not running")
-	// ErrUnavailable is returned when libvirt, a QEMU, the store or the repository's storage can't be reached or doesn't answer. Nothing
-	// is known of what is there.
+	// ErrUnavailable is returned when libvirt, a QEMU, the store or the repository's storage can't be reached or doesn't answer, and while
+	// earlier work hangs there. Nothing is known of what is there.
 	ErrUnavailable = errors.New("unavailable")
+	// ErrToolMissing is returned when qemu-img, or another of QEMU's tools, is not installed where it was looked for, or no longer.
+	ErrToolMissing = errors.New("tool not found")
 	// ErrStatus is returned when a record's status doesn't allow the call, e.g. restoring a delete-pending backup.
 	ErrStatus = errors.New("backup has the wrong status")
 )
@@ -80,6 +84,19 @@ var (
 
 // The repository and its files.
 var (
+	// ErrNotRepository is returned when the repository's folder has no marker: most often the share isn't mounted there.
+	ErrNotRepository = errors.New("not a repository")
+	// ErrVersion is returned for a repository that a later version of the library has made.
+	ErrVersion = errors.New("repository of a later version")
+	// ErrReadOnly is returned when the repository's storage refuses to be written: read-only, or without permission.
+	ErrReadOnly = errors.New("repository not writable")
+	// ErrDenied is returned when this process may not read or write a file: QEMU made it as another user, say, on a share that doesn't
+	// let root pass.
+	ErrDenied = errors.New("access denied")
+	// ErrFlush is returned when the storage lost data that it was to flush: the backup isn't published. Take it again.
+	ErrFlush = errors.New("data could not be flushed")
+	// ErrForeign is returned when a backup's folder belongs to another backup: nothing was removed.
+	ErrForeign = errors.New("belongs to another backup")
 	// ErrNoSpace is returned when the repository, or the target of a restore, has, or had in mid-job, too little free space.
 	ErrNoSpace = errors.New("not enough space")
 	// ErrTargetAccess is returned when QEMU may not write the target; the text has path, owner and mode.
@@ -95,23 +112,27 @@ var (
 	ErrDamaged = errors.New("backup is damaged")
 	// ErrTooSmall is returned for a restore target that is smaller than the volume.
 	ErrTooSmall = errors.New("target is too small")
-	// ErrTargetExists is returned for a restore target that is there already.
+	// ErrTargetExists is returned for a restore target, or a backup's folder, that is there already.
 	ErrTargetExists = errors.New("target exists")
 	// ErrOtherDomain is returned by a restore in place of a backup of another VM, which had the same name and another UUID.
 	ErrOtherDomain = errors.New("backup is of another domain")
-	// ErrOtherRepository is returned for a backup that lives in another repository than the engine's.
-	ErrOtherRepository = errors.New("backup is in another repository")
+	// ErrOtherRepository is returned for a backup that lives in another repository than the engine's, and when another share is mounted in
+	// the place of the engine's.
+	ErrOtherRepository = errors.New("another repository")
 )
 
-// OpError says which operation on which VM and backup failed, and at which step. Match the cause with errors.Is.
+// OpError says which operation on which VM and backup failed, and at which step. Match the cause with errors.Is: an error of the engine
+// matches exactly one of this package's sentinels, of which Code is the word. If the caller's context has ended it, it matches the context's
+// error and its cause, too. What the packages below have said stays within reach of errors.Is and errors.As.
 type OpError struct {
 	Op     string // backup, restore, delete, ...
 	VM     VMID
 	Backup BackupID // empty before one was recorded
-	Step   string
+	Step   string   // what failed; empty for what has but one step
 	Err    error
 }
 
+// Error is one line.
 func (e *OpError) Error() string {
 	s := e.Op
 	if e.VM != "" { // unknown when the backup is
@@ -123,7 +144,7 @@ func (e *OpError) Error() string {
 	if e.Step != "" {
 		s += ": " + e.Step
 	}
-	return s + ": " + e.Err.Error()
+	return s + ": " + ErrorText(e.Err)
 }
 
 // Unwrap returns the cause.

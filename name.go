@@ -21,7 +21,10 @@ type NameError struct {
 }
 
 func (e *NameError) Error() string {
-	return fmt.Sprintf("%v: %s %.200q %s: give it another one, e.g. its UUID", ErrInvalid, e.What, e.Name, e.Reason)
+	if e.Name == "" {
+		return fmt.Sprintf("%s is empty", e.What)
+	}
+	return fmt.Sprintf("%s %.200q %s: give it another one, e.g. its UUID", e.What, e.Name, e.Reason)
 }
 
 func (e *NameError) Unwrap() error { return ErrInvalid }

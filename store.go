@@ -18,6 +18,7 @@ import (
 //     lease's is refused with ErrInvalid.
 //   - Reads need no lease and see every write that returned before they began.
 //   - An unknown backup is ErrNotFound. A context that ends makes the call return with its cause.
+//   - On a store that is closed, or whose database is gone or doesn't answer, every call is ErrUnavailable.
 //   - Records are returned as they were given: all fields, times in UTC at microseconds or better.
 type Store interface {
 	// AcquireLease takes the VM's lease for ttl. It doesn't wait: while another holder's lease is in force

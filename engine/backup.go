@@ -30,10 +30,9 @@ import (
 // of the repository, and those of the store; all within an *OpError.
 func (e *Engine) Backup(ctx context.Context, req BackupRequest) (kvmbackup.Backup, error) {
 	o := e.newOp("backup", req.VM)
-	if err := errors.Join(e.needHypervisor(), req.validate()); err != nil {
-		return kvmbackup.Backup{}, o.fail(err)
+	if err := firstError([]error{e.needHypervisor(), req.validate()}); err != nil {
+		return kvmbackup.Backup{}, o.fail(ctx, err)
 	}
-	o.step("wait")
 	var done kvmbackup.Backup
 	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		release, err := e.takePlace(ctx)
@@ -51,7 +50,7 @@ func (e *Engine) Backup(ctx context.Context, req BackupRequest) (kvmbackup.Backu
 		return err
 	})
 	if err != nil {
-		return kvmbackup.Backup{}, o.fail(err)
+		return kvmbackup.Backup{}, o.fail(ctx, err)
 	}
 	return done, nil
 }
@@ -261,7 +260,7 @@ func (r *run) copy(ctx context.Context) (err error) {
 	}
 	r.emit(Event{Type: EventJob})
 	if r.req.OnJob != nil {
-		r.req.OnJob(jobControl{r.e, r.job})
+		r.req.OnJob(jobControl{r.op, r.job})
 	}
 	return r.follow(ctx)
 }
@@ -322,14 +321,15 @@ func jobSpecOf(b kvmbackup.Backup, repo Repository) kvmbackup.JobSpec {
 
 // jobControl is what the host sees of the job.
 type jobControl struct {
-	e   *Engine
+	op  *op
 	job kvmbackup.Job
 }
 
 func (c jobControl) SetBandwidth(n int64) error {
-	ctx, cancel := context.WithTimeout(context.Background(), c.e.cfg.CleanupLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), c.op.e.cfg.CleanupLimit)
 	defer cancel()
-	return c.job.SetBandwidth(ctx, n)
+	o := &op{name: "set bandwidth", vm: c.op.vm, backup: c.op.backup}
+	return o.wrap(context.Background(), c.job.SetBandwidth(ctx, n))
 }
 
 // finish publishes and commits. Until the folder is published a failure is undone; from then on the backup is whole, so a

@@ -10,20 +10,24 @@ import (
 
 // PlanDelete shows what Delete would do now; see Deleter.Plan.
 func (e *Engine) PlanDelete(ctx context.Context, id kvmbackup.BackupID, force bool) (kvmbackup.DeletePlan, error) {
-	return e.deleter.Plan(ctx, id, force)
+	o, _, err := e.find(ctx, "plan delete", id)
+	if err != nil {
+		return kvmbackup.DeletePlan{}, err
+	}
+	o.at = "plan"
+	p, err := e.deleter.Plan(ctx, id, force)
+	return p, o.wrap(ctx, err)
 }
 
 // Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. What a crashed process left running, the
-// backup itself or with force one below it, is settled first; when that is not possible now, the error is ErrStatus and says
-// why, such as ErrJobStuck. What an earlier deletion could not remove is tried again. Deleting the newest backup clears the active
+// backup itself or with force one below it, is settled first; when that is not possible now, the error says why, such as ErrJobStuck
+// or ErrBusy. What an earlier deletion could not remove is tried again. Deleting the newest backup clears the active
 // checkpoint, and drops it on the domain where that can be reached; otherwise the next operation that reaches it does.
 func (e *Engine) Delete(ctx context.Context, id kvmbackup.BackupID, force bool) (kvmbackup.DeletePlan, error) {
-	b, err := e.cfg.Store.Backup(ctx, id)
+	o, b, err := e.find(ctx, "delete", id)
 	if err != nil {
-		return kvmbackup.DeletePlan{}, (&op{name: "delete", backup: id}).fail(err)
+		return kvmbackup.DeletePlan{}, err
 	}
-	o := e.newOp("delete", b.VM)
-	o.backup = id
 	var done kvmbackup.DeletePlan
 	err = o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
@@ -47,7 +51,7 @@ func (e *Engine) Delete(ctx context.Context, id kvmbackup.BackupID, force bool) 
 		}
 		return nil
 	})
-	return done, o.fail(err)
+	return done, o.fail(ctx, err)
 }
 
 // settleBelow settles what is running and stands in the way of deleting b.
@@ -57,7 +61,7 @@ func (e *Engine) settleBelow(ctx context.Context, o *op, h *heldLease, b kvmback
 		return nil
 	}
 	if _, err := e.settleRunning(ctx, o, h, kvmbackup.DomainRef{Name: b.Domain}); err != nil {
-		return fmt.Errorf("%w; it can't be settled now: %w", running, err)
+		return fmt.Errorf("%v; it can't be settled now: %w", running, err) //nolint:errorlint // what stands in the way decides
 	}
 	return nil
 }
@@ -84,6 +88,8 @@ func (e *Engine) dropCleared(ctx context.Context, o *op, b kvmbackup.Backup) {
 	if e.cfg.Executor == nil {
 		return
 	}
+	at := o.at
+	defer func() { o.at = at }() // what failed before it is what failed
 	o.step("drop checkpoint")
 	err := errors.Join(
 		ignoreNoDomain(e.drop(ctx, o, kvmbackup.DomainRef{Name: b.Domain, Disks: imagesOf(b)}, []kvmbackup.CheckpointName{b.Checkpoint})),
@@ -120,16 +126,19 @@ func (e *Engine) settleDeletes(ctx context.Context, o *op, h *heldLease) ([]Reco
 // crash between f and the forgetting, and to both when two calls run at once, here or in two processes. So f must be idempotent by
 // that ID. It stops at f's first error and returns it.
 func (e *Engine) Accounting(ctx context.Context, f func(kvmbackup.Removal) error) error {
+	o := &op{name: "accounting", at: "read removals"}
 	left, err := e.cfg.Store.Removals(ctx, 0)
 	if err != nil {
-		return err
+		return o.wrap(ctx, err)
 	}
 	for _, r := range left {
+		o.vm, o.backup, o.at = r.VM, r.Backup, "report"
 		if err := f(r); err != nil {
-			return err
+			return o.wrap(ctx, err)
 		}
+		o.at = "acknowledge"
 		if err := e.cfg.Store.AckRemoval(ctx, r.Backup); err != nil {
-			return err
+			return o.wrap(ctx, err)
 		}
 	}
 	return nil

@@ -162,7 +162,7 @@ func TestDeleteRunningAndFailed(t *testing.T) {
 		_, err = w.engine.PlanDelete(t.Context(), lab.BackupID(name), true)
 		lab.Fails(t, err, kvmbackup.ErrStatus)
 		_, err = w.engine.Delete(t.Context(), lab.BackupID(name), true)
-		lab.Fails(t, err, kvmbackup.ErrStatus)
+		lab.Fails(t, err, kvmbackup.ErrBusy)
 	}
 	lab.Equal(t, "after refusals", w.state(), "A B C:running")
 	w.deleteAsPlanned("B", false) // the parent of a running backup has a child

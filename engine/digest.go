@@ -19,16 +19,14 @@ func sha256Hex(b []byte) string {
 // AddDigests computes and records the digests of a completed backup that was taken without, in its record and its manifest. Only
 // the first ones are kept: digests that are recorded already are not computed anew. It takes the VM's lease.
 func (e *Engine) AddDigests(ctx context.Context, id kvmbackup.BackupID) error {
-	b, err := e.cfg.Store.Backup(ctx, id)
+	o, _, err := e.find(ctx, "digest", id)
 	if err != nil {
-		return (&op{name: "digest", backup: id}).fail(err)
+		return err
 	}
-	o := e.newOp("digest", b.VM)
-	o.backup = id
 	if _, err := e.digester(); err != nil {
-		return o.fail(err)
+		return o.fail(ctx, err)
 	}
-	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		b, err := e.digestMissing(ctx, o)
 		if err != nil {
 			return err
@@ -41,7 +39,7 @@ func (e *Engine) AddDigests(ctx context.Context, id kvmbackup.BackupID) error {
 // digestMissing verifies the chain of the operation's backup and returns its record with the digests that it lacked.
 func (e *Engine) digestMissing(ctx context.Context, o *op) (kvmbackup.Backup, error) {
 	o.step("read chain")
-	chain, err := e.Chain(ctx, o.backup)
+	chain, err := kvmbackup.ChainOf(ctx, e.cfg.Store, o.backup)
 	if err != nil {
 		return kvmbackup.Backup{}, err
 	}
@@ -112,7 +110,7 @@ func (r *run) addDigests(ctx context.Context) error {
 	r.step("digest")
 	chain := []kvmbackup.Backup{r.record}
 	if r.parent != nil {
-		older, err := r.e.Chain(ctx, r.parent.ID)
+		older, err := kvmbackup.ChainOf(ctx, r.e.cfg.Store, r.parent.ID)
 		if err != nil {
 			return err
 		}

@@ -76,33 +76,52 @@ func (d Diagnosis) Healthy() bool {
 func (e *Engine) Inspect(ctx context.Context, req BackupRequest) (Diagnosis, error) {
 	o := e.newOp("inspect", req.VM)
 	d, err := o.diagnose(ctx, req)
-	return d, o.fail(err)
+	return d, o.fail(ctx, err)
 }
 
 // Repair mends what is safe to mend, under the VM's lease, and returns what Inspect finds afterwards. It never touches what isn't ours.
 func (e *Engine) Repair(ctx context.Context, req BackupRequest) (Diagnosis, error) {
 	o := e.newOp("repair", req.VM)
 	var after Diagnosis
+	if err := firstError([]error{e.needHypervisor(), req.validate()}); err != nil {
+		return after, o.fail(ctx, err)
+	}
 	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) (err error) {
 		before, err := o.diagnose(ctx, req)
 		if err != nil {
 			return err
 		}
-		o.step("repair")
 		if err := o.repair(ctx, h, before, req.ref()); err != nil {
 			return err
 		}
 		after, err = o.diagnose(ctx, req)
 		return err
 	})
-	return after, o.fail(err)
+	return after, o.fail(ctx, err)
 }
 
 func (o *op) repair(ctx context.Context, h *heldLease, d Diagnosis, dom kvmbackup.DomainRef) error {
-	errs := make([]error, 0, 4)
-	_, err := o.e.settleRunning(ctx, o, h, dom)
-	errs = append(errs, err)
-	for _, f := range d.Findings {
+	onDomain := func(f func() error) func() error {
+		return func() error {
+			if d.Domain == nil {
+				return nil
+			}
+			return f()
+		}
+	}
+	return o.tryAll(
+		stage{"settle", func() error { _, err := o.e.settleRunning(ctx, o, h, dom); return err }},
+		stage{"mend findings", func() error { return o.mend(ctx, h, d.Findings) }},
+		stage{"finish deletions", func() error { _, err := o.e.settleDeletes(ctx, o, h); return err }},
+		stage{"settle restore", onDomain(func() error { return o.e.settleRestore(ctx, o.vm, dom) })},
+		stage{"drop stale checkpoints", onDomain(func() error { return o.e.dropStale(ctx, o, dom) })},
+	)
+}
+
+// mend does what a finding alone tells how to.
+func (o *op) mend(ctx context.Context, h *heldLease, findings []Finding) error {
+	var errs []error
+	for _, f := range findings {
 		switch f.Code {
 		case FindingLeftPartial, FindingLeftDeleting:
 			b, err := o.e.cfg.Store.Backup(ctx, f.Backup)
@@ -113,11 +132,6 @@ func (o *op) repair(ctx context.Context, h *heldLease, d Diagnosis, dom kvmbacku
 		case FindingActiveNotNewest:
 			errs = append(errs, o.e.cfg.Store.SetActive(ctx, h.lease(), ""))
 		}
-	}
-	_, err = o.e.settleDeletes(ctx, o, h)
-	errs = append(errs, err)
-	if d.Domain != nil {
-		errs = append(errs, o.e.settleRestore(ctx, o.vm, dom), o.e.dropStale(ctx, o, dom))
 	}
 	return errors.Join(errs...)
 }
@@ -132,7 +146,7 @@ func (o *op) removeLeft(ctx context.Context, f Finding, b kvmbackup.Backup) erro
 
 func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error) {
 	d := Diagnosis{VM: req.VM}
-	if err := errors.Join(o.e.needHypervisor(), req.validate()); err != nil {
+	if err := firstError([]error{o.e.needHypervisor(), req.validate()}); err != nil {
 		return d, err
 	}
 	o.step("read records")

@@ -154,7 +154,8 @@ func ask[T any](ctx context.Context, e *Engine, f func(context.Context) (T, erro
 	defer cancel()
 	v, err := f(c)
 	if err != nil && c.Err() != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w: %w: the hypervisor hasn't answered for %v; does QEMU hang on its storage? (%w)", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, e.cfg.CleanupLimit, err)
+		err = fmt.Errorf("%w: the hypervisor hasn't answered for %v; does QEMU hang on its storage? (%w)",
+			kvmbackup.ErrUnavailable, e.cfg.CleanupLimit, err)
 	}
 	return v, err
 }
@@ -178,7 +179,8 @@ func (e *Engine) needHypervisor() error {
 
 // Get returns one record. ErrNotFound.
 func (e *Engine) Get(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Backup, error) {
-	return e.cfg.Store.Backup(ctx, id)
+	_, b, err := e.find(ctx, "get", id)
+	return b, err
 }
 
 // List returns a VM's completed backups by Sequence, or those of all VMs with an empty name. With all, running, failed
@@ -188,11 +190,18 @@ func (e *Engine) List(ctx context.Context, vm kvmbackup.VMID, all bool) ([]kvmba
 	if !all {
 		q.Statuses = []kvmbackup.Status{kvmbackup.StatusCompleted}
 	}
-	return e.cfg.Store.List(ctx, q)
+	list, err := e.cfg.Store.List(ctx, q)
+	return list, (&op{name: "list", vm: vm, at: "read records"}).wrap(ctx, err)
 }
 
 // Chain returns the backup and its ancestors, the full first. It fails with ErrInvalid, naming the record, when
 // a parent is missing, of another VM or chain, at a wrong position, or the links form a circle.
 func (e *Engine) Chain(ctx context.Context, id kvmbackup.BackupID) ([]kvmbackup.Backup, error) {
-	return kvmbackup.ChainOf(ctx, e.cfg.Store, id)
+	o, _, err := e.find(ctx, "chain", id)
+	if err != nil {
+		return nil, err
+	}
+	o.at = "read chain"
+	chain, err := kvmbackup.ChainOf(ctx, e.cfg.Store, id)
+	return chain, o.wrap(ctx, err)
 }

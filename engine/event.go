@@ -1,8 +1,12 @@
 package engine
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -59,7 +63,30 @@ type op struct {
 }
 
 func (e *Engine) newOp(name string, vm kvmbackup.VMID) *op {
-	return &op{e: e, name: name, vm: vm, log: e.cfg.Logger.With("op", name, "vm", string(vm)), about: &logctx.Subject{}}
+	return &op{e: e, name: name, vm: vm, at: "check request", log: e.cfg.Logger.With("op", name, "vm", string(vm)), about: &logctx.Subject{}}
+}
+
+// find begins an operation on a recorded backup.
+func (e *Engine) find(ctx context.Context, name string, id kvmbackup.BackupID) (*op, kvmbackup.Backup, error) {
+	o := &op{name: name, backup: id, at: "read record"} // of no VM yet: it tells nobody
+	if id == "" {
+		return nil, kvmbackup.Backup{}, o.wrap(ctx, fmt.Errorf("%w: the backup ID is empty", kvmbackup.ErrInvalid))
+	}
+	b, err := e.cfg.Store.Backup(ctx, id)
+	if err != nil {
+		return nil, b, o.wrap(ctx, err)
+	}
+	o = e.newOp(name, b.VM)
+	o.backup = id
+	return o, b, nil
+}
+
+// named is an ErrInvalid for an operation on a VM that has no name.
+func named(vm kvmbackup.VMID) error {
+	if vm == "" {
+		return fmt.Errorf("%w: the VM's name is empty", kvmbackup.ErrInvalid)
+	}
+	return nil
 }
 
 // context returns ctx for what is done for the operation.
@@ -96,12 +123,53 @@ func (o *op) warn(msg string, args ...any) {
 	o.log.Warn(msg, append(args, "step", o.at, "backup", string(o.backup))...)
 }
 
-// fail gives an error the operation's name and tells it as an event; nil stays nil.
-func (o *op) fail(err error) error {
+// fail is wrap, and tells it as an event.
+func (o *op) fail(ctx context.Context, err error) error {
+	failed := o.wrap(ctx, err)
+	if failed != nil {
+		o.emit(Event{Type: EventFailed, Err: failed})
+	}
+	return failed
+}
+
+// wrap gives an error the operation's name and one sentinel of the root; nil stays nil. ctx is the caller's.
+func (o *op) wrap(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	failed := &kvmbackup.OpError{Op: o.name, VM: o.vm, Backup: o.backup, Step: o.at, Err: withSentinel(err)}
-	o.emit(Event{Type: EventFailed, Err: failed})
-	return failed
+	return &kvmbackup.OpError{Op: o.name, VM: o.vm, Backup: o.backup, Step: o.at, Err: translate(ctx, err)}
+}
+
+// joined is the error of an operation on several VMs or backups: that of the one that failed, or all of them, which match what the first does.
+func (o *op) joined(ctx context.Context, errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	if len(errs) > 1 {
+		o.at = errs[0].(*kvmbackup.OpError).Step //nolint:errorlint,forcetypeassert // fail made them
+	}
+	return o.wrap(ctx, errors.Join(errs...))
+}
+
+// stage is a part of an operation that is tried whatever became of those before it.
+type stage struct {
+	name string
+	try  func() error
+}
+
+// tryAll goes through all stages and joins their errors. The operation stands at the first that failed.
+func (o *op) tryAll(stages ...stage) error {
+	var errs []error
+	failedAt := ""
+	for _, s := range stages {
+		o.step(s.name)
+		err := s.try()
+		if err != nil && failedAt == "" {
+			failedAt = o.at
+		}
+		errs = append(errs, err)
+	}
+	o.at = cmp.Or(failedAt, o.at)
+	return errors.Join(errs...)
 }

@@ -12,9 +12,10 @@ import (
 // verifications that were recorded since. It returns how many were written. Backups that are deleted meanwhile are left out. Folders that
 // are not there are an error, joined with the others.
 func (e *Engine) Export(ctx context.Context, vm kvmbackup.VMID) (int, error) {
-	records, err := e.List(ctx, vm, false)
+	all := &op{name: "export", vm: vm, at: "read records"}
+	records, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	if err != nil {
-		return 0, err
+		return 0, all.wrap(ctx, err)
 	}
 	n := 0
 	var errs []error
@@ -31,9 +32,9 @@ func (e *Engine) Export(ctx context.Context, vm kvmbackup.VMID) (int, error) {
 			}
 			return err
 		})
-		errs = append(errs, o.fail(err))
+		errs = append(errs, o.fail(ctx, err))
 	}
-	return n, errors.Join(errs...)
+	return n, all.joined(ctx, errs)
 }
 
 // exportOne reads the record again: under the lease nobody changes it. It keeps from the manifest what a record doesn't have.

@@ -54,19 +54,19 @@ func (w *fileWork) chown(path string, uid, gid int) error {
 // away knows the work left behind, by the place at which it is, over all engines of the process.
 var away leave.Register
 
-// blocked is an ErrBusy when work hangs at one of the places.
+// blocked is an ErrUnavailable when work hangs at one of the places.
 func blocked(places []string) error {
 	for _, p := range places {
 		if away.First(p, func(*leave.Work) bool { return true }) != nil {
-			return fmt.Errorf("%w: %w: %s: an earlier operation hangs on its storage; bring that back, and try again",
-				kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, p)
+			return fmt.Errorf("%w: %s: an earlier operation hangs on its storage; bring that back, and try again",
+				kvmbackup.ErrUnavailable, p)
 		}
 	}
 	return nil
 }
 
 // onFiles runs f, which changes files at those places, and waits for it until grace after the end of ctx. Then it is left behind, the error
-// is the context's cause, with ErrUnavailable if there was a grace, and all further work at the places is ErrBusy until it is back and undo,
+// is the context's cause, with ErrUnavailable if there was a grace, and so is all further work at the places until it is back and undo,
 // if not nil, has taken back what it did. f must not write to variables of its caller.
 func onFiles[T any](ctx context.Context, grace time.Duration, places []string, f func(*fileWork) (T, error), undo func(*fileWork)) (v T, err error) {
 	if err := blocked(places); err != nil {

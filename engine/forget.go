@@ -17,10 +17,10 @@ func (e *Engine) Forget(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.Do
 	if dom.Name == "" {
 		dom.Name = string(vm)
 	}
-	if err := e.needHypervisor(); err != nil {
-		return o.fail(err)
+	if err := firstError([]error{named(vm), e.needHypervisor()}); err != nil {
+		return o.fail(ctx, err)
 	}
-	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
 		if _, err := e.settleRunning(ctx, o, h, dom); err != nil {
 			return err
@@ -59,7 +59,11 @@ func (e *Engine) bitmapsKnown(ctx context.Context, dom kvmbackup.DomainRef) erro
 // copy over its image, a shrink and regrow between two backups, none of which a bitmap can show. It takes the VM's lease.
 func (e *Engine) RequireFull(ctx context.Context, vm kvmbackup.VMID) error {
 	o := e.newOp("require full", vm)
-	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+	if err := named(vm); err != nil {
+		return o.fail(ctx, err)
+	}
+	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+		o.step("clear active checkpoint")
 		return e.cfg.Store.SetActive(ctx, h.lease(), "")
 	}))
 }

@@ -18,13 +18,14 @@ type Imported struct {
 	Backup kvmbackup.BackupID
 	Added  bool   // false: its record was there already, or Reason says why not
 	Reason string // why it was passed over, Err's text; empty when it was added or was there
-	// Err is Reason for errors.Is: ErrOtherRepository and repository.ErrMisplaced when there is a record that says that the backup is elsewhere,
-	// ErrNotFound without its parent, ErrInvalid for a stamp, sequence or record that can't be, or what is wrong with its folder.
+	// Err is Reason for errors.Is, and matches one sentinel: ErrOtherRepository where a record says that the backup is in another one, ErrDamaged
+	// for a folder that is a copy, was moved, or whose manifest can't be used, ErrNotFound without its parent, ErrInvalid for a stamp, sequence
+	// or record that can't be.
 	Err error
 }
 
 func (i Imported) passedOver(err error) Imported {
-	i.Err, i.Reason = err, err.Error()
+	i.Err, i.Reason = translate(context.Background(), err), kvmbackup.ErrorText(err)
 	return i
 }
 
@@ -46,7 +47,7 @@ func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, err
 	o.step("list folders")
 	entries, err := e.cfg.Repository.List(ctx, string(vm))
 	if err != nil {
-		return nil, o.fail(err)
+		return nil, o.fail(ctx, err)
 	}
 	var vms []kvmbackup.VMID
 	var done []Imported
@@ -67,9 +68,9 @@ func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, err
 			done = append(done, of...)
 			return err
 		})
-		errs = append(errs, v.fail(err))
+		errs = append(errs, v.fail(ctx, err))
 	}
-	return done, errors.Join(errs...)
+	return done, o.joined(ctx, errs)
 }
 
 // importVM looks again, under the lease: what was deleted meanwhile must not come back. Folders are listed by stamp, so parents come before

@@ -288,7 +288,7 @@ func TestImportOneVM(t *testing.T) {
 	lab.OK(t, os.Rename(w.dir, w.dir+".gone"))
 	defer os.RemoveAll(w.dir + ".gone")
 	_, err = n.engine.Import(t.Context(), "")
-	lab.Fails(t, err, repository.ErrUnavailable)
+	lab.Fails(t, err, kvmbackup.ErrNotRepository)
 	_, err = n.engine.Export(t.Context(), "")
 	if err == nil {
 		t.Error("exported to a repository that is gone")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/mark"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -138,10 +139,10 @@ func damage(ctx context.Context, err error) error {
 	case ctx.Err() != nil, isAny(err, qcow2.ErrToolMissing, qcow2.ErrLocked, qcow2.ErrHung, qcow2.ErrPermission, qcow2.ErrTimeout):
 		return err
 	case errors.Is(err, qcow2.ErrNotFound):
-		return fmt.Errorf("%w: %w", kvmbackup.ErrMissingFile, err)
+		return mark.As(kvmbackup.ErrMissingFile, err)
 	case toolEnded(err), isAny(err, qcow2.ErrHeader, qcow2.ErrFormat, qcow2.ErrTooNew, qcow2.ErrCorrupt, qcow2.ErrNotRegular, qcow2.ErrIO,
 		qcow2.ErrOutputTooLarge, qcow2.ErrUnsupported):
-		return fmt.Errorf("%w: %w", kvmbackup.ErrDamaged, err)
+		return mark.As(kvmbackup.ErrDamaged, err)
 	}
 	return err
 }

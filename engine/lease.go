@@ -32,6 +32,7 @@ func (h *heldLease) lease() kvmbackup.Lease {
 
 // withLease is the engine's for the operation's VM, with a context that says what is done for it.
 func (o *op) withLease(ctx context.Context, f func(ctx context.Context, h *heldLease) error) error {
+	o.step("wait")
 	return o.e.withLease(o.context(ctx), o.vm, o.e.cfg.LeaseWait, f)
 }
 

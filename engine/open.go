@@ -40,8 +40,8 @@ type Opened struct {
 // and a header that was rewritten meanwhile can lead it to any file it may read. So as long as a guest runs from overlays, the
 // repository must be trusted as much as the guest's own storage. Restore and Browse tell QEMU which files to open.
 func (e *Engine) Open(ctx context.Context, req OpenRequest) (Opened, error) {
-	if req.Dir == "" {
-		return Opened{}, (&op{name: "open", backup: req.Backup}).fail(fmt.Errorf("%w request: no folder for the overlays", kvmbackup.ErrInvalid))
+	if req.Dir == "" && req.Backup != "" {
+		return Opened{}, (&op{name: "open", backup: req.Backup, at: "check request"}).wrap(ctx, fmt.Errorf("%w request: no folder for the overlays", kvmbackup.ErrInvalid))
 	}
 	var out Opened
 	err := e.hold(ctx, "open", req, func(ctx context.Context, jobs []copyJob) error {
@@ -70,13 +70,9 @@ func (e *Engine) overlay(ctx context.Context, j copyJob) error {
 	if err != nil {
 		return err
 	}
-	err = e.cfg.Images.Create(ctx, j.out.Path, qcow2.CreateOptions{
+	return e.cfg.Images.Create(ctx, j.out.Path, qcow2.CreateOptions{
 		SizeBytes: j.out.VirtualSize, BackingFile: file, BackingFormat: qcow2.FormatQcow2,
 	})
-	if errors.Is(err, qcow2.ErrExist) {
-		return fmt.Errorf("%w: %w", kvmbackup.ErrTargetExists, err)
-	}
-	return err
 }
 
 func (e *Engine) removeOverlays(ctx context.Context, overlays []RestoredVolume) error {
@@ -100,6 +96,11 @@ type Browsed struct {
 // Browse verifies the chain as Restore does, holds it, and serves one volume read-only over NBD on a unix socket, by qemu-nbd,
 // until Close. The verified files are served, and backing links in their headers are not followed.
 func (e *Engine) Browse(ctx context.Context, id kvmbackup.BackupID, volume kvmbackup.VolumeID, socket string) (*Browsed, error) {
+	for _, field := range []struct{ what, value string }{{"volume ID", string(volume)}, {"path of the socket", socket}} {
+		if field.value == "" && id != "" {
+			return nil, (&op{name: "browse", backup: id, at: "check request"}).wrap(ctx, fmt.Errorf("%w: the %s is empty", kvmbackup.ErrInvalid, field.what))
+		}
+	}
 	br := &Browsed{Socket: socket, e: e, backup: id}
 	var out Opened
 	req := OpenRequest{Backup: id, Volumes: []kvmbackup.VolumeID{volume}, Purpose: "browse over NBD on " + socket}
@@ -119,21 +120,20 @@ func (e *Engine) Browse(ctx context.Context, id kvmbackup.BackupID, volume kvmba
 
 // Close ends the export and releases the hold. Calling it again does nothing more.
 func (b *Browsed) Close(ctx context.Context) error {
-	return errors.Join(b.server.Close(), b.e.CloseRestorePoint(ctx, b.backup, b.HoldID))
+	o := &op{name: "close", backup: b.backup, at: "end export"}
+	return o.joined(ctx, []error{o.wrap(ctx, b.server.Close()), b.e.CloseRestorePoint(ctx, b.backup, b.HoldID)})
 }
 
 // hold prepares the volumes as a restore does, records the hold and then calls open; if that fails the hold is released again.
 func (e *Engine) hold(ctx context.Context, name string, req OpenRequest, open func(context.Context, []copyJob) error, out *Opened) error {
-	b, err := e.cfg.Store.Backup(ctx, req.Backup)
+	o, b, err := e.find(ctx, name, req.Backup)
 	if err != nil {
-		return (&op{name: name, backup: req.Backup}).fail(err)
+		return err
 	}
-	o := e.newOp(name, b.VM)
-	o.backup = b.ID
 	if e.cfg.Images == nil {
-		return o.fail(fmt.Errorf("%w config: %s needs Images", kvmbackup.ErrInvalid, name))
+		return o.fail(ctx, fmt.Errorf("%w config: %s needs Images", kvmbackup.ErrInvalid, name))
 	}
-	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		r := RestoreRequest{Backup: req.Backup}
 		for _, v := range req.Volumes {
 			r.Volumes = append(r.Volumes, RestoreVolume{ID: v})
@@ -161,13 +161,12 @@ func (e *Engine) hold(ctx context.Context, name string, req OpenRequest, open fu
 // CloseRestorePoint releases a hold, and then removes what had become delete-pending and waited for it. The overlays are the
 // caller's to remove, after whatever used them has ended. An unknown hold is no error.
 func (e *Engine) CloseRestorePoint(ctx context.Context, id kvmbackup.BackupID, holdID string) error {
-	b, err := e.cfg.Store.Backup(ctx, id)
+	o, _, err := e.find(ctx, "close", id)
 	if err != nil {
-		return (&op{name: "close", backup: id}).fail(err)
+		return err
 	}
-	o := e.newOp("close", b.VM)
-	o.backup = id
-	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+		o.step("release hold")
 		if err := e.cfg.Store.Annotate(ctx, h.lease(), id, kvmbackup.Annotation{RemoveHold: holdID}); err != nil {
 			return err
 		}

@@ -49,11 +49,11 @@ func (p Plan) String() string {
 func (e *Engine) Plan(ctx context.Context, req BackupRequest) (Plan, error) {
 	o := e.newOp("plan", req.VM)
 	p, err := o.plan(ctx, req)
-	return p, o.fail(err)
+	return p, o.fail(ctx, err)
 }
 
 func (o *op) plan(ctx context.Context, req BackupRequest) (Plan, error) {
-	if err := errors.Join(o.e.needHypervisor(), req.validate()); err != nil {
+	if err := firstError([]error{o.e.needHypervisor(), req.validate()}); err != nil {
 		return Plan{}, err
 	}
 	view, err := o.observe(ctx, req)
@@ -162,7 +162,7 @@ func (o *op) observeParent(ctx context.Context, in *kvmbackup.DecideInput) error
 	if newest.Status != kvmbackup.StatusCompleted || newest.Checkpoint != in.ActiveCheckpoint || newest.Repository != in.Repository {
 		return nil
 	}
-	chain, err := o.e.Chain(ctx, newest.ID)
+	chain, err := kvmbackup.ChainOf(ctx, o.e.cfg.Store, newest.ID)
 	if errors.Is(err, kvmbackup.ErrInvalid) {
 		in.MissingFiles = []string{err.Error()} // a broken chain is no parent
 		return nil

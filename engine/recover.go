@@ -41,24 +41,38 @@ func (e *Engine) Recover(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.D
 // recover waits that long for the VM's lease.
 func (e *Engine) recover(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.DomainRef, wait time.Duration) ([]Recovery, error) {
 	o := e.newOp("recover", vm)
+	if err := named(vm); err != nil {
+		return nil, o.fail(ctx, err)
+	}
 	var found []Recovery
+	add := func(some []Recovery, err error) error {
+		found = append(found, some...)
+		return err
+	}
+	o.step("wait")
 	err := e.withLease(o.context(ctx), vm, wait, func(ctx context.Context, h *heldLease) error {
-		o.step("settle")
-		var errs []error
-		settled, err := e.settleRunning(ctx, o, h, dom)
-		found, errs = append(found, settled...), append(errs, err)
-		deleted, err := e.settleDeletes(ctx, o, h)
-		found, errs = append(found, deleted...), append(errs, err)
-		if dom.Name == "" {
-			dom.Name, err = e.domainOf(ctx, vm)
-			errs = append(errs, err)
+		onDomain := func(f func() error) func() error {
+			return func() error {
+				if dom.Name == "" || e.cfg.Executor == nil {
+					return nil
+				}
+				return ignoreNoDomain(f())
+			}
 		}
-		if dom.Name != "" && e.cfg.Executor != nil {
-			errs = append(errs, e.settleRestore(ctx, vm, dom), ignoreNoDomain(e.dropStale(ctx, o, dom)))
-		}
-		return errors.Join(errs...)
+		return o.tryAll(
+			stage{"settle", func() error { return add(e.settleRunning(ctx, o, h, dom)) }},
+			stage{"finish deletions", func() error { return add(e.settleDeletes(ctx, o, h)) }},
+			stage{"find domain", func() (err error) {
+				if dom.Name == "" {
+					dom.Name, err = e.domainOf(ctx, vm)
+				}
+				return err
+			}},
+			stage{"settle restore", onDomain(func() error { return e.settleRestore(ctx, vm, dom) })},
+			stage{"drop stale checkpoints", onDomain(func() error { return e.dropStale(ctx, o, dom) })},
+		)
 	})
-	return found, o.fail(err)
+	return found, o.fail(ctx, err)
 }
 
 // domainOf returns the name of the VM's domain by its newest record, if it has one.
@@ -105,7 +119,7 @@ func (e *Engine) settleRestore(ctx context.Context, vm kvmbackup.VMID, dom kvmba
 
 // settleFilesSoon doesn't wait longer than a clean-up may take for images on storage that is dead.
 func (e *Engine) settleFilesSoon(ctx context.Context, vm kvmbackup.VMID, st kvmbackup.DomainStatus) (changed bool, err error) {
-	limited, cancel := context.WithTimeoutCause(ctx, e.cfg.CleanupLimit, fmt.Errorf("%w: the VM's images can't be looked at for %v", kvmbackup.ErrBusy, e.cfg.CleanupLimit))
+	limited, cancel := context.WithTimeoutCause(ctx, e.cfg.CleanupLimit, fmt.Errorf("%w: the VM's images can't be looked at for %v", kvmbackup.ErrUnavailable, e.cfg.CleanupLimit))
 	defer cancel()
 	return e.settleFiles(limited, vm, st)
 }
@@ -137,7 +151,7 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom kvm
 		s, sctx := o.on(ctx, "recover", o.vm, b.ID) // whatever operation does it
 		rec, err := e.settleOne(sctx, s, h, b, ref)
 		if err != nil {
-			return append(found, Recovery{b.ID, RecoveryPending, err.Error()}), err
+			return append(found, Recovery{b.ID, RecoveryPending, kvmbackup.ErrorText(err)}), err
 		}
 		found = append(found, rec)
 		if rec.Outcome == RecoveryPending {
@@ -191,7 +205,7 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b kvmbackup
 	c, cancel := e.cleanup(ctx)
 	defer cancel()
 	r.resumeGuest(c)
-	return Recovery{b.ID, outcome, cause.Error()}, nil
+	return Recovery{b.ID, outcome, kvmbackup.ErrorText(cause)}, nil
 }
 
 // rollForward commits a backup whose folder was published, or whose manifest, the last file to be written, is in the partial one. One
@@ -290,7 +304,7 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	}
 	if err != nil {
 		err = r.undo(ctx, err)
-		return Recovery{r.record.ID, RecoveryUndone, err.Error()}, r.stillRunning(ctx)
+		return Recovery{r.record.ID, RecoveryUndone, kvmbackup.ErrorText(err)}, r.stillRunning(ctx)
 	}
 	if err := r.closeJob(nil); err != nil {
 		r.warn("close job", "error", err)
@@ -299,7 +313,7 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 		if r.stillRunning(ctx) != nil {
 			return Recovery{}, err
 		}
-		return Recovery{r.record.ID, RecoveryUndone, err.Error()}, nil
+		return Recovery{r.record.ID, RecoveryUndone, kvmbackup.ErrorText(err)}, nil
 	}
 	return done, nil
 }

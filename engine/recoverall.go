@@ -32,7 +32,7 @@ const recoverAtOnce = 64
 func (e *Engine) RecoverAll(ctx context.Context) ([]RecoveredVM, error) {
 	left, err := e.cfg.Store.List(ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusDeletePending}})
 	if err != nil {
-		return nil, err
+		return nil, (&op{name: "recover", at: "read records"}).wrap(ctx, err)
 	}
 	byVM := map[kvmbackup.VMID][]kvmbackup.Backup{}
 	var all []RecoveredVM
@@ -49,7 +49,7 @@ func (e *Engine) RecoverAll(ctx context.Context) ([]RecoveredVM, error) {
 		group.Go(func() {
 			release, err := places.take(ctx)
 			if err != nil {
-				all[i].Err = err
+				all[i].Err = (&op{name: "recover", vm: all[i].VM, at: "wait"}).wrap(ctx, err)
 				return
 			}
 			defer release()

@@ -93,7 +93,7 @@ func (r BackupRequest) ref() kvmbackup.DomainRef {
 // validate names the first thing that is wrong with a request.
 func (r BackupRequest) validate() error {
 	if err := repository.ValidVMName(string(r.VM)); err != nil {
-		return fmt.Errorf("%w VM: %w", kvmbackup.ErrInvalid, err)
+		return err
 	}
 	if r.Quiesce < QuiesceNo || r.Quiesce > QuiesceRequire {
 		return fmt.Errorf("%w request for %q: quiesce mode %d", kvmbackup.ErrInvalid, r.VM, r.Quiesce)

@@ -97,23 +97,22 @@ func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
 // chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
 // targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall), and the file systems of new files
 // must have room for all of them (ErrNoSpace, as a *SpaceError). New files are written aside, flushed and renamed when the chain's headers
-// still are as they were verified and each volume's content has the digest on record, where there is one; after a failure or a cancel none is left, but block devices may be half written. A target whose storage
-// doesn't answer is left behind CleanupLimit after the context's end (ErrUnavailable), is ErrBusy until it does, and is taken back then.
+// still are as they were verified and each volume's content has the digest on record, where there is one; after a failure or a cancel none is
+// left, but block devices may be half written. A target whose storage doesn't answer is left behind CleanupLimit after the context's end
+// (ErrUnavailable), stays ErrUnavailable until it does, and is taken back then.
 //
 // Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
 // ErrOtherDomain and ErrDomainRunning in place, ErrImageLocked for an image or a device that something uses, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
 func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, error) {
-	b, err := e.cfg.Store.Backup(ctx, req.Backup)
+	o, b, err := e.find(ctx, "restore", req.Backup)
 	if err != nil {
-		return Restored{}, (&op{name: "restore", backup: req.Backup}).fail(err)
+		return Restored{}, err
 	}
-	o := e.newOp("restore", b.VM)
-	o.backup = b.ID
 	if e.cfg.Images == nil {
-		return Restored{}, o.fail(fmt.Errorf("%w config: restore needs Images", kvmbackup.ErrInvalid))
+		return Restored{}, o.fail(ctx, fmt.Errorf("%w config: restore needs Images", kvmbackup.ErrInvalid))
 	}
 	if err := req.validate(); err != nil {
-		return Restored{}, o.fail(err)
+		return Restored{}, o.fail(ctx, err)
 	}
 	o.step("wait")
 	var done Restored
@@ -136,7 +135,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, err
 		return err
 	})
 	if err != nil {
-		return Restored{}, o.fail(err)
+		return Restored{}, o.fail(ctx, err)
 	}
 	o.emit(Event{Type: EventCompleted, Backup: &done.Backup})
 	return done, nil
@@ -176,7 +175,7 @@ func (e *Engine) restoreToFiles(ctx context.Context, o *op, req RestoreRequest) 
 // prepareRestore reads and verifies the chain and makes one job per chosen volume, in the backup's order.
 func (e *Engine) prepareRestore(ctx context.Context, o *op, req RestoreRequest) (kvmbackup.Backup, []copyJob, error) {
 	o.step("read chain")
-	chain, err := e.Chain(ctx, req.Backup)
+	chain, err := kvmbackup.ChainOf(ctx, e.cfg.Store, req.Backup)
 	if err != nil {
 		return kvmbackup.Backup{}, nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/mark"
 )
 
 // What a restore finds at its target's path.
@@ -209,7 +210,7 @@ func (w *fileWork) removeFile(path string) error {
 // targetError says of a refusal that it is the target's: the layers were read before.
 func targetError(err error) error {
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
-		return fmt.Errorf("%w: %w", kvmbackup.ErrTargetAccess, err)
+		return mark.As(kvmbackup.ErrTargetAccess, err)
 	}
 	return err
 }

@@ -10,6 +10,14 @@ import (
 // PlanRetain shows what Retain would do now. Only backups in the engine's repository count and are deleted. Those in others are left
 // alone, but one that stands on a backup here keeps that delete-pending.
 func (e *Engine) PlanRetain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy) (kvmbackup.RetentionPlan, error) {
+	p, err := e.planRetain(ctx, vm, policy)
+	return p, (&op{name: "plan retain", vm: vm, at: "plan"}).wrap(ctx, err)
+}
+
+func (e *Engine) planRetain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy) (kvmbackup.RetentionPlan, error) {
+	if err := named(vm); err != nil {
+		return kvmbackup.RetentionPlan{}, err
+	}
 	records, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm})
 	if err != nil {
 		return kvmbackup.RetentionPlan{}, err
@@ -26,10 +34,13 @@ func (e *Engine) PlanRetain(ctx context.Context, vm kvmbackup.VMID, policy kvmba
 // removes what an earlier deletion could not. It goes on after a deletion that fails; errors are joined, and what failed is left delete-pending.
 func (e *Engine) Retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy) (kvmbackup.RetentionPlan, error) {
 	o := e.newOp("retain", vm)
+	if err := named(vm); err != nil {
+		return kvmbackup.RetentionPlan{}, o.fail(ctx, err)
+	}
 	var p kvmbackup.RetentionPlan
 	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) (err error) {
 		o.step("plan")
-		if p, err = e.PlanRetain(ctx, vm, policy); err != nil {
+		if p, err = e.planRetain(ctx, vm, policy); err != nil {
 			return err
 		}
 		o.step("delete")
@@ -57,7 +68,7 @@ func (e *Engine) Retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup
 		}
 		return errors.Join(errs...)
 	})
-	return p, o.fail(err)
+	return p, o.fail(ctx, err)
 }
 
 // unwanted lists what is deleted, in this order.
@@ -78,13 +89,12 @@ func (e *Engine) Pin(ctx context.Context, id kvmbackup.BackupID, pinned bool) er
 
 // annotate writes an annotation under the lease of the backup's VM.
 func (e *Engine) annotate(ctx context.Context, name string, id kvmbackup.BackupID, a kvmbackup.Annotation) error {
-	b, err := e.cfg.Store.Backup(ctx, id)
+	o, _, err := e.find(ctx, name, id)
 	if err != nil {
-		return (&op{name: name, backup: id}).fail(err)
+		return err
 	}
-	o := e.newOp(name, b.VM)
-	o.backup = id
-	return o.fail(o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+		o.step("record")
 		return e.cfg.Store.Annotate(ctx, h.lease(), id, a)
 	}))
 }

@@ -1,40 +1,115 @@
 package engine
 
 import (
+	"context"
 	"errors"
-	"fmt"
+	"io/fs"
+	"slices"
+	"syscall"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/leave"
+	"github.com/kvmbackup/kvmbackup/internal/mark"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// repositoryError gives what the repository says of a backup's folder the root's sentinels.
+// translations give what the packages below and the system say, where that has no sentinel of the root yet, the one that tells a host the
+// same. The first that matches counts.
+var translations = []struct {
+	root  error
+	below []error
+}{
+	{kvmbackup.ErrToolMissing, []error{qcow2.ErrToolMissing}},
+	{kvmbackup.ErrNoSpace, []error{qcow2.ErrNoSpace, syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG}},
+	{kvmbackup.ErrNoLocks, []error{qcow2.ErrNoLocks}},
+	{kvmbackup.ErrImageLocked, []error{qcow2.ErrLocked}},
+	{kvmbackup.ErrUnavailable, []error{qcow2.ErrHung, qcow2.ErrIO, qcow2.ErrTimeout, leave.ErrPiled, syscall.EIO, syscall.ESTALE,
+		syscall.ENOTCONN, syscall.ETIMEDOUT, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ECONNREFUSED,
+		syscall.ECONNRESET, syscall.ENODEV, syscall.ENXIO, syscall.ESHUTDOWN}},
+	{kvmbackup.ErrBusy, []error{repository.ErrInUse}},
+	{kvmbackup.ErrDenied, []error{fs.ErrPermission, syscall.EROFS}},
+	{kvmbackup.ErrMissingFile, []error{repository.ErrNotFound, fs.ErrNotExist}},
+	{kvmbackup.ErrTargetExists, []error{repository.ErrExist, fs.ErrExist}},
+	{kvmbackup.ErrDamaged, []error{repository.ErrManifest, repository.ErrManifestVersion, repository.ErrMisplaced, repository.ErrUnsafe,
+		repository.ErrTooLarge, qcow2.ErrBackingFile, qcow2.ErrBackingMismatch, qcow2.ErrDataFile, qcow2.ErrHeader, qcow2.ErrFormat,
+		qcow2.ErrCorrupt, qcow2.ErrDifferent, qcow2.ErrNotRegular, qcow2.ErrOutputTooLarge}},
+	{kvmbackup.ErrTooSmall, []error{qcow2.ErrSizeMismatch}},
+	{kvmbackup.ErrCheckpointInconsistent, []error{qcow2.ErrBitmapNotFound, qcow2.ErrBitmapInconsistent}},
+	{kvmbackup.ErrCheckpointExists, []error{qcow2.ErrBitmapExists}},
+	{kvmbackup.ErrUnsupported, []error{qcow2.ErrUnsupported, qcow2.ErrBitmapUnsupported, qcow2.ErrTooNew, qcow2.ErrEncrypted}},
+	{kvmbackup.ErrInvalid, []error{qcow2.ErrInvalidOption, qcow2.ErrBadName, qcow2.ErrShrink}},
+	{kvmbackup.ErrJobFailed, []error{qcow2.ErrAborted}},
+}
+
+// failure is an error that matches one sentinel of the root, and, where the caller's context has ended it, the context's error and cause. All
+// else that it matched before it still matches, such as an error of another package.
+type failure struct {
+	kind  error
+	ended []error
+	err   error
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+
+// Is hides the other sentinels of the root.
+func (f *failure) Is(target error) bool {
+	if target == f.kind || slices.ContainsFunc(f.ended, func(e error) bool { return errors.Is(e, target) }) {
+		return true
+	}
+	return !isSentinel(target) && errors.Is(f.err, target)
+}
+
+// As finds what is within, in place of an Unwrap, past which Is would look.
+func (f *failure) As(target any) bool { return errors.As(f.err, target) }
+
+// isSentinel says whether the target is a sentinel of the root, or the end of a context, and not just an error that matches one.
+func isSentinel(target error) bool { return kvmbackup.ErrorOf(kvmbackup.Code(target)) == target }
+
+// translate is the one place in which the errors of an operation become those that a host sees. ctx is the caller's.
+func translate(ctx context.Context, err error) error {
+	f := &failure{kind: kindOf(err), err: err}
+	if ended := ctx.Err(); ended != nil && (isAny(err, ended, context.Cause(ctx)) || f.kind == kvmbackup.ErrOther) {
+		f.ended = []error{ended, context.Cause(ctx)}
+		if !isAny(f.kind, saidOfEnded...) || isEnd(err) {
+			f.kind = ended
+		}
+	}
+	if isEnd(f.kind) && f.ended == nil { // a limit of the engine's or of a package below
+		f.kind = kvmbackup.ErrUnavailable
+	}
+	return f
+}
+
+// saidOfEnded are told of an operation that its caller has ended, beside that.
+var saidOfEnded = []error{kvmbackup.ErrLeaseLost, kvmbackup.ErrJobStuck, kvmbackup.ErrUnavailable, kvmbackup.ErrBusy}
+
+func isEnd(err error) bool { return err == context.Canceled || err == context.DeadlineExceeded }
+
+// kindOf finds the sentinel that an error is about.
+func kindOf(err error) error {
+	kind := kvmbackup.ErrorOf(kvmbackup.Code(err))
+	switch {
+	case kind == kvmbackup.ErrRunning: // on another host, perhaps: to a host program that is a VM on which somebody works
+		return kvmbackup.ErrBusy
+	case kind != kvmbackup.ErrOther && !isEnd(kind):
+		return kind
+	}
+	for _, t := range translations {
+		if isAny(err, t.below...) {
+			return t.root
+		}
+	}
+	return kind
+}
+
+// repositoryError says of what a backup's folder lacks, or has, what that means for the backup.
 func repositoryError(err error) error {
 	switch {
 	case errors.Is(err, repository.ErrNotFound):
-		return fmt.Errorf("%w: %w", kvmbackup.ErrMissingFile, err)
-	case errors.Is(err, repository.ErrUnsafe), errors.Is(err, repository.ErrManifest),
-		errors.Is(err, repository.ErrManifestVersion), errors.Is(err, repository.ErrMisplaced):
-		return fmt.Errorf("%w: %w", kvmbackup.ErrDamaged, err)
-	}
-	return err
-}
-
-// withSentinel adds the root's sentinel to errors of the packages below that mean the same to a caller.
-func withSentinel(err error) error {
-	for _, same := range []struct{ below, root error }{
-		{repository.ErrNoSpace, kvmbackup.ErrNoSpace},
-		{repository.ErrUnavailable, kvmbackup.ErrUnavailable},
-		{qcow2.ErrNoSpace, kvmbackup.ErrNoSpace},
-		{qcow2.ErrLocked, kvmbackup.ErrImageLocked},
-		{qcow2.ErrNoLocks, kvmbackup.ErrNoLocks},
-		{kvmbackup.ErrInvalid, kvmbackup.ErrInvalid},
-		{qcow2.ErrExist, kvmbackup.ErrTargetExists},
-	} {
-		if errors.Is(err, same.below) && !errors.Is(err, same.root) {
-			return fmt.Errorf("%w: %w", same.root, err)
-		}
+		return mark.As(kvmbackup.ErrMissingFile, err)
+	case isAny(err, repository.ErrUnsafe, repository.ErrManifest, repository.ErrManifestVersion, repository.ErrMisplaced):
+		return mark.As(kvmbackup.ErrDamaged, err)
 	}
 	return err
 }

@@ -91,7 +91,7 @@ func (e *Engine) undoBackup(ctx context.Context, o *op, h *heldLease, u undoing,
 	if err != nil {
 		return err
 	}
-	return e.cfg.Store.Fail(c, h.lease(), u.record.ID, cause.Error())
+	return e.cfg.Store.Fail(c, h.lease(), u.record.ID, kvmbackup.ErrorText(cause))
 }
 
 // tellForeign is for removals: what others had put into a backup's folder stays, and is told, but keeps nothing from going on.

@@ -67,14 +67,12 @@ func (r VerifyReport) OK() bool { return r.Complete && len(r.Problems) == 0 }
 // Damage is in the report's Problems, and makes the error an ErrDamaged; other errors mean that nothing is known. A file that is in a folder and not
 // in its manifest is no damage, as the backup restores all the same: it is in the report's Notes. Verify takes the VM's lease.
 func (e *Engine) Verify(ctx context.Context, id kvmbackup.BackupID, content bool) (VerifyReport, error) {
-	b, err := e.cfg.Store.Backup(ctx, id)
+	o, _, err := e.find(ctx, "verify", id)
 	if err != nil {
-		return VerifyReport{}, (&op{name: "verify", backup: id}).fail(err)
+		return VerifyReport{}, err
 	}
-	o := e.newOp("verify", b.VM)
-	o.backup = id
 	if e.cfg.Images == nil {
-		return VerifyReport{}, o.fail(fmt.Errorf("%w config: verify needs Images", kvmbackup.ErrInvalid))
+		return VerifyReport{}, o.fail(ctx, fmt.Errorf("%w config: verify needs Images", kvmbackup.ErrInvalid))
 	}
 	v := &verifier{e: e, o: o, report: VerifyReport{Backup: id, Content: content, Problems: []Problem{}}, seen: map[string]bool{}}
 	err = o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
@@ -96,7 +94,7 @@ func (e *Engine) Verify(ctx context.Context, id kvmbackup.BackupID, content bool
 	if err == nil && !v.report.OK() {
 		err = fmt.Errorf("%w: %d problems, the first: %s", kvmbackup.ErrDamaged, len(v.report.Problems), v.report.Problems[0].Detail)
 	}
-	return v.report, o.fail(err)
+	return v.report, o.fail(ctx, err)
 }
 
 // record writes the outcome down, and what was found of other backups with those: nothing may be built on them, and none may take a whole
@@ -184,9 +182,9 @@ func (e *Engine) affected(ctx context.Context, id kvmbackup.BackupID, vol kvmbac
 
 func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {
 	v.o.step("read chain")
-	chain, err := v.e.Chain(ctx, b.ID)
+	chain, err := kvmbackup.ChainOf(ctx, v.e.cfg.Store, b.ID)
 	if errors.Is(err, kvmbackup.ErrInvalid) {
-		return v.add(ctx, ProblemChain, b, "", "", err.Error())
+		return v.add(ctx, ProblemChain, b, "", "", kvmbackup.ErrorText(err))
 	}
 	if err != nil {
 		return err
@@ -214,12 +212,12 @@ func (v *verifier) folder(ctx context.Context, b kvmbackup.Backup) error {
 	m, err := v.e.cfg.Repository.ReadManifest(ctx, b.Path)
 	if err != nil {
 		if err = repositoryError(err); errors.Is(err, kvmbackup.ErrMissingFile) || errors.Is(err, kvmbackup.ErrDamaged) {
-			return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, err.Error())
+			return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, kvmbackup.ErrorText(err))
 		}
 		return err
 	}
 	if err := errors.Join(sameAsRecord(m, b), sameDetails(m, b)); err != nil {
-		return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, err.Error())
+		return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, kvmbackup.ErrorText(err))
 	}
 	files, err := v.e.cfg.Repository.Files(ctx, b.Path)
 	if err != nil {
@@ -249,9 +247,9 @@ func (v *verifier) sideFile(ctx context.Context, b kvmbackup.Backup, f repositor
 	err := v.e.checkSideFile(ctx, b.Path, f)
 	switch {
 	case errors.Is(err, kvmbackup.ErrMissingFile):
-		v.addLocal(ProblemMissing, b, f.Name, err.Error())
+		v.addLocal(ProblemMissing, b, f.Name, kvmbackup.ErrorText(err))
 	case errors.Is(err, kvmbackup.ErrDamaged):
-		v.addLocal(ProblemSideFile, b, f.Name, err.Error())
+		v.addLocal(ProblemSideFile, b, f.Name, kvmbackup.ErrorText(err))
 	default:
 		return err
 	}
@@ -263,7 +261,7 @@ func (v *verifier) volume(ctx context.Context, chain []kvmbackup.Backup, vol kvm
 	b := chain[len(chain)-1]
 	layers, err := layersOf(chain, vol.VolumeID, v.e.cfg.Repository)
 	if err != nil {
-		return v.add(ctx, ProblemChain, b, vol.VolumeID, "", err.Error())
+		return v.add(ctx, ProblemChain, b, vol.VolumeID, "", kvmbackup.ErrorText(err))
 	}
 	errs := v.e.headerErrors(ctx, layers)
 	var sound []layer
@@ -305,7 +303,7 @@ func (v *verifier) layer(ctx context.Context, l layer, err error) error {
 	case !errors.Is(err, kvmbackup.ErrDamaged):
 		return err
 	}
-	return v.add(ctx, code, l.backup, l.volume.VolumeID, l.volume.File, err.Error())
+	return v.add(ctx, code, l.backup, l.volume.VolumeID, l.volume.File, kvmbackup.ErrorText(err))
 }
 
 // content compares the files' digests first, because they name the damaged file, and then the guest-visible content.
@@ -344,7 +342,7 @@ func (v *verifier) content(ctx context.Context, layers []layer) error {
 func (v *verifier) compare(ctx context.Context, what, has, want string, err error) (problem string, _ error) {
 	if err != nil {
 		if err = damage(ctx, err); errors.Is(err, kvmbackup.ErrDamaged) || errors.Is(err, kvmbackup.ErrMissingFile) {
-			return fmt.Sprintf("%s can't be read: %v", what, err), nil
+			return fmt.Sprintf("%s can't be read: %s", what, kvmbackup.ErrorText(err)), nil
 		}
 		return "", err
 	}

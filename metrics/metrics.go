@@ -10,15 +10,12 @@
 package metrics
 
 import (
-	"context"
-	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
-	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // Metrics is a prometheus.Collector. It is safe for concurrent use. Its metrics are:
@@ -31,7 +28,7 @@ import (
 //	kvmbackup_chain_length{vm}                    its position plus one
 //	kvmbackup_backups_total{vm,kind}              completed backups
 //	kvmbackup_stored_bytes_total{vm}              bytes written by completed backups
-//	kvmbackup_failures_total{vm,op,cause}         failed operations; cause is a short word, see Cause
+//	kvmbackup_failures_total{vm,op,cause}         failed operations; cause is its kvmbackup.Code
 //	kvmbackup_stalls_total{vm}                    times that a job was reported as standing still
 //	kvmbackup_deleted_total{vm}, kvmbackup_deleted_bytes_total{vm}
 //	kvmbackup_recovered_total{vm}                 what was settled after crashes
@@ -77,7 +74,7 @@ func (m *Metrics) Observe(ev engine.Event) {
 			m.completed(vm, ev)
 		}
 	case engine.EventFailed:
-		m.failures.WithLabelValues(vm, ev.Op, Cause(ev.Err)).Inc()
+		m.failures.WithLabelValues(vm, ev.Op, kvmbackup.Code(ev.Err)).Inc()
 	case engine.EventStalled:
 		m.stalls.WithLabelValues(vm).Inc()
 	case engine.EventDeleted:
@@ -141,33 +138,4 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, v := range m.vectors() {
 		v.Collect(ch)
 	}
-}
-
-// causes are asked in this order.
-var causes = []struct {
-	err  error
-	name string
-}{
-	{kvmbackup.ErrNoSpace, "no-space"}, {repository.ErrFlush, "flush"}, {repository.ErrReadOnly, "read-only"}, {kvmbackup.ErrStalled, "stalled"}, {kvmbackup.ErrJobStuck, "stuck"},
-	{kvmbackup.ErrLeaseLost, "lease-lost"}, {context.Canceled, "canceled"},
-	{repository.ErrNotRepository, "repository"}, {repository.ErrOtherRepository, "repository"}, {kvmbackup.ErrOtherRepository, "repository"},
-	{kvmbackup.ErrUnavailable, "unavailable"}, {repository.ErrUnavailable, "unavailable"}, {kvmbackup.ErrBusy, "busy"}, {kvmbackup.ErrNotConsistent, "not-consistent"},
-	{kvmbackup.ErrOtherDomain, "other-domain"}, {kvmbackup.ErrTargetAccess, "target-access"}, {kvmbackup.ErrImageLocked, "image-locked"},
-	{kvmbackup.ErrNoLocks, "no-locks"}, {kvmbackup.ErrNoDomain, "no-domain"},
-	{kvmbackup.ErrDiskLeftOut, "disk-left-out"}, {kvmbackup.ErrUnreadable, "unreadable-disk"},
-	{kvmbackup.ErrDamaged, "damaged"}, {kvmbackup.ErrMissingFile, "missing-file"}, {kvmbackup.ErrInvalid, "invalid"},
-	{context.DeadlineExceeded, "deadline"}, {kvmbackup.ErrJobFailed, "job"},
-}
-
-// Cause is the word for an error in the cause label, or "other". What calls for somebody to look: no-space; flush, where the storage lost
-// data; read-only; repository, where another share or none is mounted; unavailable, where libvirt, a QEMU, the store or the
-// storage can't be reached; stalled, stuck, lease-lost, target-access, no-locks, damaged, missing-file, disk-left-out,
-// unreadable-disk. The rest: busy, canceled, deadline, not-consistent, image-locked, no-domain, invalid, job.
-func Cause(err error) string {
-	for _, c := range causes {
-		if errors.Is(err, c.err) {
-			return c.name
-		}
-	}
-	return "other"
 }

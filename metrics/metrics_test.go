@@ -1,7 +1,6 @@
 package metrics_test
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -13,7 +12,6 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/metrics"
-	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 func TestMetrics(t *testing.T) {
@@ -103,25 +101,6 @@ func TestLint(t *testing.T) {
 	problems, err := testutil.GatherAndLint(reg)
 	if err != nil || len(problems) > 0 {
 		t.Error(problems, err)
-	}
-}
-
-func TestCause(t *testing.T) {
-	for want, err := range map[string]error{
-		"canceled": context.Canceled,
-		"stalled":  fmt.Errorf("%w: %w", kvmbackup.ErrJobFailed, kvmbackup.ErrStalled),
-		"busy":     &kvmbackup.BusyError{},
-		"flush":    fmt.Errorf("publish: %w: %w", repository.ErrFlush, repository.ErrUnavailable),
-		"no-space": fmt.Errorf("publish: %w: %w", repository.ErrFlush, kvmbackup.ErrNoSpace),
-
-		"read-only":   fmt.Errorf("probe: %w", repository.ErrReadOnly),
-		"repository":  fmt.Errorf("probe: %w", repository.ErrNotRepository),
-		"unavailable": fmt.Errorf("probe: %w: %w", repository.ErrHung, context.DeadlineExceeded),
-		"other":       fmt.Errorf("something"),
-	} {
-		if got := metrics.Cause(err); got != want {
-			t.Errorf("Cause(%v) = %q, want %q", err, got, want)
-		}
 	}
 }
 

@@ -2,9 +2,9 @@ package offline
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/mark"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -18,15 +18,15 @@ var translations = []struct{ tool, sentinel error }{
 	{qcow2.ErrBitmapExists, kvmbackup.ErrCheckpointExists},
 	{qcow2.ErrBitmapUnsupported, kvmbackup.ErrUnsupported},
 	{qcow2.ErrUnsupported, kvmbackup.ErrUnsupported},
-	{qcow2.ErrToolMissing, kvmbackup.ErrUnsupported},
+	{qcow2.ErrToolMissing, kvmbackup.ErrToolMissing},
 	{qcow2.ErrSizeMismatch, kvmbackup.ErrInvalid},
 }
 
-// translate puts the sentinel for a tool's error in front of it.
+// translate gives a tool's error, which says it all, its sentinel.
 func translate(err error) error {
 	for _, t := range translations {
-		if errors.Is(err, t.tool) && !errors.Is(err, t.sentinel) {
-			return fmt.Errorf("%w: %w", t.sentinel, err)
+		if errors.Is(err, t.tool) {
+			return mark.As(t.sentinel, err)
 		}
 	}
 	return err

@@ -2,12 +2,13 @@ package qcow2
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"regexp"
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/kvmbackup/kvmbackup/internal/mark"
 )
 
 // Errors about the call itself: nothing was run.
@@ -19,7 +20,7 @@ var (
 	ErrBadName = errors.New("unusable name")
 	// ErrExist is returned by Create, Convert and ServeNBD when the file to be made
 	// is there already. It matches fs.ErrExist too.
-	ErrExist = fmt.Errorf("target exists: %w", fs.ErrExist)
+	ErrExist = mark.As(fs.ErrExist, errors.New("target exists"))
 	// ErrToolMissing is returned when qemu-img, qemu-storage-daemon or qemu-nbd is not
 	// installed where it was looked for.
 	ErrToolMissing = errors.New("tool not found")
@@ -29,10 +30,10 @@ var (
 var (
 	// ErrNotFound is returned when the image, or one below it, is missing. It matches
 	// fs.ErrNotExist too.
-	ErrNotFound = fmt.Errorf("image not found: %w", fs.ErrNotExist)
+	ErrNotFound = mark.As(fs.ErrNotExist, errors.New("image not found"))
 	// ErrPermission is returned when the file system refuses access. It matches
 	// fs.ErrPermission too.
-	ErrPermission = fmt.Errorf("access refused: %w", fs.ErrPermission)
+	ErrPermission = mark.As(fs.ErrPermission, errors.New("access refused"))
 	// ErrLocked is returned when another process (a running VM, another backup) holds
 	// the image in a way that excludes the call.
 	ErrLocked = errors.New("image is in use by another process")
@@ -129,14 +130,17 @@ type ToolError struct {
 	Err error
 }
 
-// Error names the tool, its subcommand, what it means and what the tool said, of which Stderr has more.
+// Error names the tool, its subcommand, why it failed and what it said, of which Stderr has more. What is told from what it said, isn't said again.
 func (e *ToolError) Error() string {
 	name := e.Tool
 	if len(e.Args) > 0 && !strings.HasPrefix(e.Args[0], "-") {
 		name += " " + e.Args[0]
 	}
-	if e.Stderr == "" {
+	switch {
+	case e.Stderr == "":
 		return name + ": " + e.Err.Error()
+	case isMeaning(e.Err):
+		return name + ": " + brief(e.Stderr)
 	}
 	return name + ": " + e.Err.Error() + ": " + brief(e.Stderr)
 }
@@ -154,8 +158,11 @@ type QMPError struct {
 	Err error
 }
 
-// Error names the command, what it means and what QEMU said.
+// Error names the command and what QEMU said, which has its meaning, too.
 func (e *QMPError) Error() string {
+	if isMeaning(e.Err) {
+		return e.Command + ": " + e.Desc
+	}
 	return e.Command + ": " + e.Err.Error() + ": " + e.Desc
 }
 
@@ -164,6 +171,17 @@ func (e *QMPError) Unwrap() error { return e.Err }
 
 // errRefused stands for a message that has no sentinel of its own.
 var errRefused = errors.New("refused")
+
+// meaning is what a message is told to mean: the message itself says it.
+type meaning struct{ errs []error }
+
+func (m *meaning) Error() string   { return errors.Join(m.errs...).Error() }
+func (m *meaning) Unwrap() []error { return m.errs }
+
+func isMeaning(err error) bool {
+	_, told := err.(*meaning) //nolint:errorlint // what it is wrapped in is to be said
+	return told || err == errRefused
+}
 
 // messages maps patterns of QEMU's English messages to their meaning. The
 // texts were taken from QEMU 7.2; where several match, all their
@@ -220,11 +238,8 @@ func classify(text string, names []string) error {
 			found = append(found, m.err)
 		}
 	}
-	switch len(found) {
-	case 0:
+	if found == nil {
 		return errRefused
-	case 1:
-		return found[0]
 	}
-	return errors.Join(found...)
+	return &meaning{found}
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/kvmbackup/kvmbackup/internal/mark"
 )
 
 // Layer is one image below another, for calls that shall not follow the links
@@ -153,9 +155,9 @@ func fileError(err error) error {
 	case err == nil:
 		return nil
 	case os.IsNotExist(err):
-		return fmt.Errorf("%w: %w", ErrNotFound, err)
+		return mark.As(ErrNotFound, err)
 	case os.IsPermission(err):
-		return fmt.Errorf("%w: %w", ErrPermission, err)
+		return mark.As(ErrPermission, err)
 	}
 	return err
 }

@@ -8,27 +8,28 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/mark"
 )
 
-// The repository as a whole.
+// The repository as a whole: the root's words under the names that this package's methods are documented with.
 var (
 	// ErrNotRepository is returned when the folder has no repository marker: most often the share isn't mounted there.
-	ErrNotRepository = errors.New("not a repository")
+	ErrNotRepository = kvmbackup.ErrNotRepository
 	// ErrOtherRepository is returned when the marker carries another id than at Open: another share is mounted there now.
-	ErrOtherRepository = errors.New("another repository is mounted here")
+	ErrOtherRepository = kvmbackup.ErrOtherRepository
 	// ErrVersion is returned by Init and Open for a repository that a later version of this package has made.
-	ErrVersion = errors.New("repository of a later version")
+	ErrVersion = kvmbackup.ErrVersion
 	// ErrUnavailable is returned when the storage answers with an error of its own (stale handle, I/O error, unreachable)
 	// or, as ErrHung, not at all. Nothing is known about the backups then: absence has not been seen.
-	ErrUnavailable = errors.New("repository unavailable")
+	ErrUnavailable = kvmbackup.ErrUnavailable
 	// ErrHung is returned when an operation got no answer in time and was left behind, and by every further call for the
 	// same folder until it comes back; by those for the same VM alone if only its caller's context had ended. It is also an
 	// ErrUnavailable.
 	ErrHung = fmt.Errorf("%w: no answer", ErrUnavailable)
 	// ErrReadOnly is returned when the storage refuses to be written: read-only, or without permission.
-	ErrReadOnly = errors.New("repository not writable")
+	ErrReadOnly = kvmbackup.ErrReadOnly
 	// ErrNoSpace is returned when the storage or a quota on it is full.
-	ErrNoSpace = errors.New("repository full")
+	ErrNoSpace = kvmbackup.ErrNoSpace
 )
 
 // Folders and files.
@@ -38,10 +39,10 @@ var (
 	// ErrExist is returned by CreatePartial and Publish when the folder's stamp is taken by something else.
 	ErrExist = errors.New("already exists")
 	// ErrForeign is returned when the folder belongs to another backup: nothing was removed.
-	ErrForeign = errors.New("belongs to another backup")
+	ErrForeign = kvmbackup.ErrForeign
 	// ErrDenied is returned when this process may not read a file or folder: QEMU made it as another user, say, on a share
 	// that doesn't let root pass. Run as a user, or export the share to one, that may.
-	ErrDenied = errors.New("may not be read")
+	ErrDenied = kvmbackup.ErrDenied
 	// ErrUnsafe is returned for symbolic links, and for anything else that is not the regular file or folder expected.
 	ErrUnsafe = errors.New("not a regular file or folder")
 	// ErrTooLarge is returned by ReadSideFile for a file that is larger than the caller wants.
@@ -50,7 +51,7 @@ var (
 	ErrInUse = errors.New("still in use")
 	// ErrFlush is returned by Publish when a file could not be flushed, and again for the same backup ever after: what
 	// the kernel has thrown away, a second flush does not report. Take the backup again.
-	ErrFlush = errors.New("data could not be flushed")
+	ErrFlush = kvmbackup.ErrFlush
 )
 
 // Names and manifests.
@@ -137,14 +138,14 @@ var classes = []struct {
 	{ErrDenied, []error{fs.ErrPermission}},
 }
 
-// classify puts the sentinel that fits in front of an error of the system.
+// classify gives an error of the system, which says it all, the sentinel that fits.
 func classify(err error) error {
 	if err == nil || matches(err, ours) {
 		return err
 	}
 	for _, c := range classes {
 		if matches(err, c.from) {
-			return fmt.Errorf("%w: %w", c.class, err)
+			return mark.As(c.class, err)
 		}
 	}
 	return err
@@ -153,7 +154,7 @@ func classify(err error) error {
 // classifyWrite is classify for a step that writes, where a missing permission is as good as a read-only mount.
 func classifyWrite(err error) error {
 	if errors.Is(err, fs.ErrPermission) && !matches(err, ours) {
-		return fmt.Errorf("%w: %w", ErrReadOnly, err)
+		return mark.As(ErrReadOnly, err)
 	}
 	return classify(err)
 }

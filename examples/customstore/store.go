@@ -55,7 +55,7 @@ func (s *Store) update(ctx context.Context, vm kvmbackup.VMID, fn func(rules.Tx)
 func (s *Store) AckRemoval(ctx context.Context, id kvmbackup.BackupID) error {
 	unlock, err := s.lock(ctx)
 	if err != nil {
-		return rules.ContextError(ctx, err)
+		return rules.StoreError(ctx, err)
 	}
 	defer unlock()
 	states, err := s.all(ctx)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -40,8 +40,8 @@ type failure struct {
 	Exit    int    `json:"-"`
 }
 
-// classes translate the sentinels. The first that matches counts.
-var classes = []struct {
+// own are the failures of the program itself.
+var own = []struct {
 	is   error
 	code string
 	exit int
@@ -49,49 +49,28 @@ var classes = []struct {
 	{errUsage, "usage", exitUsage},
 	{errUnhealthy, "unhealthy", exitFailed},
 	{errNoneBack, "none-imported", exitFailed},
+}
 
-	{kvmbackup.ErrDamaged, "damaged", exitDamaged},
-	{kvmbackup.ErrMissingFile, "missing-file", exitDamaged},
+// exits are the codes that don't exit with exitFailed.
+var exits = map[string]int{
+	"damaged": exitDamaged, "missing-file": exitDamaged,
+	"busy": exitBusy, "image-locked": exitBusy,
+	"no-backup": exitNotFound, "no-domain": exitNotFound, "no-volume": exitNotFound,
+}
 
-	{kvmbackup.ErrNotConsistent, "not-consistent", exitFailed}, // whatever the guest agent's error was
-
-	{kvmbackup.ErrBusy, "busy", exitBusy},
-	{kvmbackup.ErrRunning, "busy", exitBusy},
-	{kvmbackup.ErrImageLocked, "image-locked", exitBusy},
-	{qcow2.ErrLocked, "image-locked", exitBusy},
-
-	{kvmbackup.ErrNotFound, "no-backup", exitNotFound},
-	{kvmbackup.ErrNoDomain, "no-domain", exitNotFound},
-	{kvmbackup.ErrNoVolume, "no-volume", exitNotFound},
-
-	{kvmbackup.ErrNoSpace, "no-space", exitFailed},
-	{qcow2.ErrNoSpace, "no-space", exitFailed},
-	{kvmbackup.ErrTargetAccess, "target-access", exitFailed},
-	{kvmbackup.ErrNoLocks, "no-locks", exitFailed},
-	{kvmbackup.ErrTargetExists, "target-exists", exitFailed},
-	{kvmbackup.ErrTooSmall, "target-too-small", exitFailed},
-	{kvmbackup.ErrDomainRunning, "domain-running", exitFailed},
-	{kvmbackup.ErrDomainStopped, "domain-stopped", exitFailed},
-	{kvmbackup.ErrNothingToBackUp, "nothing-to-back-up", exitFailed},
-	{kvmbackup.ErrDiskLeftOut, "disk-left-out", exitFailed},
-	{kvmbackup.ErrUnreadable, "unreadable-disk", exitFailed},
-	{kvmbackup.ErrNoAgent, "no-agent", exitFailed},
-	{kvmbackup.ErrHeld, "held", exitFailed},
-	{kvmbackup.ErrStatus, "wrong-status", exitFailed},
-	{kvmbackup.ErrStalled, "stalled", exitFailed},
-	{kvmbackup.ErrJobStuck, "job-stuck", exitFailed},
-	{kvmbackup.ErrJobFailed, "job-failed", exitFailed},
-	{kvmbackup.ErrLeaseLost, "lease-lost", exitFailed},
-	{kvmbackup.ErrOtherDomain, "other-domain", exitFailed},
-	{kvmbackup.ErrOtherRepository, "other-repository", exitFailed},
-	{repository.ErrNotRepository, "no-repository", exitFailed},
-	{repository.ErrReadOnly, "repository-read-only", exitFailed},
-	{repository.ErrUnavailable, "repository-unavailable", exitFailed},
-	{qcow2.ErrToolMissing, "tool-missing", exitFailed},
-	{kvmbackup.ErrUnsupported, "unsupported", exitFailed},
-	{kvmbackup.ErrInvalid, "invalid", exitFailed},
-	{context.DeadlineExceeded, "timeout", exitFailed},
-	{context.Canceled, "interrupted", exitFailed},
+// codeOf is the library's word, or the program's own, which is from before the library had words.
+func codeOf(err error) string {
+	code := kvmbackup.Code(err)
+	storage := (*repository.Error)(nil)
+	switch {
+	case code == "other":
+		return "failed"
+	case code == "running":
+		return "busy"
+	case code == "unavailable" && errors.As(err, &storage):
+		return "repository-unavailable"
+	}
+	return code
 }
 
 // errUsage is a command line that can't be carried out.
@@ -107,7 +86,7 @@ func (usageError) Is(target error) bool { return target == errUsage }
 
 // classify finds the class of an error. One from before a command began is cobra's, about the command line.
 func classify(ctx context.Context, err error, began bool) failure {
-	f := failure{Code: "failed", Message: err.Error(), Exit: exitFailed}
+	f := failure{Code: codeOf(err), Message: kvmbackup.ErrorText(err), Exit: exitFailed}
 	if name := (*kvmbackup.NameError)(nil); errors.As(err, &name) && name.What == "VM name" {
 		f.Message += ", with --vm-id"
 	}
@@ -119,10 +98,10 @@ func classify(ctx context.Context, err error, began bool) failure {
 		f.Code = "interrupted"
 		return f
 	}
-	for _, c := range classes {
+	f.Exit = cmp.Or(exits[f.Code], exitFailed)
+	for _, c := range own {
 		if errors.Is(err, c.is) {
 			f.Code, f.Exit = c.code, c.exit
-			break
 		}
 	}
 	return f

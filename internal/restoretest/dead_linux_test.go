@@ -104,22 +104,22 @@ func (l *lab) dies(e *engine.Engine, req engine.RestoreRequest) {
 		l.Errorf("it took %v", d)
 	}
 	_, err = l.engine.Restore(l.Context(), req)
-	l.fails(err, kvmbackup.ErrBusy)
+	l.fails(err, kvmbackup.ErrUnavailable)
 }
 
-// unlessBusy calls f until what was left behind is back.
-func (l *lab) unlessBusy(f func() error) {
+// unlessAway calls f until what was left behind is back.
+func (l *lab) unlessAway(f func() error) {
 	l.Helper()
 	for tick := time.NewTicker(5 * time.Millisecond); ; {
 		err := f()
-		if !errors.Is(err, kvmbackup.ErrBusy) {
+		if !errors.Is(err, kvmbackup.ErrUnavailable) {
 			l.ok(err)
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-l.Context().Done():
-			l.Fatalf("still busy: %v", err)
+			l.Fatalf("still away: %v", err)
 		}
 	}
 }
@@ -134,7 +134,7 @@ func TestTargetDies(t *testing.T) {
 	l.dies(l.engineOf(&onceCopied{then: func() { target.set(true) }}), req)
 	target.set(false)
 	var r engine.Restored
-	l.unlessBusy(func() (err error) { r, err = l.engine.Restore(t.Context(), req); return err })
+	l.unlessAway(func() (err error) { r, err = l.engine.Restore(t.Context(), req); return err })
 	l.compare(r.Volumes, l.held[b.ID])
 	entries, err := os.ReadDir(target.dir)
 	if err != nil || len(entries) != 1 {
@@ -164,7 +164,7 @@ func TestImagesDieDuringTheSwap(t *testing.T) {
 	namesake.tidy()
 
 	storage.set(false)
-	l.unlessBusy(func() error {
+	l.unlessAway(func() error {
 		_, err := l.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
 		return err
 	})

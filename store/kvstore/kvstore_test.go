@@ -24,7 +24,7 @@ func TestMemory(t *testing.T) {
 			tab := newTable()
 			tab.max = size
 			legacy(tab)
-			return storetest.Harness{Store: store(t, tab, tab), Advance: tab.Advance, Open: func() (kvmbackup.Store, error) {
+			return storetest.Harness{Store: store(t, tab, tab), Advance: tab.Advance, Close: tab.Close, Open: func() (kvmbackup.Store, error) {
 				return store(t, tab, tab), nil
 			}}
 		}, storetest.Parallel())

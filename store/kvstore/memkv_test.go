@@ -1,6 +1,7 @@
 package kvstore_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,19 @@ type table struct {
 	rows map[kvstore.Object]map[string]string
 	now  time.Time
 	max  int
+	dead error // what every call returns, once it is closed
 }
+
+// Close ends the table, as a database that is gone.
+func (t *table) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dead = errors.New("connection lost")
+	return nil
+}
+
+// alive is the first thing that a call asks.
+func (t *table) alive(ctx context.Context) error { return cmp.Or(ctx.Err(), t.dead) }
 
 func newTable() *table {
 	return &table{rows: map[kvstore.Object]map[string]string{}, now: time.Date(2026, 11, 23, 7, 0, 0, 0, time.UTC), max: 1000}
@@ -28,7 +41,7 @@ func newTable() *table {
 func (t *table) clock(context.Context) (time.Time, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.now, nil
+	return t.now, t.dead
 }
 
 func (t *table) Advance(d time.Duration) {
@@ -46,8 +59,8 @@ func (t *table) details(o kvstore.Object) map[string]string {
 
 func (t *table) check(ctx context.Context, key, value string) error {
 	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
+	case t.alive(ctx) != nil:
+		return t.alive(ctx)
 	case len(value) > t.max || !utf8.ValidString(value) || value == "" || len(key) > 64:
 		return fmt.Errorf("the table can't hold %q=%q", key, value)
 	}
@@ -57,7 +70,7 @@ func (t *table) check(ctx context.Context, key, value string) error {
 func (t *table) Get(ctx context.Context, o kvstore.Object, key string) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.rows[o][key], ctx.Err()
+	return t.rows[o][key], t.alive(ctx)
 }
 
 func (t *table) Set(ctx context.Context, o kvstore.Object, key, value string) error {
@@ -80,16 +93,16 @@ func (t *table) set(o kvstore.Object, key, value string) {
 func (t *table) Remove(ctx context.Context, o kvstore.Object, key string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if ctx.Err() == nil {
+	if t.alive(ctx) == nil {
 		delete(t.rows[o], key)
 	}
-	return ctx.Err()
+	return t.alive(ctx)
 }
 
 func (t *table) List(ctx context.Context, o kvstore.Object) (map[string]string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return maps.Clone(t.rows[o]), ctx.Err()
+	return maps.Clone(t.rows[o]), t.alive(ctx)
 }
 
 func (t *table) CompareAndSet(ctx context.Context, o kvstore.Object, key, old, value string) (bool, error) {
@@ -114,7 +127,7 @@ func (t *table) Find(ctx context.Context, kind kvstore.ObjectKind, key string) (
 			out = append(out, o.ID)
 		}
 	}
-	return out, ctx.Err()
+	return out, t.alive(ctx)
 }
 
 var errKilled = errors.New("killed")

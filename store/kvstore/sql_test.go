@@ -23,7 +23,9 @@ func TestSQL(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return storetest.Harness{Store: st, Open: func() (kvmbackup.Store, error) { return open(details{openSQLite(t, file)}) }}
+		return storetest.Harness{Store: st, Close: host.db.Close, Open: func() (kvmbackup.Store, error) {
+			return open(details{openSQLite(t, file)})
+		}}
 	}, storetest.Parallel(), storetest.Racers(4))
 }
 

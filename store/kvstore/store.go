@@ -62,7 +62,7 @@ func end(ctx context.Context, what string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s: %w", what, rules.ContextError(ctx, err))
+	return fmt.Errorf("%s: %w", what, rules.StoreError(ctx, err))
 }
 
 // VM implements kvmbackup.Store.

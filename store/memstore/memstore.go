@@ -8,6 +8,7 @@ package memstore
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -22,6 +23,7 @@ import (
 type Store struct {
 	rules.Writer
 	mu     sync.Mutex
+	closed bool
 	now    func() time.Time
 	states map[kvmbackup.VMID]*rules.State
 }
@@ -45,10 +47,29 @@ func New(opts ...Option) *Store {
 	return s
 }
 
+// Close makes every later call an ErrUnavailable, as of a store that is gone. It returns nil.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	return nil
+}
+
+// open is an ErrUnavailable once the store is closed. The store is locked.
+func (s *Store) open() error {
+	if s.closed {
+		return fmt.Errorf("%w: the store is closed", kvmbackup.ErrUnavailable)
+	}
+	return nil
+}
+
 // update gives the rules the VM's state while the store is locked. They change it only once all checks have passed.
 func (s *Store) update(_ context.Context, vm kvmbackup.VMID, fn func(rules.Tx) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.open(); err != nil {
+		return err
+	}
 	state, ok := s.states[vm]
 	if !ok {
 		state = rules.NewState(vm)
@@ -72,12 +93,15 @@ func (s *Store) backup(id kvmbackup.BackupID) (kvmbackup.Backup, error) {
 
 // view locks the store for a read.
 func view[T any](ctx context.Context, s *Store, fn func() (T, error)) (T, error) {
+	var zero T
 	if ctx.Err() != nil {
-		var zero T
 		return zero, context.Cause(ctx)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.open(); err != nil {
+		return zero, err
+	}
 	return fn()
 }
 

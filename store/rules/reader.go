@@ -29,7 +29,7 @@ func (r Reader) state(ctx context.Context, vm kvmbackup.VMID) (*State, error) {
 		return nil, context.Cause(ctx)
 	}
 	s, err := r.one(ctx, vm)
-	return s, ContextError(ctx, err)
+	return s, StoreError(ctx, err)
 }
 
 // states is all, with a look at the context.
@@ -38,7 +38,7 @@ func (r Reader) states(ctx context.Context) ([]*State, error) {
 		return nil, context.Cause(ctx)
 	}
 	list, err := r.all(ctx)
-	return list, ContextError(ctx, err)
+	return list, StoreError(ctx, err)
 }
 
 // VM implements kvmbackup.Store.

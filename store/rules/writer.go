@@ -22,7 +22,7 @@ type Writer struct{ update Update }
 // NewWriter returns a Writer over a store's transactions.
 func NewWriter(update Update) Writer { return Writer{update} }
 
-// run is one write: it names the step in errors and gives a context's cause its place.
+// run is one write: it names the step in errors, which are as of StoreError.
 func (w Writer) run(ctx context.Context, what string, vm kvmbackup.VMID, fn func(tx Tx) error) error {
 	err := ctx.Err()
 	if err == nil {
@@ -31,7 +31,7 @@ func (w Writer) run(ctx context.Context, what string, vm kvmbackup.VMID, fn func
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s of %q: %w", what, vm, ContextError(ctx, err))
+	return fmt.Errorf("%s of %q: %w", what, vm, StoreError(ctx, err))
 }
 
 // get is run with a result, which is the zero value beside an error.
@@ -48,13 +48,21 @@ func get[T any](ctx context.Context, w Writer, what string, vm kvmbackup.VMID, f
 	return out, nil
 }
 
-// ContextError returns err and, when ctx has ended, the cause of that beside it, so that errors.Is finds both.
-// Stores pass the errors of their reads through it.
-func ContextError(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() == nil || errors.Is(err, context.Cause(ctx)) {
+// StoreError returns err and, when ctx has ended, the cause of that beside it, so that errors.Is finds both. Otherwise what matches none of
+// the root's sentinels has come from below the store, which can't be used then: it matches kvmbackup.ErrUnavailable. Stores pass
+// the errors of their reads through it.
+func StoreError(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
 		return err
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", err, context.Cause(ctx))
+	case kvmbackup.Code(err) == "other":
+		return fmt.Errorf("%w: %w", kvmbackup.ErrUnavailable, err)
 	}
-	return fmt.Errorf("%w: %w", err, context.Cause(ctx))
+	return err
 }
 
 // AcquireLease implements kvmbackup.Store. An empty VM or holder and a TTL below a microsecond are ErrInvalid.

@@ -46,8 +46,8 @@ func openStore(t testing.TB, db *sql.DB, c sqlstore.Config) *sqlstore.Store {
 func TestSQLite(t *testing.T) {
 	storetest.Run(t, func(t testing.TB) storetest.Harness {
 		dsn := sqliteDSN(filepath.Join(t.TempDir(), "backups.db"))
-		st := openStore(t, openDB(t, "sqlite", dsn), sqlstore.Config{})
-		return storetest.Harness{Store: st, Open: func() (kvmbackup.Store, error) {
+		db := openDB(t, "sqlite", dsn)
+		return storetest.Harness{Store: openStore(t, db, sqlstore.Config{}), Close: db.Close, Open: func() (kvmbackup.Store, error) {
 			return sqlstore.New(t.Context(), openDB(t, "sqlite", dsn), sqlstore.Config{})
 		}}
 	}, storetest.Parallel())
@@ -62,10 +62,10 @@ func freshSchema() sqlstore.Config {
 
 func TestPostgreSQL(t *testing.T) {
 	dsn := testpg.DSN(t)
-	db, second := openDB(t, "pgx", dsn), openDB(t, "pgx", dsn)
+	second := openDB(t, "pgx", dsn)
 	storetest.Run(t, func(t testing.TB) storetest.Harness {
-		c := freshSchema()
-		return storetest.Harness{Store: openStore(t, db, c), Open: func() (kvmbackup.Store, error) {
+		c, db := freshSchema(), openDB(t, "pgx", dsn)
+		return storetest.Harness{Store: openStore(t, db, c), Close: db.Close, Open: func() (kvmbackup.Store, error) {
 			return sqlstore.New(t.Context(), second, c)
 		}}
 	}, storetest.Parallel())

@@ -38,7 +38,7 @@ func New(ctx context.Context, db *sql.DB, c Config) (*Store, error) {
 	if c.Dialect == DialectUnknown {
 		var err error
 		if s.cfg.Dialect, err = s.detect(ctx); err != nil {
-			return nil, rules.ContextError(ctx, err)
+			return nil, rules.StoreError(ctx, err)
 		}
 	}
 	var err error
@@ -74,7 +74,7 @@ func read[T any](ctx context.Context, s *Store, what string, fn func() (T, error
 	}
 	if err != nil {
 		var zero T
-		return zero, fmt.Errorf("%s: %w", what, rules.ContextError(ctx, err))
+		return zero, fmt.Errorf("%s: %w", what, rules.StoreError(ctx, err))
 	}
 	return out, nil
 }

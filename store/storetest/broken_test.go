@@ -54,10 +54,12 @@ func breakers() map[string]func(*hooks) {
 	for _, w := range []string{"begin", "complete", "fail", "mark", "remove", "set-active", "annotate", "import"} {
 		fenceBreakers(out, w)
 		out["context/"+w] = ignoreContext(w)
+		out["dead/"+w] = undead(w)
 	}
 	delete(out, "fence/set-active-other-vm")
 	for _, m := range []string{"acquire-lease", "renew-lease", "release-lease", "vm", "backup", "newest", "children", "list", "removals", "ack-removal"} {
 		out["context/"+m] = ignoreContext(m)
+		out["dead/"+m] = undead(m)
 	}
 	return out
 }
@@ -67,6 +69,9 @@ func ignoreContext(name string) func(*hooks) {
 		h.before[name] = func(ctx ctxT, l lease) (ctxT, lease) { return context.WithoutCancel(ctx), l }
 	}
 }
+
+// undead answers although the store is closed.
+func undead(name string) func(*hooks) { return func(h *hooks) { h.alive[name] = true } }
 
 // fenceBreakers are stores that let one write pass with a lease that no longer counts, in one way each.
 func fenceBreakers(out map[string]func(*hooks), name string) {

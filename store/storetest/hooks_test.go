@@ -49,6 +49,9 @@ type hooks struct {
 	ack      func(ctx ctxT, id idT) error
 	open     func() (kvmbackup.Store, error)
 
+	dead  bool            // from now on nothing answers
+	alive map[string]bool // but these methods
+
 	mu       sync.Mutex
 	last     map[vmT]lease // the last lease that was given
 	released map[vmT]bool
@@ -64,7 +67,7 @@ func newHooks() *hooks {
 		acquire: st.AcquireLease, renew: st.RenewLease, release: st.ReleaseLease, vm: st.VM, newest: st.Newest, children: st.Children,
 		list: st.List, begin: st.Begin, complete: st.Complete, fail: st.Fail, mark: st.MarkDeletePending, remove: st.Remove,
 		active: st.SetActive, annotate: st.Annotate, imports: st.Import, removals: st.Removals, ack: st.AckRemoval,
-		last: map[vmT]lease{}, released: map[vmT]bool{}, snapped: map[idT]rec{}}
+		last: map[vmT]lease{}, alive: map[string]bool{}, released: map[vmT]bool{}, snapped: map[idT]rec{}}
 }
 
 func (h *hooks) harness() storetest.Harness {
@@ -72,10 +75,19 @@ func (h *hooks) harness() storetest.Harness {
 	if open == nil {
 		open = func() (kvmbackup.Store, error) { return h, nil }
 	}
-	return storetest.Harness{Store: h, Advance: h.clock.Advance, Open: open}
+	die := func() error {
+		h.dead = true
+		return nil
+	}
+	return storetest.Harness{Store: h, Advance: h.clock.Advance, Open: open, Close: die}
 }
 
 func (h *hooks) in(name string, ctx ctxT, l lease) (ctxT, lease) {
+	if h.dead && !h.alive[name] {
+		dead, end := context.WithCancelCause(ctx)
+		end(kvmbackup.ErrUnavailable)
+		ctx = dead
+	}
 	if f := h.before[name]; f != nil {
 		return f(ctx, l)
 	}

@@ -18,6 +18,9 @@ type Harness struct {
 	// Open opens another instance over the same data, as another process would. The rules on concurrency
 	// and durability then use both. Nil: they use Store alone.
 	Open func() (kvmbackup.Store, error)
+	// Close closes what Store stands on, such as its connections to a database, as if it had died. Nil: Store's own Close is called;
+	// on a store that has none the rules on dead stores pass.
+	Close func() error
 	// Advance moves the store's clock forward. Nil: the rules on expiry wait, with leases of ShortTTL.
 	Advance func(d time.Duration)
 	// ShortTTL is how long a lease lives that a rule wants to see expire. It is to be no shorter than
@@ -58,7 +61,7 @@ func (rule Rule) checkWith(ctx context.Context, h Harness, o options) (err error
 
 // Rules returns all rules, in the order in which Run runs them.
 func Rules() []Rule {
-	return slices.Concat(leaseRules, writeRules(), contextRules(), atomicRules, readRules, listRules, beginRules,
+	return slices.Concat(leaseRules, writeRules(), contextRules(), deadRules(), atomicRules, readRules, listRules, beginRules,
 		completeRules, failRules, markRules, removeRules, activeRules, annotateRules, importRules, removalRules, concurrentRules)
 }
 
