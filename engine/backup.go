@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -107,8 +106,8 @@ func (r *run) decideNow(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if r.view.status.Job != kvmbackup.JobNone {
-		return &kvmbackup.BusyError{VM: r.vm, Holder: "a job on its domain: " + r.view.status.JobDetail}
+	if err := r.view.busy(); err != nil {
+		return err
 	}
 	if r.decision, err = r.op.decide(r.view); err != nil {
 		return err
@@ -174,21 +173,12 @@ func (r *run) preflight(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	enough := max(space.FreeBytes-r.e.cfg.ReserveBytes, 0)
-	if r.req.IgnoreSpace {
-		enough = math.MaxInt64
-	}
-	need, err := r.estimate(ctx, r.view, r.decision, enough)
+	need, err := r.estimate(ctx, r.view, r.decision, r.e.enough(r.req, space.FreeBytes))
 	if err != nil {
 		return err
 	}
 	r.dirty = need.dirty
-	if need.bytes > enough {
-		return &kvmbackup.SpaceError{
-			NeedBytes: need.bytes, ReserveBytes: r.e.cfg.ReserveBytes, FreeBytes: space.FreeBytes, Where: "the repository", Unmeasured: need.unmeasured,
-		}
-	}
-	return nil
+	return r.e.spaceVerdict(r.req, need, space.FreeBytes)
 }
 
 // begin records the intent: from here on whoever comes next can settle what is left.

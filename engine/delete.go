@@ -110,7 +110,7 @@ func (e *Engine) settleDeletes(ctx context.Context, o *op, h *heldLease) ([]Reco
 	gone, err := e.deleterFor(o).Finish(ctx, h.lease())
 	var found []Recovery
 	for _, b := range gone {
-		found = append(found, Recovery{b.ID, RecoveryDeleted, "its deletion had been begun"})
+		found = append(found, Recovery{b.VM, b.ID, RecoveryDeleted, "its deletion had been begun"})
 	}
 	return found, err
 }

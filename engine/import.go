@@ -14,13 +14,24 @@ import (
 
 // Imported says what Import did with one folder.
 type Imported struct {
-	Path   string
-	Backup kvmbackup.BackupID
-	Added  bool   // false: its record was there already, or Reason says why not
-	Reason string // why it was passed over, Err's text; empty when it was added or was there
+	Path   string             `json:"path"`
+	Backup kvmbackup.BackupID `json:"backup,omitempty"`
+	Added  bool               `json:"added"`            // false: its record was there already, or Reason says why not
+	Reason string             `json:"reason,omitempty"` // why it was passed over, Err's text; empty when it was added or was there
 	// Err is Reason for errors.Is: ErrOtherRepository and repository.ErrMisplaced when there is a record that says that the backup is elsewhere,
 	// ErrNotFound without its parent, ErrInvalid for a stamp, sequence or record that can't be, or what is wrong with its folder.
-	Err error
+	Err error `json:"-"`
+}
+
+// String returns the outcome as one line.
+func (i Imported) String() string {
+	switch {
+	case i.Added:
+		return i.Path + ": added"
+	case i.Reason != "":
+		return i.Path + ": passed over: " + i.Reason
+	}
+	return i.Path + ": was there"
 }
 
 func (i Imported) passedOver(err error) Imported {

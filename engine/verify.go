@@ -43,11 +43,14 @@ type Problem struct {
 
 // VerifyReport is what a verification found.
 type VerifyReport struct {
-	Backup   kvmbackup.BackupID `json:"backup"`
-	Content  bool               `json:"content"` // digests were compared: false where there was none
-	Digests  int                `json:"digests"` // how many there were to compare
-	Files    int                `json:"files"`   // how many files were checked
-	Problems []Problem          `json:"problems"`
+	Backup  kvmbackup.BackupID `json:"backup"`
+	Content bool               `json:"content"` // digests were compared: false where there was none
+	Digests int                `json:"digests"` // how many there were to compare
+	// NoDigests says that the content was asked for, and that neither the backup nor what it stands on has a digest on record, so
+	// that nothing is known of it; see AddDigests.
+	NoDigests bool      `json:"no_digests,omitempty"`
+	Files     int       `json:"files"` // how many files were checked
+	Problems  []Problem `json:"problems"`
 	// Notes are what stands in the way of no restore: files in a backup's folder that are not its own.
 	Notes []Problem `json:"notes,omitempty"`
 
@@ -59,9 +62,36 @@ type VerifyReport struct {
 // report that Verify didn't make.
 func (r VerifyReport) OK() bool { return r.Complete && len(r.Problems) == 0 }
 
+// String returns the report as lines for people.
+func (r VerifyReport) String() string {
+	var s strings.Builder
+	switch {
+	case r.OK():
+		fmt.Fprintf(&s, "%s: ok, %d files", r.Backup, r.Files)
+	case len(r.Problems) > 0:
+		fmt.Fprintf(&s, "%s: damaged, %d files", r.Backup, r.Files)
+	default:
+		fmt.Fprintf(&s, "%s: not verified", r.Backup)
+	}
+	switch {
+	case r.Content:
+		fmt.Fprintf(&s, ", %d digests", r.Digests)
+	case r.NoDigests:
+		s.WriteString("; content not compared: no digests are on record")
+	}
+	s.WriteString("\n")
+	for _, p := range r.Problems {
+		fmt.Fprintf(&s, "  %s: %s\n", p.Code, p.Detail)
+	}
+	for _, p := range r.Notes {
+		fmt.Fprintf(&s, "  note, no damage: %s: %s\n", p.Code, p.Detail)
+	}
+	return s.String()
+}
+
 // Verify checks that a completed backup can be restored: every member of its chain is there, each backing link is exactly the manifest's,
 // no file has a backing or data file that it should not, and qemu-img check finds nothing. With content it also
-// computes the digests that were recorded and compares them. The outcome is recorded with its time, and damage with every backup that it
+// computes the digests that were recorded and compares them; where there are none the report has NoDigests. The outcome is recorded with its time, and damage with every backup that it
 // affects.
 //
 // Damage is in the report's Problems, and makes the error an ErrDamaged; other errors mean that nothing is known. A file that is in a folder and not
@@ -191,6 +221,7 @@ func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {
 	if err != nil {
 		return err
 	}
+	v.report.NoDigests = v.report.Content && !slices.ContainsFunc(chain, hasDigests)
 	for _, member := range chain {
 		if member.Repository != v.e.cfg.Repository.ID() {
 			return fmt.Errorf("%w: backup %s is in %q", kvmbackup.ErrOtherRepository, member.ID, member.Repository)
@@ -206,6 +237,10 @@ func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {
 		}
 	}
 	return nil
+}
+
+func hasDigests(b kvmbackup.Backup) bool {
+	return slices.ContainsFunc(b.Volumes, func(v kvmbackup.VolumeBackup) bool { return v.Digest != "" || v.FileDigest != "" })
 }
 
 // folder compares one member's folder with its manifest and its record.
