@@ -3,6 +3,7 @@ package kvmbackup
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"path"
 	"slices"
 	"strings"
@@ -82,6 +83,16 @@ func (d Decision) String() string {
 		fmt.Fprintf(&s, "  %s\n", v)
 	}
 	return s.String()
+}
+
+// LogValue implements slog.LogValuer: kind, place in the chain, checkpoint and reasons.
+func (d Decision) LogValue() slog.Value {
+	reasons := make([]string, len(d.Reasons))
+	for i, r := range d.Reasons {
+		reasons[i] = r.String()
+	}
+	return slog.GroupValue(slog.String("kind", d.Kind.String()), slog.String("chain", string(d.ChainID)), slog.Int("position", d.Position),
+		slog.String("checkpoint", string(d.Checkpoint)), slog.String("reasons", strings.Join(reasons, "; ")))
 }
 
 // VolumeDecision is one volume's part of a Decision.

@@ -2,7 +2,11 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -32,19 +36,98 @@ const (
 
 // Event is one entry of the engine's event stream.
 type Event struct {
-	Type     EventType
-	Time     time.Time // UTC
-	Op       string    // backup, restore, delete, recover (also for what another operation settles first), ...
-	VM       kvmbackup.VMID
-	BackupID kvmbackup.BackupID
-	Step     string
-	Detail   string
-	Elapsed  time.Duration
-	Bytes    int64
-	Decision *kvmbackup.Decision
-	Progress *kvmbackup.JobProgress
-	Backup   *kvmbackup.Backup
-	Err      error
+	Type     EventType              `json:"type"`
+	Time     time.Time              `json:"time"` // UTC
+	Op       string                 `json:"op"`   // backup, restore, delete, recover (also for what another operation settles first), ...
+	VM       kvmbackup.VMID         `json:"vm,omitempty"`
+	BackupID kvmbackup.BackupID     `json:"backup_id,omitempty"`
+	Step     string                 `json:"step,omitempty"`
+	Detail   string                 `json:"detail,omitempty"`
+	Elapsed  time.Duration          `json:"elapsed,omitempty"` // JSON has nanoseconds, as Backup.FrozenFor
+	Bytes    int64                  `json:"bytes,omitempty"`
+	Decision *kvmbackup.Decision    `json:"decision,omitempty"`
+	Progress *kvmbackup.JobProgress `json:"progress,omitempty"`
+	Backup   *kvmbackup.Backup      `json:"backup,omitempty"`
+	Err      error                  `json:"-"` // JSON has its text, as "error"
+}
+
+// eventJSON has what JSON says of an Event beside its fields.
+type eventJSON struct {
+	Error errorText `json:"error,omitzero"`
+}
+
+// MarshalJSON writes the fields, with the text of Err.
+func (e Event) MarshalJSON() ([]byte, error) {
+	type fields Event
+	return json.Marshal(struct {
+		fields
+		eventJSON
+	}{fields(e), eventJSON{errorText{e.Err}}})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. Err has the text alone then: it matches no sentinel.
+func (e *Event) UnmarshalJSON(b []byte) error {
+	type fields Event
+	var has eventJSON
+	err := errors.Join(json.Unmarshal(b, (*fields)(e)), json.Unmarshal(b, &has))
+	e.Err = has.Error.error
+	return err
+}
+
+// String returns the event as one line, without its time.
+func (e Event) String() string {
+	s := fmt.Sprintf("%s %s: %s", e.Op, e.VM, e.Type)
+	for _, a := range e.attrs() {
+		s += fmt.Sprintf(" %s=%v", a.Key, a.Value)
+	}
+	return s
+}
+
+// LogValue implements slog.LogValuer: type, op, VM and backup, and what else the event has.
+func (e Event) LogValue() slog.Value {
+	who := []slog.Attr{slog.String("type", string(e.Type)), slog.String("op", e.Op), slog.String("vm", string(e.VM))}
+	return slog.GroupValue(append(who, e.attrs()...)...)
+}
+
+// attrs are those beside who and what.
+func (e Event) attrs() (attrs []slog.Attr) {
+	has := func(there bool, a slog.Attr) {
+		if there {
+			attrs = append(attrs, a)
+		}
+	}
+	has(e.BackupID != "", slog.String("backup", string(e.BackupID)))
+	has(e.Step != "", slog.String("step", e.Step))
+	has(e.Detail != "", slog.String("detail", e.Detail))
+	has(e.Elapsed != 0, slog.Duration("elapsed", e.Elapsed))
+	has(e.Bytes != 0, slog.Int64("bytes", e.Bytes))
+	if e.Decision != nil {
+		has(true, slog.Any("decision", *e.Decision))
+	}
+	if p := e.Progress; p != nil {
+		has(true, slog.Int64("done_bytes", p.DoneBytes))
+		has(true, slog.Int64("total_bytes", p.TotalBytes))
+	}
+	if b := e.Backup; b != nil {
+		has(true, slog.String("kind", b.Kind.String()))
+		has(true, slog.String("path", b.Path))
+		has(true, slog.Int64("stored_bytes", b.StoredBytes()))
+	}
+	if e.Err != nil {
+		has(true, slog.String("error", e.Err.Error()))
+	}
+	return attrs
+}
+
+// Tee returns a function for Config.OnEvent that passes every event on to each of several subscribers, in their order. nil ones are
+// passed over. What holds for Config.OnEvent holds for each of them.
+func Tee(subscribers ...func(Event)) func(Event) {
+	subscribers = slices.DeleteFunc(slices.Clone(subscribers), func(f func(Event)) bool { return f == nil })
+	return func(e Event) {
+		for _, f := range subscribers {
+			f(e)
+		}
+	}
 }
 
 // op is what every operation carries along: who, what, and where its events and log lines go.

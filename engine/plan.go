@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path"
 	"slices"
 	"strings"
@@ -80,6 +81,16 @@ func (p Plan) String() string {
 		fmt.Fprintf(&s, "  first: wait for %s, which is recorded as running, or settle it if a crash has left it so\n", id)
 	}
 	return s.String()
+}
+
+// LogValue implements slog.LogValuer: the decision, the folder, the estimate and what stands in its way.
+func (p Plan) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("vm", string(p.VM)), slog.Any("decision", p.Decision), slog.String("path", p.Path),
+		slog.Int64("estimate_bytes", p.EstimateBytes), slog.Int64("free_bytes", p.FreeBytes)}
+	if p.Blocked != nil {
+		attrs = append(attrs, slog.String("blocked", p.Blocked.Error()))
+	}
+	return slog.GroupValue(attrs...)
 }
 
 // Plan shows what Backup would do with the same request, and changes nothing. It takes no lease.
