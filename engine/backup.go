@@ -35,12 +35,11 @@ func (e *Engine) Backup(ctx context.Context, req BackupRequest) (kvmbackup.Backu
 	o.step("wait")
 	var done kvmbackup.Backup
 	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
-		release, err := e.takePlace(ctx)
+		release, err := o.takePlace(ctx)
 		if err != nil {
 			return err
 		}
 		defer release()
-		o.emit(Event{Type: EventStarted})
 		if err := e.settleRecords(ctx, o, h, req.ref()); err != nil {
 			return err
 		}
@@ -353,11 +352,15 @@ func (r *run) finish(ctx context.Context) error {
 func (e *Engine) commit(ctx context.Context, o *op, h *heldLease, b *kvmbackup.Backup) error {
 	o.step("commit")
 	b.Status = kvmbackup.StatusCompleted
-	pause := firstPause
+	pause, told := firstPause, false
 	for {
 		err := e.cfg.Store.Complete(ctx, h.lease(), *b)
 		if err == nil || errors.Is(err, kvmbackup.ErrLeaseLost) || errors.Is(err, kvmbackup.ErrStatus) || errors.Is(err, kvmbackup.ErrInvalid) || errors.Is(err, kvmbackup.ErrNotFound) {
 			return err
+		}
+		if !told {
+			told = true
+			o.emit(Event{Type: EventWaiting, Detail: "waiting for the store, which didn't complete the record: " + err.Error()})
 		}
 		select {
 		case <-time.After(pause):

@@ -68,7 +68,7 @@ func (e *Engine) deleterFor(o *op) *kvmbackup.Deleter {
 	d.OnRemoved = func(b kvmbackup.Backup, bytes int64) {
 		s := *o
 		s.backup = b.ID
-		s.emit(Event{Type: EventDeleted, Bytes: bytes, Detail: b.Path})
+		s.emit(Event{Type: EventDeleted, Bytes: bytes, Detail: b.Path, Backup: &b})
 	}
 	d.OnForeign = func(b kvmbackup.Backup, left *kvmbackup.ForeignFilesError) {
 		s := *o

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -16,8 +17,10 @@ import (
 // EventType says what happened. The values are stable.
 type EventType string
 
-// The events, in the order of a backup's life.
+// The events, in the order of an operation's life. Every operation that takes the VM's lease tells of its steps, its waits, its start
+// and its end: done or failed. Those with much to read or to copy tell of their progress.
 const (
+	EventWaiting   EventType = "waiting"   // Detail says for what; Elapsed is for how long already
 	EventStarted   EventType = "started"   // the operation holds the lease
 	EventDecided   EventType = "decided"   // Decision is set
 	EventLeftOut   EventType = "left-out"  // a disk that should be in the backup can't be read and is left out; Detail says which and why
@@ -28,17 +31,21 @@ const (
 	EventStalled   EventType = "stalled"   // no progress for Elapsed
 	EventPublished EventType = "published" // the folder is whole
 	EventCompleted EventType = "completed" // the record is completed; Backup is set
-	EventFailed    EventType = "failed"    // Err is set
-	EventDeleted   EventType = "deleted"   // a backup's files and record are gone; Bytes came back
+	EventFailed    EventType = "failed"    // the operation has ended with Err, Elapsed after its start; its last event
+	EventVerified  EventType = "verified"  // the backup is whole; Backup is set, Detail says what was looked at
+	EventImported  EventType = "imported"  // a folder was looked at; Detail says whether its record was added, Err why not
+	EventDeleted   EventType = "deleted"   // a backup's files and record are gone; Bytes came back, and Backup was the record
 	EventRecovered EventType = "recovered" // what an earlier crash left was settled; Detail says how
 	EventStep      EventType = "step"      // Step begins
+	EventDone      EventType = "done"      // the operation has ended without an error, after Elapsed; its last event
 )
 
 // Event is one entry of the engine's event stream.
 type Event struct {
 	Type     EventType              `json:"type"`
-	Time     time.Time              `json:"time"` // UTC
-	Op       string                 `json:"op"`   // backup, restore, delete, recover (also for what another operation settles first), ...
+	Time     time.Time              `json:"time"`  // UTC
+	OpID     int64                  `json:"op_id"` // the same for all events of one operation, and no other's in this process
+	Op       string                 `json:"op"`    // backup, restore, delete, recover (also for what another operation settles first), ...
 	VM       kvmbackup.VMID         `json:"vm,omitempty"`
 	BackupID kvmbackup.BackupID     `json:"backup_id,omitempty"`
 	Step     string                 `json:"step,omitempty"`
@@ -136,13 +143,18 @@ type op struct {
 	name   string
 	vm     kvmbackup.VMID
 	backup kvmbackup.BackupID
-	at     string // the step under way
+	at     string    // the step under way
+	id     int64     // of the operation of which this is one, or a part
+	since  time.Time // when it got the lease; zero before
 	log    *slog.Logger
 	about  *logctx.Subject // for the lines of the packages below
 }
 
+// opIDs counts the operations of this process.
+var opIDs atomic.Int64
+
 func (e *Engine) newOp(name string, vm kvmbackup.VMID) *op {
-	return &op{e: e, name: name, vm: vm, log: e.cfg.Logger.With("op", name, "vm", string(vm)), about: &logctx.Subject{}}
+	return &op{e: e, name: name, vm: vm, id: opIDs.Add(1), log: e.cfg.Logger.With("op", name, "vm", string(vm)), about: &logctx.Subject{}}
 }
 
 // context returns ctx for what is done for the operation.
@@ -154,7 +166,7 @@ func (o *op) context(ctx context.Context) context.Context {
 // on returns the same operation on another VM or backup, and its context.
 func (o *op) on(ctx context.Context, name string, vm kvmbackup.VMID, backup kvmbackup.BackupID) (*op, context.Context) {
 	s := o.e.newOp(name, vm)
-	s.backup, s.at = backup, o.at
+	s.backup, s.at, s.id = backup, o.at, o.id
 	ctx = s.context(ctx)
 	return s, ctx
 }
@@ -171,8 +183,23 @@ func (o *op) emit(ev Event) {
 	if o.e == nil || o.e.cfg.OnEvent == nil {
 		return
 	}
-	ev.Time, ev.Op, ev.VM, ev.BackupID, ev.Step = o.e.now(), o.name, o.vm, o.backup, o.at
+	ev.Time, ev.OpID, ev.Op, ev.VM, ev.BackupID, ev.Step = o.e.now(), o.id, o.name, o.vm, o.backup, o.at
 	o.e.cfg.OnEvent(ev)
+}
+
+// begun tells that the operation holds its leases.
+func (o *op) begun() {
+	o.since = time.Now()
+	o.emit(Event{Type: EventStarted})
+}
+
+// telling tells that the operation is done when f returns without an error; fail tells of the others.
+func (o *op) telling(f func() error) error {
+	err := f()
+	if err == nil {
+		o.emit(Event{Type: EventDone, Elapsed: time.Since(o.since)})
+	}
+	return err
 }
 
 func (o *op) warn(msg string, args ...any) {
@@ -185,6 +212,10 @@ func (o *op) fail(err error) error {
 		return nil
 	}
 	failed := &kvmbackup.OpError{Op: o.name, VM: o.vm, Backup: o.backup, Step: o.at, Err: withSentinel(err)}
-	o.emit(Event{Type: EventFailed, Err: failed})
+	ended := Event{Type: EventFailed, Err: failed}
+	if !o.since.IsZero() {
+		ended.Elapsed = time.Since(o.since)
+	}
+	o.emit(ended)
 	return failed
 }

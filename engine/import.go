@@ -74,7 +74,7 @@ func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, err
 	for _, id := range vms {
 		v := e.newOp("import", id)
 		err := v.withLease(ctx, func(ctx context.Context, h *heldLease) error {
-			of, err := e.importVM(ctx, h, id)
+			of, err := e.importVM(ctx, v, h, id)
 			done = append(done, of...)
 			return err
 		})
@@ -85,7 +85,7 @@ func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, err
 
 // importVM looks again, under the lease: what was deleted meanwhile must not come back. Folders are listed by stamp, so parents come before
 // their children.
-func (e *Engine) importVM(ctx context.Context, h *heldLease, vm kvmbackup.VMID) ([]Imported, error) {
+func (e *Engine) importVM(ctx context.Context, o *op, h *heldLease, vm kvmbackup.VMID) ([]Imported, error) {
 	entries, err := e.cfg.Repository.List(ctx, string(vm))
 	if err != nil {
 		return nil, err
@@ -100,6 +100,8 @@ func (e *Engine) importVM(ctx context.Context, h *heldLease, vm kvmbackup.VMID) 
 			return done, err
 		}
 		done = append(done, one)
+		s, _ := o.on(ctx, o.name, vm, one.Backup)
+		s.emit(Event{Type: EventImported, Detail: one.String(), Err: one.Err})
 	}
 	return done, nil
 }

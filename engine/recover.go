@@ -48,7 +48,7 @@ func (e *Engine) Recover(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.D
 func (e *Engine) recover(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.DomainRef, wait time.Duration) ([]Recovery, error) {
 	o := e.newOp("recover", vm)
 	var found []Recovery
-	err := e.withLease(o.context(ctx), vm, wait, func(ctx context.Context, h *heldLease) error {
+	err := o.withLeaseWithin(ctx, wait, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
 		var errs []error
 		settled, err := e.settleRunning(ctx, o, h, dom)

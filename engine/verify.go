@@ -120,12 +120,17 @@ func (e *Engine) Verify(ctx context.Context, id kvmbackup.BackupID, content bool
 		}
 		v.report.Content = v.report.Digests > 0
 		o.step("record")
-		return v.record(ctx, h)
+		if err := v.record(ctx, h); err != nil {
+			return err
+		}
+		v.report.Complete = true
+		if !v.report.OK() {
+			return fmt.Errorf("%w: %d problems, the first: %s", kvmbackup.ErrDamaged, len(v.report.Problems), v.report.Problems[0].Detail)
+		}
+		summary, _, _ := strings.Cut(v.report.String(), "\n")
+		o.emit(Event{Type: EventVerified, Backup: &b, Detail: summary})
+		return nil
 	})
-	v.report.Complete = err == nil
-	if err == nil && !v.report.OK() {
-		err = fmt.Errorf("%w: %d problems, the first: %s", kvmbackup.ErrDamaged, len(v.report.Problems), v.report.Problems[0].Detail)
-	}
 	return v.report, o.fail(err)
 }
 
@@ -231,6 +236,7 @@ func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {
 		}
 	}
 	v.o.step("verify volumes")
+	ctx = withTally(ctx, v.o.tally(digestsOf(b, func(vol kvmbackup.VolumeBackup) int64 { return v.toRead(chain, vol) })))
 	for _, vol := range b.Volumes {
 		if err := v.volume(ctx, chain, vol); err != nil {
 			return err
@@ -241,6 +247,27 @@ func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {
 
 func hasDigests(b kvmbackup.Backup) bool {
 	return slices.ContainsFunc(b.Volumes, func(v kvmbackup.VolumeBackup) bool { return v.Digest != "" || v.FileDigest != "" })
+}
+
+// toRead is about how much is read of a volume.
+func (v *verifier) toRead(chain []kvmbackup.Backup, vol kvmbackup.VolumeBackup) int64 {
+	layers, err := layersOf(chain, vol.VolumeID, v.e.cfg.Repository)
+	if err != nil {
+		return 0 // it is a problem, which is reported
+	}
+	bytes := storedIn(layers)
+	if !v.report.Content {
+		return bytes
+	}
+	for _, l := range layers {
+		if l.volume.FileDigest != "" {
+			bytes += l.volume.StoredSize
+		}
+	}
+	if vol.Digest != "" {
+		bytes += vol.VirtualSize
+	}
+	return bytes
 }
 
 // folder compares one member's folder with its manifest and its record.
@@ -355,6 +382,7 @@ func (v *verifier) content(ctx context.Context, layers []layer) error {
 		}
 		v.seen["digest "+l.file] = true
 		has, err := digester.FileDigest(ctx, l.file)
+		counted(ctx, l.volume.VolumeID, l.volume.StoredSize)
 		problem, err := v.compare(ctx, fmt.Sprintf("%s/%s: its bytes", l.backup.Path, l.volume.File), has, l.volume.FileDigest, err)
 		if err == nil && problem != "" {
 			err = v.add(ctx, ProblemContent, l.backup, l.volume.VolumeID, l.volume.File, problem)
@@ -368,6 +396,7 @@ func (v *verifier) content(ctx context.Context, layers []layer) error {
 		return nil
 	}
 	has, err := digester.Digest(ctx, top.file, backing(layers))
+	counted(ctx, top.volume.VolumeID, top.volume.VirtualSize)
 	problem, err := v.compare(ctx, fmt.Sprintf("volume %s as the guest sees it", top.volume.VolumeID), has, top.volume.Digest, err)
 	if err == nil && problem != "" {
 		err = v.add(ctx, ProblemContent, top.backup, top.volume.VolumeID, top.volume.File, problem)

@@ -100,7 +100,7 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 		if err != nil {
 			return err
 		}
-		req, err := flags.request(b, a.screen.restoring)
+		req, err := flags.request(b)
 		if err != nil {
 			return err
 		}
@@ -117,9 +117,9 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 	})
 }
 
-func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int64)) (engine.RestoreRequest, error) {
+func (f restoreFlags) request(b kvmbackup.Backup) (engine.RestoreRequest, error) {
 	req := engine.RestoreRequest{
-		Backup: b.ID, Dir: f.to, Format: qcow2.Format(f.format), BandwidthBytes: f.bandwidth << 20, OnProgress: progress,
+		Backup: b.ID, Dir: f.to, Format: qcow2.Format(f.format), BandwidthBytes: f.bandwidth << 20,
 		IgnoreSpace: f.noRoom, SkipDigests: f.noDigests,
 	}
 	if f.inPlace {
