@@ -60,7 +60,7 @@ type Event struct {
 
 // eventJSON has what JSON says of an Event beside its fields.
 type eventJSON struct {
-	Error errorText `json:"error,omitzero"`
+	Error textError `json:"error,omitzero"`
 }
 
 // MarshalJSON writes the fields, with the text of Err.
@@ -69,7 +69,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		fields
 		eventJSON
-	}{fields(e), eventJSON{errorText{e.Err}}})
+	}{fields(e), eventJSON{textError{e.Err}}})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes. Err has the text alone then: it matches no sentinel.

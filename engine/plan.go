@@ -40,7 +40,7 @@ type Plan struct {
 
 // planJSON has what JSON says of a Plan beside its fields.
 type planJSON struct {
-	Blocked errorText `json:"blocked,omitzero"`
+	Blocked textError `json:"blocked,omitzero"`
 }
 
 // MarshalJSON writes the fields, with the text of Blocked.
@@ -49,7 +49,7 @@ func (p Plan) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		fields
 		planJSON
-	}{fields(p), planJSON{errorText{p.Blocked}}})
+	}{fields(p), planJSON{textError{p.Blocked}}})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes. Blocked has the text alone then: it matches no sentinel.

@@ -24,7 +24,7 @@ type RecoveredVM struct {
 
 // recoveredJSON has what JSON says of a RecoveredVM beside its fields.
 type recoveredJSON struct {
-	Error errorText `json:"error,omitzero"`
+	Error textError `json:"error,omitzero"`
 }
 
 // MarshalJSON writes the fields, with the text of Err.
@@ -33,7 +33,7 @@ func (r RecoveredVM) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		fields
 		recoveredJSON
-	}{fields(r), recoveredJSON{errorText{r.Err}}})
+	}{fields(r), recoveredJSON{textError{r.Err}}})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes. Err has the text alone then: it matches no sentinel.
