@@ -117,7 +117,7 @@ func TestStartAndEndAreTold(t *testing.T) {
 	_, err := w.engine.Delete(t.Context(), lab.BackupID("B"), false)
 	lab.OK(t, err)
 	gone, one := w.told(engine.EventDeleted)
-	if len(gone) != 1 || !one || gone[0].Backup == nil || gone[0].Backup.StoredBytes() == 0 || gone[0].Bytes == 0 {
+	if len(gone) == 0 || !one || gone[0].BackupID != lab.BackupID("B") || gone[0].Backup == nil || gone[0].Backup.StoredBytes() == 0 || gone[0].Bytes == 0 {
 		t.Errorf("told %v", gone)
 	}
 }
