@@ -3,6 +3,7 @@ package kvmbackup
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"path"
 	"slices"
 	"strings"
@@ -61,24 +62,52 @@ const (
 
 // Decision is what the next backup will be and why.
 type Decision struct {
-	Kind       Kind
-	Checkpoint CheckpointName // the new one; empty: untracked
-	Base       CheckpointName // what an incremental starts from; empty in a full
-	ChainID    ChainID
-	Position   int
-	ParentID   BackupID
-	Reasons    []Reason // the rule that decided, then what else is worth saying
-	Volumes    []VolumeDecision
+	Kind       Kind             `json:"kind"`
+	Checkpoint CheckpointName   `json:"checkpoint,omitempty"` // the new one; empty: untracked
+	Base       CheckpointName   `json:"base,omitempty"`       // what an incremental starts from; empty in a full
+	ChainID    ChainID          `json:"chain_id"`
+	Position   int              `json:"position"`
+	ParentID   BackupID         `json:"parent_id,omitempty"`
+	Reasons    []Reason         `json:"reasons"` // the rule that decided, then what else is worth saying
+	Volumes    []VolumeDecision `json:"volumes"`
+}
+
+// String returns the decision as lines for people: kind, reasons, and each volume's part.
+func (d Decision) String() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "%v backup at position %d of chain %s\n", d.Kind, d.Position, d.ChainID)
+	for _, r := range d.Reasons {
+		fmt.Fprintf(&s, "  because: %s\n", r)
+	}
+	for _, v := range d.Volumes {
+		fmt.Fprintf(&s, "  %s\n", v)
+	}
+	return s.String()
+}
+
+// LogValue implements slog.LogValuer: kind, place in the chain, checkpoint and reasons.
+func (d Decision) LogValue() slog.Value {
+	reasons := make([]string, len(d.Reasons))
+	for i, r := range d.Reasons {
+		reasons[i] = r.String()
+	}
+	return slog.GroupValue(slog.String("kind", d.Kind.String()), slog.String("chain", string(d.ChainID)), slog.Int("position", d.Position),
+		slog.String("checkpoint", string(d.Checkpoint)), slog.String("reasons", strings.Join(reasons, "; ")))
 }
 
 // VolumeDecision is one volume's part of a Decision.
 type VolumeDecision struct {
-	VolumeID   VolumeID
-	Device     string
-	Kind       Kind
-	ParentFile string // relative to the new backup's folder; empty in a full
-	Tracked    bool   // the new checkpoint gets a bitmap on it
-	Reason     Reason
+	VolumeID   VolumeID `json:"volume_id"`
+	Device     string   `json:"device"`
+	Kind       Kind     `json:"kind"`
+	ParentFile string   `json:"parent_file,omitempty"` // relative to the new backup's folder; empty in a full
+	Tracked    bool     `json:"tracked"`               // the new checkpoint gets a bitmap on it
+	Reason     Reason   `json:"reason"`
+}
+
+// String returns the volume's part as one line.
+func (v VolumeDecision) String() string {
+	return fmt.Sprintf("%s (%s): %v, %s", v.VolumeID, v.Device, v.Kind, Reason{Code: v.Reason.Code, Detail: v.Reason.Detail})
 }
 
 // Decider is the library's ChainDecider: the full-every and active-checkpoint rules. The zero value is ready to use.

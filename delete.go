@@ -2,6 +2,7 @@ package kvmbackup
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -16,7 +17,8 @@ import (
 type Deleter struct {
 	Store Store
 	Files Files
-	// OnRemoved, if not nil, is told of every removal. It must not block. For quotas use Store.Removals, which survives crashes.
+	// OnRemoved, if not nil, is told of every removal, with the bytes that came back. It must not block. For quotas use
+	// Store.Removals, which survives crashes.
 	OnRemoved func(b Backup, bytes int64)
 	// OnForeign, if not nil, is told of every removal that has left files in the repository which are not the backup's, before OnRemoved
 	// is. It must not block.
@@ -41,29 +43,86 @@ type Files interface {
 type Removed struct {
 	// Bytes is the disk usage (allocated blocks) of what was removed. For files that an earlier, interrupted call had
 	// removed it is what the manifest or the record says they took, so of several calls only the last one's counts.
-	Bytes int64
+	Bytes int64 `json:"bytes"`
 	// AlreadyGone is set when there was nothing left to remove.
-	AlreadyGone bool
+	AlreadyGone bool `json:"already_gone,omitempty"`
 }
 
 // DeletePlan says what a delete does, in its order.
 type DeletePlan struct {
-	Backup BackupID
-	Force  bool
+	Backup BackupID `json:"backup"`
+	Force  bool     `json:"force"`
 	// Remove lists the backups whose files and records go now: children before their parents.
-	Remove []Backup
-	// Pending lists the backups that are marked and stay, because something still needs them, and Waits says what, by
-	// their ID: the descendants and holds that must go first.
-	Pending []Backup
-	Waits   map[BackupID][]string
-	// FreeBytes come back now, LaterBytes when what the pending ones wait for is gone.
-	FreeBytes, LaterBytes int64
+	Remove Records `json:"removed"`
+	// Pending lists the backups that are marked and stay, because something still needs them.
+	Pending []PendingDelete `json:"pending"`
+	// FreeBytes come back now, LaterBytes when what the pending ones wait for is gone: the sums of what the records have as
+	// stored, as a quota was charged with them.
+	FreeBytes  int64 `json:"free_bytes"`
+	LaterBytes int64 `json:"later_bytes"`
+	// RemovedBytes is the disk usage that was measured of what Delete has removed; 0 in a plan.
+	RemovedBytes int64 `json:"removed_bytes,omitempty"`
+	// ClearsActive: the VM's active checkpoint goes, so that its next backup is full.
+	ClearsActive bool   `json:"clears_active"`
+	ActiveBackup Backup `json:"-"` // whose checkpoint that is; the zero Backup without ClearsActive
 	// Foreign are the folders, below the repository's root, that stay because of files in them which are not the backups', where
 	// Delete has met such.
-	Foreign []string
-	// ClearsActive: the VM's active checkpoint goes, so that its next backup is full.
-	ClearsActive bool
-	ActiveBackup Backup // whose checkpoint that is; the zero Backup without ClearsActive
+	Foreign []string `json:"foreign,omitempty"`
+}
+
+// PendingDelete is a backup that is marked delete-pending and stays for now. JSON has its ID in place of its record.
+type PendingDelete struct {
+	Backup
+	NeededBy []string // the descendants and holds that must go first
+}
+
+type pendingJSON struct {
+	ID       BackupID `json:"id"`
+	NeededBy []string `json:"needed_by"`
+}
+
+// MarshalJSON writes the ID and what it is needed by.
+func (p PendingDelete) MarshalJSON() ([]byte, error) {
+	return json.Marshal(pendingJSON{p.ID, p.NeededBy})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (p *PendingDelete) UnmarshalJSON(b []byte) error {
+	var has pendingJSON
+	err := json.Unmarshal(b, &has)
+	*p = PendingDelete{Backup{ID: has.ID}, has.NeededBy}
+	return err
+}
+
+// Records are records of backups, which JSON has by their IDs.
+type Records []Backup
+
+// MarshalJSON writes the IDs.
+func (r Records) MarshalJSON() ([]byte, error) {
+	ids := make([]BackupID, len(r))
+	for i, b := range r {
+		ids[i] = b.ID
+	}
+	return json.Marshal(ids)
+}
+
+// UnmarshalJSON reads records that have nothing but their IDs.
+func (r *Records) UnmarshalJSON(b []byte) error {
+	var ids []BackupID
+	err := json.Unmarshal(b, &ids)
+	*r = make(Records, len(ids))
+	for i, id := range ids {
+		(*r)[i].ID = id
+	}
+	return err
+}
+
+// StoredBytes is the sum of what the records have as stored.
+func (r Records) StoredBytes() (bytes int64) {
+	for _, b := range r {
+		bytes += b.StoredBytes()
+	}
+	return bytes
 }
 
 // String returns the plan as lines for people.
@@ -73,7 +132,7 @@ func (p DeletePlan) String() string {
 		fmt.Fprintf(&s, "remove %s (%s), %d bytes\n", b.ID, b.Path, b.StoredBytes())
 	}
 	for _, b := range p.Pending {
-		fmt.Fprintf(&s, "mark %s (%s) delete-pending, %d bytes later: needed by %s\n", b.ID, b.Path, b.StoredBytes(), strings.Join(p.Waits[b.ID], ", "))
+		fmt.Fprintf(&s, "mark %s (%s) delete-pending, %d bytes later: needed by %s\n", b.ID, b.Path, b.StoredBytes(), strings.Join(b.NeededBy, ", "))
 	}
 	for _, folder := range p.Foreign {
 		fmt.Fprintf(&s, "left %s, with files that are not the backup's\n", folder)
@@ -94,7 +153,7 @@ func (d *Deleter) Plan(ctx context.Context, id BackupID, force bool) (DeletePlan
 	if err != nil {
 		return DeletePlan{}, err
 	}
-	p := DeletePlan{Backup: id, Force: force, Waits: map[BackupID][]string{}}
+	p := DeletePlan{Backup: id, Force: force, Remove: Records{}, Pending: []PendingDelete{}}
 	if force {
 		err = d.planSubtree(ctx, &p, b)
 	} else if b.Status != StatusFailed {
@@ -110,20 +169,21 @@ func (d *Deleter) Plan(ctx context.Context, id BackupID, force bool) (DeletePlan
 	if err != nil {
 		return DeletePlan{}, err
 	}
-	for _, r := range append(append([]Backup{}, p.Remove...), p.Pending...) {
+	for _, r := range append(p.marked(), p.Remove...) {
 		if r.Status == StatusCompleted && r.Tracked() && r.Checkpoint == vm.ActiveCheckpoint {
 			p.ClearsActive, p.ActiveBackup = true, r
 		}
 	}
-	p.FreeBytes, p.LaterBytes = storedBytes(p.Remove), storedBytes(p.Pending)
+	p.FreeBytes, p.LaterBytes = p.Remove.StoredBytes(), p.marked().StoredBytes()
 	return p, nil
 }
 
-func storedBytes(bs []Backup) (bytes int64) {
-	for _, b := range bs {
-		bytes += b.StoredBytes()
+// marked are the records of the pending ones.
+func (p DeletePlan) marked() (marked Records) {
+	for _, b := range p.Pending {
+		marked = append(marked, b.Backup)
 	}
-	return bytes
+	return marked
 }
 
 func (d *Deleter) deletable(ctx context.Context, id BackupID) (Backup, error) {
@@ -197,7 +257,7 @@ func (d *Deleter) planUpwards(ctx context.Context, p *DeletePlan, b Backup) erro
 			return err
 		}
 		if len(waits) > 0 {
-			p.Pending, p.Waits[b.ID] = append(p.Pending, b), waits
+			p.Pending = append(p.Pending, PendingDelete{b, waits})
 			return nil
 		}
 		p.Remove = append(p.Remove, b)
@@ -250,7 +310,7 @@ func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, force bool) 
 	}
 	// Parents are marked before their children, so that a crash in between leaves no unmarked record below a marked one to
 	// be found by nobody.
-	for _, b := range append(append([]Backup{}, p.Pending...), reversed(p.Remove)...) {
+	for _, b := range append(p.marked(), reversed(p.Remove)...) {
 		if b.Status != StatusCompleted {
 			continue
 		}
@@ -259,12 +319,13 @@ func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, force bool) 
 		}
 	}
 	for i, b := range p.Remove {
-		foreign, err := d.remove(ctx, l, b)
+		bytes, foreign, err := d.remove(ctx, l, b)
 		if foreign != "" {
 			p.Foreign = append(p.Foreign, foreign)
 		}
+		p.RemovedBytes += bytes
 		if err != nil {
-			p.Remove, p.FreeBytes = p.Remove[:i], storedBytes(p.Remove[:i])
+			p.Remove, p.FreeBytes = p.Remove[:i], p.Remove[:i].StoredBytes()
 			return p, fmt.Errorf("backup %s stays delete-pending until it is deleted again or recovered: %w", b.ID, err)
 		}
 	}
@@ -279,9 +340,10 @@ func reversed(bs []Backup) []Backup {
 	return out
 }
 
-// remove takes one backup's files and then its record. It returns the folder that stays with what isn't the backup's, if one does.
-func (d *Deleter) remove(ctx context.Context, l Lease, b Backup) (foreign string, err error) {
-	bytes, err := d.removeFiles(ctx, b)
+// remove takes one backup's files and then its record. It returns what came back and the folder that stays with what isn't the
+// backup's, if one does. The removal that the store keeps has what the record has as stored, which is what a quota was charged with.
+func (d *Deleter) remove(ctx context.Context, l Lease, b Backup) (bytes int64, foreign string, err error) {
+	bytes, err = d.removeFiles(ctx, b)
 	if left := (*ForeignFilesError)(nil); errors.As(err, &left) {
 		foreign, err = left.Folder, nil
 		if d.OnForeign != nil {
@@ -289,15 +351,23 @@ func (d *Deleter) remove(ctx context.Context, l Lease, b Backup) (foreign string
 		}
 	}
 	if err != nil {
-		return foreign, err
+		return 0, foreign, err
 	}
-	if err := d.Store.Remove(ctx, l, b.ID, bytes); err != nil && !errors.Is(err, ErrNotFound) {
-		return foreign, err
+	if err := d.Store.Remove(ctx, l, b.ID, charged(b)); err != nil && !errors.Is(err, ErrNotFound) {
+		return 0, foreign, err
 	}
 	if d.OnRemoved != nil {
 		d.OnRemoved(b, bytes)
 	}
-	return foreign, nil
+	return bytes, foreign, nil
+}
+
+// charged is what a quota has counted for the record: a failed backup was never completed.
+func charged(b Backup) int64 {
+	if b.Status == StatusFailed {
+		return 0
+	}
+	return b.StoredBytes()
 }
 
 // removeFiles returns what came back, also where foreign files stay.
@@ -328,7 +398,7 @@ func (d *Deleter) Finish(ctx context.Context, l Lease) ([]Backup, error) {
 		}
 		waits, err := d.waits(ctx, b, nil)
 		if err == nil && len(waits) == 0 {
-			if _, err = d.remove(ctx, l, b); err == nil {
+			if _, _, err = d.remove(ctx, l, b); err == nil {
 				done = append(done, b)
 			}
 		}

@@ -31,6 +31,13 @@ var statusNames = names[Status]{StatusUnknown: "unknown", StatusRunning: "runnin
 var consistencyNames = names[Consistency]{ConsistencyUnknown: "unknown", ConsistencyCrash: "crash",
 	ConsistencyFilesystem: "filesystem"}
 
+var domainStateNames = names[DomainState]{DomainUnknown: "unknown", DomainRunning: "running", DomainPaused: "paused", DomainStopped: "stopped"}
+
+var jobStateNames = names[JobState]{JobUnknown: "unknown", JobNone: "none", JobBackup: "backup", JobOther: "other"}
+
+var bitmapStateNames = names[BitmapState]{BitmapUnknown: "unknown", BitmapUsable: "usable", BitmapMissing: "missing",
+	BitmapInconsistent: "inconsistent"}
+
 func (k Kind) valid() bool   { return k == KindFull || k == KindIncremental }
 func (s Status) valid() bool { return s > StatusUnknown && s <= StatusDeletePending }
 
@@ -72,3 +79,39 @@ func (c *Consistency) UnmarshalText(b []byte) (err error) {
 
 // ParseConsistency reads the String form; anything else is an ErrInvalid.
 func ParseConsistency(s string) (Consistency, error) { return consistencyNames.parse("consistency", s) }
+
+// String returns "running", "paused", "stopped" or "unknown".
+func (s DomainState) String() string { return domainStateNames[s] }
+
+// MarshalText returns the String form.
+func (s DomainState) MarshalText() ([]byte, error) { return domainStateNames.text(s) }
+
+// UnmarshalText reads the String form; anything else is an ErrInvalid.
+func (s *DomainState) UnmarshalText(b []byte) (err error) {
+	*s, err = domainStateNames.parse("domain state", string(b))
+	return err
+}
+
+// String returns "none", "backup", "other" or "unknown".
+func (s JobState) String() string { return jobStateNames[s] }
+
+// MarshalText returns the String form.
+func (s JobState) MarshalText() ([]byte, error) { return jobStateNames.text(s) }
+
+// UnmarshalText reads the String form; anything else is an ErrInvalid.
+func (s *JobState) UnmarshalText(b []byte) (err error) {
+	*s, err = jobStateNames.parse("job state", string(b))
+	return err
+}
+
+// String returns "usable", "missing", "inconsistent" or "unknown".
+func (s BitmapState) String() string { return bitmapStateNames[s] }
+
+// MarshalText returns the String form.
+func (s BitmapState) MarshalText() ([]byte, error) { return bitmapStateNames.text(s) }
+
+// UnmarshalText reads the String form; anything else is an ErrInvalid.
+func (s *BitmapState) UnmarshalText(b []byte) (err error) {
+	*s, err = bitmapStateNames.parse("bitmap state", string(b))
+	return err
+}

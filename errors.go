@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // The object asked for.
@@ -154,6 +155,8 @@ func (e *OpError) Unwrap() error { return e.Err }
 type BusyError struct {
 	VM     VMID
 	Holder string // the lease's holder, or a description of the job
+	// Left is how long the holder's lease is in force unless it is renewed; 0: not known, or there is none.
+	Left time.Duration
 }
 
 func (e *BusyError) Error() string {

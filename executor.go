@@ -92,11 +92,11 @@ type Job interface {
 
 // DomainRef names a domain.
 type DomainRef struct {
-	Name string
-	UUID string // optional; checked where it is set
+	Name string `json:"name"`
+	UUID string `json:"uuid,omitempty"` // optional; checked where it is set
 	// Disks describes a domain that is stopped and not defined, as on hosts with transient domains. It is
 	// used only when the hypervisor doesn't know the name.
-	Disks []DiskRef
+	Disks []DiskRef `json:"disks,omitempty"`
 }
 
 // DiskRef describes one disk of a domain that is not defined.
@@ -126,11 +126,6 @@ const (
 	DomainStopped
 )
 
-// String returns "running", "paused", "stopped" or "unknown".
-func (s DomainState) String() string {
-	return [...]string{"unknown", "running", "paused", "stopped"}[s]
-}
-
 // JobState says whether the domain has a job that a backup would have to wait for.
 type JobState int
 
@@ -144,55 +139,59 @@ const (
 
 // DomainStatus is what Inspect found.
 type DomainStatus struct {
-	Name, UUID    string
-	Defined       bool // libvirt knows it; false for one that is described by its reference
-	Persistent    bool
-	State         DomainState
-	PausedByError bool // paused by an I/O error of a disk, not by a person
-	CleanShutdown bool // stopped by the guest's own shutdown: its file systems are at rest
-	ManagedSave   bool // stopped with its memory saved, to go on from there on the same disks at the next start
-	Job           JobState
-	JobDetail     string // for messages: operation and targets of the job
-	Disks         []DiskStatus
-	Checkpoints   []CheckpointStatus // as libvirt lists them; empty for a stopped domain that is not defined
+	Name          string             `json:"name"`
+	UUID          string             `json:"uuid,omitempty"`
+	Defined       bool               `json:"defined"` // libvirt knows it; false for one that is described by its reference
+	Persistent    bool               `json:"persistent"`
+	State         DomainState        `json:"state"`
+	PausedByError bool               `json:"paused_by_error,omitempty"` // paused by an I/O error of a disk, not by a person
+	CleanShutdown bool               `json:"clean_shutdown,omitempty"`  // stopped by the guest's own shutdown: its file systems are at rest
+	ManagedSave   bool               `json:"managed_save,omitempty"`    // stopped with its memory saved, to go on from there on the same disks
+	Job           JobState           `json:"job"`
+	JobDetail     string             `json:"job_detail,omitempty"` // for messages: operation and targets of the job
+	Disks         []DiskStatus       `json:"disks"`
+	Checkpoints   []CheckpointStatus `json:"checkpoints,omitempty"` // as libvirt lists them; empty for a stopped domain that is not defined
 }
 
 // DiskStatus is one disk of the domain.
 type DiskStatus struct {
-	Device string // the target, e.g. vda
+	Device string `json:"device"` // the target, e.g. vda
 	// Source is for people and for identities: the path of the file or block device, or a description such as "nbd:export at host".
-	Source string
+	Source string `json:"source"`
 	// Path is the absolute path of the file or block device that is the whole disk. A volume of a storage pool has the one that the
 	// pool gives it. Empty: the disk has none here, as a network disk, and can't be restored over.
-	Path        string
-	Serial      string
-	Format      string // qcow2, raw, ...
-	VirtualSize int64  // bytes
+	Path        string `json:"path,omitempty"`
+	Serial      string `json:"serial,omitempty"`
+	Format      string `json:"format"`       // qcow2, raw, ...
+	VirtualSize int64  `json:"virtual_size"` // bytes
 	// StackedOn is the file that the definition of a stopped domain names below Source, as it does after an external snapshot:
 	// libvirt starts with it there, whatever Source then says of itself.
-	StackedOn string
+	StackedOn string `json:"stacked_on,omitempty"`
 	// Encryption is the kind of encryption, e.g. "luks", under which QEMU has the image, or one below it, so that its bytes aren't what
 	// the guest sees. The definition decides; of a qcow2 image also its header. Empty: it is not encrypted.
-	Encryption string
+	Encryption string `json:"encryption,omitempty"`
 	// Snapshots names what would be lost with the image of a stopped domain: the internal snapshots in it, and the snapshots that
 	// libvirt has of the disk.
-	Snapshots []string
+	Snapshots []string `json:"snapshots,omitempty"`
 	// AllocatedBytes is what the image and those below it take on the host. A full may copy more: see Executor.HeldBytes.
-	AllocatedBytes int64
+	AllocatedBytes int64 `json:"allocated_bytes"`
 	// Shareable says that the definition lets other VMs have the disk too, and write it at the same time.
-	Shareable bool
+	Shareable bool `json:"shareable,omitempty"`
 	// NameTaken is the bitmap of another program whose name the hypervisor would need for an incremental of this disk;
 	// empty: none.
-	NameTaken      string
-	Skip           string   // why it is never backed up: cdrom, floppy, read-only, transient, no media, lun, vhost; empty: it is
-	SkipsData      bool     // what Skip passes over may hold data that the guest writes: lun, vhost
-	Unreadable     string   // why its image can't be read now, e.g. a missing file of a stopped domain, and the way out; empty: it can
-	InUse          bool     // Unreadable because another process has the image of the stopped domain open
-	UsedBy         string   // who that is, where it is known to be another than the domain itself; empty: it may run elsewhere
-	Untrackable    string   // why it can't have a bitmap: its format, or UntrackableVersion2; empty: it can
-	Layers         []string // paths of the image and of those below it, top first, as far as they are known
-	Bitmaps        []BitmapStatus
-	BitmapsUnknown string // why the bitmaps could not be listed; empty: they were
+	NameTaken string `json:"name_taken,omitempty"`
+	// Skip is why it is never backed up: cdrom, floppy, read-only, transient, no media, lun, vhost; empty: it is.
+	Skip      string `json:"skip,omitempty"`
+	SkipsData bool   `json:"skips_data,omitempty"` // what Skip passes over may hold data that the guest writes: lun, vhost
+	// Unreadable is why its image can't be read now, e.g. a missing file of a stopped domain, and the way out; empty: it can.
+	Unreadable string `json:"unreadable,omitempty"`
+	InUse      bool   `json:"in_use,omitempty"` // Unreadable because another process has the image of the stopped domain open
+	// UsedBy is who that is, where it is known to be another than the domain itself; empty: it may run elsewhere.
+	UsedBy         string         `json:"used_by,omitempty"`
+	Untrackable    string         `json:"untrackable,omitempty"` // why it can't have a bitmap: its format, or UntrackableVersion2; empty: it can
+	Layers         []string       `json:"layers,omitempty"`      // paths of the image and of those below it, top first, as far as they are known
+	Bitmaps        []BitmapStatus `json:"bitmaps,omitempty"`
+	BitmapsUnknown string         `json:"bitmaps_unknown,omitempty"` // why the bitmaps could not be listed; empty: they were
 }
 
 // UntrackableVersion2 is the DiskStatus.Untrackable of a qcow2 image of version 2, which can be mended in place.
@@ -200,47 +199,47 @@ const UntrackableVersion2 = "qcow2 version 2"
 
 // BitmapStatus is one dirty bitmap on a disk.
 type BitmapStatus struct {
-	Name         string
-	Inconsistent bool // QEMU was not shut down cleanly: its content is lost
-	Persistent   bool
-	Layers       []string // those of the disk's layers that have it or a part of it, top first
+	Name         string   `json:"name"`
+	Inconsistent bool     `json:"inconsistent,omitempty"` // QEMU was not shut down cleanly: its content is lost
+	Persistent   bool     `json:"persistent,omitempty"`
+	Layers       []string `json:"layers,omitempty"` // those of the disk's layers that have it or a part of it, top first
 }
 
 // CheckpointStatus is one checkpoint that libvirt lists.
 type CheckpointStatus struct {
-	Name      string
-	Devices   []string // those with a bitmap in it
-	CreatedAt time.Time
+	Name      string    `json:"name"`
+	Devices   []string  `json:"devices,omitempty"` // those with a bitmap in it
+	CreatedAt time.Time `json:"created_at,omitzero"`
 }
 
 // CheckpointSpec describes a checkpoint to register.
 type CheckpointSpec struct {
-	Name      CheckpointName
-	CreatedAt time.Time
-	Devices   []string
+	Name      CheckpointName `json:"name"`
+	CreatedAt time.Time      `json:"created_at,omitzero"`
+	Devices   []string       `json:"devices"`
 }
 
 // JobSpec describes one backup job. The same spec finds the job again after a crash.
 type JobSpec struct {
-	ID             BackupID
-	Checkpoint     CheckpointName // the new one; empty: untracked
-	Base           CheckpointName // where incremental volumes start from; empty in a full
-	Dir            string         // absolute folder of the targets
-	Volumes        []JobVolume
-	BandwidthBytes int64 // per second over all volumes; 0: no limit
-	CreatedAt      time.Time
+	ID             BackupID       `json:"id"`
+	Checkpoint     CheckpointName `json:"checkpoint,omitempty"` // the new one; empty: untracked
+	Base           CheckpointName `json:"base,omitempty"`       // where incremental volumes start from; empty in a full
+	Dir            string         `json:"dir"`                  // absolute folder of the targets
+	Volumes        []JobVolume    `json:"volumes"`
+	BandwidthBytes int64          `json:"bandwidth_bytes,omitempty"` // per second over all volumes; 0: no limit
+	CreatedAt      time.Time      `json:"created_at"`
 }
 
 // JobVolume is one volume of a job.
 type JobVolume struct {
-	VolumeID    VolumeID
-	Device      string
-	Source      string // as Inspect gave it, for CheckSource; empty: not checked
-	Kind        Kind
-	File        string // plain name of the target in Dir
-	ParentFile  string // backing link of the target, relative; empty in a full
-	VirtualSize int64  // bytes
-	Tracked     bool   // the new checkpoint gets a bitmap on it
+	VolumeID    VolumeID `json:"volume_id"`
+	Device      string   `json:"device"`
+	Source      string   `json:"source,omitempty"` // as Inspect gave it, for CheckSource; empty: not checked
+	Kind        Kind     `json:"kind"`
+	File        string   `json:"file"`                  // plain name of the target in Dir
+	ParentFile  string   `json:"parent_file,omitempty"` // backing link of the target, relative; empty in a full
+	VirtualSize int64    `json:"virtual_size"`          // bytes
+	Tracked     bool     `json:"tracked"`               // the new checkpoint gets a bitmap on it
 }
 
 // CheckSource is an ErrNoVolume when a device has another disk than the one that Inspect found: it may have been unplugged and another one plugged
@@ -254,28 +253,30 @@ func (v JobVolume) CheckSource(image string, below ...string) error {
 
 // JobProgress is a snapshot of a job. Totals may grow; they are 0 until they are known.
 type JobProgress struct {
-	DoneBytes, TotalBytes int64
-	Volumes               []VolumeProgress
+	DoneBytes  int64            `json:"done_bytes"`
+	TotalBytes int64            `json:"total_bytes"`
+	Volumes    []VolumeProgress `json:"volumes,omitempty"`
 }
 
 // VolumeProgress is one volume's part of a JobProgress.
 type VolumeProgress struct {
-	VolumeID              VolumeID
-	Device                string
-	DoneBytes, TotalBytes int64
+	VolumeID   VolumeID `json:"volume_id"`
+	Device     string   `json:"device"`
+	DoneBytes  int64    `json:"done_bytes"`
+	TotalBytes int64    `json:"total_bytes"`
 }
 
 // JobResult is a proved success.
 type JobResult struct {
-	CopiedBytes map[VolumeID]int64 // what the job had to copy, where known per volume
-	TotalBytes  int64              // the same over all volumes
+	CopiedBytes map[VolumeID]int64 `json:"copied_bytes,omitempty"` // what the job had to copy, where known per volume
+	TotalBytes  int64              `json:"total_bytes"`            // the same over all volumes
 }
 
 // Definition is what is needed beside the disks to define a VM again.
 type Definition struct {
-	XML           []byte // inactive domain XML; nil when the domain is not defined
-	NVRAM         []byte // UEFI variable store; nil when there is none
-	NVRAMTemplate string // path of its template on the host it came from
-	TPM           []byte // state of an emulated TPM; nil when there is none
-	TPMNotSaved   string // why the state of the TPM that the domain has can't be had; empty: it was, or there is no TPM
+	XML           []byte `json:"xml,omitempty"`            // inactive domain XML; nil when the domain is not defined
+	NVRAM         []byte `json:"nvram,omitempty"`          // UEFI variable store; nil when there is none
+	NVRAMTemplate string `json:"nvram_template,omitempty"` // path of its template on the host it came from
+	TPM           []byte `json:"tpm,omitempty"`            // state of an emulated TPM; nil when there is none
+	TPMNotSaved   string `json:"tpm_not_saved,omitempty"`  // why the state of the domain's TPM can't be had; empty: it was, or there is no TPM
 }

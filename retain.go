@@ -2,6 +2,7 @@ package kvmbackup
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"path"
 	"slices"
@@ -19,7 +20,7 @@ import (
 // The rules count for each VM by itself that has had the name, by its UUID: the backups of one that is gone are not pushed out by those
 // of the next. They go by their IDs.
 //
-// Failed backups go when all that are kept are newer.
+// The records of failed backups go, with any policy, once a later backup is completed.
 type RetentionPolicy struct {
 	Last, Hourly, Daily, Weekly, Monthly, Yearly int
 	// Location is where days and weeks begin. Defaults to UTC.
@@ -40,25 +41,60 @@ const (
 
 // RetentionPlan says what a policy keeps and deletes, and what that frees.
 type RetentionPlan struct {
-	VM      VMID
-	Backups []RetentionDecision // newest first
+	VM      VMID                `json:"vm"`
+	Backups []RetentionDecision `json:"backups"` // newest first
 	// RemoveNow lists the backups whose space comes back at once, the others of those deleted become delete-pending because
-	// a kept backup stands on them.
-	RemoveNow, Pending    []BackupID
-	FreeBytes, LaterBytes int64
-	// Failed lists the failed backups from before the oldest one kept. Their records go; files they have none.
-	Failed []BackupID
+	// a kept backup stands on them. Both have also the backups that were deleted before and were delete-pending already.
+	RemoveNow []BackupID `json:"remove_now,omitempty"`
+	Pending   []BackupID `json:"pending,omitempty"`
+	// FreeBytes and LaterBytes are the sums of what their records have as stored.
+	FreeBytes  int64 `json:"free_bytes"`
+	LaterBytes int64 `json:"later_bytes"`
+	// Failed lists the failed backups that are older than the newest completed one. Their records go; files they have none.
+	Failed []BackupID `json:"failed,omitempty"`
 	// Foreign are the folders, below the repository's root, that stay because of files in them which are not the backups', where Retain
 	// has met such.
-	Foreign []string
+	Foreign []string `json:"foreign,omitempty"`
 }
 
-// RetentionDecision is one backup's fate.
+// RetentionAction is what becomes of a backup.
+type RetentionAction string
+
+// The actions.
+const (
+	RetentionKeep    RetentionAction = "keep"
+	RetentionRemove  RetentionAction = "remove"  // its files and its record go
+	RetentionPending RetentionAction = "pending" // it becomes delete-pending: something still needs it
+)
+
+// RetentionDecision is one backup's fate. JSON has its ID and its domain's UUID in place of its record.
 type RetentionDecision struct {
 	Backup Backup
+	Action RetentionAction
 	KeptBy []string // the rules that keep it; empty: it is deleted
 	// Damage says, for KeepDamaged, what the verification found, and in which backup below if not in this one.
 	Damage string
+}
+
+type retentionJSON struct {
+	ID         BackupID        `json:"id"`
+	DomainUUID string          `json:"domain_uuid,omitempty"`
+	Action     RetentionAction `json:"action"`
+	KeptBy     []string        `json:"kept_by,omitempty"`
+	Damage     string          `json:"damage,omitempty"`
+}
+
+// MarshalJSON writes the decision with the backup's ID.
+func (d RetentionDecision) MarshalJSON() ([]byte, error) {
+	return json.Marshal(retentionJSON{d.Backup.ID, d.Backup.DomainUUID, d.Action, d.KeptBy, d.Damage})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (d *RetentionDecision) UnmarshalJSON(b []byte) error {
+	var has retentionJSON
+	err := json.Unmarshal(b, &has)
+	*d = RetentionDecision{Backup{ID: has.ID, DomainUUID: has.DomainUUID}, has.Action, has.KeptBy, has.Damage}
+	return err
 }
 
 // Keep says whether a rule keeps the backup.
@@ -69,13 +105,14 @@ func (p RetentionPlan) String() string {
 	var s strings.Builder
 	for _, d := range p.Backups {
 		verdict := "delete"
-		switch {
-		case d.Keep():
+		switch d.Action {
+		case RetentionRemove:
+		case RetentionKeep:
 			verdict = "keep (" + strings.Join(d.KeptBy, ", ") + ")"
 			if d.Damage != "" {
 				verdict += ", which counts for no rule: " + d.Damage + "; verify it again, or delete it by its ID"
 			}
-		case slices.Contains(p.Pending, d.Backup.ID):
+		case RetentionPending:
 			verdict = "delete later: a kept backup needs it"
 		}
 		fmt.Fprintf(&s, "%s %s %v: %s\n", d.Backup.ID, d.Backup.StartedAt.Format(time.RFC3339), d.Backup.Kind, verdict)
@@ -139,7 +176,7 @@ func PlanRetention(policy RetentionPolicy, records []Backup, repository string) 
 	if loc == nil {
 		loc = time.UTC
 	}
-	var p RetentionPlan
+	p := RetentionPlan{Backups: []RetentionDecision{}}
 	for _, b := range latestFirst(records) {
 		if p.VM == "" {
 			p.VM = b.VM
@@ -267,16 +304,11 @@ func (p *RetentionPlan) apply(r retentionRule, loc *time.Location) {
 	}
 }
 
-// outdate finds the failures that nobody needs to know of any more.
+// outdate finds the failures that nobody needs to know of any more: a later backup has been completed.
 func (p *RetentionPlan) outdate(records []Backup, ours func(Backup) bool) {
-	oldest := -1
-	for i, d := range p.Backups {
-		if d.Keep() {
-			oldest = i
-		}
-	}
 	for _, b := range records {
-		if oldest >= 0 && b.Status == StatusFailed && ours(b) && compareLatest(p.Backups[oldest].Backup, b) < 0 {
+		later := len(p.Backups) > 0 && compareLatest(p.Backups[0].Backup, b) < 0
+		if later && b.Status == StatusFailed && ours(b) {
 			p.Failed = append(p.Failed, b.ID)
 		}
 	}
@@ -306,6 +338,16 @@ func (p *RetentionPlan) simulate(records []Backup, ours func(Backup) bool) {
 		} else {
 			p.Pending = append(p.Pending, b.ID)
 			p.LaterBytes += b.StoredBytes()
+		}
+	}
+	for i := range p.Backups {
+		switch d := &p.Backups[i]; {
+		case d.Keep():
+			d.Action = RetentionKeep
+		case slices.Contains(p.Pending, d.Backup.ID):
+			d.Action = RetentionPending
+		default:
+			d.Action = RetentionRemove
 		}
 	}
 }

@@ -124,6 +124,6 @@ type Digests struct{ Content, File string }
 type Removal struct {
 	Backup BackupID  `json:"backup"`
 	VM     VMID      `json:"vm"`
-	Bytes  int64     `json:"bytes"` // what the repository got back
+	Bytes  int64     `json:"bytes"` // what the record had as stored, so that a quota charged with it adds up; 0 of a failed one
 	At     time.Time `json:"at"`    // on the store's clock
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -35,12 +34,11 @@ func (e *Engine) Backup(ctx context.Context, req BackupRequest) (kvmbackup.Backu
 	}
 	var done kvmbackup.Backup
 	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
-		release, err := e.takePlace(ctx)
+		release, err := o.takePlace(ctx)
 		if err != nil {
 			return err
 		}
 		defer release()
-		o.emit(Event{Type: EventStarted})
 		if err := e.settleRecords(ctx, o, h, req.ref()); err != nil {
 			return err
 		}
@@ -106,8 +104,8 @@ func (r *run) decideNow(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if r.view.status.Job != kvmbackup.JobNone {
-		return &kvmbackup.BusyError{VM: r.vm, Holder: "a job on its domain: " + r.view.status.JobDetail}
+	if err := r.view.busy(); err != nil {
+		return err
 	}
 	if r.decision, err = r.op.decide(r.view); err != nil {
 		return err
@@ -173,21 +171,12 @@ func (r *run) preflight(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	enough := max(space.FreeBytes-r.e.cfg.ReserveBytes, 0)
-	if r.req.IgnoreSpace {
-		enough = math.MaxInt64
-	}
-	need, err := r.estimate(ctx, r.view, r.decision, enough)
+	need, err := r.estimate(ctx, r.view, r.decision, r.e.enough(r.req, space.FreeBytes))
 	if err != nil {
 		return err
 	}
 	r.dirty = need.dirty
-	if need.bytes > enough {
-		return &kvmbackup.SpaceError{
-			NeedBytes: need.bytes, ReserveBytes: r.e.cfg.ReserveBytes, FreeBytes: space.FreeBytes, Where: "the repository", Unmeasured: need.unmeasured,
-		}
-	}
-	return nil
+	return r.e.spaceVerdict(r.req, need, space.FreeBytes)
 }
 
 // begin records the intent: from here on whoever comes next can settle what is left.
@@ -363,11 +352,15 @@ func (r *run) finish(ctx context.Context) error {
 func (e *Engine) commit(ctx context.Context, o *op, h *heldLease, b *kvmbackup.Backup) error {
 	o.step("commit")
 	b.Status = kvmbackup.StatusCompleted
-	pause := firstPause
+	pause, told := firstPause, false
 	for {
 		err := e.cfg.Store.Complete(ctx, h.lease(), *b)
 		if err == nil || errors.Is(err, kvmbackup.ErrLeaseLost) || errors.Is(err, kvmbackup.ErrStatus) || errors.Is(err, kvmbackup.ErrInvalid) || errors.Is(err, kvmbackup.ErrNotFound) {
 			return err
+		}
+		if !told {
+			told = true
+			o.emit(Event{Type: EventWaiting, Detail: "waiting for the store, which didn't complete the record: " + err.Error()})
 		}
 		select {
 		case <-time.After(pause):

@@ -72,7 +72,7 @@ func (e *Engine) deleterFor(o *op) *kvmbackup.Deleter {
 	d.OnRemoved = func(b kvmbackup.Backup, bytes int64) {
 		s := *o
 		s.backup = b.ID
-		s.emit(Event{Type: EventDeleted, Bytes: bytes, Detail: b.Path})
+		s.emit(Event{Type: EventDeleted, Bytes: bytes, Detail: b.Path, Backup: &b})
 	}
 	d.OnForeign = func(b kvmbackup.Backup, left *kvmbackup.ForeignFilesError) {
 		s := *o
@@ -116,7 +116,7 @@ func (e *Engine) settleDeletes(ctx context.Context, o *op, h *heldLease) ([]Reco
 	gone, err := e.deleterFor(o).Finish(ctx, h.lease())
 	var found []Recovery
 	for _, b := range gone {
-		found = append(found, Recovery{b.ID, RecoveryDeleted, "its deletion had been begun"})
+		found = append(found, Recovery{b.VM, b.ID, RecoveryDeleted, "its deletion had been begun"})
 	}
 	return found, err
 }

@@ -100,8 +100,8 @@ func (w *world) deleteAsPlanned(name string, force bool) kvmbackup.DeletePlan {
 	}
 	for _, b := range plan.Pending {
 		later += b.StoredBytes()
-		if len(plan.Waits[b.ID]) == 0 || w.get(w.name(b.ID)).Status != kvmbackup.StatusDeletePending {
-			w.t.Fatalf("%s was to be delete-pending, waiting for %v", w.name(b.ID), plan.Waits[b.ID])
+		if len(b.NeededBy) == 0 || w.get(w.name(b.ID)).Status != kvmbackup.StatusDeletePending {
+			w.t.Fatalf("%s was to be delete-pending, waiting for %v", w.name(b.ID), b.NeededBy)
 		}
 	}
 	lab.Equal(w.t, "planned bytes", [2]int64{plan.FreeBytes, plan.LaterBytes}, [2]int64{free, later})
@@ -112,6 +112,7 @@ func (w *world) deleteAsPlanned(name string, force bool) kvmbackup.DeletePlan {
 			gone += e.Bytes
 		}
 	}
+	lab.Equal(w.t, "measured", done.RemovedBytes, gone)
 	lab.Equal(w.t, "order of the removals", strings.Join(deleted, " "), namesOf(w, plan.Remove, backupID))
 	for i, b := range plan.Remove {
 		if slices.ContainsFunc(plan.Remove[:i], func(c kvmbackup.Backup) bool { return c.ID == b.ParentID }) {
@@ -134,7 +135,7 @@ func TestDeletePendingIsHiddenAndClearsActive(t *testing.T) {
 	lab.OK(t, err)
 	lab.Equal(t, "active", vm.ActiveCheckpoint, w.get("B").Checkpoint)
 
-	if p := w.deleteAsPlanned("A", false); p.ClearsActive || namesOf(w, p.Pending, backupID) != "A" || len(p.Remove) != 0 {
+	if p := w.deleteAsPlanned("A", false); p.ClearsActive || namesOf(w, p.Pending, pendingID) != "A" || len(p.Remove) != 0 {
 		t.Fatalf("plan: %s", p)
 	}
 	list, err := w.engine.List(t.Context(), lab.VM, false)
@@ -588,7 +589,7 @@ func (w *world) deleteAgain(name string, force bool) {
 	lab.OK(w.t, err)
 }
 
-// accountedOnce wants one removal for each backup that is gone, with about the bytes its record had.
+// accountedOnce wants one removal for each backup that is gone, with about the bytes that they all have as stored.
 func (w *world) accountedOnce() {
 	w.t.Helper()
 	got := map[kvmbackup.BackupID]int64{}
@@ -618,7 +619,7 @@ func TestAccounting(t *testing.T) {
 	w.build("A B<A C<B D")
 	want := map[string]int64{}
 	for _, n := range []string{"A", "B", "C"} {
-		want[n] = w.diskUsage(w.get(n))
+		want[n] = w.get(n).StoredBytes() // what a quota was charged with, not what the folder takes
 	}
 	for _, n := range []string{"A", "B", "C"} {
 		w.deleteAsPlanned(n, false)

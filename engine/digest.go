@@ -52,6 +52,13 @@ func (e *Engine) digestMissing(ctx context.Context, o *op) (kvmbackup.Backup, er
 	}
 	o.step("digest")
 	b.Volumes = slices.Clone(b.Volumes)
+	ctx = withTally(ctx, o.tally(digestsOf(b, func(v kvmbackup.VolumeBackup) int64 {
+		if v.Digest != "" {
+			return 0
+		}
+		layers, _ := layersOf(chain, v.VolumeID, e.cfg.Repository) // an error comes up below
+		return storedIn(layers) + v.StoredSize + v.VirtualSize
+	})))
 	for i := range b.Volumes {
 		v := &b.Volumes[i]
 		if v.Digest != "" {
@@ -98,8 +105,21 @@ func (e *Engine) digest(ctx context.Context, v *kvmbackup.VolumeBackup, layers [
 	if v.FileDigest, err = digester.FileDigest(ctx, layers[0].file); err != nil {
 		return err
 	}
-	v.Digest, err = digester.Digest(ctx, layers[0].file, backing(layers))
+	counted(ctx, v.VolumeID, v.StoredSize)
+	if v.Digest, err = digester.Digest(ctx, layers[0].file, backing(layers)); err == nil {
+		counted(ctx, v.VolumeID, v.VirtualSize)
+	}
 	return err
+}
+
+// digestsOf says how much there is to read of each volume that has anything to read.
+func digestsOf(b kvmbackup.Backup, bytes func(v kvmbackup.VolumeBackup) int64) (volumes []kvmbackup.VolumeProgress) {
+	for _, v := range b.Volumes {
+		if n := bytes(v); n > 0 {
+			volumes = append(volumes, kvmbackup.VolumeProgress{VolumeID: v.VolumeID, Device: v.Device, TotalBytes: n})
+		}
+	}
+	return volumes
 }
 
 // addDigests computes the digests of a backup that is about to be published.
@@ -116,6 +136,7 @@ func (r *run) addDigests(ctx context.Context) error {
 		}
 		chain = append(slices.Clone(older), r.record)
 	}
+	ctx = withTally(ctx, r.tally(digestsOf(r.record, func(v kvmbackup.VolumeBackup) int64 { return v.StoredSize + v.VirtualSize })))
 	dir := r.e.cfg.Repository.PartialDir(r.record.Path, string(r.record.ID))
 	for i := range r.record.Volumes {
 		v := &r.record.Volumes[i]

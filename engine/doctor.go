@@ -2,11 +2,13 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -51,24 +53,74 @@ type Finding struct {
 	Device  string                   `json:"device,omitempty"`
 	Path    string                   `json:"path,omitempty"`
 	Name    kvmbackup.CheckpointName `json:"checkpoint,omitempty"`
-	foreign bool
-	advice  bool // nothing is wrong, and something could be better
+	Foreign bool                     `json:"foreign,omitempty"` // it isn't ours, and is left alone
+	Advice  bool                     `json:"advice,omitempty"`  // nothing is wrong, and something could be better
+}
+
+// String returns the finding as lines for people.
+func (f Finding) String() string {
+	s := fmt.Sprintf("%s: %s", f.Code, f.Detail)
+	if f.Effect != "" {
+		s += "\n    effect: " + f.Effect
+	}
+	if f.Repair != "" {
+		s += "\n    repair: " + f.Repair
+	}
+	return s
 }
 
 // Diagnosis is what Inspect found about one VM.
 type Diagnosis struct {
-	VM       kvmbackup.VMID
-	Record   kvmbackup.VMRecord
-	Domain   *kvmbackup.DomainStatus // nil when the hypervisor doesn't know it
-	Findings []Finding
+	VM       kvmbackup.VMID          `json:"vm"`
+	Record   kvmbackup.VMRecord      `json:"record"`
+	Domain   *kvmbackup.DomainStatus `json:"domain,omitempty"` // nil when the hypervisor doesn't know it
+	Findings []Finding               `json:"findings"`
+	Complete bool                    `json:"complete"` // all four truths were looked at
+}
 
-	Complete bool // all four truths were looked at
+// MarshalJSON writes the fields and what can be said of them: whether the VM is healthy, the domain's state and the active checkpoint.
+func (d Diagnosis) MarshalJSON() ([]byte, error) {
+	type fields Diagnosis
+	if d.Findings == nil {
+		d.Findings = []Finding{}
+	}
+	return json.Marshal(struct {
+		fields
+		Healthy          bool                     `json:"healthy"`
+		State            kvmbackup.DomainState    `json:"state"`
+		ActiveCheckpoint kvmbackup.CheckpointName `json:"active_checkpoint"`
+	}{fields(d), d.Healthy(), d.State(), d.Record.ActiveCheckpoint})
+}
+
+// State is the domain's, or DomainUnknown when the hypervisor doesn't know it.
+func (d Diagnosis) State() kvmbackup.DomainState {
+	if d.Domain == nil {
+		return kvmbackup.DomainUnknown
+	}
+	return d.Domain.State
+}
+
+// String returns the diagnosis as lines for people.
+func (d Diagnosis) String() string {
+	verdict := "healthy"
+	switch {
+	case !d.Complete:
+		verdict = "not everything could be looked at"
+	case !d.Healthy():
+		verdict = "not healthy"
+	}
+	var s strings.Builder
+	fmt.Fprintf(&s, "%s: %v, %s\n", d.VM, d.State(), verdict)
+	for _, f := range d.Findings {
+		fmt.Fprintf(&s, "  %s\n", f)
+	}
+	return s.String()
 }
 
 // Healthy says whether everything was looked at and there is nothing to repair. What is foreign doesn't count, nor do disks that can't
 // have bitmaps. It is false beside an error.
 func (d Diagnosis) Healthy() bool {
-	return d.Complete && !slices.ContainsFunc(d.Findings, func(f Finding) bool { return !f.foreign && !f.advice })
+	return d.Complete && !slices.ContainsFunc(d.Findings, func(f Finding) bool { return !f.Foreign && !f.Advice })
 }
 
 // Inspect compares the four truths about a VM: store, libvirt's checkpoints, bitmaps in QEMU or in the image files, and files in the repository. It
@@ -261,7 +313,7 @@ func (d *Diagnosis) addDomain(owned kvmbackup.Ownership, st kvmbackup.DomainStat
 			detail = fmt.Sprintf("checkpoint or bitmap %s belongs to a backup that is in this repository and not in this store: "+
 				"give each store a prefix of its own, or import the backup", f.Name)
 		}
-		d.add(Finding{Code: FindingForeignCheckpoint, Name: f.Name, Detail: detail, Effect: "none", foreign: true})
+		d.add(Finding{Code: FindingForeignCheckpoint, Name: f.Name, Detail: detail, Effect: "none", Foreign: true})
 	}
 	for _, k := range st.Disks {
 		if k.Unreadable != "" {
@@ -283,7 +335,7 @@ func (d *Diagnosis) addUntrackable(st kvmbackup.DomainStatus, req BackupRequest)
 	}
 	for _, v := range vols {
 		if why := v.Disk.WhyUntrackable(); why != "" {
-			d.add(Finding{Code: FindingUntrackable, Device: v.Device, Path: v.Disk.Path, Detail: why, Effect: fmt.Sprintf("volume %s is full in every backup", v.ID), advice: true})
+			d.add(Finding{Code: FindingUntrackable, Device: v.Device, Path: v.Disk.Path, Detail: why, Effect: fmt.Sprintf("volume %s is full in every backup", v.ID), Advice: true})
 		}
 	}
 }
@@ -345,7 +397,7 @@ func (d *Diagnosis) addFolders(entries []repository.Entry, records []kvmbackup.B
 		case e.Kind == repository.FolderPartial && known && b.Status != kvmbackup.StatusRunning:
 			f.Code, f.Detail, f.Repair = FindingLeftPartial, fmt.Sprintf("%s/%s is left of backup %s, which is %v", e.VM, e.Name, b.ID, b.Status), "remove it"
 		case e.Kind == repository.FolderPartial && !known:
-			f.Code, f.foreign, f.Detail = FindingForeignPartial, true, fmt.Sprintf("%s/%s belongs to a backup that this store doesn't know", e.VM, e.Name)
+			f.Code, f.Foreign, f.Detail = FindingForeignPartial, true, fmt.Sprintf("%s/%s belongs to a backup that this store doesn't know", e.VM, e.Name)
 		case e.Kind == repository.FolderDeleting && known:
 			f.Code, f.Detail, f.Repair = FindingLeftDeleting, fmt.Sprintf("the removal of %s/%s was begun", e.VM, e.Name), "finish it"
 		case e.Kind == repository.FolderPublished && e.Err != nil && !hasFolder(records, e.Path):
@@ -353,13 +405,13 @@ func (d *Diagnosis) addFolders(entries []repository.Entry, records []kvmbackup.B
 		case e.Kind == repository.FolderPublished && known && b.Status == kvmbackup.StatusFailed:
 			f.Code, f.Detail, f.Effect = FindingUnrecorded, fmt.Sprintf("%s is whole, and recorded as failed; Import adds it", e.Path), "none"
 		case e.Kind == repository.FolderPublished && !known && d.ofOther(e.Manifest.DomainUUID):
-			f.Code, f.foreign, f.Detail = FindingOtherDomain, true, fmt.Sprintf("%s has no record, and is of the domain with UUID %s, which had this name", e.Path, e.Manifest.DomainUUID)
+			f.Code, f.Foreign, f.Detail = FindingOtherDomain, true, fmt.Sprintf("%s has no record, and is of the domain with UUID %s, which had this name", e.Path, e.Manifest.DomainUUID)
 		case e.Kind == repository.FolderPublished && !known:
 			f.Code, f.Detail, f.Effect = FindingUnrecorded, fmt.Sprintf("%s has no record; Import adds it", e.Path), "none"
 		case e.Kind == repository.FolderLeft:
-			f.Code, f.foreign, f.Detail = FindingForeignFolder, true, fmt.Sprintf("%s/%s has what others had put into the folder of a backup that is removed; remove it if nobody needs that", e.VM, e.Name)
+			f.Code, f.Foreign, f.Detail = FindingForeignFolder, true, fmt.Sprintf("%s/%s has what others had put into the folder of a backup that is removed; remove it if nobody needs that", e.VM, e.Name)
 		case e.Kind == repository.FolderForeign, e.Kind == repository.FolderDeleting:
-			f.Code, f.foreign, f.Detail = FindingForeignFolder, true, fmt.Sprintf("%s/%s is no backup of this store", e.VM, e.Name)
+			f.Code, f.Foreign, f.Detail = FindingForeignFolder, true, fmt.Sprintf("%s/%s is no backup of this store", e.VM, e.Name)
 		default:
 			continue
 		}
@@ -381,7 +433,7 @@ func (d *Diagnosis) addOtherDomain(records []kvmbackup.Backup) {
 		}
 	}
 	for _, uuid := range slices.Sorted(maps.Keys(count)) {
-		d.add(Finding{Code: FindingOtherDomain, foreign: true, Detail: fmt.Sprintf("%d backups are of the domain with UUID %s, which had this name", count[uuid], uuid),
+		d.add(Finding{Code: FindingOtherDomain, Foreign: true, Detail: fmt.Sprintf("%d backups are of the domain with UUID %s, which had this name", count[uuid], uuid),
 			Effect: "they are kept as those of a VM of its own; delete them by their IDs when nobody needs them"})
 	}
 }

@@ -58,7 +58,9 @@ type Config struct {
 	AbortLeftJobs bool
 	// HostLimit and RepositoryLimit bound how many backups and restores run at once; engines may share them. nil: no limit.
 	HostLimit, RepositoryLimit *Limiter
-	// OnEvent receives the event stream, from the operation's goroutine: it must not block. nil: none.
+	// OnEvent receives the event stream; Tee gives it to several subscribers. It must not block: the operation waits for it. The events of
+	// one operation (Event.OpID) come one after the other, from goroutines of the engine or the executor, and those of operations that
+	// run at once come concurrently. nil: none.
 	OnEvent func(Event)
 	// Logger receives steps at debug level and what was survived at warn level, each with vm, backup (empty before there is one) and step;
 	// so do those of the repository, the images and the executor what they do for an operation of the engine. nil discards.

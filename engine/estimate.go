@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -54,6 +55,24 @@ func (o *op) estimate(ctx context.Context, v view, d kvmbackup.Decision, enough 
 	}
 	e.bytes = v.sizeOf(d, e.dirty, held)
 	return e, nil
+}
+
+// enough is how much a backup may write when so much is free.
+func (e *Engine) enough(req BackupRequest, free int64) int64 {
+	if req.IgnoreSpace {
+		return math.MaxInt64
+	}
+	return max(free-e.cfg.ReserveBytes, 0)
+}
+
+// spaceVerdict is a *SpaceError when there is too little room for the estimate.
+func (e *Engine) spaceVerdict(req BackupRequest, need estimate, free int64) error {
+	if need.bytes <= e.enough(req, free) {
+		return nil
+	}
+	return &kvmbackup.SpaceError{
+		NeedBytes: need.bytes, ReserveBytes: e.cfg.ReserveBytes, FreeBytes: free, Where: "the repository", Unmeasured: need.unmeasured,
+	}
 }
 
 // sizeOf adds up the files of a decision's volumes. What isn't known of a device counts with its whole size.

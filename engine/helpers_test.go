@@ -248,6 +248,8 @@ func namesOf[T any](w *world, list []T, id func(T) kvmbackup.BackupID) string {
 
 func backupID(b kvmbackup.Backup) kvmbackup.BackupID { return b.ID }
 
+func pendingID(p kvmbackup.PendingDelete) kvmbackup.BackupID { return p.ID }
+
 // whole fails unless everything that a live backup needs is there.
 func (w *world) whole() {
 	w.t.Helper()

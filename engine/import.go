@@ -14,14 +14,25 @@ import (
 
 // Imported says what Import did with one folder.
 type Imported struct {
-	Path   string
-	Backup kvmbackup.BackupID
-	Added  bool   // false: its record was there already, or Reason says why not
-	Reason string // why it was passed over, Err's text; empty when it was added or was there
+	Path   string             `json:"path"`
+	Backup kvmbackup.BackupID `json:"backup,omitempty"`
+	Added  bool               `json:"added"`            // false: its record was there already, or Reason says why not
+	Reason string             `json:"reason,omitempty"` // why it was passed over, Err's text; empty when it was added or was there
 	// Err is Reason for errors.Is, and matches one sentinel: ErrOtherRepository where a record says that the backup is in another one, ErrDamaged
 	// for a folder that is a copy, was moved, or whose manifest can't be used, ErrNotFound without its parent, ErrInvalid for a stamp, sequence
 	// or record that can't be.
-	Err error
+	Err error `json:"-"`
+}
+
+// String returns the outcome as one line.
+func (i Imported) String() string {
+	switch {
+	case i.Added:
+		return i.Path + ": added"
+	case i.Reason != "":
+		return i.Path + ": passed over: " + i.Reason
+	}
+	return i.Path + ": was there"
 }
 
 func (i Imported) passedOver(err error) Imported {
@@ -64,7 +75,7 @@ func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, err
 	for _, id := range vms {
 		v := e.newOp("import", id)
 		err := v.withLease(ctx, func(ctx context.Context, h *heldLease) error {
-			of, err := e.importVM(ctx, h, id)
+			of, err := e.importVM(ctx, v, h, id)
 			done = append(done, of...)
 			return err
 		})
@@ -75,7 +86,7 @@ func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, err
 
 // importVM looks again, under the lease: what was deleted meanwhile must not come back. Folders are listed by stamp, so parents come before
 // their children.
-func (e *Engine) importVM(ctx context.Context, h *heldLease, vm kvmbackup.VMID) ([]Imported, error) {
+func (e *Engine) importVM(ctx context.Context, o *op, h *heldLease, vm kvmbackup.VMID) ([]Imported, error) {
 	entries, err := e.cfg.Repository.List(ctx, string(vm))
 	if err != nil {
 		return nil, err
@@ -90,6 +101,8 @@ func (e *Engine) importVM(ctx context.Context, h *heldLease, vm kvmbackup.VMID) 
 			return done, err
 		}
 		done = append(done, one)
+		s, _ := o.on(ctx, o.name, vm, one.Backup)
+		s.emit(Event{Type: EventImported, Detail: one.String(), Err: one.Err})
 	}
 	return done, nil
 }

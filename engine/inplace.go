@@ -50,21 +50,22 @@ func (p InPlace) request(b kvmbackup.Backup) BackupRequest {
 }
 
 // withLeases takes several VMs' leases, always in the same order, so that nobody waits in a circle.
-func (e *Engine) withLeases(ctx context.Context, vms []kvmbackup.VMID, f func(context.Context, map[kvmbackup.VMID]*heldLease) error) error {
+func (o *op) withLeases(ctx context.Context, vms []kvmbackup.VMID, f func(context.Context, map[kvmbackup.VMID]*heldLease) error) error {
 	vms = slices.Clone(vms)
 	slices.Sort(vms)
 	held := map[kvmbackup.VMID]*heldLease{}
 	var next func(ctx context.Context, rest []kvmbackup.VMID) error
 	next = func(ctx context.Context, rest []kvmbackup.VMID) error {
 		if len(rest) == 0 {
+			o.begun()
 			return f(ctx, held)
 		}
-		return e.withLease(ctx, rest[0], e.cfg.LeaseWait, func(ctx context.Context, h *heldLease) error {
+		return o.e.withLease(ctx, o, rest[0], o.e.cfg.LeaseWait, func(ctx context.Context, h *heldLease) error {
 			held[rest[0]] = h
 			return next(ctx, rest[1:])
 		})
 	}
-	return next(ctx, slices.Compact(vms))
+	return o.telling(func() error { return next(o.context(ctx), slices.Compact(vms)) })
 }
 
 // restoreInPlace writes every volume aside, then swaps them all; block devices are written at once, so that one may be half written
@@ -112,7 +113,7 @@ func (e *Engine) restoreInPlace(ctx context.Context, o *op, h *heldLease, req Re
 		return Restored{}, err
 	}
 	o.step("copy")
-	if err := e.copyAside(ctx, req, jobs, at); err != nil {
+	if err := e.copyAside(ctx, o, req, jobs, at); err != nil {
 		return Restored{}, err
 	}
 	o.step("swap")

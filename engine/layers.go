@@ -54,6 +54,14 @@ func layersOf(chain []kvmbackup.Backup, id kvmbackup.VolumeID, repo Repository) 
 	return nil, fmt.Errorf("%w: volume %q of backup %s has no full below it", kvmbackup.ErrDamaged, id, chain[len(chain)-1].ID)
 }
 
+// storedIn is what the files take in the repository, as far as it is on record.
+func storedIn(layers []layer) (bytes int64) {
+	for _, l := range layers {
+		bytes += l.volume.StoredSize
+	}
+	return bytes
+}
+
 // backing is the list of files below the first, for tools that are told exactly what to open.
 func backing(layers []layer) []qcow2.Layer {
 	below := []qcow2.Layer{}
@@ -227,6 +235,7 @@ func (e *Engine) checkErrors(ctx context.Context, layers []layer) []error {
 			return fmt.Errorf("%w: %s: qemu-img check found %d corruptions", kvmbackup.ErrDamaged, l.file, res.Corruptions+res.CheckErrors)
 		}
 		*l.held = res.AllocatedClusters * l.header.ClusterSizeBytes()
+		counted(ctx, l.volume.VolumeID, l.volume.StoredSize)
 		return nil
 	})
 }

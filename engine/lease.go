@@ -32,14 +32,24 @@ func (h *heldLease) lease() kvmbackup.Lease {
 
 // withLease is the engine's for the operation's VM, with a context that says what is done for it.
 func (o *op) withLease(ctx context.Context, f func(ctx context.Context, h *heldLease) error) error {
+	return o.withLeaseWithin(ctx, o.e.cfg.LeaseWait, f)
+}
+
+// withLeaseWithin waits that long for it.
+func (o *op) withLeaseWithin(ctx context.Context, longest time.Duration, f func(ctx context.Context, h *heldLease) error) error {
 	o.step("wait")
-	return o.e.withLease(o.context(ctx), o.vm, o.e.cfg.LeaseWait, f)
+	return o.telling(func() error {
+		return o.e.withLease(o.context(ctx), o, o.vm, longest, func(ctx context.Context, h *heldLease) error {
+			o.begun()
+			return f(ctx, h)
+		})
+	})
 }
 
 // withLease runs f while it holds the VM's lease, for which it waits as Config.LeaseWait says of its wait. f's context ends with the cause
 // ErrLeaseLost when the lease can't be kept. Whoever waits for a busy VM is told who holds it when the wait ends.
-func (e *Engine) withLease(ctx context.Context, vm kvmbackup.VMID, longest time.Duration, f func(ctx context.Context, h *heldLease) error) error {
-	l, until, err := e.acquire(ctx, vm, longest)
+func (e *Engine) withLease(ctx context.Context, o *op, vm kvmbackup.VMID, longest time.Duration, f func(ctx context.Context, h *heldLease) error) error {
+	l, until, err := e.acquire(ctx, &leaseWait{o: o, vm: vm}, longest)
 	if err != nil {
 		return err
 	}
@@ -62,7 +72,7 @@ func (e *Engine) withLease(ctx context.Context, vm kvmbackup.VMID, longest time.
 }
 
 // acquire returns the lease and until when, on this process's clock, it is certainly in force.
-func (e *Engine) acquire(ctx context.Context, vm kvmbackup.VMID, longest time.Duration) (kvmbackup.Lease, time.Time, error) {
+func (e *Engine) acquire(ctx context.Context, w *leaseWait, longest time.Duration) (kvmbackup.Lease, time.Time, error) {
 	wait := ctx
 	if longest > 0 {
 		w, cancel := context.WithTimeout(ctx, longest)
@@ -73,7 +83,7 @@ func (e *Engine) acquire(ctx context.Context, vm kvmbackup.VMID, longest time.Du
 	var busy error
 	for {
 		begun := time.Now()
-		l, err := e.cfg.Store.AcquireLease(ask, vm, e.cfg.Holder, e.cfg.LeaseTTL)
+		l, err := e.cfg.Store.AcquireLease(ask, w.vm, e.cfg.Holder, e.cfg.LeaseTTL)
 		switch {
 		case err == nil:
 			return l, begun.Add(e.cfg.LeaseTTL), nil
@@ -84,6 +94,7 @@ func (e *Engine) acquire(ctx context.Context, vm kvmbackup.VMID, longest time.Du
 		}
 		// From now on it is the VM that is waited for, also inside the store.
 		busy, ask = err, wait
+		w.busy(err, time.Now())
 		select {
 		case <-time.After(pause):
 			pause = min(pause*2, longestPause)

@@ -75,7 +75,7 @@ func TestHeldBackupStays(t *testing.T) {
 	w.deleteAsPlanned("C", false)
 	p := w.deleteAsPlanned("B", false)
 	lab.Equal(t, "held", w.state(), "A B:delete-pending")
-	if waits := strings.Join(p.Waits[lab.BackupID("B")], "; "); !strings.Contains(waits, opened.HoldID) || !strings.Contains(waits, "instant restore") {
+	if waits := strings.Join(p.Pending[0].NeededBy, "; "); !strings.Contains(waits, opened.HoldID) || !strings.Contains(waits, "instant restore") {
 		t.Errorf("the plan doesn't say who holds it: %q", waits)
 	}
 	w.deleteAsPlanned("A", false)

@@ -2,8 +2,10 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path"
 	"slices"
 	"strings"
@@ -15,18 +17,48 @@ import (
 
 // Plan is what Backup would do now. Nothing was changed to find it out.
 type Plan struct {
-	VM       kvmbackup.VMID
-	Decision kvmbackup.Decision
+	VM kvmbackup.VMID `json:"vm"`
+	kvmbackup.Decision
 	// Path is the backup's folder, VM/STAMP; it and the checkpoint's name follow the clock.
-	Path string
-	// EstimateBytes is what the job is expected to write, its images' tables included; FreeBytes what the repository has.
-	EstimateBytes, FreeBytes int64
+	Path string `json:"path"`
+	// EstimateBytes is what the job is expected to write, its images' tables included; FreeBytes what the repository has, of which
+	// ReserveBytes are to stay free.
+	EstimateBytes int64 `json:"estimate_bytes"`
+	FreeBytes     int64 `json:"free_bytes"`
+	ReserveBytes  int64 `json:"reserve_bytes"`
 	// Unmeasured are devices of which it can't be told what they hold, such as one in a network: the estimate counts them as full.
-	Unmeasured []string
-	// Pending says what an earlier crash left, to be settled before the backup; the decision may then differ.
-	Pending []kvmbackup.Backup
+	Unmeasured []string `json:"unmeasured,omitempty"`
+	// Pending are the backups that are recorded as running: what an earlier crash has left is settled before the backup, and the
+	// decision may then differ.
+	Pending []kvmbackup.BackupID `json:"pending,omitempty"`
 	// BusyWith describes a job on the domain that Backup would refuse to disturb; empty: none.
-	BusyWith string
+	BusyWith string `json:"busy_with,omitempty"`
+	// Blocked is the error that Backup would return now: ErrBusy for a job on the domain, ErrNoSpace (a *SpaceError). nil: nothing
+	// is known that stands in its way. Whether another operation holds the VM's lease isn't looked at. JSON has its text.
+	Blocked error `json:"-"`
+}
+
+// planJSON has what JSON says of a Plan beside its fields.
+type planJSON struct {
+	Blocked textError `json:"blocked,omitzero"`
+}
+
+// MarshalJSON writes the fields, with the text of Blocked.
+func (p Plan) MarshalJSON() ([]byte, error) {
+	type fields Plan
+	return json.Marshal(struct {
+		fields
+		planJSON
+	}{fields(p), planJSON{textError{p.Blocked}}})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. Blocked has the text alone then: it matches no sentinel.
+func (p *Plan) UnmarshalJSON(b []byte) error {
+	type fields Plan
+	var has planJSON
+	err := errors.Join(json.Unmarshal(b, (*fields)(p)), json.Unmarshal(b, &has))
+	p.Blocked = has.Blocked.error
+	return err
 }
 
 // String returns the plan as lines for people.
@@ -40,9 +72,25 @@ func (p Plan) String() string {
 		fmt.Fprintf(&s, "  because: %s\n", r)
 	}
 	for _, v := range p.Decision.Volumes {
-		fmt.Fprintf(&s, "  %s (%s): %v, %s\n", v.VolumeID, v.Device, v.Kind, kvmbackup.Reason{Code: v.Reason.Code, Detail: v.Reason.Detail})
+		fmt.Fprintf(&s, "  %s\n", v)
+	}
+	if p.Blocked != nil {
+		fmt.Fprintf(&s, "  not now: %v\n", p.Blocked)
+	}
+	for _, id := range p.Pending {
+		fmt.Fprintf(&s, "  first: wait for %s, which is recorded as running, or settle it if a crash has left it so\n", id)
 	}
 	return s.String()
+}
+
+// LogValue implements slog.LogValuer: the decision, the folder, the estimate and what stands in its way.
+func (p Plan) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("vm", string(p.VM)), slog.Any("decision", p.Decision), slog.String("path", p.Path),
+		slog.Int64("estimate_bytes", p.EstimateBytes), slog.Int64("free_bytes", p.FreeBytes)}
+	if p.Blocked != nil {
+		attrs = append(attrs, slog.String("blocked", p.Blocked.Error()))
+	}
+	return slog.GroupValue(attrs...)
 }
 
 // Plan shows what Backup would do with the same request, and changes nothing. It takes no lease.
@@ -65,7 +113,8 @@ func (o *op) plan(ctx context.Context, req BackupRequest) (Plan, error) {
 		return Plan{}, err
 	}
 	p.Path = view.path()
-	if view.status.Job != kvmbackup.JobNone {
+	busy := view.busy()
+	if busy != nil {
 		p.BusyWith = view.status.JobDetail
 	}
 	need, err := o.estimate(ctx, view, p.Decision, 0)
@@ -80,8 +129,14 @@ func (o *op) plan(ctx context.Context, req BackupRequest) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	p.FreeBytes = space.FreeBytes
-	p.Pending, err = o.e.cfg.Store.List(ctx, kvmbackup.Query{VM: req.VM, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+	p.FreeBytes, p.ReserveBytes = space.FreeBytes, o.e.cfg.ReserveBytes
+	if p.Blocked = busy; busy == nil {
+		p.Blocked = o.e.spaceVerdict(req, need, space.FreeBytes)
+	}
+	running, err := o.e.cfg.Store.List(ctx, kvmbackup.Query{VM: req.VM, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+	for _, b := range running {
+		p.Pending = append(p.Pending, b.ID)
+	}
 	return p, err
 }
 
@@ -94,6 +149,14 @@ type view struct {
 	volumes []chosen
 	left    []leftOut
 	input   kvmbackup.DecideInput
+}
+
+// busy is an ErrBusy while the domain has a job that a backup would disturb.
+func (v view) busy() error {
+	if v.status.Job == kvmbackup.JobNone {
+		return nil
+	}
+	return &kvmbackup.BusyError{VM: v.req.VM, Holder: "a job on its domain: " + v.status.JobDetail}
 }
 
 func (v view) path() string { return string(v.req.VM) + "/" + v.stamp.String() }

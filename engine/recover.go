@@ -12,9 +12,15 @@ import (
 
 // Recovery says what became of one thing that an earlier crash had left.
 type Recovery struct {
-	Backup  kvmbackup.BackupID
-	Outcome RecoveryOutcome
-	Detail  string
+	VM      kvmbackup.VMID     `json:"vm"`
+	Backup  kvmbackup.BackupID `json:"backup"`
+	Outcome RecoveryOutcome    `json:"outcome"`
+	Detail  string             `json:"detail,omitempty"`
+}
+
+// String returns the recovery as one line.
+func (r Recovery) String() string {
+	return fmt.Sprintf("%s %s: %s, %s", r.VM, r.Backup, r.Outcome, r.Detail)
 }
 
 // RecoveryOutcome is what recovery did.
@@ -49,8 +55,7 @@ func (e *Engine) recover(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.D
 		found = append(found, some...)
 		return err
 	}
-	o.step("wait")
-	err := e.withLease(o.context(ctx), vm, wait, func(ctx context.Context, h *heldLease) error {
+	err := o.withLeaseWithin(ctx, wait, func(ctx context.Context, h *heldLease) error {
 		onDomain := func(f func() error) func() error {
 			return func() error {
 				if dom.Name == "" || e.cfg.Executor == nil {
@@ -151,7 +156,7 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom kvm
 		s, sctx := o.on(ctx, "recover", o.vm, b.ID) // whatever operation does it
 		rec, err := e.settleOne(sctx, s, h, b, ref)
 		if err != nil {
-			return append(found, Recovery{b.ID, RecoveryPending, kvmbackup.ErrorText(err)}), err
+			return append(found, Recovery{b.VM, b.ID, RecoveryPending, kvmbackup.ErrorText(err)}), err
 		}
 		found = append(found, rec)
 		if rec.Outcome == RecoveryPending {
@@ -168,7 +173,7 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom kvm
 func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b kvmbackup.Backup, dom kvmbackup.DomainRef) (Recovery, error) {
 	done, damage := e.rollForward(ctx, o, h, b)
 	if done || damage != nil && !errors.Is(damage, kvmbackup.ErrDamaged) {
-		return Recovery{b.ID, RecoveryCommitted, "its folder was whole"}, damage
+		return Recovery{b.VM, b.ID, RecoveryCommitted, "its folder was whole"}, damage
 	}
 	if e.cfg.Executor == nil {
 		return Recovery{}, fmt.Errorf("%w: backup %s is recorded as running, and without an Executor its job can't be looked for", kvmbackup.ErrBusy, b.ID)
@@ -180,7 +185,7 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b kvmbackup
 		return r.followAdopted(ctx)
 	case errors.Is(err, kvmbackup.ErrNoDomain) && b.Host != "" && b.Host != e.cfg.Host:
 		// The domain and its job may be on that host. Only what finds the domain, or finds it gone there, may settle this.
-		return Recovery{b.ID, RecoveryPending, fmt.Sprintf("it was taken on host %q, and the domain is not on this one; recover it there", b.Host)}, nil
+		return Recovery{b.VM, b.ID, RecoveryPending, fmt.Sprintf("it was taken on host %q, and the domain is not on this one; recover it there", b.Host)}, nil
 	case err == nil, errors.Is(err, kvmbackup.ErrNoJob), errors.Is(err, kvmbackup.ErrNoDomain):
 	default:
 		return Recovery{}, err
@@ -198,14 +203,14 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b kvmbackup
 	if err := e.undoBackup(ctx, o, h, undoing{b, dom, r.job}, cause); err != nil {
 		// The folder may have been published meanwhile by a process that had lost its lease.
 		if done, again := e.rollForward(ctx, o, h, b); done && again == nil {
-			return Recovery{b.ID, RecoveryCommitted, "its folder was whole"}, nil
+			return Recovery{b.VM, b.ID, RecoveryCommitted, "its folder was whole"}, nil
 		}
 		return Recovery{}, err
 	}
 	c, cancel := e.cleanup(ctx)
 	defer cancel()
 	r.resumeGuest(c)
-	return Recovery{b.ID, outcome, kvmbackup.ErrorText(cause)}, nil
+	return Recovery{b.VM, b.ID, outcome, kvmbackup.ErrorText(cause)}, nil
 }
 
 // rollForward commits a backup whose folder was published, or whose manifest, the last file to be written, is in the partial one. One
@@ -286,10 +291,10 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	if r.view.record, err = r.e.cfg.Store.VM(ctx, r.vm); err != nil {
 		return Recovery{}, errors.Join(err, r.job.Close())
 	}
-	done := Recovery{r.record.ID, RecoveryFollowed, "its job still ran"}
+	done := Recovery{r.vm, r.record.ID, RecoveryFollowed, "its job still ran"}
 	reason := kvmbackup.Reason{Code: kvmbackup.ReasonRecovered, Detail: "its job was followed by another process"}
 	if r.ended() {
-		done = Recovery{r.record.ID, RecoveryCommitted, "its job had ended well"}
+		done = Recovery{r.vm, r.record.ID, RecoveryCommitted, "its job had ended well"}
 		reason.Detail = "its job had ended before another process looked for it, and libvirt's record and the files say that all was copied"
 	}
 	r.record.Reasons = append(r.record.Reasons, reason)
@@ -304,7 +309,7 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	}
 	if err != nil {
 		err = r.undo(ctx, err)
-		return Recovery{r.record.ID, RecoveryUndone, kvmbackup.ErrorText(err)}, r.stillRunning(ctx)
+		return Recovery{r.vm, r.record.ID, RecoveryUndone, kvmbackup.ErrorText(err)}, r.stillRunning(ctx)
 	}
 	if err := r.closeJob(nil); err != nil {
 		r.warn("close job", "error", err)
@@ -313,7 +318,7 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 		if r.stillRunning(ctx) != nil {
 			return Recovery{}, err
 		}
-		return Recovery{r.record.ID, RecoveryUndone, kvmbackup.ErrorText(err)}, nil
+		return Recovery{r.vm, r.record.ID, RecoveryUndone, kvmbackup.ErrorText(err)}, nil
 	}
 	return done, nil
 }

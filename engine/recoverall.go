@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,11 +15,46 @@ import (
 
 // RecoveredVM says what RecoverAll did about one VM.
 type RecoveredVM struct {
-	VM    kvmbackup.VMID
-	Found []Recovery
+	VM    kvmbackup.VMID `json:"vm"`
+	Found []Recovery     `json:"found"`
 	// Err says why not all of it could be settled, within an *OpError; errors.Is(Err, ErrBusy) where another operation works on the VM, which
-	// settles it itself.
-	Err error
+	// settles it itself. JSON has its text, as "error".
+	Err error `json:"-"`
+}
+
+// recoveredJSON has what JSON says of a RecoveredVM beside its fields.
+type recoveredJSON struct {
+	Error textError `json:"error,omitzero"`
+}
+
+// MarshalJSON writes the fields, with the text of Err.
+func (r RecoveredVM) MarshalJSON() ([]byte, error) {
+	type fields RecoveredVM
+	return json.Marshal(struct {
+		fields
+		recoveredJSON
+	}{fields(r), recoveredJSON{textError{r.Err}}})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. Err has the text alone then: it matches no sentinel.
+func (r *RecoveredVM) UnmarshalJSON(b []byte) error {
+	type fields RecoveredVM
+	var has recoveredJSON
+	err := errors.Join(json.Unmarshal(b, (*fields)(r)), json.Unmarshal(b, &has))
+	r.Err = has.Error.error
+	return err
+}
+
+// String returns what was done and what could not be, as lines for people.
+func (r RecoveredVM) String() string {
+	var s strings.Builder
+	for _, f := range r.Found {
+		fmt.Fprintln(&s, f)
+	}
+	if r.Err != nil {
+		fmt.Fprintf(&s, "%s: %v\n", r.VM, r.Err)
+	}
+	return s.String()
 }
 
 // recoverAtOnce bounds how many VMs are recovered at once. To follow a job costs next to nothing, and what isn't followed ends unseen.
@@ -65,7 +102,7 @@ func (e *Engine) recoverLeft(ctx context.Context, vm kvmbackup.VMID, left []kvmb
 	var elsewhere []Recovery
 	for _, b := range left {
 		if b.Status == kvmbackup.StatusRunning && b.Host != "" && b.Host != e.cfg.Host {
-			elsewhere = append(elsewhere, Recovery{b.ID, RecoveryPending, fmt.Sprintf("it was begun on host %q; recover it there, or the VM by its name where that has come from there", b.Host)})
+			elsewhere = append(elsewhere, Recovery{b.VM, b.ID, RecoveryPending, fmt.Sprintf("it was begun on host %q; recover it there, or the VM by its name where that has come from there", b.Host)})
 		}
 	}
 	if elsewhere != nil {

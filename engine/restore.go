@@ -3,9 +3,11 @@ package engine
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -34,8 +36,6 @@ type RestoreRequest struct {
 	// SkipDigests restores without comparing what was written with the digests on record. Where a volume has one, Restore otherwise reads
 	// back what it has written, and returns ErrDamaged when that is not what was backed up; no new file is left then.
 	SkipDigests bool
-	// OnProgress is told the bytes done of the total, over all volumes. It must not block.
-	OnProgress func(doneBytes, totalBytes int64)
 }
 
 // validate names what is wrong with the request in itself.
@@ -67,19 +67,56 @@ type RestoreVolume struct {
 
 // Restored is what Restore has written.
 type Restored struct {
-	Backup  kvmbackup.Backup
+	Backup  kvmbackup.Backup // JSON has its ID
 	Volumes []RestoredVolume
+}
+
+type restoredJSON struct {
+	Backup  kvmbackup.BackupID `json:"backup"`
+	Volumes []RestoredVolume   `json:"volumes"`
+}
+
+// MarshalJSON writes the backup's ID and the volumes.
+func (r Restored) MarshalJSON() ([]byte, error) {
+	return json.Marshal(restoredJSON{r.Backup.ID, r.Volumes})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (r *Restored) UnmarshalJSON(b []byte) error {
+	var has restoredJSON
+	err := json.Unmarshal(b, &has)
+	*r = Restored{kvmbackup.Backup{ID: has.Backup}, has.Volumes}
+	return err
+}
+
+// String returns what was written as lines for people.
+func (r Restored) String() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "restored %s of %s\n", r.Backup.Path, r.Backup.VM)
+	for _, v := range r.Volumes {
+		fmt.Fprintf(&s, "  %s\n", v)
+	}
+	return s.String()
 }
 
 // RestoredVolume is one volume's target.
 type RestoredVolume struct {
-	VolumeID    kvmbackup.VolumeID
-	Device      string // in the backup
-	Path        string
-	Format      qcow2.Format
-	VirtualSize int64 // bytes of the volume; a block device may be larger
+	VolumeID    kvmbackup.VolumeID `json:"volume_id"`
+	Device      string             `json:"device"` // in the backup
+	Path        string             `json:"path"`
+	Format      qcow2.Format       `json:"format"`
+	VirtualSize int64              `json:"virtual_size"` // bytes of the volume; a block device may be larger
 	// Encryption is the kind of encryption that the disk had on its host when it was backed up; what is written has none. Empty: none.
-	Encryption string
+	Encryption string `json:"encryption,omitempty"`
+}
+
+// String returns the volume as one line.
+func (v RestoredVolume) String() string {
+	s := fmt.Sprintf("%s (%s): %s, %s of %d bytes", v.VolumeID, v.Device, v.Path, v.Format, v.VirtualSize)
+	if v.Encryption != "" {
+		s += fmt.Sprintf("; it was encrypted on its host (%s) and is not now", v.Encryption)
+	}
+	return s
 }
 
 // copyJob is one volume on its way.
@@ -120,24 +157,25 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, err
 	if req.InPlace != nil {
 		vms = append(vms, req.InPlace.request(b).VM)
 	}
-	err = e.withLeases(o.context(ctx), vms, func(ctx context.Context, held map[kvmbackup.VMID]*heldLease) error {
-		release, err := e.takePlace(ctx)
+	err = o.withLeases(ctx, vms, func(ctx context.Context, held map[kvmbackup.VMID]*heldLease) error {
+		release, err := o.takePlace(ctx)
 		if err != nil {
 			return err
 		}
 		defer release()
-		o.emit(Event{Type: EventStarted})
 		if req.InPlace != nil {
 			done, err = e.restoreInPlace(ctx, o, held[req.InPlace.request(b).VM], req)
 		} else {
 			done, err = e.restoreToFiles(ctx, o, req)
+		}
+		if err == nil {
+			o.emit(Event{Type: EventCompleted, Backup: &done.Backup})
 		}
 		return err
 	})
 	if err != nil {
 		return Restored{}, o.fail(ctx, err)
 	}
-	o.emit(Event{Type: EventCompleted, Backup: &done.Backup})
 	return done, nil
 }
 
@@ -162,7 +200,7 @@ func (e *Engine) restoreToFiles(ctx context.Context, o *op, req RestoreRequest) 
 		return Restored{}, err
 	}
 	o.step("copy")
-	if err := e.copyAll(ctx, req, jobs); err != nil {
+	if err := e.copyAll(ctx, o, req, jobs); err != nil {
 		return Restored{}, err
 	}
 	r := Restored{Backup: b}
@@ -202,7 +240,7 @@ func (e *Engine) prepareRestore(ctx context.Context, o *op, req RestoreRequest) 
 		out := RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize, Encryption: v.Encryption}
 		jobs = append(jobs, copyJob{layers: layers, out: out, owner: e.owner(b.VM)})
 	}
-	return b, jobs, e.verifyLayers(ctx, all)
+	return b, jobs, e.verifyLayers(withTally(ctx, o.tally(checksOf(jobs))), all)
 }
 
 func wantedVolumes(b kvmbackup.Backup, chosen []RestoreVolume) ([]kvmbackup.VolumeBackup, error) {
@@ -285,9 +323,9 @@ func distinctTargets(jobs []copyJob) error {
 }
 
 // copyAll copies the volumes in parallel and then renames all new files: either all are there or none.
-func (e *Engine) copyAll(ctx context.Context, req RestoreRequest, jobs []copyJob) error {
+func (e *Engine) copyAll(ctx context.Context, o *op, req RestoreRequest, jobs []copyJob) error {
 	places := placesOf(jobs)
-	if err := e.copyAside(ctx, req, jobs, places); err != nil {
+	if err := e.copyAside(ctx, o, req, jobs, places); err != nil {
 		return err
 	}
 	return e.publishing(ctx, places, jobs)
@@ -303,14 +341,14 @@ func placesOf(jobs []copyJob) []string {
 
 // copyAside copies every volume to its aside file, or to its block device, and then makes sure that it was the verified files that were
 // copied. After an error no aside file is left.
-func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob, at []string) error {
+func (e *Engine) copyAside(ctx context.Context, o *op, req RestoreRequest, jobs []copyJob, at []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	places := req.Parallel
 	if places <= 0 {
 		places = 4
 	}
-	limit, progress := NewLimiter(places), newRestoreProgress(req, jobs)
+	limit, progress := NewLimiter(places), o.tally(sizesOf(jobs))
 	errs := make([]error, len(jobs))
 	var wg sync.WaitGroup
 	for i, j := range jobs {
@@ -319,7 +357,9 @@ func (e *Engine) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJ
 			defer wg.Done()
 			release, err := limit.take(ctx)
 			if err == nil {
-				err = e.copyOne(ctx, req, j, func(percent float64) { progress.set(i, percent) })
+				err = e.copyOne(ctx, req, j, func(percent float64) {
+					progress.set(i, int64(float64(j.out.VirtualSize)*percent/100))
+				})
 				release()
 			}
 			if err != nil {
@@ -354,34 +394,18 @@ func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, pro
 	return e.compareDigest(ctx, req, j, dst)
 }
 
-// restoreProgress adds the volumes' shares up.
-type restoreProgress struct {
-	mu    sync.Mutex
-	done  []int64
-	sizes []int64
-	total int64
-	tell  func(done, total int64)
-}
-
-func newRestoreProgress(req RestoreRequest, jobs []copyJob) *restoreProgress {
-	p := &restoreProgress{done: make([]int64, len(jobs)), tell: req.OnProgress}
+// sizesOf says how much there is to copy.
+func sizesOf(jobs []copyJob) (volumes []kvmbackup.VolumeProgress) {
 	for _, j := range jobs {
-		p.sizes = append(p.sizes, j.out.VirtualSize)
-		p.total += j.out.VirtualSize
+		volumes = append(volumes, kvmbackup.VolumeProgress{VolumeID: j.out.VolumeID, Device: j.out.Device, TotalBytes: j.out.VirtualSize})
 	}
-	return p
+	return volumes
 }
 
-func (p *restoreProgress) set(i int, percent float64) {
-	if p.tell == nil {
-		return
+// checksOf says how much there is to check before.
+func checksOf(jobs []copyJob) (volumes []kvmbackup.VolumeProgress) {
+	for _, j := range jobs {
+		volumes = append(volumes, kvmbackup.VolumeProgress{VolumeID: j.out.VolumeID, Device: j.out.Device, TotalBytes: storedIn(j.layers)})
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.done[i] = int64(float64(p.sizes[i]) * percent / 100)
-	var sum int64
-	for _, n := range p.done {
-		sum += n
-	}
-	p.tell(sum, p.total)
+	return volumes
 }

@@ -253,7 +253,8 @@ func TestPin(t *testing.T) {
 	lab.Fails(t, w.engine.Pin(t.Context(), lab.BackupID("A"), true), kvmbackup.ErrNotFound)
 }
 
-// TestRetainFailed: a failed backup is on record as long as an older one is kept. What is left of its folder goes with it.
+// TestRetainFailed: a failed backup is on record until a later one is completed, however many are kept. What is left of its folder
+// goes with it.
 func TestRetainFailed(t *testing.T) {
 	w := newWorld(t)
 	failed := func(name string) {
@@ -269,6 +270,9 @@ func TestRetainFailed(t *testing.T) {
 	failed("y")
 	w.add("B", "")
 	failed("z")
+	many, err := w.engine.PlanRetain(t.Context(), lab.VM, kvmbackup.RetentionPolicy{Last: 9})
+	lab.OK(t, err)
+	lab.Equal(t, "planned to keep many", namesOf(w, many.Failed, func(id kvmbackup.BackupID) kvmbackup.BackupID { return id }), "x y")
 	plan, err := w.engine.Retain(t.Context(), lab.VM, policy)
 	lab.OK(t, err)
 	lab.Equal(t, "planned", namesOf(w, plan.Failed, func(id kvmbackup.BackupID) kvmbackup.BackupID { return id }), "x y")

@@ -43,11 +43,14 @@ type Problem struct {
 
 // VerifyReport is what a verification found.
 type VerifyReport struct {
-	Backup   kvmbackup.BackupID `json:"backup"`
-	Content  bool               `json:"content"` // digests were compared: false where there was none
-	Digests  int                `json:"digests"` // how many there were to compare
-	Files    int                `json:"files"`   // how many files were checked
-	Problems []Problem          `json:"problems"`
+	Backup  kvmbackup.BackupID `json:"backup"`
+	Content bool               `json:"content"` // digests were compared: false where there was none
+	Digests int                `json:"digests"` // how many there were to compare
+	// NoDigests says that the content was asked for, and that neither the backup nor what it stands on has a digest on record, so
+	// that nothing is known of it; see AddDigests.
+	NoDigests bool      `json:"no_digests,omitempty"`
+	Files     int       `json:"files"` // how many files were checked
+	Problems  []Problem `json:"problems"`
 	// Notes are what stands in the way of no restore: files in a backup's folder that are not its own.
 	Notes []Problem `json:"notes,omitempty"`
 
@@ -59,9 +62,36 @@ type VerifyReport struct {
 // report that Verify didn't make.
 func (r VerifyReport) OK() bool { return r.Complete && len(r.Problems) == 0 }
 
+// String returns the report as lines for people.
+func (r VerifyReport) String() string {
+	var s strings.Builder
+	switch {
+	case r.OK():
+		fmt.Fprintf(&s, "%s: ok, %d files", r.Backup, r.Files)
+	case len(r.Problems) > 0:
+		fmt.Fprintf(&s, "%s: damaged, %d files", r.Backup, r.Files)
+	default:
+		fmt.Fprintf(&s, "%s: not verified", r.Backup)
+	}
+	switch {
+	case r.Content:
+		fmt.Fprintf(&s, ", %d digests", r.Digests)
+	case r.NoDigests:
+		s.WriteString("; content not compared: no digests are on record")
+	}
+	s.WriteString("\n")
+	for _, p := range r.Problems {
+		fmt.Fprintf(&s, "  %s: %s\n", p.Code, p.Detail)
+	}
+	for _, p := range r.Notes {
+		fmt.Fprintf(&s, "  note, no damage: %s: %s\n", p.Code, p.Detail)
+	}
+	return s.String()
+}
+
 // Verify checks that a completed backup can be restored: every member of its chain is there, each backing link is exactly the manifest's,
 // no file has a backing or data file that it should not, and qemu-img check finds nothing. With content it also
-// computes the digests that were recorded and compares them. The outcome is recorded with its time, and damage with every backup that it
+// computes the digests that were recorded and compares them; where there are none the report has NoDigests. The outcome is recorded with its time, and damage with every backup that it
 // affects.
 //
 // Damage is in the report's Problems, and makes the error an ErrDamaged; other errors mean that nothing is known. A file that is in a folder and not
@@ -88,12 +118,17 @@ func (e *Engine) Verify(ctx context.Context, id kvmbackup.BackupID, content bool
 		}
 		v.report.Content = v.report.Digests > 0
 		o.step("record")
-		return v.record(ctx, h)
+		if err := v.record(ctx, h); err != nil {
+			return err
+		}
+		v.report.Complete = true
+		if !v.report.OK() {
+			return fmt.Errorf("%w: %d problems, the first: %s", kvmbackup.ErrDamaged, len(v.report.Problems), v.report.Problems[0].Detail)
+		}
+		summary, _, _ := strings.Cut(v.report.String(), "\n")
+		o.emit(Event{Type: EventVerified, Backup: &b, Detail: summary})
+		return nil
 	})
-	v.report.Complete = err == nil
-	if err == nil && !v.report.OK() {
-		err = fmt.Errorf("%w: %d problems, the first: %s", kvmbackup.ErrDamaged, len(v.report.Problems), v.report.Problems[0].Detail)
-	}
 	return v.report, o.fail(ctx, err)
 }
 
@@ -189,6 +224,7 @@ func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {
 	if err != nil {
 		return err
 	}
+	v.report.NoDigests = v.report.Content && !slices.ContainsFunc(chain, hasDigests)
 	for _, member := range chain {
 		if member.Repository != v.e.cfg.Repository.ID() {
 			return fmt.Errorf("%w: backup %s is in %q", kvmbackup.ErrOtherRepository, member.ID, member.Repository)
@@ -198,12 +234,38 @@ func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {
 		}
 	}
 	v.o.step("verify volumes")
+	ctx = withTally(ctx, v.o.tally(digestsOf(b, func(vol kvmbackup.VolumeBackup) int64 { return v.toRead(chain, vol) })))
 	for _, vol := range b.Volumes {
 		if err := v.volume(ctx, chain, vol); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func hasDigests(b kvmbackup.Backup) bool {
+	return slices.ContainsFunc(b.Volumes, func(v kvmbackup.VolumeBackup) bool { return v.Digest != "" || v.FileDigest != "" })
+}
+
+// toRead is about how much is read of a volume.
+func (v *verifier) toRead(chain []kvmbackup.Backup, vol kvmbackup.VolumeBackup) int64 {
+	layers, err := layersOf(chain, vol.VolumeID, v.e.cfg.Repository)
+	if err != nil {
+		return 0 // it is a problem, which is reported
+	}
+	bytes := storedIn(layers)
+	if !v.report.Content {
+		return bytes
+	}
+	for _, l := range layers {
+		if l.volume.FileDigest != "" {
+			bytes += l.volume.StoredSize
+		}
+	}
+	if vol.Digest != "" {
+		bytes += vol.VirtualSize
+	}
+	return bytes
 }
 
 // folder compares one member's folder with its manifest and its record.
@@ -318,6 +380,7 @@ func (v *verifier) content(ctx context.Context, layers []layer) error {
 		}
 		v.seen["digest "+l.file] = true
 		has, err := digester.FileDigest(ctx, l.file)
+		counted(ctx, l.volume.VolumeID, l.volume.StoredSize)
 		problem, err := v.compare(ctx, fmt.Sprintf("%s/%s: its bytes", l.backup.Path, l.volume.File), has, l.volume.FileDigest, err)
 		if err == nil && problem != "" {
 			err = v.add(ctx, ProblemContent, l.backup, l.volume.VolumeID, l.volume.File, problem)
@@ -331,6 +394,7 @@ func (v *verifier) content(ctx context.Context, layers []layer) error {
 		return nil
 	}
 	has, err := digester.Digest(ctx, top.file, backing(layers))
+	counted(ctx, top.volume.VolumeID, top.volume.VirtualSize)
 	problem, err := v.compare(ctx, fmt.Sprintf("volume %s as the guest sees it", top.volume.VolumeID), has, top.volume.Digest, err)
 	if err == nil && problem != "" {
 		err = v.add(ctx, ProblemContent, top.backup, top.volume.VolumeID, top.volume.File, problem)

@@ -41,12 +41,14 @@ func TestImageOpenedDuringRestore(t *testing.T) {
 		before, err := os.ReadFile(image)
 		s.must(err)
 		var user *os.File
-		req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: s.volumes}, OnProgress: func(int64, int64) {
-			if user == nil {
+		s.cfg.OnEvent = func(e engine.Event) {
+			if e.Type == engine.EventProgress && e.Step == "copy" && user == nil {
 				user, err = os.Open(image)
 				s.must(err)
 			}
-		}}
+		}
+		s.must(s.open(plan{}))
+		req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: s.volumes}}
 		if _, err := s.engine.Restore(t.Context(), req); !errors.Is(err, kvmbackup.ErrImageLocked) {
 			t.Errorf("restore over an image that something has opened meanwhile: %v", err)
 		}

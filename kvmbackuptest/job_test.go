@@ -157,6 +157,10 @@ func TestForeignJob(t *testing.T) {
 			if _, err := s.engine.Backup(t.Context(), s.request(everyday)); !errors.Is(err, kvmbackup.ErrBusy) || !errors.As(err, &busy) {
 				t.Errorf("backup: %v", err)
 			}
+			p, err := s.engine.Plan(t.Context(), s.request(everyday))
+			if s.must(err); !errors.Is(p.Blocked, kvmbackup.ErrBusy) || p.Blocked.Error() != busy.Error() || p.BusyWith != "somebody's job" {
+				t.Errorf("planned: %v, busy with %q", p.Blocked, p.BusyWith)
+			}
 			s.must(s.h.EndForeignJob(vm))
 		}
 		// One that begins between the look and our job.

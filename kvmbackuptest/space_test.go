@@ -55,6 +55,9 @@ func (s *teller) refusesFor() *kvmbackup.SpaceError {
 	if s.must(err); p.EstimateBytes != space.NeedBytes {
 		s.t.Errorf("the plan says %d, the backup %d", p.EstimateBytes, space.NeedBytes)
 	}
+	if p.Blocked == nil || p.Blocked.Error() != space.Error() || !errors.Is(p.Blocked, kvmbackup.ErrNoSpace) || p.ReserveBytes != space.ReserveBytes {
+		s.t.Errorf("the plan says %v, the backup %v", p.Blocked, space)
+	}
 	return space
 }
 
@@ -70,6 +73,9 @@ func TestEstimateOfACompressedDisk(t *testing.T) {
 			t.Errorf("48 clusters need %d: %v", e.NeedBytes/cluster, e)
 		}
 		s.onShare(58 * cluster) // less than the disk, and enough for what is on it
+		if p, err := s.engine.Plan(t.Context(), s.request(everyday)); err != nil || p.Blocked != nil {
+			t.Errorf("planned with enough room: %v, %v", p.Blocked, err)
+		}
 		s.backup(everyday)
 
 		s.must(s.write("vdc", 0, 2))
@@ -114,6 +120,9 @@ func TestEstimateOfWhatCannotBeMeasured(t *testing.T) {
 		}
 		req := s.request(everyday)
 		req.IgnoreSpace = true
+		if p, err := s.engine.Plan(t.Context(), req); err != nil || p.Blocked != nil {
+			t.Errorf("planned with IgnoreSpace: %v, %v", p.Blocked, err)
+		}
 		_, err := s.engine.Backup(t.Context(), req)
 		s.must(err)
 	})

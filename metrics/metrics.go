@@ -6,7 +6,7 @@
 //	config.OnEvent = m.Observe // the engine.Config that the engine is made with
 //
 // Metrics know what they have observed. After a start of the host program, give them every VM's newest backup with Seed, or the age
-// of a VM's last success is unknown until its next one. Metrics have one label, vm, and failures one more, cause; see [Metrics].
+// of a VM's last success is unknown until its next one. Metrics have the label vm, and some have more; see [Metrics].
 package metrics
 
 import (
@@ -27,15 +27,23 @@ import (
 //	kvmbackup_last_frozen_seconds{vm}             how long the guest was frozen
 //	kvmbackup_chain_length{vm}                    its position plus one
 //	kvmbackup_backups_total{vm,kind}              completed backups
-//	kvmbackup_stored_bytes_total{vm}              bytes written by completed backups
+//	kvmbackup_stored_bytes_total{vm,kind}         bytes written by completed backups
 //	kvmbackup_failures_total{vm,op,cause}         failed operations; cause is its kvmbackup.Code
 //	kvmbackup_stalls_total{vm}                    times that a job was reported as standing still
 //	kvmbackup_deleted_total{vm}, kvmbackup_deleted_bytes_total{vm}
 //	kvmbackup_recovered_total{vm}                 what was settled after crashes
+//	kvmbackup_last_verified_timestamp_seconds{vm} when a verification of one of its backups last found nothing
+//	kvmbackup_running{vm,op}                      operations that hold the VM's lease now
+//	kvmbackup_running_done_bytes{vm,op}           how far the step is that runs now; not there when none runs
+//	kvmbackup_running_total_bytes{vm,op}          how much there is to do in it
+//	kvmbackup_transferred_bytes_total{vm,op,step} bytes copied, checked or read, counted while it is done
+//	kvmbackup_operation_duration_seconds{op,outcome}  a histogram over all VMs; outcome is done or failed
 type Metrics struct {
 	lastSuccess, duration, stored, dirtyRatio, frozen, chainLength *prometheus.GaugeVec
 	backups, storedTotal, failures, stalls                         *prometheus.CounterVec
 	deleted, deletedBytes, recovered                               *prometheus.CounterVec
+	lastVerified                                                   *prometheus.GaugeVec
+	running                                                        *running
 }
 
 var _ prometheus.Collector = (*Metrics)(nil)
@@ -56,19 +64,24 @@ func New() *Metrics {
 		frozen:       gauge("last_frozen_seconds", "How long the guest was frozen for the last completed backup."),
 		chainLength:  gauge("chain_length", "Number of backups in the chain of the last completed backup."),
 		backups:      counter("backups_total", "Completed backups.", "kind"),
-		storedTotal:  counter("stored_bytes_total", "Bytes written to the repository by completed backups."),
+		storedTotal:  counter("stored_bytes_total", "Bytes written to the repository by completed backups.", "kind"),
 		failures:     counter("failures_total", "Failed operations.", "op", "cause"),
 		stalls:       counter("stalls_total", "Times that a job was reported as standing still."),
 		deleted:      counter("deleted_total", "Backups whose files and record were removed."),
 		deletedBytes: counter("deleted_bytes_total", "Bytes that removed backups gave back."),
 		recovered:    counter("recovered_total", "Backups settled after a crash."),
+		lastVerified: gauge("last_verified_timestamp_seconds", "Unix time at which a verification of one of the VM's backups last found nothing."),
+		running:      newRunning(),
 	}
 }
 
 // Observe takes one event; it is what Config.OnEvent wants. It doesn't block.
 func (m *Metrics) Observe(ev engine.Event) {
+	m.running.observe(ev)
 	vm := string(ev.VM)
 	switch ev.Type {
+	case engine.EventVerified:
+		m.lastVerified.WithLabelValues(vm).Set(seconds(ev.Time))
 	case engine.EventCompleted:
 		if ev.Op == "backup" || ev.Op == "recover" {
 			m.completed(vm, ev)
@@ -88,7 +101,7 @@ func (m *Metrics) Observe(ev engine.Event) {
 func (m *Metrics) completed(vm string, ev engine.Event) {
 	m.Seed(*ev.Backup)
 	m.backups.WithLabelValues(vm, ev.Backup.Kind.String()).Inc()
-	m.storedTotal.WithLabelValues(vm).Add(float64(ev.Backup.StoredBytes()))
+	m.storedTotal.WithLabelValues(vm, ev.Backup.Kind.String()).Add(float64(ev.Backup.StoredBytes()))
 }
 
 // Seed sets the gauges of a VM from its newest backup, as Store.Newest returns it, before the engine's first operation. Counters begin
@@ -99,7 +112,7 @@ func (m *Metrics) Seed(newest kvmbackup.Backup) {
 	for _, v := range b.Volumes {
 		dirty, size = dirty+v.DirtyBytes, size+v.VirtualSize
 	}
-	m.lastSuccess.WithLabelValues(vm).Set(float64(b.CompletedAt.UnixNano()) / float64(time.Second))
+	m.lastSuccess.WithLabelValues(vm).Set(seconds(b.CompletedAt))
 	m.duration.WithLabelValues(vm).Set(b.CompletedAt.Sub(b.StartedAt).Seconds())
 	m.stored.WithLabelValues(vm).Set(float64(b.StoredBytes()))
 	m.frozen.WithLabelValues(vm).Set(b.FrozenFor.Seconds())
@@ -107,7 +120,13 @@ func (m *Metrics) Seed(newest kvmbackup.Backup) {
 	if size > 0 {
 		m.dirtyRatio.WithLabelValues(vm).Set(float64(dirty) / float64(size))
 	}
+	if v := b.Verification; v != nil && v.OK {
+		m.lastVerified.WithLabelValues(vm).Set(seconds(v.At))
+	}
 }
+
+// seconds is how Prometheus writes a time.
+func seconds(t time.Time) float64 { return float64(t.UnixNano()) / float64(time.Second) }
 
 // Forget removes a VM's series, for one that is gone.
 func (m *Metrics) Forget(vm kvmbackup.VMID) {
@@ -122,8 +141,8 @@ type vector interface {
 }
 
 func (m *Metrics) vectors() []vector {
-	return []vector{m.lastSuccess, m.duration, m.stored, m.dirtyRatio, m.frozen, m.chainLength, m.backups, m.storedTotal,
-		m.failures, m.stalls, m.deleted, m.deletedBytes, m.recovered}
+	return append(m.running.vectors(), m.lastSuccess, m.duration, m.stored, m.dirtyRatio, m.frozen, m.chainLength, m.backups, m.storedTotal,
+		m.failures, m.stalls, m.deleted, m.deletedBytes, m.recovered, m.lastVerified)
 }
 
 // Describe implements prometheus.Collector.

@@ -38,7 +38,7 @@ go when the last of those has gone.`,
 				if err != nil {
 					return err
 				}
-				return a.print(deletionJSON(p, dryRun), func(w io.Writer) { printDeletion(w, p, dryRun) })
+				return a.print(deletion{p, dryRun}, func(w io.Writer) { printDeletion(w, p, dryRun) })
 			})
 		}),
 	}
@@ -48,34 +48,8 @@ go when the last of those has gone.`,
 }
 
 type deletion struct {
-	Backup       kvmbackup.BackupID   `json:"backup"`
-	DryRun       bool                 `json:"dry_run"`
-	Force        bool                 `json:"force"`
-	Removed      []kvmbackup.BackupID `json:"removed"` // in this order
-	Pending      []waiting            `json:"pending"`
-	FreeBytes    int64                `json:"free_bytes"`
-	LaterBytes   int64                `json:"later_bytes"`
-	ClearsActive bool                 `json:"clears_active"`     // the next backup is a full
-	Foreign      []string             `json:"foreign,omitempty"` // folders that stay, with files which are not the backups'
-}
-
-type waiting struct {
-	ID       kvmbackup.BackupID `json:"id"`
-	NeededBy []string           `json:"needed_by"`
-}
-
-func deletionJSON(p kvmbackup.DeletePlan, dryRun bool) deletion {
-	out := deletion{
-		Backup: p.Backup, DryRun: dryRun, Force: p.Force, Removed: []kvmbackup.BackupID{}, Pending: []waiting{},
-		FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes, ClearsActive: p.ClearsActive, Foreign: p.Foreign,
-	}
-	for _, b := range p.Remove {
-		out.Removed = append(out.Removed, b.ID)
-	}
-	for _, b := range p.Pending {
-		out.Pending = append(out.Pending, waiting{b.ID, p.Waits[b.ID]})
-	}
-	return out
+	kvmbackup.DeletePlan
+	DryRun bool `json:"dry_run"`
 }
 
 func printDeletion(w io.Writer, p kvmbackup.DeletePlan, dryRun bool) {
@@ -87,7 +61,7 @@ func printDeletion(w io.Writer, p kvmbackup.DeletePlan, dryRun bool) {
 		fmt.Fprintf(w, "%s %s: %s, %s\n", b.ID, b.Path, removed, size(b.StoredBytes()))
 	}
 	for _, b := range p.Pending {
-		fmt.Fprintf(w, "%s %s: %s, %s come back later; needed by %s\n", b.ID, b.Path, pending, size(b.StoredBytes()), strings.Join(p.Waits[b.ID], ", "))
+		fmt.Fprintf(w, "%s %s: %s, %s come back later; needed by %s\n", b.ID, b.Path, pending, size(b.StoredBytes()), strings.Join(b.NeededBy, ", "))
 	}
 	for _, folder := range p.Foreign {
 		fmt.Fprintf(w, "%s stays, with files that are not the backup's\n", folder)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // TestDisks: an operator chooses disks; what is left out is in the plan, in the record and in what show says, and is
@@ -18,7 +19,7 @@ func TestDisks(t *testing.T) {
 	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
 	first := l.list(guestName)[0]
 	for option, code := range map[string]kvmbackup.ReasonCode{"--disk=vda": kvmbackup.ReasonDiskNotNamed, "--exclude-disk=vdb": kvmbackup.ReasonDiskExcluded} {
-		var p plannedBackup
+		var p engine.Plan
 		l.get(&p, "plan", guestName, option)
 		b := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, option)
 		for _, reasons := range [][]kvmbackup.Reason{p.Reasons, b.Reasons} {

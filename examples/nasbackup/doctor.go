@@ -7,9 +7,6 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
-
-	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // errUnhealthy makes doctor's exit code tell what it found.
@@ -39,7 +36,7 @@ when they differ in what is ours. A backup that is under way shows up as a diffe
 				if err != nil {
 					return err
 				}
-				if err := a.print(diagnosisJSON(d), func(w io.Writer) { printDiagnosis(w, d) }); err != nil {
+				if err := a.print(d, func(w io.Writer) { fmt.Fprint(w, d) }); err != nil {
 					return err
 				}
 				if !d.Healthy() {
@@ -52,40 +49,4 @@ when they differ in what is ours. A backup that is under way shows up as a diffe
 	name.add(cmd)
 	cmd.Flags().BoolVar(&repair, "repair", false, "mend what is safe to mend, then look again")
 	return cmd
-}
-
-type diagnosis struct {
-	VM               kvmbackup.VMID           `json:"vm"`
-	Healthy          bool                     `json:"healthy"`
-	State            string                   `json:"state"` // the domain's; "unknown" to the hypervisor
-	ActiveCheckpoint kvmbackup.CheckpointName `json:"active_checkpoint"`
-	Findings         []engine.Finding         `json:"findings"`
-}
-
-func diagnosisJSON(d engine.Diagnosis) diagnosis {
-	out := diagnosis{
-		VM: d.VM, Healthy: d.Healthy(), State: kvmbackup.DomainUnknown.String(), ActiveCheckpoint: d.Record.ActiveCheckpoint,
-		Findings: append([]engine.Finding{}, d.Findings...),
-	}
-	if d.Domain != nil {
-		out.State = d.Domain.State.String()
-	}
-	return out
-}
-
-func printDiagnosis(w io.Writer, d engine.Diagnosis) {
-	verdict := "healthy"
-	if !d.Healthy() {
-		verdict = "not healthy"
-	}
-	fmt.Fprintf(w, "%s: %s, %s\n", d.VM, diagnosisJSON(d).State, verdict)
-	for _, f := range d.Findings {
-		fmt.Fprintf(w, "  %s: %s\n", f.Code, f.Detail)
-		if f.Effect != "" {
-			fmt.Fprintf(w, "    effect: %s\n", f.Effect)
-		}
-		if f.Repair != "" {
-			fmt.Fprintf(w, "    repair: %s\n", f.Repair)
-		}
-	}
 }

@@ -29,8 +29,8 @@ func TestEndToEnd(t *testing.T) {
 	for _, command := range []string{"plan", "backup", "doctor", "recover", "forget"} {
 		l.fail(exitNotFound, "no-domain", command, "nobody")
 	}
-	l.get(&diagnosis{}, "doctor", guestName) // without a backup yet
-	var plan plannedBackup
+	l.get(&engine.Diagnosis{}, "doctor", guestName) // without a backup yet
+	var plan engine.Plan
 	l.get(&plan, "plan", guestName)
 	if plan.Kind != kvmbackup.KindFull || plan.Reasons[0].Code != kvmbackup.ReasonNoActiveCheckpoint || len(plan.Volumes) != 2 {
 		t.Errorf("plan of the first backup: %+v", plan)
@@ -58,7 +58,7 @@ func TestEndToEnd(t *testing.T) {
 	}
 	l.restores(second, held2)
 	l.restores(third, held3)
-	l.get(&diagnosis{}, "doctor", guestName)
+	l.get(&engine.Diagnosis{}, "doctor", guestName)
 	l.deletions(first, second, third, fourth)
 	l.restores(first, held1)
 }
@@ -68,7 +68,7 @@ func (l *lab) deletions(first, second, third, fourth kvmbackup.Backup) {
 	l.t.Helper()
 	var d deletion
 	l.get(&d, "delete", string(second.ID))
-	if len(d.Removed) != 0 || len(d.Pending) != 1 || d.ClearsActive {
+	if len(d.Remove) != 0 || len(d.Pending) != 1 || d.ClearsActive {
 		l.t.Errorf("delete of a parent: %+v", d)
 	}
 	l.fail(exitFailed, "wrong-status", "restore", string(second.ID), "--to", l.path("x"))
@@ -76,7 +76,7 @@ func (l *lab) deletions(first, second, third, fourth kvmbackup.Backup) {
 		l.t.Errorf("list --all: %+v", all)
 	}
 	l.get(&d, "delete", string(third.ID[:8]))
-	if !slices.Equal(d.Removed, []kvmbackup.BackupID{third.ID, second.ID}) {
+	if len(d.Remove) != 2 || d.Remove[0].ID != third.ID || d.Remove[1].ID != second.ID {
 		l.t.Errorf("delete of the last child: %+v", d)
 	}
 	l.get(&d, "delete", guestName+"/latest")
@@ -90,9 +90,9 @@ func (l *lab) deletions(first, second, third, fourth kvmbackup.Backup) {
 	if left, _ := filepath.Glob(l.path("nas/vm1/*")); len(left) != 1 {
 		l.t.Errorf("left in the repository: %v", left)
 	}
-	var after diagnosis
+	var after engine.Diagnosis
 	l.get(&after, "doctor", guestName)
-	if after.ActiveCheckpoint != "" || !after.Healthy {
+	if after.Record.ActiveCheckpoint != "" || !after.Healthy() {
 		l.t.Errorf("after the deletion of the newest: %+v", after)
 	}
 }
@@ -109,16 +109,16 @@ func TestOptions(t *testing.T) {
 	l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, "--offline-incremental")
 
 	l.crashed(first, "2030.01.01.00.00.00")
-	var d diagnosis
-	if l.expect(exitFailed, &d, "doctor", guestName); d.Healthy || d.Findings[0].Code != engine.FindingRunningRecord {
+	var d engine.Diagnosis
+	if l.expect(exitFailed, &d, "doctor", guestName); d.Healthy() || d.Findings[0].Code != engine.FindingRunningRecord {
 		t.Errorf("doctor finds %+v", d)
 	}
-	var r recovered
+	var r engine.Recovery
 	if l.get(&r, "recover", guestName); r.VM != guestName || r.Outcome != engine.RecoveryUndone {
 		t.Errorf("recover did %+v", r)
 	}
 	l.crashed(first, "2030.01.01.00.00.01")
-	if l.get(&d, "doctor", guestName, "--repair"); !d.Healthy || len(d.Findings) > 0 {
+	if l.get(&d, "doctor", guestName, "--repair"); !d.Healthy() || len(d.Findings) > 0 {
 		t.Errorf("doctor --repair leaves %+v", d)
 	}
 
@@ -129,7 +129,7 @@ func TestOptions(t *testing.T) {
 	}
 	var gone deletion
 	l.get(&gone, "delete", string(l.list("--all")[0].ID), "--force")
-	if len(gone.Removed) != 2 || len(l.list()) != 0 {
+	if len(gone.Remove) != 2 || len(l.list()) != 0 {
 		t.Errorf("delete --force did %+v", gone)
 	}
 }
@@ -167,7 +167,7 @@ func TestTwoRepositories(t *testing.T) {
 	l.write(0, 0x21, 2<<20, 1<<20)
 	l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, other...)
 	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
-	l.get(&diagnosis{}, append([]string{"doctor", guestName}, other...)...)
+	l.get(&engine.Diagnosis{}, append([]string{"doctor", guestName}, other...)...)
 	l.restores(second, held)
 }
 
@@ -220,7 +220,7 @@ func TestVMID(t *testing.T) {
 				t.Fatalf("%s of %s: %d, %v", command, domain, r.code, err)
 			}
 		}
-		var plan plannedBackup
+		var plan engine.Plan
 		if do(&plan, "plan"); string(plan.VM) != uuid {
 			t.Errorf("%+v", plan)
 		}
@@ -229,13 +229,13 @@ func TestVMID(t *testing.T) {
 		if do(&listed, "list"); string(b.VM) != uuid || b.Domain != domain || listed.ID != b.ID {
 			t.Errorf("%+v, listed %+v", b, listed)
 		}
-		do(&diagnosis{}, "doctor")
-		do(&imported{}, "import")
+		do(&engine.Diagnosis{}, "doctor")
+		do(&engine.Imported{}, "import")
 		if r := l.run("recover", "--vm-id", uuid, "--", domain); r.code != exitDone {
 			t.Error("recover")
 		}
 		l.restores(b, held)
-		l.get(&restored{}, "restore", uuid+"/latest", "--in-place")
+		l.get(&engine.Restored{}, "restore", uuid+"/latest", "--in-place")
 		do(&retention{}, "retain", "--keep-last", "1")
 		do(&map[string]string{}, "forget")
 	}
@@ -253,7 +253,7 @@ func TestInPlace(t *testing.T) {
 	l.write(1, 0x22, 0, 4<<20)
 	l.fail(exitFailed, "domain-running", "restore", string(first.ID), "--in-place")
 	l.guest("stop")
-	l.get(&restored{}, "restore", string(first.ID), "--in-place")
+	l.get(&engine.Restored{}, "restore", string(first.ID), "--in-place")
 	for device, want := range held {
 		path := l.path(device + ".was")
 		if err := os.WriteFile(path, want, 0o644); err != nil {
@@ -284,7 +284,7 @@ func TestCtrlC(t *testing.T) {
 	l.nothingLeft(2)
 	second, held := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental), l.now()
 	l.restores(second, held)
-	var found diagnosis
+	var found engine.Diagnosis
 	l.get(&found, "doctor", guestName)
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 func (a *app) importCommand() *cobra.Command {
@@ -28,11 +29,7 @@ are. After the loss of a store the next backup is a full. It exits with 1 where 
 			}
 			return a.with(ctx, needRecords, func(s *session) error {
 				found, err := s.Import(ctx, vm)
-				out := make([]imported, len(found))
-				for i, f := range found {
-					out[i] = imported{f.Path, f.Backup, f.Added, f.Reason}
-				}
-				return errors.Join(err, printAll(a, out, func(w io.Writer) { printImported(w, out) }), noneBack(out))
+				return errors.Join(err, printAll(a, found, func(w io.Writer) { printLines(w, found, "no backups") }), noneBack(found))
 			})
 		}),
 	}
@@ -40,36 +37,13 @@ are. After the loss of a store the next backup is a full. It exits with 1 where 
 	return cmd
 }
 
-type imported struct {
-	Path   string             `json:"path"`
-	Backup kvmbackup.BackupID `json:"backup,omitempty"`
-	Added  bool               `json:"added"`
-	Reason string             `json:"reason,omitempty"` // why it was passed over
-}
-
 // errNoneBack makes import's exit code tell that it was of no use.
 var errNoneBack = errors.New("nothing was imported")
 
 // noneBack is for backups that are all passed over.
-func noneBack(found []imported) error {
-	if len(found) == 0 || slices.ContainsFunc(found, func(f imported) bool { return f.Reason == "" }) {
+func noneBack(found []engine.Imported) error {
+	if len(found) == 0 || slices.ContainsFunc(found, func(f engine.Imported) bool { return f.Reason == "" }) {
 		return nil
 	}
 	return fmt.Errorf("%w: %d backups were passed over, each for the reason above", errNoneBack, len(found))
-}
-
-func printImported(w io.Writer, found []imported) {
-	if len(found) == 0 {
-		fmt.Fprintln(w, "no backups")
-	}
-	for _, f := range found {
-		what := "was there"
-		switch {
-		case f.Added:
-			what = "added"
-		case f.Reason != "":
-			what = "passed over: " + f.Reason
-		}
-		fmt.Fprintf(w, "%s: %s\n", f.Path, what)
-	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -218,7 +219,7 @@ func (l *lab) list(args ...string) []kvmbackup.Backup {
 func (l *lab) restores(b kvmbackup.Backup, want map[string][]byte) {
 	l.t.Helper()
 	dir := l.path("restored-" + string(b.ID[:8]))
-	var done restored
+	var done engine.Restored
 	l.get(&done, "restore", string(b.ID), "--to", dir, "--format", "raw")
 	if len(done.Volumes) != len(want) {
 		l.t.Errorf("restored %+v", done)

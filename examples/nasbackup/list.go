@@ -53,6 +53,16 @@ func printAll[T any](a *app, items []T, text func(w io.Writer)) error {
 	return nil
 }
 
+// printLines prints each item's text form on a line, or says that there is none.
+func printLines[T fmt.Stringer](w io.Writer, items []T, none string) {
+	if len(items) == 0 {
+		fmt.Fprintln(w, none)
+	}
+	for _, item := range items {
+		fmt.Fprintln(w, item)
+	}
+}
+
 func printList(w io.Writer, backups []kvmbackup.Backup) {
 	if len(backups) == 0 {
 		fmt.Fprintln(w, "no backups")

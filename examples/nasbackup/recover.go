@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -28,7 +27,7 @@ host has begun to back up. Every backup begins with the same, so that this is ne
 				if err != nil && len(found) == 0 {
 					return err // whether there is something to settle isn't known
 				}
-				return errors.Join(err, printAll(a, found, func(w io.Writer) { printRecovered(w, found) }))
+				return errors.Join(err, printAll(a, found, func(w io.Writer) { printLines(w, found, "nothing to settle") }))
 			})
 		}),
 	}
@@ -36,20 +35,13 @@ host has begun to back up. Every backup begins with the same, so that this is ne
 	return cmd
 }
 
-type recovered struct {
-	VM      kvmbackup.VMID         `json:"vm"`
-	Backup  kvmbackup.BackupID     `json:"backup"`
-	Outcome engine.RecoveryOutcome `json:"outcome"`
-	Detail  string                 `json:"detail,omitempty"`
-}
-
 // settle goes on with the other VMs where one can't be settled.
-func (s *session) settle(ctx context.Context, name vmFlag, args []string) ([]recovered, error) {
+func (s *session) settle(ctx context.Context, name vmFlag, args []string) ([]engine.Recovery, error) {
 	if len(args) == 0 {
 		byVM, err := s.RecoverAll(ctx)
-		var all []recovered
+		var all []engine.Recovery
 		for _, r := range byVM {
-			all, err = append(all, recoveredOf(r.VM, r.Found)...), errors.Join(err, r.Err)
+			all, err = append(all, r.Found...), errors.Join(err, r.Err)
 		}
 		return all, err
 	}
@@ -57,22 +49,5 @@ func (s *session) settle(ctx context.Context, name vmFlag, args []string) ([]rec
 	if err := s.needKnown(ctx, req); err != nil {
 		return nil, err
 	}
-	found, err := s.Recover(ctx, req.VM, kvmbackup.DomainRef{Name: req.Domain})
-	return recoveredOf(req.VM, found), err
-}
-
-func recoveredOf(vm kvmbackup.VMID, found []engine.Recovery) (all []recovered) {
-	for _, r := range found {
-		all = append(all, recovered{vm, r.Backup, r.Outcome, r.Detail})
-	}
-	return all
-}
-
-func printRecovered(w io.Writer, found []recovered) {
-	if len(found) == 0 {
-		fmt.Fprintln(w, "nothing to settle")
-	}
-	for _, r := range found {
-		fmt.Fprintf(w, "%s %s: %s, %s\n", r.VM, r.Backup, r.Outcome, r.Detail)
-	}
+	return s.Recover(ctx, req.VM, kvmbackup.DomainRef{Name: req.Domain})
 }

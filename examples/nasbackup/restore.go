@@ -100,7 +100,7 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 		if err != nil {
 			return err
 		}
-		req, err := flags.request(b, a.screen.restoring)
+		req, err := flags.request(b)
 		if err != nil {
 			return err
 		}
@@ -113,13 +113,13 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 		if err != nil {
 			return err
 		}
-		return a.print(restoredJSON(done), func(w io.Writer) { printRestored(w, done) })
+		return a.print(done, func(w io.Writer) { printRestored(w, done) })
 	})
 }
 
-func (f restoreFlags) request(b kvmbackup.Backup, progress func(done, total int64)) (engine.RestoreRequest, error) {
+func (f restoreFlags) request(b kvmbackup.Backup) (engine.RestoreRequest, error) {
 	req := engine.RestoreRequest{
-		Backup: b.ID, Dir: f.to, Format: qcow2.Format(f.format), BandwidthBytes: f.bandwidth << 20, OnProgress: progress,
+		Backup: b.ID, Dir: f.to, Format: qcow2.Format(f.format), BandwidthBytes: f.bandwidth << 20,
 		IgnoreSpace: f.noRoom, SkipDigests: f.noDigests,
 	}
 	if f.inPlace {
@@ -146,28 +146,6 @@ func volumeID(b kvmbackup.Backup, name string) kvmbackup.VolumeID {
 		}
 	}
 	return kvmbackup.VolumeID(name)
-}
-
-type restored struct {
-	Backup  kvmbackup.BackupID `json:"backup"`
-	Volumes []restoredVolume   `json:"volumes"`
-}
-
-type restoredVolume struct {
-	VolumeID    kvmbackup.VolumeID `json:"volume_id"`
-	Device      string             `json:"device"`
-	Path        string             `json:"path"`
-	Format      qcow2.Format       `json:"format"`
-	VirtualSize int64              `json:"virtual_size"`
-	Encryption  string             `json:"encryption,omitempty"`
-}
-
-func restoredJSON(r engine.Restored) restored {
-	out := restored{Backup: r.Backup.ID}
-	for _, v := range r.Volumes {
-		out.Volumes = append(out.Volumes, restoredVolume(v))
-	}
-	return out
 }
 
 func printRestored(w io.Writer, r engine.Restored) {

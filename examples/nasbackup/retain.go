@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -71,52 +70,21 @@ func (a *app) retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.Re
 		if err != nil {
 			return err
 		}
-		out := retentionJSON(vm, p, dryRun)
-		return a.print(out, func(w io.Writer) { printRetention(w, p, out) })
+		return a.print(retention{p, dryRun}, func(w io.Writer) { printRetention(w, p) })
 	})
 }
 
 type retention struct {
-	VM         kvmbackup.VMID   `json:"vm"`
-	DryRun     bool             `json:"dry_run"`
-	Backups    []retainedBackup `json:"backups"` // newest first
-	FreeBytes  int64            `json:"free_bytes"`
-	LaterBytes int64            `json:"later_bytes"`
-	// Failed are the failed backups whose records go.
-	Failed []kvmbackup.BackupID `json:"failed,omitempty"`
-	// Foreign are the folders that stay, with files which are not the backups'.
-	Foreign []string `json:"foreign,omitempty"`
+	kvmbackup.RetentionPlan
+	DryRun bool `json:"dry_run"`
 }
 
-type retainedBackup struct {
-	ID     kvmbackup.BackupID `json:"id"`
-	UUID   string             `json:"domain_uuid,omitempty"`
-	Action string             `json:"action"` // keep, remove, or pending
-	KeptBy []string           `json:"kept_by,omitempty"`
-	Damage string             `json:"damage,omitempty"` // what its verification found, when kept_by has "damaged"
-}
-
-func retentionJSON(vm kvmbackup.VMID, p kvmbackup.RetentionPlan, dryRun bool) retention {
-	out := retention{VM: vm, DryRun: dryRun, Backups: []retainedBackup{}, FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes, Failed: p.Failed, Foreign: p.Foreign}
-	for _, d := range p.Backups {
-		action := "remove"
-		switch {
-		case d.Keep():
-			action = "keep"
-		case slices.Contains(p.Pending, d.Backup.ID):
-			action = "pending"
-		}
-		out.Backups = append(out.Backups, retainedBackup{d.Backup.ID, d.Backup.DomainUUID, action, d.KeptBy, d.Damage})
-	}
-	return out
-}
-
-func printRetention(w io.Writer, p kvmbackup.RetentionPlan, r retention) {
+func printRetention(w io.Writer, p kvmbackup.RetentionPlan) {
 	t := table{}
 	t.row("ID", "FOLDER", "STARTED", "KIND", "STORED", "ACTION", "KEPT BY", "UUID")
-	for i, d := range p.Backups {
+	for _, d := range p.Backups {
 		b := d.Backup
-		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), r.Backups[i].Action, strings.Join(d.KeptBy, ", "), domainUUID(b))
+		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), string(d.Action), strings.Join(d.KeptBy, ", "), domainUUID(b))
 	}
 	t.print(w)
 	for _, d := range p.Backups {

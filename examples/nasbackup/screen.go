@@ -39,7 +39,9 @@ func (s *screen) event(e engine.Event) {
 	case engine.EventStarted, engine.EventJob:
 		s.bars = nil
 	case engine.EventStep:
-		s.step = fmt.Sprintf("%s %s: %s", e.Op, e.VM, e.Step)
+		s.step, s.bars = fmt.Sprintf("%s %s: %s", e.Op, e.VM, e.Step), nil
+	case engine.EventWaiting:
+		s.step = fmt.Sprintf("%s %s: %s", e.Op, e.VM, e.Detail)
 	case engine.EventProgress:
 		for _, v := range e.Progress.Volumes {
 			s.bar(v.Device).set(e.Time, v.DoneBytes, v.TotalBytes)
@@ -49,14 +51,6 @@ func (s *screen) event(e engine.Event) {
 	default:
 		return
 	}
-	s.draw()
-}
-
-// restoring is told how far a restore is. It is RestoreRequest.OnProgress.
-func (s *screen) restoring(done, total int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.bar("all").set(time.Now(), done, total)
 	s.draw()
 }
 

@@ -21,9 +21,6 @@ const (
 	needHypervisor             // and both
 )
 
-// reserveBytes stay free in the repository.
-const reserveBytes = 64 << 20
-
 // session is what a command works with.
 type session struct {
 	*engine.Engine
@@ -61,7 +58,7 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 		return err
 	}
 	cfg := engine.Config{
-		Store: store, Repository: s.repo, LeaseWait: a.wait, ReserveBytes: reserveBytes,
+		Store: store, Repository: s.repo, LeaseWait: a.wait,
 		OnEvent: a.screen.event, Logger: a.logger(),
 	}
 	if a.wait == 0 {

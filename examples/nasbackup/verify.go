@@ -70,10 +70,10 @@ func (a *app) verify(ctx context.Context, s *session, b kvmbackup.Backup, conten
 	if err != nil && !errors.Is(err, kvmbackup.ErrDamaged) {
 		return err
 	}
-	return errors.Join(err, a.print(report, func(w io.Writer) { printReport(w, b, report, content) }))
+	return errors.Join(err, a.print(report, func(w io.Writer) { printReport(w, b, report) }))
 }
 
-func printReport(w io.Writer, b kvmbackup.Backup, r engine.VerifyReport, content bool) {
+func printReport(w io.Writer, b kvmbackup.Backup, r engine.VerifyReport) {
 	verdict := "ok"
 	if !r.OK() {
 		verdict = "damaged"
@@ -82,7 +82,7 @@ func printReport(w io.Writer, b kvmbackup.Backup, r engine.VerifyReport, content
 	switch {
 	case r.Content:
 		fmt.Fprintf(w, ", %d digests", r.Digests)
-	case content:
+	case r.NoDigests:
 		fmt.Fprint(w, "; content not compared, it was taken without --digests")
 	}
 	fmt.Fprintln(w)

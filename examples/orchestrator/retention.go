@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-
-	"github.com/kvmbackup/kvmbackup"
 )
 
 // tidy does what follows a completed backup: it charges the quota, applies the retention policy, and takes what was removed
@@ -15,23 +13,8 @@ func (o *orchestrator) tidy(ctx context.Context, t task) {
 		err = o.ledger.charge(ctx, records)
 	}
 	_, errRetain := o.engine.Retain(ctx, t.vm, t.keep)
-	err = errors.Join(err, errRetain, o.dropFailed(ctx, records), o.ledger.settle(ctx, o.engine))
+	err = errors.Join(err, errRetain, o.ledger.settle(ctx, o.engine))
 	if err != nil && ctx.Err() == nil {
 		o.log.Warn("tidy up", "vm", t.vm, "error", err)
 	}
-}
-
-// dropFailed removes the records of failed backups. Retention removes only those from before all that it keeps; here the backup
-// that was completed after them has made all of them history.
-func (o *orchestrator) dropFailed(ctx context.Context, records []kvmbackup.Backup) error {
-	var errs []error
-	for _, b := range records {
-		if b.Status != kvmbackup.StatusFailed {
-			continue
-		}
-		if _, err := o.engine.Delete(ctx, b.ID, false); err != nil && !errors.Is(err, kvmbackup.ErrNotFound) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }

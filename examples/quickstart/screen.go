@@ -56,13 +56,6 @@ func (s *screen) event(e engine.Event) {
 	}
 }
 
-// restoring is told how far a restore is.
-func (s *screen) restoring(done, total int64) {
-	if s.moves {
-		s.bar(done, total, "\r")
-	}
-}
-
 // restored ends a restore's bar.
 func (s *screen) restored(volumes []engine.RestoredVolume) {
 	var n int64

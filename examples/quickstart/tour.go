@@ -90,7 +90,7 @@ func (t *tour) restore(ctx context.Context, b kvmbackup.Backup, copied string) e
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	done, err := t.engine.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir, OnProgress: t.restoring})
+	done, err := t.engine.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	if err != nil {
 		return err
 	}

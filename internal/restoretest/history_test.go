@@ -108,17 +108,65 @@ func TestProgress(t *testing.T) {
 	empty := l.backup(full)
 	written := l.chain(2)[1]
 	for _, b := range []kvmbackup.Backup{empty, written} {
-		var last, total, calls int64
-		l.restore(engine.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw, OnProgress: func(done, of int64) {
-			if done < last || done > of || total != 0 && of != total {
-				t.Errorf("progress %d of %d after %d of %d", done, of, last, total)
-			}
-			last, total = done, of
-			calls++
-		}})
-		if last != total || total != 3*disk || calls == 0 {
-			t.Errorf("%d calls, the last with %d of %d", calls, last, total)
+		all := l.following(func() { l.restore(engine.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw}) })
+		if last := all["copy"]; last.DoneBytes != 3*disk || last.TotalBytes != 3*disk || len(last.Volumes) != 3 {
+			t.Errorf("the copy ended with %+v", last)
 		}
+		if last := all["verify chain"]; last.DoneBytes != last.TotalBytes || last.TotalBytes < b.StoredBytes() {
+			t.Errorf("the verification before ended with %+v", last)
+		}
+	}
+}
+
+// following returns the last progress in each step of what is done, and wants it to go on from 0 to its end.
+func (l *lab) following(do func()) map[string]kvmbackup.JobProgress {
+	l.Helper()
+	last := map[string]kvmbackup.JobProgress{}
+	l.onEvent(func(e engine.Event) {
+		if e.Type != engine.EventProgress {
+			return
+		}
+		p, before := *e.Progress, last[e.Step]
+		var done, total int64
+		for _, v := range p.Volumes {
+			done, total = done+v.DoneBytes, total+v.TotalBytes
+		}
+		if p.DoneBytes < before.DoneBytes || p.DoneBytes > p.TotalBytes || before.TotalBytes != 0 && p.TotalBytes != before.TotalBytes ||
+			done != p.DoneBytes || total != p.TotalBytes {
+			l.Errorf("progress %+v in step %q after %+v", p, e.Step, before)
+		}
+		last[e.Step] = p
+	})
+	do()
+	l.onEvent(nil)
+	return last
+}
+
+// onEvent gives the engine another subscriber.
+func (l *lab) onEvent(f func(engine.Event)) {
+	l.Helper()
+	l.cfg.OnEvent = f
+	var err error
+	l.engine, err = engine.New(l.cfg)
+	l.ok(err)
+}
+
+// TestOtherProgress: a verification and the digests that come later are told of like a copy.
+func TestOtherProgress(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "vda", "vdb")
+	b := l.chain(2)[1]
+	quick := l.following(func() { l.verified(b, false) })["verify volumes"]
+	if quick.DoneBytes != quick.TotalBytes || quick.TotalBytes <= b.StoredBytes() {
+		t.Errorf("a verification of two backups ended with %+v", quick)
+	}
+	late := l.following(func() { l.ok(l.engine.AddDigests(t.Context(), b.ID)) })["digest"]
+	if late.DoneBytes != late.TotalBytes || late.TotalBytes != quick.TotalBytes+b.StoredBytes()+2*disk {
+		t.Errorf("the digests ended with %+v", late)
+	}
+	whole := l.following(func() { l.verified(b, true) })["verify volumes"]
+	if whole.DoneBytes != whole.TotalBytes || whole.TotalBytes != late.TotalBytes {
+		t.Errorf("a verification of the content ended with %+v", whole)
 	}
 }
 
@@ -157,9 +205,12 @@ func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	dir := l.out()
-	_, err := l.engine.Restore(ctx, engine.RestoreRequest{ // so slow that it would take minutes
-		Backup: b.ID, Dir: dir, BandwidthBytes: 4096, OnProgress: func(int64, int64) { cancel() },
+	l.onEvent(func(e engine.Event) {
+		if e.Type == engine.EventProgress && e.Step == "copy" && e.Progress.DoneBytes > 0 {
+			cancel()
+		}
 	})
+	_, err := l.engine.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir, BandwidthBytes: 4096}) // so slow that it would take minutes
 	l.fails(err, context.Canceled)
 	l.empty(dir)
 

@@ -16,7 +16,7 @@ func acquire(ctx context.Context, tx Tx, holder string, ttl time.Duration) (kvmb
 		return kvmbackup.Lease{}, err
 	}
 	if inForce(vm.Lease, now) {
-		return kvmbackup.Lease{}, &kvmbackup.BusyError{VM: vm.VM, Holder: vm.Lease.Holder}
+		return kvmbackup.Lease{}, &kvmbackup.BusyError{VM: vm.VM, Holder: vm.Lease.Holder, Left: vm.Lease.ExpiresAt.Sub(now)}
 	}
 	vm.Lease = kvmbackup.Lease{VM: vm.VM, Holder: holder, Token: vm.Lease.Token + 1, ExpiresAt: expiry(now, ttl)}
 	return vm.Lease, tx.SetVM(ctx, vm)
