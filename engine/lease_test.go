@@ -154,9 +154,11 @@ func TestLeaseWait(t *testing.T) {
 		least, max time.Duration
 	}{
 		{"the holder ends", 0, time.Hour, 20 * time.Second, nil, 20 * time.Second, 22 * time.Second},
-		{"not at all", -1, time.Hour, time.Minute, kvmbackup.ErrBusy, 0, 0},
+		{"not at all", engine.NoWait, time.Hour, time.Minute, kvmbackup.ErrBusy, 0, 0},
 		{"LeaseWait", 5 * time.Second, time.Hour, time.Minute, kvmbackup.ErrBusy, 5 * time.Second, 5 * time.Second},
 		{"LeaseWait is long enough", time.Minute, time.Hour, 20 * time.Second, nil, 20 * time.Second, 22 * time.Second},
+		{"for ever", engine.WaitForever, time.Hour, 30 * time.Minute, nil, 30 * time.Minute, 31 * time.Minute},
+		{"no longer than the default", 0, time.Hour, 30 * time.Minute, kvmbackup.ErrBusy, 2 * time.Minute, 2 * time.Minute},
 		{"the context", 0, 7 * time.Second, time.Minute, kvmbackup.ErrBusy, 7 * time.Second, 7 * time.Second},
 		{"the context before LeaseWait", time.Minute, 7 * time.Second, time.Hour, kvmbackup.ErrBusy, 7 * time.Second, 7 * time.Second},
 		{"the holder died: its lease runs out", 0, time.Hour, 0, nil, 90 * time.Second, 92 * time.Second},
@@ -165,7 +167,11 @@ func TestLeaseWait(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
 				w.build("A")
-				l, err := w.store.AcquireLease(t.Context(), lab.VM, "host7/4711", 90*time.Second)
+				ttl := 90 * time.Second
+				if r.frees > ttl {
+					ttl = time.Hour
+				}
+				l, err := w.store.AcquireLease(t.Context(), lab.VM, "host7/4711", ttl)
 				lab.OK(t, err)
 				if r.frees > 0 {
 					time.AfterFunc(r.frees, func() { _ = w.store.ReleaseLease(context.WithoutCancel(t.Context()), l) })

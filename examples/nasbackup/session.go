@@ -65,7 +65,7 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 		OnEvent: a.screen.event, Logger: a.logger(),
 	}
 	if a.wait == 0 {
-		cfg.LeaseWait = -1 // not at all; the engine's 0 is for ever
+		cfg.LeaseWait = engine.NoWait
 	}
 	images, err := qcow2.New(qcow2.Config{Logger: a.logger()})
 	if err == nil {

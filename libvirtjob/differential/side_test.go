@@ -68,7 +68,7 @@ func newSide(ctx context.Context, t *testing.T, name string, h host, tail int64)
 		must(err)
 		c.engine, err = engine.New(engine.Config{
 			Store: losingStore{c.store, c}, Repository: losingRepository{c.repo, c}, Executor: losingExecutor{s.exec, c},
-			Images: h.images(), Prefix: prefix, ReserveBytes: -1, OnEvent: c.event,
+			Images: h.images(), Prefix: prefix, ReserveBytes: engine.NoReserve, OnEvent: c.event,
 		})
 		must(err)
 		s.consumers = append(s.consumers, c)

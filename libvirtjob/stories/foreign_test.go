@@ -160,7 +160,7 @@ func TestTwoBackupsAtOnce(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda")})
 	s.write("vda", 0x11, 0, 4)
-	impatient := s.cfgWith(func(c *engine.Config) { c.LeaseWait = -1 })
+	impatient := s.cfgWith(func(c *engine.Config) { c.LeaseWait = engine.NoWait })
 	req := s.request()
 	var took time.Duration
 	var second error

@@ -94,7 +94,7 @@ func (s *story) newConsumer(prefix, dir, db string, change ...func(*engine.Confi
 	s.must(err)
 	s.Cleanup(func() { _ = hypervisor.Close() })
 	c.cfg = engine.Config{
-		Store: s.openStore(db), Repository: c.repo, Executor: hypervisor, Images: c.images, Prefix: prefix, ReserveBytes: -1,
+		Store: s.openStore(db), Repository: c.repo, Executor: hypervisor, Images: c.images, Prefix: prefix, ReserveBytes: engine.NoReserve,
 	}
 	for _, f := range change {
 		f(&c.cfg)
