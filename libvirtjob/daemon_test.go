@@ -2,6 +2,7 @@ package libvirtjob_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -87,7 +88,7 @@ func TestDaemonRestarts(t *testing.T) {
 // openExecutor returns an executor with a connection of its own, which the test has to close.
 func openExecutor(t *testing.T, host *realguest.Host) *libvirtjob.Executor {
 	t.Helper()
-	exec, err := libvirtjob.Open(host.URI, config(t))
+	exec, err := libvirtjob.Open(t.Context(), host.URI, config(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,12 +110,20 @@ func TestDaemonHangs(t *testing.T) {
 	host := realguest.Daemon(t)
 	b := newBench(t, realguest.Config{Host: host, Disks: disks("vda"), Persistent: true})
 	hasty := openExecutor(t, host)
-	patient, err := libvirtjob.OpenWithin(10*time.Second, host.URI, config(t))
+	patient, err := libvirtjob.OpenWithin(context.Background(), 10*time.Second, host.URI, config(t))
 	b.must(err)
 	goOn := host.HangDaemon(t)
 	began := time.Now()
 	b.wantErr(hasty.Close(), kvmbackup.ErrBusy)
 	t.Logf("closed after %v", time.Since(began))
+	cause := errors.New("enough of that")
+	ctx, cancel := context.WithTimeoutCause(b.ctx, 100*time.Millisecond, cause)
+	defer cancel()
+	asked := time.Now()
+	_, err = libvirtjob.Open(ctx, host.URI, config(t))
+	if b.wantErr(err, cause); time.Since(asked) > 5*time.Second {
+		t.Errorf("a context of 100 ms ended the connecting after %v", time.Since(asked))
+	}
 	_, err = patient.Inspect(context.Background(), b.ref)
 	if err == nil {
 		t.Error("nobody answers")
@@ -124,7 +133,7 @@ func TestDaemonHangs(t *testing.T) {
 	// Its connection is broken now, and no other can be made.
 	opened, cfg := make(chan error), config(t)
 	go func() {
-		_, err := libvirtjob.OpenWithin(10*time.Second, host.URI, cfg)
+		_, err := libvirtjob.OpenWithin(context.Background(), 10*time.Second, host.URI, cfg)
 		opened <- err
 	}()
 	_, err = patient.Inspect(context.Background(), b.ref)

@@ -91,7 +91,7 @@ func (a *app) hypervisor(uri string) *libvirtjob.Executor {
 	if uri == "" {
 		e, err = libvirtjob.New(a.guest.conn, cfg)
 	} else {
-		e, err = libvirtjob.Open(uri, cfg)
+		e, err = libvirtjob.Open(a.ctx, uri, cfg)
 	}
 	a.must(err)
 	a.Cleanup(func() { _ = e.Close() })
