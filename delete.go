@@ -46,10 +46,16 @@ type Removed struct {
 	AlreadyGone bool
 }
 
+// DeleteOptions says what a delete takes along.
+type DeleteOptions struct {
+	// Subtree deletes also every backup that stands on the backup, directly or not; never an older one.
+	Subtree bool
+}
+
 // DeletePlan says what a delete does, in its order.
 type DeletePlan struct {
-	Backup BackupID
-	Force  bool
+	Backup  BackupID
+	Subtree bool // DeleteOptions.Subtree
 	// Remove lists the backups whose files and records go now: children before their parents.
 	Remove []Backup
 	// Pending lists the backups that are marked and stay, because something still needs them, and Waits says what, by
@@ -87,15 +93,15 @@ func (p DeletePlan) String() string {
 // Plan shows what Delete would do now. An unknown ID is ErrNotFound, a running backup ErrStatus, one in another repository
 // ErrOtherRepository. Records that contradict each other are an ErrInvalid that names them.
 //
-// With force the whole subtree below the backup goes with it, but never an older restore point; ErrHeld when one of them is
+// With Subtree all that stands on the backup goes with it, but never an older restore point; ErrHeld when one of them is
 // held and ErrStatus when one is running.
-func (d *Deleter) Plan(ctx context.Context, id BackupID, force bool) (DeletePlan, error) {
+func (d *Deleter) Plan(ctx context.Context, id BackupID, opts DeleteOptions) (DeletePlan, error) {
 	b, err := d.deletable(ctx, id)
 	if err != nil {
 		return DeletePlan{}, err
 	}
-	p := DeletePlan{Backup: id, Force: force, Waits: map[BackupID][]string{}}
-	if force {
+	p := DeletePlan{Backup: id, Subtree: opts.Subtree, Waits: map[BackupID][]string{}}
+	if opts.Subtree {
 		err = d.planSubtree(ctx, &p, b)
 	} else if b.Status != StatusFailed {
 		_, err = ChainOf(ctx, d.Store, id) // refuses broken records before anything is touched
@@ -243,8 +249,8 @@ func (d *Deleter) waits(ctx context.Context, b Backup, gone map[BackupID]bool) (
 // Delete carries out the plan as it is now, with the lease of the backup's VM, and returns what was done. Deleting what is
 // delete-pending already tries again to remove it; deleting a failed backup removes its record and what is left of its files. A removal that
 // fails keeps record and mark, and says so; the plan returned then holds what was removed before it.
-func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, force bool) (DeletePlan, error) {
-	p, err := d.Plan(ctx, id, force)
+func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, opts DeleteOptions) (DeletePlan, error) {
+	p, err := d.Plan(ctx, id, opts)
 	if err != nil {
 		return DeletePlan{}, err
 	}

@@ -57,8 +57,8 @@ type Executor interface {
 	// Resume lets a paused guest run on.
 	Resume(ctx context.Context, dom DomainRef) error
 	// Definition returns the inactive domain XML, the UEFI variable store and the state of an emulated TPM. The XML is
-	// nil for a domain that is not defined. Secrets, such as a VNC password, are included only when asked for.
-	Definition(ctx context.Context, dom DomainRef, secrets bool) (Definition, error)
+	// nil for a domain that is not defined.
+	Definition(ctx context.Context, dom DomainRef, opts DefinitionOptions) (Definition, error)
 }
 
 // ImageUsers is what an Executor may know beside its contract: which images are in use. An Executor that doesn't have it is not asked.
@@ -269,6 +269,11 @@ type VolumeProgress struct {
 type JobResult struct {
 	CopiedBytes map[VolumeID]int64 // what the job had to copy, where known per volume
 	TotalBytes  int64              // the same over all volumes
+}
+
+// DefinitionOptions says what a Definition includes.
+type DefinitionOptions struct {
+	Secrets bool // the XML's secrets, such as a VNC password
 }
 
 // Definition is what is needed beside the disks to define a VM again.

@@ -399,7 +399,7 @@ func (r *run) describe(ctx context.Context) (repository.Manifest, error) {
 
 func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error) {
 	def, err := ask(ctx, r.e, func(ctx context.Context) (kvmbackup.Definition, error) {
-		return r.e.cfg.Executor.Definition(ctx, r.dom, r.record.Asked.Secrets)
+		return r.e.cfg.Executor.Definition(ctx, r.dom, kvmbackup.DefinitionOptions{Secrets: r.record.Asked.Secrets})
 	})
 	if err != nil {
 		return nil, err

@@ -215,14 +215,25 @@ func (e *Engine) Get(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Back
 	return e.cfg.Store.Backup(ctx, id)
 }
 
-// List returns a VM's completed backups by Sequence, or those of all VMs with an empty name. With all, running, failed
-// and delete-pending ones too.
-func (e *Engine) List(ctx context.Context, vm kvmbackup.VMID, all bool) ([]kvmbackup.Backup, error) {
-	q := kvmbackup.Query{VM: vm}
-	if !all {
-		q.Statuses = []kvmbackup.Status{kvmbackup.StatusCompleted}
-	}
+// List returns the records that the query selects, those of one VM by Sequence. What can be restored is StatusCompleted; a query without
+// statuses also selects running, failed and delete-pending ones.
+func (e *Engine) List(ctx context.Context, q kvmbackup.Query) ([]kvmbackup.Backup, error) {
 	return e.cfg.Store.List(ctx, q)
+}
+
+// Newest returns the VM's newest completed backup, the one to restore when nothing else is known. ErrNotFound when there is none.
+func (e *Engine) Newest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup, error) {
+	if vm == "" {
+		return kvmbackup.Backup{}, fmt.Errorf("%w request: the newest backup of no VM", kvmbackup.ErrInvalid)
+	}
+	all, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	if err != nil {
+		return kvmbackup.Backup{}, err
+	}
+	if len(all) == 0 {
+		return kvmbackup.Backup{}, fmt.Errorf("%w: VM %q has no completed backup", kvmbackup.ErrNotFound, vm)
+	}
+	return all[len(all)-1], nil
 }
 
 // Chain returns the backup and its ancestors, the full first. It fails with ErrInvalid, naming the record, when

@@ -12,7 +12,7 @@ import (
 // verifications that were recorded since. It returns how many were written. Backups that are deleted meanwhile are left out. Folders that
 // are not there are an error, joined with the others.
 func (e *Engine) Export(ctx context.Context, vm kvmbackup.VMID) (int, error) {
-	records, err := e.List(ctx, vm, false)
+	records, err := e.List(ctx, kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	if err != nil {
 		return 0, err
 	}

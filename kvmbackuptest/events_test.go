@@ -16,11 +16,11 @@ var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
 		return err
 	},
 	"delete it": func(s *teller, _, left kvmbackup.BackupID) error {
-		_, err := s.engine.Delete(s.t.Context(), left, false)
+		_, err := s.engine.Delete(s.t.Context(), left, kvmbackup.DeleteOptions{})
 		return err
 	},
 	"delete by force": func(s *teller, older, _ kvmbackup.BackupID) error {
-		_, err := s.engine.Delete(s.t.Context(), older, true)
+		_, err := s.engine.Delete(s.t.Context(), older, kvmbackup.DeleteOptions{Subtree: true})
 		return err
 	},
 	"restore in place": func(s *teller, older, _ kvmbackup.BackupID) error {

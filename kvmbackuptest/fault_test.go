@@ -69,7 +69,7 @@ func deleted(at int, force bool) func(l *lab) error {
 		if err != nil {
 			return err
 		}
-		_, err = l.engine.Delete(context.Background(), list[at].ID, force)
+		_, err = l.engine.Delete(context.Background(), list[at].ID, kvmbackup.DeleteOptions{Subtree: force})
 		return err
 	}
 }

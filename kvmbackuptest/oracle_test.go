@@ -98,7 +98,7 @@ func (p *play) delete(n int, force bool) error {
 	before, records := p.foreign(), p.records()
 	ctx, cancel := patience()
 	defer cancel()
-	_, err := p.engine.Delete(ctx, b.ID, force)
+	_, err := p.engine.Delete(ctx, b.ID, kvmbackup.DeleteOptions{Subtree: force})
 	if lost := p.checkOthersKept(records, b, force); lost != nil {
 		return lost
 	}

@@ -129,9 +129,9 @@ type definer struct {
 	secrets *[]bool
 }
 
-func (d definer) Definition(ctx context.Context, dom kvmbackup.DomainRef, secrets bool) (kvmbackup.Definition, error) {
-	*d.secrets = append(*d.secrets, secrets)
-	return d.Executor.Definition(ctx, dom, secrets)
+func (d definer) Definition(ctx context.Context, dom kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
+	*d.secrets = append(*d.secrets, opts.Secrets)
+	return d.Executor.Definition(ctx, dom, opts)
 }
 
 // digests is an Images that computes digests.

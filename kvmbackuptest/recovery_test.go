@@ -27,7 +27,7 @@ func TestDeleteDoesNotWaitForAHungTarget(t *testing.T) {
 		s.must(killedAt("Wait")(s.lab))
 		s.must(s.open(plan{}))
 		begun := time.Now()
-		if _, err := s.engine.Delete(t.Context(), b.ID, false); err != nil {
+		if _, err := s.engine.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{}); err != nil {
 			t.Error(err)
 		}
 		if d := time.Since(begun); d > 2*time.Minute {
@@ -140,7 +140,7 @@ func TestRecoveryOfADelete(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		bs := s.four()
 		s.must(s.open(plan{op: "store Remove", mode: killBefore}))
-		if _, err := s.engine.Delete(t.Context(), bs[3].ID, false); !errors.Is(err, errKilled) {
+		if _, err := s.engine.Delete(t.Context(), bs[3].ID, kvmbackup.DeleteOptions{}); !errors.Is(err, errKilled) {
 			t.Fatal(err)
 		}
 		s.must(s.open(plan{}))
@@ -396,7 +396,7 @@ func TestDeleteOfADamagedFoldersRecord(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		b, manifest, good := s.damagedFolder("")
 		s.outcome()
-		if _, err := s.engine.Delete(t.Context(), b.ID, false); err != nil {
+		if _, err := s.engine.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{}); err != nil {
 			t.Error(err)
 		}
 		s.must(os.WriteFile(manifest, good, 0o600))

@@ -109,7 +109,7 @@ func (s *teller) partial() string {
 func TestForeignFilesInPublishedFolders(t *testing.T) {
 	for name, remove := range map[string]func(s *teller, bs []kvmbackup.Backup) []string{
 		"delete": func(s *teller, bs []kvmbackup.Backup) []string {
-			p, err := s.engine.Delete(s.t.Context(), bs[0].ID, true)
+			p, err := s.engine.Delete(s.t.Context(), bs[0].ID, kvmbackup.DeleteOptions{Subtree: true})
 			s.must(err)
 			return p.Foreign
 		},

@@ -15,7 +15,7 @@ func TestVerifyThatFailsIsNotOK(t *testing.T) {
 		b := s.four()[3]
 		for n := 1; ; n++ {
 			s.must(s.open(plan{n: n}))
-			report, err := s.engine.Verify(t.Context(), b.ID, false)
+			report, err := s.engine.Verify(t.Context(), b.ID, engine.VerifyOptions{})
 			hit := s.gate.disarm()
 			if hit == "" {
 				if s.must(err); !report.OK() {
@@ -29,7 +29,7 @@ func TestVerifyThatFailsIsNotOK(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if report, err := s.engine.Verify(ctx, b.ID, false); report.OK() || !errors.Is(err, context.Canceled) {
+		if report, err := s.engine.Verify(ctx, b.ID, engine.VerifyOptions{}); report.OK() || !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled: OK %v beside %v", report.OK(), err)
 		}
 		if (engine.VerifyReport{}).OK() {

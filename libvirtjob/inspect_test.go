@@ -159,7 +159,7 @@ func TestBlockJob(t *testing.T) {
 func TestDefinition(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda"), Persistent: true})
-	def, err := b.exec.Definition(b.ctx, b.ref, false)
+	def, err := b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{})
 	b.must(err)
 	if text := string(def.XML); !strings.Contains(text, b.guest.UUID) || strings.Contains(text, "<alias") || def.NVRAM != nil {
 		t.Errorf("definition is %s", text)
@@ -178,13 +178,13 @@ func TestDefinitionWithNVRAM(t *testing.T) {
 		OSXML:      "<loader readonly='yes' type='pflash'>" + code + "</loader><nvram template='" + vars + "'>" + nvram + "</nvram>",
 		DevicesXML: "<graphics type='vnc' passwd='geheim'><listen type='socket'/></graphics>",
 	})
-	def, err := b.exec.Definition(b.ctx, b.ref, false)
+	def, err := b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{})
 	b.must(err)
 	if def.NVRAM != nil || def.NVRAMTemplate != vars || strings.Contains(string(def.XML), "geheim") {
 		t.Errorf("before the first start: %d bytes, template %q", len(def.NVRAM), def.NVRAMTemplate)
 	}
 	b.guest.Create()
-	def, err = b.exec.Definition(b.ctx, b.ref, true)
+	def, err = b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{Secrets: true})
 	b.must(err)
 	want, err := os.ReadFile(nvram)
 	b.must(err)

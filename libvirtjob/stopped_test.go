@@ -109,7 +109,7 @@ func TestUndefined(t *testing.T) {
 	b.backup("c2", "c1", incr("vda"))
 	b.drop("c1")
 	b.wantBitmaps("vda", "c2")
-	if def, err := b.exec.Definition(b.ctx, b.ref, false); err != nil || def.XML != nil {
+	if def, err := b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{}); err != nil || def.XML != nil {
 		t.Errorf("definition is %s, %v", def.XML, err)
 	}
 	_, err = b.exec.Freeze(b.ctx, b.ref)

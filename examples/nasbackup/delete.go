@@ -34,7 +34,7 @@ go when the last of those has gone.`,
 				if dryRun {
 					do = s.PlanDelete
 				}
-				p, err := do(ctx, b.ID, force)
+				p, err := do(ctx, b.ID, kvmbackup.DeleteOptions{Subtree: force})
 				if err != nil {
 					return err
 				}
@@ -66,7 +66,7 @@ type waiting struct {
 
 func deletionJSON(p kvmbackup.DeletePlan, dryRun bool) deletion {
 	out := deletion{
-		Backup: p.Backup, DryRun: dryRun, Force: p.Force, Removed: []kvmbackup.BackupID{}, Pending: []waiting{},
+		Backup: p.Backup, DryRun: dryRun, Force: p.Subtree, Removed: []kvmbackup.BackupID{}, Pending: []waiting{},
 		FreeBytes: p.FreeBytes, LaterBytes: p.LaterBytes, ClearsActive: p.ClearsActive, Foreign: p.Foreign,
 	}
 	for _, b := range p.Remove {

@@ -59,7 +59,7 @@ func (o *orchestrator) failed(ctx context.Context, vm kvmbackup.VMID, err error)
 
 // account brings the quota table up to date with what happened while no instance looked.
 func (o *orchestrator) account(ctx context.Context) {
-	records, err := o.engine.List(ctx, "", true)
+	records, err := o.engine.List(ctx, kvmbackup.Query{})
 	if err == nil {
 		err = o.ledger.charge(ctx, records)
 	}

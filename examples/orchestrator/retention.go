@@ -10,7 +10,7 @@ import (
 // tidy does what follows a completed backup: it charges the quota, applies the retention policy, and takes what was removed
 // off the quota. What fails here is done after the next backup.
 func (o *orchestrator) tidy(ctx context.Context, t task) {
-	records, err := o.engine.List(ctx, t.vm, true)
+	records, err := o.engine.List(ctx, kvmbackup.Query{VM: t.vm})
 	if err == nil {
 		err = o.ledger.charge(ctx, records)
 	}
@@ -29,7 +29,7 @@ func (o *orchestrator) dropFailed(ctx context.Context, records []kvmbackup.Backu
 		if b.Status != kvmbackup.StatusFailed {
 			continue
 		}
-		if _, err := o.engine.Delete(ctx, b.ID, false); err != nil && !errors.Is(err, kvmbackup.ErrNotFound) {
+		if _, err := o.engine.Delete(ctx, b.ID, kvmbackup.DeleteOptions{}); err != nil && !errors.Is(err, kvmbackup.ErrNotFound) {
 			errs = append(errs, err)
 		}
 	}

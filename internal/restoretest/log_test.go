@@ -56,7 +56,7 @@ func TestLogLines(t *testing.T) {
 	l.ok(l.h.Shutdown(vm))
 	_, err = eng.Restore(t.Context(), l.inPlace(b))
 	l.ok(err)
-	_, err = eng.Delete(t.Context(), b.ID, true)
+	_, err = eng.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{Subtree: true})
 	l.ok(err)
 
 	seen := map[string]bool{}

@@ -105,7 +105,7 @@ func pendingParents(a *app) {
 
 func deleteAt(i int) func(*app) error {
 	return func(a *app) error {
-		_, err := a.engine.Delete(a.ctx, a.records()[i].ID, false)
+		_, err := a.engine.Delete(a.ctx, a.records()[i].ID, kvmbackup.DeleteOptions{})
 		return err
 	}
 }
@@ -123,7 +123,7 @@ func deletedNewest(a *app, next kvmbackup.Backup) {
 		if len(removals) != 0 || len(records) != 4 {
 			a.Errorf("%d records and %d removals after a deletion that was not begun", len(records), len(removals))
 		}
-		_, err := a.engine.Delete(a.ctx, records[2].ID, true)
+		_, err := a.engine.Delete(a.ctx, records[2].ID, kvmbackup.DeleteOptions{Subtree: true})
 		a.must(err)
 		return
 	}

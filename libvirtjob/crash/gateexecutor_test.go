@@ -71,8 +71,8 @@ func (e gatedExecutor) Resume(ctx context.Context, d kvmbackup.DomainRef) error 
 	return do(e.g, "Executor.Resume", func() error { return e.in.Resume(ctx, d) })
 }
 
-func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, secrets bool) (kvmbackup.Definition, error) {
-	return through(e.g, "Executor.Definition", func() (kvmbackup.Definition, error) { return e.in.Definition(ctx, d, secrets) })
+func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
+	return through(e.g, "Executor.Definition", func() (kvmbackup.Definition, error) { return e.in.Definition(ctx, d, opts) })
 }
 
 type gatedJob struct {

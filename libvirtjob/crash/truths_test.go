@@ -170,7 +170,7 @@ func (a *app) restoreAll() {
 			}
 		}
 		a.must(os.RemoveAll(dir))
-		report, err := a.engine.Verify(a.ctx, b.ID, false)
+		report, err := a.engine.Verify(a.ctx, b.ID, engine.VerifyOptions{})
 		a.must(err)
 		if !report.OK() {
 			a.Errorf("verification of backup %d: %v", b.Sequence, report.Problems)

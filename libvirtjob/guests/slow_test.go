@@ -185,7 +185,7 @@ func TestDeadRepository(t *testing.T) {
 	within(t, 10*time.Second, "a deletion while it hangs", func() {
 		ctx, cancel := context.WithTimeoutCause(b.ctx, time.Second, errStop)
 		defer cancel()
-		_, err := b.engine.Delete(ctx, full.ID, false)
+		_, err := b.engine.Delete(ctx, full.ID, kvmbackup.DeleteOptions{})
 		t.Log(err)
 	})
 	settled := otherVM(t)

@@ -275,7 +275,7 @@ func TestDoctorOnFolders(t *testing.T) {
 	s.restoreAll()
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.incremental()
-	if _, err := s.engine.Delete(s.ctx, first.ID, false); err != nil {
+	if _, err := s.engine.Delete(s.ctx, first.ID, kvmbackup.DeleteOptions{}); err != nil {
 		t.Error(err)
 	}
 	s.taken = s.taken[1:]

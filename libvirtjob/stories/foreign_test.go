@@ -297,7 +297,7 @@ func TestDeleteNewest(t *testing.T) {
 	first := s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 0, 4)
 	second := s.incremental()
-	_, err := s.engine.Delete(s.ctx, second.ID, false)
+	_, err := s.engine.Delete(s.ctx, second.ID, kvmbackup.DeleteOptions{})
 	s.must(err)
 	s.taken = s.taken[:1]
 	s.inOrder()
@@ -306,12 +306,12 @@ func TestDeleteNewest(t *testing.T) {
 	third := s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.incremental()
 	// The parent waits for its child.
-	_, err = s.engine.Delete(s.ctx, third.ID, false)
+	_, err = s.engine.Delete(s.ctx, third.ID, kvmbackup.DeleteOptions{})
 	s.must(err)
 	s.inOrder()
 	s.write("vda", 0x41, 2, 4)
 	s.incremental()
-	_, err = s.engine.Delete(s.ctx, first.ID, false)
+	_, err = s.engine.Delete(s.ctx, first.ID, kvmbackup.DeleteOptions{})
 	s.must(err)
 	s.inOrder()
 	s.taken = s.taken[2:]
@@ -328,7 +328,7 @@ func TestDeleteNewestUnderASnapshot(t *testing.T) {
 		s.start()
 		s.guest.Snapshot("vda", "s1")
 		s.guest.Kill9()
-		_, err := s.engine.Delete(s.ctx, s.taken[0].ID, false)
+		_, err := s.engine.Delete(s.ctx, s.taken[0].ID, kvmbackup.DeleteOptions{})
 		s.must(err)
 		s.taken = nil
 		if got := s.owned(s.consumer); len(got) > 0 {

@@ -274,7 +274,7 @@ func (s *story) restoreAll() {
 	for _, c := range s.consumers {
 		for _, t := range c.taken {
 			s.restore(c, t)
-			report, err := c.engine.Verify(s.ctx, t.ID, false)
+			report, err := c.engine.Verify(s.ctx, t.ID, engine.VerifyOptions{})
 			s.must(err)
 			if !report.OK() {
 				s.Errorf("verification of backup %d: %v", t.Sequence, report.Problems)

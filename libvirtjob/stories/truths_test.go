@@ -24,7 +24,7 @@ func (s *story) inOrder() {
 // recordsInOrder compares the store with the repository, and returns the active checkpoint.
 func (s *story) recordsInOrder(c *consumer) string {
 	s.Helper()
-	records, err := c.engine.List(s.ctx, s.vm(), true)
+	records, err := c.engine.List(s.ctx, kvmbackup.Query{VM: s.vm()})
 	s.must(err)
 	published := map[string]kvmbackup.Backup{}
 	for _, b := range records {
