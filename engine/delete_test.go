@@ -357,7 +357,7 @@ func TestRemovalFails(t *testing.T) {
 			return err
 		},
 		"recovered": func(w *world) error {
-			_, err := w.engine.Recover(w.t.Context(), lab.VM, kvmbackup.DomainRef{})
+			_, err := w.engine.Recover(w.t.Context(), engine.Target{VM: lab.VM})
 			return err
 		},
 		"recovered with all": func(w *world) error {
@@ -558,7 +558,7 @@ func (d deletion) brokenOff(t *testing.T, w *world, eng func(w *world, f *faultA
 	if i%2 == 0 {
 		w.deleteAgain(d.last, d.force)
 	} else {
-		_, err := w.engine.Recover(t.Context(), lab.VM, kvmbackup.DomainRef{})
+		_, err := w.engine.Recover(t.Context(), engine.Target{VM: lab.VM})
 		lab.OK(t, err)
 		w.settled()
 		w.deleteAgain(d.last, d.force)
@@ -587,7 +587,7 @@ func (w *world) deleteAgain(name string, force bool) {
 		w.t.Fatalf("deleting again: %v", err)
 	}
 	// A failed delete may have removed the backup itself and left what went with it.
-	_, err = w.engine.Recover(w.t.Context(), lab.VM, kvmbackup.DomainRef{})
+	_, err = w.engine.Recover(w.t.Context(), engine.Target{VM: lab.VM})
 	lab.OK(w.t, err)
 }
 

@@ -96,7 +96,7 @@ func TestLeaseTakenOver(t *testing.T) {
 		}
 		lab.Equal(t, "state", w.state(), "A:delete-pending") // marked while the lease was in force
 		w.whole()
-		_, err = w.engine.Recover(t.Context(), lab.VM, kvmbackup.DomainRef{})
+		_, err = w.engine.Recover(t.Context(), engine.Target{VM: lab.VM})
 		lab.OK(t, err)
 		w.settled()
 	})

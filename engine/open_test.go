@@ -79,7 +79,7 @@ func TestHeldBackupStays(t *testing.T) {
 		t.Errorf("the plan doesn't say who holds it: %q", waits)
 	}
 	w.deleteAsPlanned("A", false)
-	_, err = w.engine.Recover(t.Context(), lab.VM, kvmbackup.DomainRef{})
+	_, err = w.engine.Recover(t.Context(), engine.Target{VM: lab.VM})
 	lab.OK(t, err)
 	lab.Equal(t, "ancestors of what is held stay", w.state(), "A:delete-pending B:delete-pending")
 	_, err = e.Open(t.Context(), engine.OpenRequest{Backup: lab.BackupID("B"), Dir: t.TempDir()})

@@ -32,14 +32,17 @@ const (
 
 // Recover settles what crashes of the host program, libvirt, QEMU or the machine have left of one VM: a job that still runs is
 // followed to its end and committed, or aborted, as configured; a finished folder is committed; everything else is undone;
-// deletions that were begun are finished. Every other operation on the VM begins with the same. dom may be
-// given by its name alone; empty takes the records' names.
-func (e *Engine) Recover(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.DomainRef) ([]Recovery, error) {
-	return e.recover(ctx, vm, dom, e.cfg.LeaseWait)
+// deletions that were begun are finished. Every other operation on the VM begins with the same.
+func (e *Engine) Recover(ctx context.Context, t Target) ([]Recovery, error) {
+	if err := t.validate(); err != nil {
+		return nil, e.newOp("recover", t.VM).fail(err)
+	}
+	return e.recover(ctx, t, e.cfg.LeaseWait)
 }
 
 // recover waits that long for the VM's lease.
-func (e *Engine) recover(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.DomainRef, wait time.Duration) ([]Recovery, error) {
+func (e *Engine) recover(ctx context.Context, t Target, wait time.Duration) ([]Recovery, error) {
+	vm, dom := t.VM, t.given()
 	o := e.newOp("recover", vm)
 	var found []Recovery
 	err := e.withLease(o.context(ctx), vm, wait, func(ctx context.Context, h *heldLease) error {

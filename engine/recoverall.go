@@ -71,7 +71,7 @@ func (e *Engine) recoverLeft(ctx context.Context, vm kvmbackup.VMID, left []kvmb
 	if elsewhere != nil {
 		return elsewhere, nil
 	}
-	return e.recover(ctx, vm, kvmbackup.DomainRef{}, e.leaseOfTheDead())
+	return e.recover(ctx, Target{VM: vm}, e.leaseOfTheDead())
 }
 
 // leaseOfTheDead is how long to wait for a lease that nobody renews any more.

@@ -82,13 +82,7 @@ const (
 	QuiesceRequire
 )
 
-func (r BackupRequest) ref() kvmbackup.DomainRef {
-	name := r.Domain
-	if name == "" {
-		name = string(r.VM)
-	}
-	return kvmbackup.DomainRef{Name: name, UUID: r.DomainUUID, Disks: r.Disks}
-}
+func (r BackupRequest) ref() kvmbackup.DomainRef { return r.Target().ref() }
 
 // validate names the first thing that is wrong with a request.
 func (r BackupRequest) validate() error {

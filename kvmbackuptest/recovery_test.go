@@ -46,11 +46,11 @@ func TestGuestPausedWhileFrozen(t *testing.T) {
 		}
 		s.must(s.open(plan{}))
 		s.must(s.h.Pause(vm))
-		if _, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{}); !errors.Is(err, kvmbackup.ErrDomainStopped) {
+		if _, err := s.engine.Recover(t.Context(), engine.Target{VM: vm}); !errors.Is(err, kvmbackup.ErrDomainStopped) {
 			t.Errorf("recovery of a paused guest that may be frozen: %v", err)
 		}
 		s.must(s.h.Resume(vm))
-		if _, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{}); err != nil {
+		if _, err := s.engine.Recover(t.Context(), engine.Target{VM: vm}); err != nil {
 			t.Error(err)
 		}
 		if g, _ := s.h.Guest(vm); g.Frozen || g.Thaws != 1 {
@@ -178,7 +178,7 @@ func TestRecoveryThatHasToWait(t *testing.T) {
 				s.must(killedAt("Wait")(s.lab))
 				s.cfg.AbortLeftJobs = abort
 				s.must(s.open(plan{}))
-				found, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+				found, err := s.engine.Recover(t.Context(), engine.Target{VM: vm, Domain: vm})
 				if !errors.Is(err, kvmbackup.ErrJobStuck) || len(found) != 1 || found[0].Outcome != engine.RecoveryPending {
 					t.Errorf("recovery: %v, %v", found, err)
 				}
@@ -370,7 +370,7 @@ func TestRecoveryOfADamagedFolder(t *testing.T) {
 // finds wants the diagnosis to have that finding alone, with that word in its text.
 func (s *teller) finds(code engine.FindingCode, word string) {
 	s.t.Helper()
-	d, err := s.engine.Inspect(s.t.Context(), s.request(everyday))
+	d, err := s.engine.Inspect(s.t.Context(), s.request(everyday).Target())
 	s.must(err)
 	if len(d.Findings) != 1 || d.Findings[0].Code != code || !strings.Contains(d.Findings[0].Detail, word) {
 		s.t.Errorf("findings: %+v", d.Findings)

@@ -44,7 +44,7 @@ func TestInspectThatFailsIsNotHealthy(t *testing.T) {
 		s.four()
 		for n := 1; ; n++ {
 			s.must(s.open(plan{n: n}))
-			d, err := s.engine.Inspect(t.Context(), s.request(everyday))
+			d, err := s.engine.Inspect(t.Context(), s.request(everyday).Target())
 			hit := s.gate.disarm()
 			if d.Healthy() != (err == nil) {
 				t.Error(fmt.Errorf("call %d (%s): healthy %v beside %w", n, hit, d.Healthy(), err))

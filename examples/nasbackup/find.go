@@ -39,14 +39,14 @@ func (s *session) find(ctx context.Context, name string) (kvmbackup.Backup, erro
 
 // needKnown refuses a domain of which the hypervisor, the records and the repository know nothing. It is for commands that
 // would find all well with it.
-func (s *session) needKnown(ctx context.Context, req engine.BackupRequest) error {
-	records, err := s.List(ctx, kvmbackup.Query{VM: req.VM})
+func (s *session) needKnown(ctx context.Context, t engine.Target) error {
+	records, err := s.List(ctx, kvmbackup.Query{VM: t.VM})
 	if err != nil || len(records) > 0 {
 		return err
 	}
-	d, err := s.Inspect(ctx, req)
+	d, err := s.Inspect(ctx, t)
 	if err == nil && d.Domain == nil && len(d.Findings) == 0 {
-		err = fmt.Errorf("%w: %q, and it has no backups", kvmbackup.ErrNoDomain, req.Domain)
+		err = fmt.Errorf("%w: %q, and it has no backups", kvmbackup.ErrNoDomain, t.Domain)
 	}
 	return err
 }

@@ -53,12 +53,12 @@ func (s *session) settle(ctx context.Context, name vmFlag, args []string) ([]rec
 		}
 		return all, err
 	}
-	req := name.request(args[0])
-	if err := s.needKnown(ctx, req); err != nil {
+	target := name.target(args[0])
+	if err := s.needKnown(ctx, target); err != nil {
 		return nil, err
 	}
-	found, err := s.Recover(ctx, req.VM, kvmbackup.DomainRef{Name: req.Domain})
-	return recoveredOf(req.VM, found), err
+	found, err := s.Recover(ctx, target)
+	return recoveredOf(target.VM, found), err
 }
 
 func recoveredOf(vm kvmbackup.VMID, found []engine.Recovery) (all []recovered) {

@@ -32,7 +32,7 @@ func (o *orchestrator) recoverAll(ctx context.Context) {
 // recoverSome returns the VMs that are still busy.
 func (o *orchestrator) recoverSome(ctx context.Context, vms []kvmbackup.VMID) (left []kvmbackup.VMID) {
 	for _, vm := range vms {
-		settled, err := o.engine.Recover(ctx, vm, kvmbackup.DomainRef{})
+		settled, err := o.engine.Recover(ctx, engine.Target{VM: vm})
 		o.report(vm, settled)
 		left = append(left, o.failed(ctx, vm, err)...)
 	}

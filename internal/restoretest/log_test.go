@@ -49,7 +49,7 @@ func TestLogLines(t *testing.T) {
 	l.ok(err)
 	_, err = cut.Backup(t.Context(), req)
 	l.fails(err, errUncommitted)
-	_, err = eng.Recover(t.Context(), vm, kvmbackup.DomainRef{})
+	_, err = eng.Recover(t.Context(), engine.Target{VM: vm})
 	l.ok(err)
 	_, err = eng.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: l.out()})
 	l.ok(err)

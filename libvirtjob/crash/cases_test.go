@@ -166,7 +166,7 @@ func (c crashCase) settle(a *app, byRecover bool) {
 	a.Helper()
 	cut := a.cut // then bitmaps are lost, and the next backup is full
 	if byRecover {
-		found, err := a.engine.Recover(a.ctx, a.vm(), kvmbackup.DomainRef{Name: a.guest.name})
+		found, err := a.engine.Recover(a.ctx, engine.Target{VM: a.vm(), Domain: a.guest.name})
 		a.must(err)
 		a.Logf("recovered: %v", found)
 		if c.outcome != "" && (len(found) != 1 || found[0].Outcome != c.outcome) {

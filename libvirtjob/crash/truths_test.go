@@ -30,7 +30,7 @@ func (a *app) inOrder() {
 			a.Errorf("file %s is left beside the images", f)
 		}
 	}
-	d, err := a.engine.Inspect(a.ctx, a.request())
+	d, err := a.engine.Inspect(a.ctx, a.request().Target())
 	a.must(err)
 	for _, f := range d.Findings {
 		if f.Repair != "" {

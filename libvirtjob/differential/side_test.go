@@ -121,11 +121,11 @@ func (s *side) operate(p *play, verb string, words []string) string {
 	case "delete":
 		text = s.delete(c, words)
 	case "forget":
-		text = class(c.engine.Forget(s.ctx, kvmbackup.VMID(s.domain), s.ref(p)))
+		text = class(c.engine.Forget(s.ctx, s.request(p).Target()))
 	case "require-full":
-		text = class(c.engine.RequireFull(s.ctx, kvmbackup.VMID(s.domain)))
+		text = class(c.engine.RequireFull(s.ctx, engine.Target{VM: kvmbackup.VMID(s.domain)}))
 	case "recover":
-		settled, err := c.engine.Recover(s.ctx, kvmbackup.VMID(s.domain), s.ref(p))
+		settled, err := c.engine.Recover(s.ctx, s.request(p).Target())
 		for _, r := range settled {
 			text += string(r.Outcome) + ", "
 		}

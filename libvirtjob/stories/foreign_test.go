@@ -35,9 +35,9 @@ func TestForeignCheckpoints(t *testing.T) {
 	s.start()
 	s.write("vdb", 0x31, 1, 4)
 	s.incremental()
-	_, err := s.engine.Repair(s.ctx, s.request())
+	_, err := s.engine.Repair(s.ctx, s.request().Target())
 	s.must(err)
-	s.must(s.engine.Forget(s.ctx, s.vm(), s.ref()))
+	s.must(s.engine.Forget(s.ctx, s.request().Target()))
 	s.wantForeign(theirs)
 	s.restoreAll()
 }
@@ -226,7 +226,7 @@ func TestTwoConsumers(t *testing.T) {
 		want(b, kvmbackup.KindIncremental)
 		want(a, kvmbackup.KindIncremental)
 
-		s.must(a.engine.Forget(s.ctx, s.vm(), s.ref()))
+		s.must(a.engine.Forget(s.ctx, s.request().Target()))
 		if got := s.owned(a); len(got) != 0 {
 			t.Errorf("%q are left", got)
 		}
@@ -270,7 +270,7 @@ func TestForget(t *testing.T) {
 		forget := func() {
 			t.Helper()
 			for range 2 {
-				s.must(s.engine.Forget(s.ctx, s.vm(), s.ref()))
+				s.must(s.engine.Forget(s.ctx, s.request().Target()))
 			}
 			if got := s.owned(s.consumer); len(got) != 0 || s.record().ActiveCheckpoint != "" {
 				t.Errorf("%q are left, active is %q", got, s.record().ActiveCheckpoint)
@@ -371,14 +371,14 @@ func TestTemplateKeepsItsBitmaps(t *testing.T) {
 		t.Errorf("the backup is %v because %v", b.Kind, b.Reasons)
 	}
 	one.restore(one.consumer, taken{b, map[kvmbackup.VolumeID]*model{"vol-vda": one.guest.Model("vda")}})
-	found, err := one.engine.Inspect(one.ctx, one.request())
+	found, err := one.engine.Inspect(one.ctx, one.request().Target())
 	one.must(err)
 	one.wantCodes("on a template", found, engine.FindingForeignCheckpoint)
 	other.guest.Destroy()
 	_, err = other.engine.Backup(other.ctx, other.request())
 	other.must(err)
-	other.must(other.engine.Forget(other.ctx, other.vm(), other.ref()))
-	one.must(one.engine.Forget(one.ctx, one.vm(), one.ref()))
+	other.must(other.engine.Forget(other.ctx, other.request().Target()))
+	one.must(one.engine.Forget(one.ctx, one.request().Target()))
 	if after := old.run("sha256sum", template); after != before {
 		t.Errorf("the template has changed; its bitmaps are now %v", old.guest.Bitmaps("vda"))
 	}
