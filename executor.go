@@ -86,8 +86,9 @@ type Job interface {
 	// SetBandwidth limits what the job writes to so many bytes per second over all volumes; 0 lifts the limit. Holes don't count, at
 	// least from 1 MiB per second and volume on.
 	SetBandwidth(ctx context.Context, bytesPerSecond int64) error
-	// Close releases the handle. It neither aborts a job of a running domain nor removes files.
-	Close() error
+	// Close releases the handle. It neither aborts a job of a running domain nor removes files. The context bounds what it waits for;
+	// it may be called again, also after an error.
+	Close(ctx context.Context) error
 }
 
 // DomainRef names a domain.

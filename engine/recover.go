@@ -273,7 +273,7 @@ func (r *run) ended() bool { return r.view.status.Job == kvmbackup.JobNone }
 func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	var err error
 	if r.view.record, err = r.e.cfg.Store.VM(ctx, r.vm); err != nil {
-		return Recovery{}, errors.Join(err, r.job.Close())
+		return Recovery{}, errors.Join(err, r.close(ctx))
 	}
 	done := Recovery{r.record.ID, RecoveryFollowed, "its job still ran"}
 	reason := kvmbackup.Reason{Code: kvmbackup.ReasonRecovered, Detail: "its job was followed by another process"}
@@ -289,13 +289,13 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	err = r.follow(ctx)
 	_ = r.thawAtLast(ctx) // it is on record
 	if err != nil && context.Cause(ctx) != nil {
-		return Recovery{}, errors.Join(err, r.job.Close()) // the job runs on; the next operation adopts it again
+		return Recovery{}, errors.Join(err, r.close(ctx)) // the job runs on; the next operation adopts it again
 	}
 	if err != nil {
 		err = r.undo(ctx, err)
 		return Recovery{r.record.ID, RecoveryUndone, err.Error()}, r.stillRunning(ctx)
 	}
-	if err := r.closeJob(nil); err != nil {
+	if err := r.closeJob(ctx, nil); err != nil {
 		r.warn("close job", "error", err)
 	}
 	if err := r.finish(ctx); err != nil {

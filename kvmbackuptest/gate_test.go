@@ -350,4 +350,6 @@ func (j gatedJob) Abort(ctx context.Context) error {
 	return pass(j.g, "Abort", func() error { return j.Job.Abort(ctx) })
 }
 
-func (j gatedJob) Close() error { return pass(j.g, "Close", j.Job.Close) }
+func (j gatedJob) Close(ctx context.Context) error {
+	return pass(j.g, "Close", func() error { return j.Job.Close(ctx) })
+}

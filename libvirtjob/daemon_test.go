@@ -34,7 +34,7 @@ func TestDaemonRestarts(t *testing.T) {
 	if err == nil {
 		t.Fatal("a job without a daemon is no success")
 	}
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	for range 3 { // a connection that can't be made again is neither given up twice nor used after that
 		if _, err := b.exec.Inspect(b.ctx, b.ref); err == nil {
 			t.Error("there is no daemon")
@@ -54,7 +54,7 @@ func TestDaemonRestarts(t *testing.T) {
 	b.must(job.SetBandwidth(b.ctx, 0))
 	result, err := job.Wait(b.ctx, nil)
 	b.must(err)
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	if result.TotalBytes != big {
 		t.Errorf("result is %+v", result)
 	}
@@ -68,7 +68,7 @@ func TestDaemonRestarts(t *testing.T) {
 	job, spec = b.slow("c3", "c2", incr("vda"))
 	b.must(job.SetBandwidth(b.ctx, 0))
 	host.KillDaemon(t)
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	target := filepath.Join(b.dir, spec.Volumes[0].File)
 	realguest.Eventually(t, "QEMU is done", func() bool { return allocated(target) >= 24<<20 })
 	host.StartDaemon(t)
@@ -79,7 +79,7 @@ func TestDaemonRestarts(t *testing.T) {
 	if result.TotalBytes != big {
 		t.Errorf("result is %+v", result)
 	}
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	b.keep(spec)
 	b.wantCheckpoints("c2", "c3")
 	b.must(b.exec.Close())

@@ -1,6 +1,7 @@
 package libvirtjob_test
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,7 +82,7 @@ func TestKindsOfDisks(t *testing.T) {
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, b.spec("c3", "c2", volumes...))
 	b.must(err)
 	b.wantErr(job.Begin(b.ctx), kvmbackup.ErrUnsupported)
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	b.wantCheckpoints("c1", "c2")
 
 	b.guest.Destroy()
@@ -151,7 +152,7 @@ func TestBlockJob(t *testing.T) {
 	}
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, b.spec("c2", "c1", incr("vda"), incr("vdb")))
 	b.must(err)
-	defer func() { _ = job.Close() }()
+	defer func() { _ = job.Close(context.Background()) }()
 	b.wantErr(job.Begin(b.ctx), kvmbackup.ErrBusy)
 	b.wantCheckpoints("c1")
 }

@@ -286,17 +286,17 @@ func (mr *MockJobMockRecorder) Begin(ctx interface{}) *gomock.Call {
 }
 
 // Close mocks base method.
-func (m *MockJob) Close() error {
+func (m *MockJob) Close(ctx context.Context) error {
 	m.ctrl.T.Helper()
-	ret := m.ctrl.Call(m, "Close")
+	ret := m.ctrl.Call(m, "Close", ctx)
 	ret0, _ := ret[0].(error)
 	return ret0
 }
 
 // Close indicates an expected call of Close.
-func (mr *MockJobMockRecorder) Close() *gomock.Call {
+func (mr *MockJobMockRecorder) Close(ctx interface{}) *gomock.Call {
 	mr.mock.ctrl.T.Helper()
-	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Close", reflect.TypeOf((*MockJob)(nil).Close))
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Close", reflect.TypeOf((*MockJob)(nil).Close), ctx)
 }
 
 // SetBandwidth mocks base method.

@@ -64,7 +64,7 @@ func TestOpenOverlays(t *testing.T) {
 	if got := l.get(b.ID).Status; got != kvmbackup.StatusDeletePending {
 		t.Fatalf("the open backup is %v", got)
 	}
-	l.ok(l.engine.CloseRestorePoint(t.Context(), b.ID, opened.HoldID))
+	l.ok(opened.Close(t.Context()))
 	if left, err := l.engine.List(t.Context(), kvmbackup.Query{VM: vm}); err != nil || len(left) > 0 {
 		t.Errorf("left after the close: %v, %v", left, err)
 	}

@@ -55,7 +55,7 @@ func TestOpen(t *testing.T) {
 	}
 	c.run("echo 3 >/proc/sys/vm/drop_caches; sha256sum /vda/opened")
 	destroy(connection(t), c.name)
-	b.must(b.engine.CloseRestorePoint(b.ctx, incr.ID, opened.HoldID))
+	b.must(opened.Close(b.ctx))
 	for _, id := range []kvmbackup.BackupID{incr.ID, full.ID} {
 		_, err := b.engine.Get(b.ctx, id)
 		b.wantErr(err, kvmbackup.ErrNotFound)
