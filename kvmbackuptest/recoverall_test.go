@@ -137,11 +137,17 @@ func (d definer) Definition(ctx context.Context, dom kvmbackup.DomainRef, opts k
 // digests is an Images that computes digests.
 type digests struct{ kvmbackuptest.Images }
 
+var _ engine.Digester = digests{}
+
 func (digests) Digest(context.Context, string, []qcow2.Layer) (string, error) {
 	return "sha256:" + strings.Repeat("00", 32), nil
 }
 
 func (digests) FileDigest(context.Context, string) (string, error) {
+	return "sha256:" + strings.Repeat("00", 32), nil
+}
+
+func (digests) DeviceDigest(context.Context, string, int64) (string, error) {
 	return "sha256:" + strings.Repeat("00", 32), nil
 }
 
