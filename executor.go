@@ -127,11 +127,6 @@ const (
 	DomainStopped
 )
 
-// String returns "running", "paused", "stopped" or "unknown".
-func (s DomainState) String() string {
-	return [...]string{"unknown", "running", "paused", "stopped"}[s]
-}
-
 // JobState says whether the domain has a job that a backup would have to wait for.
 type JobState int
 
