@@ -48,10 +48,16 @@ type Removed struct {
 	AlreadyGone bool `json:"already_gone,omitempty"`
 }
 
+// DeleteOptions says what a delete takes along.
+type DeleteOptions struct {
+	// Subtree deletes also every backup that stands on the backup, directly or not; never an older one.
+	Subtree bool
+}
+
 // DeletePlan says what a delete does, in its order.
 type DeletePlan struct {
-	Backup BackupID `json:"backup"`
-	Force  bool     `json:"force"`
+	Backup  BackupID `json:"backup"`
+	Subtree bool     `json:"force"` // DeleteOptions.Subtree
 	// Remove lists the backups whose files and records go now: children before their parents.
 	Remove Records `json:"removed"`
 	// Pending lists the backups that are marked and stay, because something still needs them.
@@ -146,15 +152,15 @@ func (p DeletePlan) String() string {
 // Plan shows what Delete would do now. An unknown ID is ErrNotFound, a running backup ErrStatus, one in another repository
 // ErrOtherRepository. Records that contradict each other are an ErrInvalid that names them.
 //
-// With force the whole subtree below the backup goes with it, but never an older restore point; ErrHeld when one of them is
+// With Subtree all that stands on the backup goes with it, but never an older restore point; ErrHeld when one of them is
 // held and ErrStatus when one is running.
-func (d *Deleter) Plan(ctx context.Context, id BackupID, force bool) (DeletePlan, error) {
+func (d *Deleter) Plan(ctx context.Context, id BackupID, opts DeleteOptions) (DeletePlan, error) {
 	b, err := d.deletable(ctx, id)
 	if err != nil {
 		return DeletePlan{}, err
 	}
-	p := DeletePlan{Backup: id, Force: force, Remove: Records{}, Pending: []PendingDelete{}}
-	if force {
+	p := DeletePlan{Backup: id, Subtree: opts.Subtree, Remove: Records{}, Pending: []PendingDelete{}}
+	if opts.Subtree {
 		err = d.planSubtree(ctx, &p, b)
 	} else if b.Status != StatusFailed {
 		_, err = ChainOf(ctx, d.Store, id) // refuses broken records before anything is touched
@@ -303,8 +309,8 @@ func (d *Deleter) waits(ctx context.Context, b Backup, gone map[BackupID]bool) (
 // Delete carries out the plan as it is now, with the lease of the backup's VM, and returns what was done. Deleting what is
 // delete-pending already tries again to remove it; deleting a failed backup removes its record and what is left of its files. A removal that
 // fails keeps record and mark, and says so; the plan returned then holds what was removed before it.
-func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, force bool) (DeletePlan, error) {
-	p, err := d.Plan(ctx, id, force)
+func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, opts DeleteOptions) (DeletePlan, error) {
+	p, err := d.Plan(ctx, id, opts)
 	if err != nil {
 		return DeletePlan{}, err
 	}

@@ -5,10 +5,18 @@ import "fmt"
 // names maps the values of an enum to the words of the JSON and SQL forms.
 type names[T comparable] map[T]string
 
+// word is for people: it has something to say of a value that isn't one, too.
+func (n names[T]) word(v T) string {
+	if s, ok := n[v]; ok {
+		return s
+	}
+	return fmt.Sprintf("%T(%d)", v, any(v))
+}
+
 func (n names[T]) text(v T) ([]byte, error) {
 	s, ok := n[v]
 	if !ok {
-		return nil, fmt.Errorf("%w: no name for %v", ErrInvalid, any(v))
+		return nil, fmt.Errorf("%w: no name for %s", ErrInvalid, n.word(v))
 	}
 	return []byte(s), nil
 }
@@ -31,7 +39,8 @@ var statusNames = names[Status]{StatusUnknown: "unknown", StatusRunning: "runnin
 var consistencyNames = names[Consistency]{ConsistencyUnknown: "unknown", ConsistencyCrash: "crash",
 	ConsistencyFilesystem: "filesystem"}
 
-var domainStateNames = names[DomainState]{DomainUnknown: "unknown", DomainRunning: "running", DomainPaused: "paused", DomainStopped: "stopped"}
+var domainStateNames = names[DomainState]{DomainUnknown: "unknown", DomainRunning: "running", DomainPaused: "paused",
+	DomainStopped: "stopped"}
 
 var jobStateNames = names[JobState]{JobUnknown: "unknown", JobNone: "none", JobBackup: "backup", JobOther: "other"}
 
@@ -42,7 +51,7 @@ func (k Kind) valid() bool   { return k == KindFull || k == KindIncremental }
 func (s Status) valid() bool { return s > StatusUnknown && s <= StatusDeletePending }
 
 // String returns "full", "incremental" or "unknown".
-func (k Kind) String() string { return kindNames[k] }
+func (k Kind) String() string { return kindNames.word(k) }
 
 // MarshalText returns the String form.
 func (k Kind) MarshalText() ([]byte, error) { return kindNames.text(k) }
@@ -54,7 +63,7 @@ func (k *Kind) UnmarshalText(b []byte) (err error) { *k, err = ParseKind(string(
 func ParseKind(s string) (Kind, error) { return kindNames.parse("kind", s) }
 
 // String returns "running", "completed", "failed", "delete-pending" or "unknown".
-func (s Status) String() string { return statusNames[s] }
+func (s Status) String() string { return statusNames.word(s) }
 
 // MarshalText returns the String form.
 func (s Status) MarshalText() ([]byte, error) { return statusNames.text(s) }
@@ -66,7 +75,7 @@ func (s *Status) UnmarshalText(b []byte) (err error) { *s, err = ParseStatus(str
 func ParseStatus(s string) (Status, error) { return statusNames.parse("status", s) }
 
 // String returns "crash", "filesystem" or "unknown".
-func (c Consistency) String() string { return consistencyNames[c] }
+func (c Consistency) String() string { return consistencyNames.word(c) }
 
 // MarshalText returns the String form.
 func (c Consistency) MarshalText() ([]byte, error) { return consistencyNames.text(c) }
@@ -81,7 +90,7 @@ func (c *Consistency) UnmarshalText(b []byte) (err error) {
 func ParseConsistency(s string) (Consistency, error) { return consistencyNames.parse("consistency", s) }
 
 // String returns "running", "paused", "stopped" or "unknown".
-func (s DomainState) String() string { return domainStateNames[s] }
+func (s DomainState) String() string { return domainStateNames.word(s) }
 
 // MarshalText returns the String form.
 func (s DomainState) MarshalText() ([]byte, error) { return domainStateNames.text(s) }
@@ -93,7 +102,7 @@ func (s *DomainState) UnmarshalText(b []byte) (err error) {
 }
 
 // String returns "none", "backup", "other" or "unknown".
-func (s JobState) String() string { return jobStateNames[s] }
+func (s JobState) String() string { return jobStateNames.word(s) }
 
 // MarshalText returns the String form.
 func (s JobState) MarshalText() ([]byte, error) { return jobStateNames.text(s) }
@@ -105,7 +114,7 @@ func (s *JobState) UnmarshalText(b []byte) (err error) {
 }
 
 // String returns "usable", "missing", "inconsistent" or "unknown".
-func (s BitmapState) String() string { return bitmapStateNames[s] }
+func (s BitmapState) String() string { return bitmapStateNames.word(s) }
 
 // MarshalText returns the String form.
 func (s BitmapState) MarshalText() ([]byte, error) { return bitmapStateNames.text(s) }

@@ -57,8 +57,8 @@ type Executor interface {
 	// Resume lets a paused guest run on.
 	Resume(ctx context.Context, dom DomainRef) error
 	// Definition returns the inactive domain XML, the UEFI variable store and the state of an emulated TPM. The XML is
-	// nil for a domain that is not defined. Secrets, such as a VNC password, are included only when asked for.
-	Definition(ctx context.Context, dom DomainRef, secrets bool) (Definition, error)
+	// nil for a domain that is not defined.
+	Definition(ctx context.Context, dom DomainRef, opts DefinitionOptions) (Definition, error)
 }
 
 // ImageUsers is what an Executor may know beside its contract: which images are in use. An Executor that doesn't have it is not asked.
@@ -86,8 +86,9 @@ type Job interface {
 	// SetBandwidth limits what the job writes to so many bytes per second over all volumes; 0 lifts the limit. Holes don't count, at
 	// least from 1 MiB per second and volume on.
 	SetBandwidth(ctx context.Context, bytesPerSecond int64) error
-	// Close releases the handle. It neither aborts a job of a running domain nor removes files.
-	Close() error
+	// Close releases the handle. It neither aborts a job of a running domain nor removes files. The context bounds what it waits for;
+	// it may be called again, also after an error.
+	Close(ctx context.Context) error
 }
 
 // DomainRef names a domain.
@@ -270,6 +271,11 @@ type VolumeProgress struct {
 type JobResult struct {
 	CopiedBytes map[VolumeID]int64 `json:"copied_bytes,omitempty"` // what the job had to copy, where known per volume
 	TotalBytes  int64              `json:"total_bytes"`            // the same over all volumes
+}
+
+// DefinitionOptions says what a Definition includes.
+type DefinitionOptions struct {
+	Secrets bool // the XML's secrets, such as a VNC password
 }
 
 // Definition is what is needed beside the disks to define a VM again.

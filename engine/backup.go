@@ -239,7 +239,7 @@ func (r *run) copy(ctx context.Context) (err error) {
 	if err = r.prepareJob(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.closeJob(err)) }()
+	defer func() { err = errors.Join(err, r.closeJob(ctx, err)) }()
 	if err = r.openTargets(ctx); err != nil {
 		return err
 	}
@@ -278,13 +278,13 @@ func (r *run) releaseTargets() {
 }
 
 // closeJob releases the handle after a success, after which there is no job to abort; a failure's undo still needs it.
-func (r *run) closeJob(failed error) error {
+func (r *run) closeJob(ctx context.Context, failed error) error {
 	if failed != nil {
 		return nil
 	}
 	ended := r.job
 	r.job = nil
-	return ended.Close()
+	return r.e.letGo(ctx, ended)
 }
 
 func (r *run) jobSpec() kvmbackup.JobSpec {
@@ -392,7 +392,7 @@ func (r *run) describe(ctx context.Context) (repository.Manifest, error) {
 
 func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error) {
 	def, err := ask(ctx, r.e, func(ctx context.Context) (kvmbackup.Definition, error) {
-		return r.e.cfg.Executor.Definition(ctx, r.dom, r.record.Asked.Secrets)
+		return r.e.cfg.Executor.Definition(ctx, r.dom, kvmbackup.DefinitionOptions{Secrets: r.record.Asked.Secrets})
 	})
 	if err != nil {
 		return nil, err

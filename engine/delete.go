@@ -9,21 +9,21 @@ import (
 )
 
 // PlanDelete shows what Delete would do now; see Deleter.Plan.
-func (e *Engine) PlanDelete(ctx context.Context, id kvmbackup.BackupID, force bool) (kvmbackup.DeletePlan, error) {
+func (e *Engine) PlanDelete(ctx context.Context, id kvmbackup.BackupID, opts kvmbackup.DeleteOptions) (kvmbackup.DeletePlan, error) {
 	o, _, err := e.find(ctx, "plan delete", id)
 	if err != nil {
 		return kvmbackup.DeletePlan{}, err
 	}
 	o.at = "plan"
-	p, err := e.deleter.Plan(ctx, id, force)
+	p, err := e.deleter.Plan(ctx, id, opts)
 	return p, o.wrap(ctx, err)
 }
 
 // Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. What a crashed process left running, the
-// backup itself or with force one below it, is settled first; when that is not possible now, the error says why, such as ErrJobStuck
+// backup itself or with Subtree one below it, is settled first; when that is not possible now, the error says why, such as ErrJobStuck
 // or ErrBusy. What an earlier deletion could not remove is tried again. Deleting the newest backup clears the active
 // checkpoint, and drops it on the domain where that can be reached; otherwise the next operation that reaches it does.
-func (e *Engine) Delete(ctx context.Context, id kvmbackup.BackupID, force bool) (kvmbackup.DeletePlan, error) {
+func (e *Engine) Delete(ctx context.Context, id kvmbackup.BackupID, opts kvmbackup.DeleteOptions) (kvmbackup.DeletePlan, error) {
 	o, b, err := e.find(ctx, "delete", id)
 	if err != nil {
 		return kvmbackup.DeletePlan{}, err
@@ -31,14 +31,14 @@ func (e *Engine) Delete(ctx context.Context, id kvmbackup.BackupID, force bool) 
 	var done kvmbackup.DeletePlan
 	err = o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		o.step("settle")
-		if force || b.Status == kvmbackup.StatusRunning { // with the lease held, what is running has nobody who runs it
-			if err := e.settleBelow(ctx, o, h, b, force); err != nil {
+		if opts.Subtree || b.Status == kvmbackup.StatusRunning { // with the lease held, what is running has nobody who runs it
+			if err := e.settleBelow(ctx, o, h, b, opts); err != nil {
 				return err
 			}
 		}
 		o.step("delete")
 		var err error
-		done, err = e.deleterFor(o).Delete(ctx, h.lease(), id, force)
+		done, err = e.deleterFor(o).Delete(ctx, h.lease(), id, opts)
 		if done.ClearsActive {
 			e.dropCleared(ctx, o, done.ActiveBackup)
 		}
@@ -55,8 +55,8 @@ func (e *Engine) Delete(ctx context.Context, id kvmbackup.BackupID, force bool) 
 }
 
 // settleBelow settles what is running and stands in the way of deleting b.
-func (e *Engine) settleBelow(ctx context.Context, o *op, h *heldLease, b kvmbackup.Backup, force bool) error {
-	_, running := e.deleter.Plan(ctx, b.ID, force)
+func (e *Engine) settleBelow(ctx context.Context, o *op, h *heldLease, b kvmbackup.Backup, opts kvmbackup.DeleteOptions) error {
+	_, running := e.deleter.Plan(ctx, b.ID, opts)
 	if !errors.Is(running, kvmbackup.ErrStatus) {
 		return nil
 	}

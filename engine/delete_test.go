@@ -81,11 +81,11 @@ func (w *world) deleteAsPlanned(name string, force bool) kvmbackup.DeletePlan {
 	}
 	vm, err := w.store.VM(ctx, lab.VM)
 	lab.OK(w.t, err)
-	plan, err := w.engine.PlanDelete(ctx, lab.BackupID(name), force)
+	plan, err := w.engine.PlanDelete(ctx, lab.BackupID(name), kvmbackup.DeleteOptions{Subtree: force})
 	lab.OK(w.t, err)
 	lab.Equal(w.t, "planning changed something", w.state(), before)
 	w.events = nil
-	done, err := w.engine.Delete(ctx, lab.BackupID(name), force)
+	done, err := w.engine.Delete(ctx, lab.BackupID(name), kvmbackup.DeleteOptions{Subtree: force})
 	lab.OK(w.t, err)
 	lab.Equal(w.t, "what was done, against the plan", done.String(), plan.String())
 	lab.Equal(w.t, "bytes", [2]int64{done.FreeBytes, done.LaterBytes}, [2]int64{plan.FreeBytes, plan.LaterBytes})
@@ -138,10 +138,10 @@ func TestDeletePendingIsHiddenAndClearsActive(t *testing.T) {
 	if p := w.deleteAsPlanned("A", false); p.ClearsActive || namesOf(w, p.Pending, pendingID) != "A" || len(p.Remove) != 0 {
 		t.Fatalf("plan: %s", p)
 	}
-	list, err := w.engine.List(t.Context(), lab.VM, false)
+	list, err := w.engine.List(t.Context(), kvmbackup.Query{VM: lab.VM, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	lab.OK(t, err)
 	lab.Equal(t, "listed", namesOf(w, list, backupID), "B")
-	list, err = w.engine.List(t.Context(), lab.VM, true)
+	list, err = w.engine.List(t.Context(), kvmbackup.Query{VM: lab.VM})
 	lab.OK(t, err)
 	lab.Equal(t, "listed with all", namesOf(w, list, backupID), "A B")
 	if p := w.deleteAsPlanned("B", false); !p.ClearsActive || namesOf(w, p.Remove, backupID) != "B A" {
@@ -155,14 +155,14 @@ func TestDeleteRunningAndFailed(t *testing.T) {
 	w.build("A B<A")
 	running := w.begin("C", "B")
 
-	_, err := w.deleter().Plan(t.Context(), lab.BackupID("C"), false)
+	_, err := w.deleter().Plan(t.Context(), lab.BackupID("C"), kvmbackup.DeleteOptions{})
 	lab.Fails(t, err, kvmbackup.ErrStatus)
-	_, err = w.engine.Delete(t.Context(), lab.BackupID("C"), false)
+	_, err = w.engine.Delete(t.Context(), lab.BackupID("C"), kvmbackup.DeleteOptions{})
 	lab.Fails(t, err, kvmbackup.ErrBusy) // without an executor nobody can tell whether its job runs
 	for _, name := range []string{"A", "B"} {
-		_, err = w.engine.PlanDelete(t.Context(), lab.BackupID(name), true)
+		_, err = w.engine.PlanDelete(t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{Subtree: true})
 		lab.Fails(t, err, kvmbackup.ErrStatus)
-		_, err = w.engine.Delete(t.Context(), lab.BackupID(name), true)
+		_, err = w.engine.Delete(t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{Subtree: true})
 		lab.Fails(t, err, kvmbackup.ErrBusy)
 	}
 	lab.Equal(t, "after refusals", w.state(), "A B C:running")
@@ -182,7 +182,7 @@ func TestDeleteRunningAndFailed(t *testing.T) {
 // deleteAsPlannedFailed deletes a failed backup, whose removal frees nothing that was accounted for.
 func (w *world) deleteAsPlannedFailed(name string) {
 	w.t.Helper()
-	_, err := w.engine.Delete(w.t.Context(), lab.BackupID(name), false)
+	_, err := w.engine.Delete(w.t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{})
 	lab.OK(w.t, err)
 	left, err := w.store.Removals(w.t.Context(), 0)
 	lab.OK(w.t, err)
@@ -195,7 +195,7 @@ func TestDeleteWholeRunning(t *testing.T) {
 	w := newWorld(t)
 	w.build("A")
 	w.publish(w.begin("B", "A"))
-	_, err := w.engine.Delete(t.Context(), lab.BackupID("B"), false)
+	_, err := w.engine.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 	lab.OK(t, err)
 	lab.Equal(t, "state", w.state(), "A")
 	w.settled()
@@ -205,14 +205,14 @@ func TestDeleteUnknown(t *testing.T) {
 	w := newWorld(t)
 	w.build("A")
 	for _, force := range []bool{false, true} {
-		_, err := w.engine.Delete(t.Context(), lab.BackupID("nobody"), force)
+		_, err := w.engine.Delete(t.Context(), lab.BackupID("nobody"), kvmbackup.DeleteOptions{Subtree: force})
 		lab.Fails(t, err, kvmbackup.ErrNotFound)
-		_, err = w.engine.PlanDelete(t.Context(), lab.BackupID("nobody"), force)
+		_, err = w.engine.PlanDelete(t.Context(), lab.BackupID("nobody"), kvmbackup.DeleteOptions{Subtree: force})
 		lab.Fails(t, err, kvmbackup.ErrNotFound)
 	}
-	_, err := w.engine.Delete(t.Context(), lab.BackupID("A"), false)
+	_, err := w.engine.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 	lab.OK(t, err)
-	_, err = w.engine.Delete(t.Context(), lab.BackupID("A"), false)
+	_, err = w.engine.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 	lab.Fails(t, err, kvmbackup.ErrNotFound)
 	var op *kvmbackup.OpError
 	if !errors.As(err, &op) || op.Op != "delete" || op.Backup != lab.BackupID("A") {
@@ -283,8 +283,8 @@ func TestDeleteBrokenRecords(t *testing.T) {
 			w.build("A B<A")
 			r.build(w)
 			before, files := w.state(), strings.Join(w.tree(), "\n")
-			_, plan := w.engine.PlanDelete(t.Context(), lab.BackupID(r.delete), r.force)
-			_, err := w.engine.Delete(t.Context(), lab.BackupID(r.delete), r.force)
+			_, plan := w.engine.PlanDelete(t.Context(), lab.BackupID(r.delete), kvmbackup.DeleteOptions{Subtree: r.force})
+			_, err := w.engine.Delete(t.Context(), lab.BackupID(r.delete), kvmbackup.DeleteOptions{Subtree: r.force})
 			for _, err := range []error{plan, err} {
 				lab.Fails(t, err, r.want)
 				for _, n := range r.names {
@@ -308,12 +308,12 @@ func TestForceDeletesWithoutParent(t *testing.T) {
 	orphans.names = w.names
 	orphans.record(w.get("B"))
 	orphans.record(w.get("C"))
-	_, err := orphans.engine.Delete(t.Context(), lab.BackupID("B"), false)
+	_, err := orphans.engine.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 	lab.Fails(t, err, kvmbackup.ErrInvalid)
 	if !strings.Contains(err.Error(), "by force") {
 		t.Errorf("%q doesn't name the way out", err)
 	}
-	_, err = orphans.engine.Delete(t.Context(), lab.BackupID("B"), true)
+	_, err = orphans.engine.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{Subtree: true})
 	lab.OK(t, err)
 	lab.Equal(t, "records", orphans.state(), "")
 	if _, there, err := w.repo.Published(t.Context(), w.get("A").Path, lab.BackupID("A").String()); !there || err != nil {
@@ -326,7 +326,7 @@ func TestForceRefusesHeld(t *testing.T) {
 	w.build("A B<A C<B D<A")
 	w.hold("C", "h1")
 	for _, name := range []string{"A", "B", "C"} {
-		_, err := w.engine.Delete(t.Context(), lab.BackupID(name), true)
+		_, err := w.engine.Delete(t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{Subtree: true})
 		lab.Fails(t, err, kvmbackup.ErrHeld)
 	}
 	lab.Equal(t, "state", w.state(), "A B C D")
@@ -353,9 +353,12 @@ func errOf(all []engine.RecoveredVM) (err error) {
 func TestRemovalFails(t *testing.T) {
 	type finish func(w *world) error
 	finishes := map[string]finish{
-		"deleted again": func(w *world) error { _, err := w.engine.Delete(w.t.Context(), lab.BackupID("B"), false); return err },
+		"deleted again": func(w *world) error {
+			_, err := w.engine.Delete(w.t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
+			return err
+		},
 		"recovered": func(w *world) error {
-			_, err := w.engine.Recover(w.t.Context(), lab.VM, kvmbackup.DomainRef{})
+			_, err := w.engine.Recover(w.t.Context(), engine.Target{VM: lab.VM})
 			return err
 		},
 		"recovered with all": func(w *world) error {
@@ -392,7 +395,7 @@ func TestRemovalFails(t *testing.T) {
 				w := newWorld(t)
 				w.build("A B<A")
 				heal := begin(w)
-				plan, err := w.engine.Delete(t.Context(), lab.BackupID("B"), false)
+				plan, err := w.engine.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 				if err == nil || len(plan.Remove) != 0 || plan.FreeBytes != 0 {
 					t.Fatalf("removed %s, error %v", namesOf(w, plan.Remove, backupID), err)
 				}
@@ -419,12 +422,12 @@ func TestNextDeleteFinishes(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A C D")
 	broken := w.newEngine(engine.Config{Repository: w.openRepo(optionsFailing("rename " + w.get("B").Path))})
-	_, err := broken.Delete(t.Context(), lab.BackupID("B"), false)
+	_, err := broken.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 	lab.Fails(t, err, errInjected)
-	_, err = broken.Delete(t.Context(), lab.BackupID("C"), false)
+	_, err = broken.Delete(t.Context(), lab.BackupID("C"), kvmbackup.DeleteOptions{})
 	lab.OK(t, err)
 	lab.Equal(t, "it still fails", w.state(), "A B:delete-pending D")
-	_, err = w.engine.Delete(t.Context(), lab.BackupID("D"), false)
+	_, err = w.engine.Delete(t.Context(), lab.BackupID("D"), kvmbackup.DeleteOptions{})
 	lab.OK(t, err)
 	lab.Equal(t, "the next delete", w.state(), "A")
 	w.settled()
@@ -443,7 +446,7 @@ func TestDeleteReportsWhatWasRemovedBefore(t *testing.T) {
 		}
 		return nil
 	}})
-	done, err := w.newEngine(engine.Config{Repository: repo}).Delete(t.Context(), lab.BackupID("B"), false)
+	done, err := w.newEngine(engine.Config{Repository: repo}).Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 	lab.Fails(t, err, errInjected)
 	lab.Equal(t, "removed", namesOf(w, done.Remove, backupID), "B")
 	lab.Equal(t, "bytes", done.FreeBytes, b.StoredBytes())
@@ -540,7 +543,7 @@ func (d deletion) brokenOff(t *testing.T, w *world, eng func(w *world, f *faultA
 	}
 	f := &faultAt{at: i}
 	broken := eng(w, f)
-	_, err := broken.Delete(t.Context(), lab.BackupID(d.last), d.force)
+	_, err := broken.Delete(t.Context(), lab.BackupID(d.last), kvmbackup.DeleteOptions{Subtree: d.force})
 	w.whole()
 	if !f.hit() {
 		lab.OK(t, err)
@@ -556,7 +559,7 @@ func (d deletion) brokenOff(t *testing.T, w *world, eng func(w *world, f *faultA
 	if i%2 == 0 {
 		w.deleteAgain(d.last, d.force)
 	} else {
-		_, err := w.engine.Recover(t.Context(), lab.VM, kvmbackup.DomainRef{})
+		_, err := w.engine.Recover(t.Context(), engine.Target{VM: lab.VM})
 		lab.OK(t, err)
 		w.settled()
 		w.deleteAgain(d.last, d.force)
@@ -580,12 +583,12 @@ func notLeases(step func(string) error) func(string) error {
 // deleteAgain is what a user does after a failure; the backup may be gone meanwhile.
 func (w *world) deleteAgain(name string, force bool) {
 	w.t.Helper()
-	_, err := w.engine.Delete(w.t.Context(), lab.BackupID(name), force)
+	_, err := w.engine.Delete(w.t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{Subtree: force})
 	if err != nil && !errors.Is(err, kvmbackup.ErrNotFound) {
 		w.t.Fatalf("deleting again: %v", err)
 	}
 	// A failed delete may have removed the backup itself and left what went with it.
-	_, err = w.engine.Recover(w.t.Context(), lab.VM, kvmbackup.DomainRef{})
+	_, err = w.engine.Recover(w.t.Context(), engine.Target{VM: lab.VM})
 	lab.OK(w.t, err)
 }
 
@@ -682,7 +685,7 @@ func deletesAtOnce(t *testing.T, stores [2]kvmbackup.Store, round int) {
 	var all sync.WaitGroup
 	for j, name := range []string{"A", "B", "C", "D"} {
 		all.Go(func() {
-			if _, err := engines[(round+j)%2].Delete(t.Context(), lab.BackupID(name), false); err != nil && !errors.Is(err, kvmbackup.ErrNotFound) {
+			if _, err := engines[(round+j)%2].Delete(t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{}); err != nil && !errors.Is(err, kvmbackup.ErrNotFound) {
 				t.Errorf("delete %s: %v", name, err)
 			}
 		})
@@ -719,7 +722,7 @@ func deleteTree(t *rapid.T, w *world) {
 		if rapid.Bool().Draw(t, "fault") {
 			f := &faultAt{at: rapid.IntRange(0, 30).Draw(t, "at"), dead: rapid.Bool().Draw(t, "dead")}
 			broken := w.newEngine(engine.Config{Repository: w.openRepo(repository.Options{BeforeStep: f.step})})
-			_, err := broken.Delete(t.Context(), lab.BackupID(name), force)
+			_, err := broken.Delete(t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{Subtree: force})
 			if !f.hit() {
 				lab.OK(t, err)
 			}
@@ -733,4 +736,27 @@ func deleteTree(t *rapid.T, w *world) {
 	lab.Equal(t, "records in the end", w.state(), "")
 	lab.Equal(t, "files in the end", strings.Join(w.tree(), " "), "")
 	w.accountedOnce()
+}
+
+// TestNewest: the newest backup is the newest that can be restored.
+func TestNewest(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.engine.Newest(t.Context(), lab.VM)
+	lab.Fails(t, err, kvmbackup.ErrNotFound)
+	_, err = w.engine.Newest(t.Context(), "")
+	lab.Fails(t, err, kvmbackup.ErrInvalid)
+	newest := func() string {
+		b, err := w.engine.Newest(t.Context(), lab.VM)
+		lab.OK(t, err)
+		return w.name(b.ID)
+	}
+	w.build("A B<A")
+	lab.Equal(t, "newest", newest(), "B")
+	w.build("C")
+	w.hold("C", "open")
+	_, err = w.engine.Delete(t.Context(), lab.BackupID("C"), kvmbackup.DeleteOptions{})
+	lab.OK(t, err)
+	lab.Equal(t, "newest below one that is delete-pending", newest(), "B")
+	w.begin("D", "")
+	lab.Equal(t, "newest below one that runs", newest(), "B")
 }

@@ -162,7 +162,7 @@ func TestDeleteKilledChild(t *testing.T) {
 	lab.OK(t, err)
 	e, err := engine.New(engine.Config{Store: store, Repository: repo})
 	lab.OK(t, err)
-	_, err = e.Delete(t.Context(), kvmbackup.BackupID(os.Getenv(envKillDelete)), os.Getenv(envKillForce) == "true")
+	_, err = e.Delete(t.Context(), kvmbackup.BackupID(os.Getenv(envKillDelete)), kvmbackup.DeleteOptions{Subtree: os.Getenv(envKillForce) == "true"})
 	lab.OK(t, err)
 }
 

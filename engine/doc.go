@@ -9,7 +9,7 @@
 //
 //	images, err := qcow2.New(qcow2.Config{})
 //	repo, err := repository.Open(ctx, "/mnt/nas/backups", repository.Options{})
-//	exec, err := libvirtjob.Open("qemu:///system", libvirtjob.Config{Images: images})
+//	exec, err := libvirtjob.Open(ctx, "qemu:///system", libvirtjob.Config{Images: images})
 //	eng, err := engine.New(engine.Config{
 //		Store: store, Repository: repo, Executor: exec, Images: images,
 //	})

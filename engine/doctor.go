@@ -125,15 +125,15 @@ func (d Diagnosis) Healthy() bool {
 
 // Inspect compares the four truths about a VM: store, libvirt's checkpoints, bitmaps in QEMU or in the image files, and files in the repository. It
 // changes nothing and takes no lease, so an operation under way shows up as findings.
-func (e *Engine) Inspect(ctx context.Context, req BackupRequest) (Diagnosis, error) {
-	o := e.newOp("inspect", req.VM)
-	d, err := o.diagnose(ctx, req)
+func (e *Engine) Inspect(ctx context.Context, t Target) (Diagnosis, error) {
+	o := e.newOp("inspect", t.VM)
+	d, err := o.diagnose(ctx, t.request())
 	return d, o.fail(ctx, err)
 }
 
 // Repair mends what is safe to mend, under the VM's lease, and returns what Inspect finds afterwards. It never touches what isn't ours.
-func (e *Engine) Repair(ctx context.Context, req BackupRequest) (Diagnosis, error) {
-	o := e.newOp("repair", req.VM)
+func (e *Engine) Repair(ctx context.Context, t Target) (Diagnosis, error) {
+	o, req := e.newOp("repair", t.VM), t.request()
 	var after Diagnosis
 	if err := firstError([]error{e.needHypervisor(), req.validate()}); err != nil {
 		return after, o.fail(ctx, err)

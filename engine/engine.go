@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"time"
 
@@ -20,7 +21,20 @@ type Engine struct {
 	deleter *kvmbackup.Deleter
 }
 
-// Config is what an Engine is made of. It is copied.
+// Never is for Config.StallWarn and Config.StallAbort: however long a job stands still, it isn't reported, or aborted.
+const Never time.Duration = math.MaxInt64
+
+// The ends of Config.LeaseWait. With NoWait a busy VM is an ErrBusy at once; WaitForever waits as long as the context.
+const (
+	NoWait      time.Duration = math.MinInt64
+	WaitForever time.Duration = math.MaxInt64
+)
+
+// NoReserve is for Config.ReserveBytes: a backup may fill the repository.
+const NoReserve int64 = math.MinInt64
+
+// Config is what an Engine is made of. It is copied. Negative durations and sizes are an ErrInvalid; what has an end that no length
+// says has a name for it.
 type Config struct {
 	Store      kvmbackup.Store    // where the records are; required
 	Repository Repository         // where the backups are; required
@@ -40,12 +54,13 @@ type Config struct {
 	Host string
 	// LeaseTTL is how long a crashed process blocks a VM. It is renewed at a third of it. Defaults to 30 s.
 	LeaseTTL time.Duration
-	// LeaseWait bounds the wait for a busy VM. 0 waits as long as the context, a negative value not at all.
+	// LeaseWait bounds the wait for a busy VM: NoWait and WaitForever are its ends. Defaults to 2 minutes, or to twice LeaseTTL where
+	// that is longer, so that the lease of a process that crashed is waited out.
 	LeaseWait time.Duration
-	// ReserveBytes must stay free in the repository beyond a backup's estimate. Defaults to 64 MiB; negative: none.
+	// ReserveBytes must stay free in the repository beyond a backup's estimate. Defaults to 64 MiB; NoReserve: nothing.
 	ReserveBytes int64
 	// StallWarn and StallAbort are how long a job may stand still, or take to begin, before it is reported, and aborted.
-	// Default to 1 and 10 minutes; negative: never.
+	// Default to 1 and 10 minutes; Never is an end of them.
 	StallWarn, StallAbort time.Duration
 	// FreezeLimit bounds how long a guest's file systems stay frozen, also while OnEvent blocks. Defaults to 10 s.
 	FreezeLimit time.Duration
@@ -94,26 +109,45 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	orDefault(&cfg.LeaseTTL, 30*time.Second)
-	orDefault(&cfg.StallWarn, time.Minute)
-	orDefault(&cfg.StallAbort, 10*time.Minute)
-	orDefault(&cfg.FreezeLimit, 10*time.Second)
-	orDefault(&cfg.CleanupLimit, 30*time.Second)
-	if cfg.ReserveBytes == 0 {
-		cfg.ReserveBytes = 64 << 20
-	}
-	cfg.ReserveBytes = max(cfg.ReserveBytes, 0)
-	if cfg.LeaseTTL < 0 || cfg.FreezeLimit < 0 || cfg.CleanupLimit < 0 {
-		return nil, fmt.Errorf("%w config: LeaseTTL, FreezeLimit and CleanupLimit can't be negative", kvmbackup.ErrInvalid)
+	if err := cfg.bound(); err != nil {
+		return nil, err
 	}
 	e := &Engine{cfg: cfg}
 	e.deleter = &kvmbackup.Deleter{Store: cfg.Store, Files: files{cfg.Repository}}
 	return e, nil
 }
 
-func orDefault(d *time.Duration, v time.Duration) {
-	if *d == 0 {
-		*d = v
+// bound sets the limits that were left out, and refuses those that are none.
+func (c *Config) bound() error {
+	orDefault(&c.LeaseTTL, 30*time.Second)
+	orDefault(&c.LeaseWait, max(2*time.Minute, 2*c.LeaseTTL))
+	orDefault(&c.StallWarn, time.Minute)
+	orDefault(&c.StallAbort, 10*time.Minute)
+	orDefault(&c.FreezeLimit, 10*time.Second)
+	orDefault(&c.CleanupLimit, 30*time.Second)
+	orDefault(&c.ReserveBytes, 64<<20)
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+		hint  string
+	}{
+		{"LeaseTTL", c.LeaseTTL, ""}, {"LeaseWait", c.LeaseWait, "; NoWait is a name"}, {"StallWarn", c.StallWarn, "; Never is a name"},
+		{"StallAbort", c.StallAbort, "; Never is a name"}, {"FreezeLimit", c.FreezeLimit, ""}, {"CleanupLimit", c.CleanupLimit, ""},
+	} {
+		if d.value < 0 && !(d.name == "LeaseWait" && d.value == NoWait) {
+			return fmt.Errorf("%w config: %s %v is negative%s", kvmbackup.ErrInvalid, d.name, d.value, d.hint)
+		}
+	}
+	if c.ReserveBytes < 0 && c.ReserveBytes != NoReserve {
+		return fmt.Errorf("%w config: ReserveBytes %d is negative; NoReserve is a name", kvmbackup.ErrInvalid, c.ReserveBytes)
+	}
+	c.ReserveBytes = max(c.ReserveBytes, 0)
+	return nil
+}
+
+func orDefault[T time.Duration | int64](p *T, v T) {
+	if *p == 0 {
+		*p = v
 	}
 }
 
@@ -165,7 +199,7 @@ func ask[T any](ctx context.Context, e *Engine, f func(context.Context) (T, erro
 // stallLimit is for what the hypervisor does with the targets before there is a job to watch.
 func (e *Engine) stallLimit(ctx context.Context) (context.Context, context.CancelFunc) {
 	limit := e.cfg.StallAbort
-	if limit <= 0 {
+	if limit == Never {
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: it has not begun for %v: is the repository slow or dead?", kvmbackup.ErrStalled, limit))
@@ -185,15 +219,27 @@ func (e *Engine) Get(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Back
 	return b, err
 }
 
-// List returns a VM's completed backups by Sequence, or those of all VMs with an empty name. With all, running, failed
-// and delete-pending ones too.
-func (e *Engine) List(ctx context.Context, vm kvmbackup.VMID, all bool) ([]kvmbackup.Backup, error) {
-	q := kvmbackup.Query{VM: vm}
-	if !all {
-		q.Statuses = []kvmbackup.Status{kvmbackup.StatusCompleted}
-	}
+// List returns the records that the query selects, those of one VM by Sequence. What can be restored is StatusCompleted; a query without
+// statuses also selects running, failed and delete-pending ones.
+func (e *Engine) List(ctx context.Context, q kvmbackup.Query) ([]kvmbackup.Backup, error) {
 	list, err := e.cfg.Store.List(ctx, q)
-	return list, (&op{name: "list", vm: vm, at: "read records"}).wrap(ctx, err)
+	return list, (&op{name: "list", vm: q.VM, at: "read records"}).wrap(ctx, err)
+}
+
+// Newest returns the VM's newest completed backup, the one to restore when nothing else is known. ErrNotFound when there is none.
+func (e *Engine) Newest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup, error) {
+	o := &op{name: "newest", vm: vm, at: "read records"}
+	if err := named(vm); err != nil {
+		return kvmbackup.Backup{}, o.wrap(ctx, err)
+	}
+	all, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	if err == nil && len(all) == 0 {
+		err = fmt.Errorf("%w: VM %q has no completed backup", kvmbackup.ErrNotFound, vm)
+	}
+	if err != nil {
+		return kvmbackup.Backup{}, o.wrap(ctx, err)
+	}
+	return all[len(all)-1], nil
 }
 
 // Chain returns the backup and its ancestors, the full first. It fails with ErrInvalid, naming the record, when

@@ -73,17 +73,17 @@ func methods(e *engine.Engine, dir string) map[string]func(ctx context.Context, 
 			return err
 		},
 		"PlanDelete": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error {
-			_, err := e.PlanDelete(ctx, id, false)
+			_, err := e.PlanDelete(ctx, id, kvmbackup.DeleteOptions{})
 			return err
 		},
 		"Delete": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error {
-			_, err := e.Delete(ctx, id, false)
+			_, err := e.Delete(ctx, id, kvmbackup.DeleteOptions{})
 			return err
 		},
-		"Pin":        func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.Pin(ctx, id, true) },
+		"Pin":        func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.Pin(ctx, id) },
 		"AddDigests": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.AddDigests(ctx, id) },
 		"Verify": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error {
-			_, err := e.Verify(ctx, id, false)
+			_, err := e.Verify(ctx, id, engine.VerifyOptions{})
 			return err
 		},
 		"Restore": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error {
@@ -110,22 +110,22 @@ func methods(e *engine.Engine, dir string) map[string]func(ctx context.Context, 
 			return err
 		},
 		"Inspect": func(ctx context.Context, _ kvmbackup.BackupID, vm kvmbackup.VMID) error {
-			_, err := e.Inspect(ctx, engine.BackupRequest{VM: vm})
+			_, err := e.Inspect(ctx, engine.Target{VM: vm})
 			return err
 		},
 		"Repair": func(ctx context.Context, _ kvmbackup.BackupID, vm kvmbackup.VMID) error {
-			_, err := e.Repair(ctx, engine.BackupRequest{VM: vm})
+			_, err := e.Repair(ctx, engine.Target{VM: vm})
 			return err
 		},
 		"Recover": func(ctx context.Context, _ kvmbackup.BackupID, vm kvmbackup.VMID) error {
-			_, err := e.Recover(ctx, vm, kvmbackup.DomainRef{})
+			_, err := e.Recover(ctx, engine.Target{VM: vm})
 			return err
 		},
 		"Forget": func(ctx context.Context, _ kvmbackup.BackupID, vm kvmbackup.VMID) error {
-			return e.Forget(ctx, vm, kvmbackup.DomainRef{})
+			return e.Forget(ctx, engine.Target{VM: vm})
 		},
 		"RequireFull": func(ctx context.Context, _ kvmbackup.BackupID, vm kvmbackup.VMID) error {
-			return e.RequireFull(ctx, vm)
+			return e.RequireFull(ctx, engine.Target{VM: vm})
 		},
 		"PlanRetain": func(ctx context.Context, _ kvmbackup.BackupID, vm kvmbackup.VMID) error {
 			_, err := e.PlanRetain(ctx, vm, kvmbackup.RetentionPolicy{Last: 1})
@@ -141,7 +141,7 @@ func methods(e *engine.Engine, dir string) map[string]func(ctx context.Context, 
 // overall are the methods that take no ID or every VM.
 func overall(e *engine.Engine) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
-		"List":       func(ctx context.Context) error { _, err := e.List(ctx, "", true); return err },
+		"List":       func(ctx context.Context) error { _, err := e.List(ctx, kvmbackup.Query{}); return err },
 		"Import":     func(ctx context.Context) error { _, err := e.Import(ctx, ""); return err },
 		"Export":     func(ctx context.Context) error { _, err := e.Export(ctx, ""); return err },
 		"RecoverAll": func(ctx context.Context) error { _, err := e.RecoverAll(ctx); return err },
@@ -365,7 +365,7 @@ func TestStepIsWhatFailed(t *testing.T) {
 	folder := filepath.Join(w.dir, b.Path)
 	lab.OK(t, os.Rename(folder, folder+".away"))
 	lab.OK(t, os.WriteFile(folder, nil, 0o600))
-	_, err := w.newEngine(engine.Config{Executor: unreached{}}).Delete(t.Context(), b.ID, false)
+	_, err := w.newEngine(engine.Config{Executor: unreached{}}).Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{})
 	var op *kvmbackup.OpError
 	if !errors.As(err, &op) || op.Step != "delete" {
 		t.Errorf("got %#v: %v", op, err)
@@ -376,7 +376,7 @@ func TestStepIsWhatFailed(t *testing.T) {
 func TestAccountingKeepsTheHostsError(t *testing.T) {
 	w := newWorld(t)
 	w.build("A")
-	_, err := w.engine.Delete(t.Context(), lab.BackupID("A"), false)
+	_, err := w.engine.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 	lab.OK(t, err)
 	err = w.engine.Accounting(t.Context(), func(kvmbackup.Removal) error { return errInjected })
 	wantOne(t, err, kvmbackup.ErrOther)

@@ -12,12 +12,9 @@ import (
 // when the incremental feature is switched off for good. Backups stay. It settles first what a crash left, takes the
 // VM's lease and is idempotent. Other consumers' checkpoints are not touched. While the bitmaps can't be listed, as when the VM
 // migrates, it is ErrBusy and changes nothing; a disk whose image is gone doesn't hold it up.
-func (e *Engine) Forget(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.DomainRef) error {
-	o := e.newOp("forget", vm)
-	if dom.Name == "" {
-		dom.Name = string(vm)
-	}
-	if err := firstError([]error{named(vm), e.needHypervisor()}); err != nil {
+func (e *Engine) Forget(ctx context.Context, t Target) error {
+	o, dom := e.newOp("forget", t.VM), t.ref()
+	if err := firstError([]error{named(t.VM), t.validate(), e.needHypervisor()}); err != nil {
 		return o.fail(ctx, err)
 	}
 	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
@@ -57,9 +54,9 @@ func (e *Engine) bitmapsKnown(ctx context.Context, dom kvmbackup.DomainRef) erro
 
 // RequireFull makes the VM's next backup full. Call it after anything that changed a disk behind QEMU's back: a rollback of the storage, a
 // copy over its image, a shrink and regrow between two backups, none of which a bitmap can show. It takes the VM's lease.
-func (e *Engine) RequireFull(ctx context.Context, vm kvmbackup.VMID) error {
-	o := e.newOp("require full", vm)
-	if err := named(vm); err != nil {
+func (e *Engine) RequireFull(ctx context.Context, t Target) error {
+	o := e.newOp("require full", t.VM)
+	if err := firstError([]error{named(t.VM), t.validate()}); err != nil {
 		return o.fail(ctx, err)
 	}
 	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {

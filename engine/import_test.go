@@ -88,7 +88,7 @@ func TestImportIntoPartialStore(t *testing.T) {
 func TestImportKeepsWhatTheStoreKnows(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A")
-	lab.OK(t, w.engine.Pin(t.Context(), lab.BackupID("A"), true))
+	lab.OK(t, w.engine.Pin(t.Context(), lab.BackupID("A")))
 	w.deleteAsPlanned("A", false)
 	active, err := w.store.VM(t.Context(), lab.VM)
 	lab.OK(t, err)
@@ -304,7 +304,7 @@ func TestImportDuringDelete(t *testing.T) {
 		if call == "acquire" && !deleted {
 			deleted = true
 			for _, name := range []string{"A", "B"} {
-				if _, err := w.engine.Delete(t.Context(), lab.BackupID(name), false); err != nil {
+				if _, err := w.engine.Delete(t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{}); err != nil {
 					return err
 				}
 			}
@@ -321,7 +321,7 @@ func TestImportDuringDelete(t *testing.T) {
 func TestExportThenImport(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A C")
-	lab.OK(t, w.engine.Pin(t.Context(), lab.BackupID("A"), true))
+	lab.OK(t, w.engine.Pin(t.Context(), lab.BackupID("A")))
 	sum := "sha256:" + strings.Repeat("ab", 32)
 	lab.OK(t, w.locked(func(l kvmbackup.Lease) error {
 		return w.store.Annotate(t.Context(), l, lab.BackupID("B"), kvmbackup.Annotation{
@@ -380,11 +380,11 @@ func TestExportDuringChanges(t *testing.T) {
 			return nil
 		}
 		changed = true
-		if err := w.engine.Pin(t.Context(), lab.BackupID("A"), true); err != nil {
+		if err := w.engine.Pin(t.Context(), lab.BackupID("A")); err != nil {
 			return err
 		}
 		for _, gone := range []string{"B", "C"} { // C stays for D
-			if _, err := w.engine.Delete(t.Context(), lab.BackupID(gone), false); err != nil {
+			if _, err := w.engine.Delete(t.Context(), lab.BackupID(gone), kvmbackup.DeleteOptions{}); err != nil {
 				return err
 			}
 		}

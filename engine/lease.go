@@ -74,7 +74,7 @@ func (e *Engine) withLease(ctx context.Context, o *op, vm kvmbackup.VMID, longes
 // acquire returns the lease and until when, on this process's clock, it is certainly in force.
 func (e *Engine) acquire(ctx context.Context, w *leaseWait, longest time.Duration) (kvmbackup.Lease, time.Time, error) {
 	wait := ctx
-	if longest > 0 {
+	if longest != NoWait && longest != WaitForever {
 		w, cancel := context.WithTimeout(ctx, longest)
 		defer cancel()
 		wait = w
@@ -89,7 +89,7 @@ func (e *Engine) acquire(ctx context.Context, w *leaseWait, longest time.Duratio
 			return l, begun.Add(e.cfg.LeaseTTL), nil
 		case busy != nil && wait.Err() != nil && !errors.Is(err, kvmbackup.ErrBusy):
 			return kvmbackup.Lease{}, time.Time{}, gaveUp(wait, busy) // the wait ended while the store was asked
-		case !errors.Is(err, kvmbackup.ErrBusy) || longest < 0:
+		case !errors.Is(err, kvmbackup.ErrBusy) || longest == NoWait:
 			return kvmbackup.Lease{}, time.Time{}, err
 		}
 		// From now on it is the VM that is waited for, also inside the store.

@@ -62,7 +62,7 @@ func TestLeaseIsRenewed(t *testing.T) {
 		w.build("A")
 		var c calls
 		e := w.newEngine(engine.Config{Store: hooked{Store: w.store, before: c.count}, Repository: slow{Repository: w.repo, takes: time.Hour}, LeaseTTL: 30 * time.Second})
-		_, err := e.Delete(t.Context(), lab.BackupID("A"), false)
+		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.OK(t, err)
 		lab.Equal(t, "state", w.state(), "")
 		if n := c.of("renew"); n < 355 || n > 361 { // at a third of 30 s over an hour
@@ -88,7 +88,7 @@ func TestLeaseTakenOver(t *testing.T) {
 			Repository: slow{w.repo, time.Hour, &cause}, LeaseTTL: 30 * time.Second, Holder: "one",
 		})
 		begun := time.Now()
-		_, err := e.Delete(t.Context(), lab.BackupID("A"), false)
+		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.Fails(t, err, kvmbackup.ErrLeaseLost)
 		lab.Fails(t, cause, kvmbackup.ErrLeaseLost, down) // and why it could not be kept
 		if took := time.Since(begun); took < 29*time.Second || took > 31*time.Second {
@@ -96,7 +96,7 @@ func TestLeaseTakenOver(t *testing.T) {
 		}
 		lab.Equal(t, "state", w.state(), "A:delete-pending") // marked while the lease was in force
 		w.whole()
-		_, err = w.engine.Recover(t.Context(), lab.VM, kvmbackup.DomainRef{})
+		_, err = w.engine.Recover(t.Context(), engine.Target{VM: lab.VM})
 		lab.OK(t, err)
 		w.settled()
 	})
@@ -122,7 +122,7 @@ func TestLeaseLostCommitsNothing(t *testing.T) {
 				return nil
 			}}
 			e := w.newEngine(engine.Config{Store: suspended, Holder: "one"})
-			_, err := e.Delete(t.Context(), lab.BackupID("B"), false)
+			_, err := e.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 			lab.Fails(t, err, kvmbackup.ErrLeaseLost)
 			want := map[string]string{"mark": "A B", "remove": "A B:delete-pending"}[suspendedAt]
 			lab.Equal(t, "state", w.state(), want)
@@ -154,9 +154,11 @@ func TestLeaseWait(t *testing.T) {
 		least, max time.Duration
 	}{
 		{"the holder ends", 0, time.Hour, 20 * time.Second, nil, 20 * time.Second, 22 * time.Second},
-		{"not at all", -1, time.Hour, time.Minute, kvmbackup.ErrBusy, 0, 0},
+		{"not at all", engine.NoWait, time.Hour, time.Minute, kvmbackup.ErrBusy, 0, 0},
 		{"LeaseWait", 5 * time.Second, time.Hour, time.Minute, kvmbackup.ErrBusy, 5 * time.Second, 5 * time.Second},
 		{"LeaseWait is long enough", time.Minute, time.Hour, 20 * time.Second, nil, 20 * time.Second, 22 * time.Second},
+		{"for ever", engine.WaitForever, time.Hour, 30 * time.Minute, nil, 30 * time.Minute, 31 * time.Minute},
+		{"no longer than the default", 0, time.Hour, 30 * time.Minute, kvmbackup.ErrBusy, 2 * time.Minute, 2 * time.Minute},
 		{"the context", 0, 7 * time.Second, time.Minute, kvmbackup.ErrBusy, 7 * time.Second, 7 * time.Second},
 		{"the context before LeaseWait", time.Minute, 7 * time.Second, time.Hour, kvmbackup.ErrBusy, 7 * time.Second, 7 * time.Second},
 		{"the holder died: its lease runs out", 0, time.Hour, 0, nil, 90 * time.Second, 92 * time.Second},
@@ -165,7 +167,11 @@ func TestLeaseWait(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
 				w.build("A")
-				l, err := w.store.AcquireLease(t.Context(), lab.VM, "host7/4711", 90*time.Second)
+				ttl := 90 * time.Second
+				if r.frees > ttl {
+					ttl = time.Hour
+				}
+				l, err := w.store.AcquireLease(t.Context(), lab.VM, "host7/4711", ttl)
 				lab.OK(t, err)
 				if r.frees > 0 {
 					time.AfterFunc(r.frees, func() { _ = w.store.ReleaseLease(context.WithoutCancel(t.Context()), l) })
@@ -173,7 +179,7 @@ func TestLeaseWait(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), r.ctx)
 				defer cancel()
 				begun := time.Now()
-				_, err = w.newEngine(engine.Config{LeaseWait: r.wait}).Delete(ctx, lab.BackupID("A"), false)
+				_, err = w.newEngine(engine.Config{LeaseWait: r.wait}).Delete(ctx, lab.BackupID("A"), kvmbackup.DeleteOptions{})
 				if took := time.Since(begun); took < r.least || took > r.max {
 					t.Errorf("waited %v, want %v to %v", took, r.least, r.max)
 				}
@@ -225,7 +231,7 @@ func TestLeaseWaitEndsInTheStore(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), r.ctx)
 				defer cancel()
 				begun, asked := time.Now(), 0
-				_, err = w.newEngine(engine.Config{Store: dozing{w.store, &asked}, LeaseWait: r.wait}).Delete(ctx, lab.BackupID("A"), false)
+				_, err = w.newEngine(engine.Config{Store: dozing{w.store, &asked}, LeaseWait: r.wait}).Delete(ctx, lab.BackupID("A"), kvmbackup.DeleteOptions{})
 				lab.Equal(t, "waited", time.Since(begun), 7*time.Second)
 				lab.Fails(t, err, kvmbackup.ErrBusy)
 				lab.Equal(t, "the caller's context ended it", errors.Is(err, context.DeadlineExceeded), r.wait == 0)
@@ -256,7 +262,7 @@ func TestLeaseStoreFails(t *testing.T) {
 			}
 			return errInjected
 		}}
-		_, err = w.newEngine(engine.Config{Store: st}).Delete(t.Context(), lab.BackupID("A"), false)
+		_, err = w.newEngine(engine.Config{Store: st}).Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.Fails(t, err, errInjected)
 		if errors.Is(err, kvmbackup.ErrBusy) {
 			t.Errorf("called busy: %v", err)
@@ -279,7 +285,7 @@ func TestStoreAwayForAWhile(t *testing.T) {
 			return nil
 		}}
 		e := w.newEngine(engine.Config{Store: away, Repository: slow{Repository: w.repo, takes: 2 * time.Minute}, LeaseTTL: 30 * time.Second})
-		_, err := e.Delete(t.Context(), lab.BackupID("A"), false)
+		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.OK(t, err)
 		if failed.of("away") == 0 {
 			t.Error("the store was never asked while it was away")
@@ -295,7 +301,7 @@ func TestStoreHangs(t *testing.T) {
 		w.build("A")
 		begun := time.Now()
 		e := w.newEngine(engine.Config{Store: hanging{w.store}, Repository: slow{Repository: w.repo, takes: time.Hour}, LeaseTTL: 30 * time.Second})
-		_, err := e.Delete(t.Context(), lab.BackupID("A"), false)
+		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.Fails(t, err, kvmbackup.ErrLeaseLost)
 		if took := time.Since(begun); took > 31*time.Second {
 			t.Errorf("returned after %v", took)
@@ -320,7 +326,7 @@ func TestCancel(t *testing.T) {
 		stop := errors.New("the user pressed stop")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(10*time.Second, func() { cancel(stop) })
-		_, err := w.newEngine(engine.Config{Repository: slow{Repository: w.repo, takes: time.Hour}}).Delete(ctx, lab.BackupID("A"), false)
+		_, err := w.newEngine(engine.Config{Repository: slow{Repository: w.repo, takes: time.Hour}}).Delete(ctx, lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.Fails(t, err, stop)
 		lab.Equal(t, "state", w.state(), "A:delete-pending")
 		_, err = w.store.AcquireLease(t.Context(), lab.VM, "next", time.Minute)
@@ -344,7 +350,7 @@ func TestLogLines(t *testing.T) {
 		Store:  clinging{w.store},
 		Logger: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
-	_, err := e.Delete(t.Context(), lab.BackupID("B"), false)
+	_, err := e.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 	lab.OK(t, err)
 	warned := false
 	for line := range strings.Lines(log.String()) {

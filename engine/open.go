@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,12 +26,35 @@ type OpenRequest struct {
 	Purpose string
 }
 
-// Opened is an open restore point. The hold in the store keeps its chain from being removed until CloseRestorePoint, also
-// across restarts of the host.
+// Opened is an open restore point. The hold in the store keeps its chain from being removed until Close, also across restarts of the
+// host: after one, Engine.CloseRestorePoint with the HoldID does the same.
 type Opened struct {
 	Backup  kvmbackup.Backup
 	HoldID  string
 	Volumes []RestoredVolume
+	held    held
+}
+
+// Close releases the hold as Engine.CloseRestorePoint does. The overlays stay. Once it has succeeded, calling it again does nothing.
+func (o *Opened) Close(ctx context.Context) error { return o.held.close(ctx) }
+
+// held is what is open until it is closed. It is safe for concurrent use.
+type held struct {
+	mu     sync.Mutex
+	closed bool
+	end    func(context.Context) error
+}
+
+// close can be called again after an error, and does nothing after a success.
+func (h *held) close(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	err := h.end(ctx)
+	h.closed = err == nil
+	return err
 }
 
 // Open verifies the chain as Restore does, holds it, and makes a writable overlay per volume. After an error nothing is left.
@@ -39,11 +63,11 @@ type Opened struct {
 // What is verified is the chain as it is now. QEMU follows the overlay's backing link and those below it whenever the guest starts,
 // and a header that was rewritten meanwhile can lead it to any file it may read. So as long as a guest runs from overlays, the
 // repository must be trusted as much as the guest's own storage. Restore and Browse tell QEMU which files to open.
-func (e *Engine) Open(ctx context.Context, req OpenRequest) (Opened, error) {
+func (e *Engine) Open(ctx context.Context, req OpenRequest) (*Opened, error) {
 	if req.Dir == "" && req.Backup != "" {
-		return Opened{}, (&op{name: "open", backup: req.Backup, at: "check request"}).wrap(ctx, fmt.Errorf("%w request: no folder for the overlays", kvmbackup.ErrInvalid))
+		return nil, (&op{name: "open", backup: req.Backup, at: "check request"}).wrap(ctx, fmt.Errorf("%w request: no folder for the overlays", kvmbackup.ErrInvalid))
 	}
-	var out Opened
+	out := &Opened{}
 	err := e.hold(ctx, "open", req, func(ctx context.Context, jobs []copyJob) error {
 		for _, j := range jobs {
 			j.out.Format = qcow2.FormatQcow2
@@ -55,10 +79,11 @@ func (e *Engine) Open(ctx context.Context, req OpenRequest) (Opened, error) {
 			}
 		}
 		return nil
-	}, &out)
+	}, out)
 	if err != nil {
-		return Opened{}, err
+		return nil, err
 	}
+	out.held.end = func(ctx context.Context) error { return e.CloseRestorePoint(ctx, req.Backup, out.HoldID) }
 	return out, nil
 }
 
@@ -88,9 +113,7 @@ func (e *Engine) removeOverlays(ctx context.Context, overlays []RestoredVolume) 
 type Browsed struct {
 	HoldID string
 	Socket string
-	e      *Engine
-	backup kvmbackup.BackupID
-	server *qcow2.NBDServer
+	held   held
 }
 
 // Browse verifies the chain as Restore does, holds it, and serves one volume read-only over NBD on a unix socket, by qemu-nbd,
@@ -101,12 +124,12 @@ func (e *Engine) Browse(ctx context.Context, id kvmbackup.BackupID, volume kvmba
 			return nil, (&op{name: "browse", backup: id, at: "check request"}).wrap(ctx, fmt.Errorf("%w: the %s is empty", kvmbackup.ErrInvalid, field.what))
 		}
 	}
-	br := &Browsed{Socket: socket, e: e, backup: id}
+	var server *qcow2.NBDServer
 	var out Opened
 	req := OpenRequest{Backup: id, Volumes: []kvmbackup.VolumeID{volume}, Purpose: "browse over NBD on " + socket}
 	err := e.hold(ctx, "browse", req, func(ctx context.Context, jobs []copyJob) (err error) {
 		layers := jobs[0].layers
-		br.server, err = e.cfg.Images.ServeNBD(ctx, qcow2.NBDOptions{
+		server, err = e.cfg.Images.ServeNBD(ctx, qcow2.NBDOptions{
 			Path: layers[0].file, Backing: backing(layers), Socket: socket, ReadOnly: true, Shared: 8,
 		})
 		return err
@@ -114,15 +137,14 @@ func (e *Engine) Browse(ctx context.Context, id kvmbackup.BackupID, volume kvmba
 	if err != nil {
 		return nil, err
 	}
-	br.HoldID = out.HoldID
-	return br, nil
+	return &Browsed{HoldID: out.HoldID, Socket: socket, held: held{end: func(ctx context.Context) error {
+		o := &op{name: "close", backup: id, at: "end export"}
+		return o.joined(ctx, []error{o.wrap(ctx, server.Close()), e.CloseRestorePoint(ctx, id, out.HoldID)})
+	}}}, nil
 }
 
-// Close ends the export and releases the hold. Calling it again does nothing more.
-func (b *Browsed) Close(ctx context.Context) error {
-	o := &op{name: "close", backup: b.backup, at: "end export"}
-	return o.joined(ctx, []error{o.wrap(ctx, b.server.Close()), b.e.CloseRestorePoint(ctx, b.backup, b.HoldID)})
-}
+// Close ends the export and releases the hold. Once it has succeeded, calling it again does nothing.
+func (b *Browsed) Close(ctx context.Context) error { return b.held.close(ctx) }
 
 // hold prepares the volumes as a restore does, records the hold and then calls open; if that fails the hold is released again.
 func (e *Engine) hold(ctx context.Context, name string, req OpenRequest, open func(context.Context, []copyJob) error, out *Opened) error {

@@ -79,7 +79,7 @@ func TestHeldBackupStays(t *testing.T) {
 		t.Errorf("the plan doesn't say who holds it: %q", waits)
 	}
 	w.deleteAsPlanned("A", false)
-	_, err = w.engine.Recover(t.Context(), lab.VM, kvmbackup.DomainRef{})
+	_, err = w.engine.Recover(t.Context(), engine.Target{VM: lab.VM})
 	lab.OK(t, err)
 	lab.Equal(t, "ancestors of what is held stay", w.state(), "A:delete-pending B:delete-pending")
 	_, err = e.Open(t.Context(), engine.OpenRequest{Backup: lab.BackupID("B"), Dir: t.TempDir()})
@@ -91,13 +91,18 @@ func TestHeldBackupStays(t *testing.T) {
 		}
 	}
 
-	lab.OK(t, e.CloseRestorePoint(t.Context(), lab.BackupID("B"), second.HoldID))
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	lab.Fails(t, second.Close(ended), context.Canceled)
+	lab.OK(t, second.Close(t.Context())) // after an error it can be called again
+	lab.OK(t, second.Close(t.Context()))
 	lab.OK(t, e.CloseRestorePoint(t.Context(), lab.BackupID("B"), "no hold of that name"))
 	lab.Equal(t, "one of two is still open", w.state(), "A:delete-pending B:delete-pending")
 	lab.OK(t, e.CloseRestorePoint(t.Context(), lab.BackupID("B"), opened.HoldID))
 	lab.Equal(t, "closed", w.state(), "")
 	w.settled()
 	lab.Fails(t, e.CloseRestorePoint(t.Context(), lab.BackupID("B"), opened.HoldID), kvmbackup.ErrNotFound)
+	lab.OK(t, second.Close(t.Context())) // the backup is gone since
 }
 
 func TestRetainLeavesWhatIsHeld(t *testing.T) {
@@ -112,7 +117,7 @@ func TestRetainLeavesWhatIsHeld(t *testing.T) {
 	if !slices.Equal(p.Pending, []kvmbackup.BackupID{lab.BackupID("A")}) || !slices.Equal(p.RemoveNow, []kvmbackup.BackupID{lab.BackupID("B")}) {
 		t.Errorf("plan:\n%s", p)
 	}
-	lab.OK(t, e.CloseRestorePoint(t.Context(), lab.BackupID("A"), opened.HoldID))
+	lab.OK(t, opened.Close(t.Context()))
 	lab.Equal(t, "closed", w.state(), "C")
 }
 

@@ -38,16 +38,16 @@ const (
 
 // Recover settles what crashes of the host program, libvirt, QEMU or the machine have left of one VM: a job that still runs is
 // followed to its end and committed, or aborted, as configured; a finished folder is committed; everything else is undone;
-// deletions that were begun are finished. Every other operation on the VM begins with the same. dom may be
-// given by its name alone; empty takes the records' names.
-func (e *Engine) Recover(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.DomainRef) ([]Recovery, error) {
-	return e.recover(ctx, vm, dom, e.cfg.LeaseWait)
+// deletions that were begun are finished. Every other operation on the VM begins with the same.
+func (e *Engine) Recover(ctx context.Context, t Target) ([]Recovery, error) {
+	return e.recover(ctx, t, e.cfg.LeaseWait)
 }
 
 // recover waits that long for the VM's lease.
-func (e *Engine) recover(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.DomainRef, wait time.Duration) ([]Recovery, error) {
+func (e *Engine) recover(ctx context.Context, t Target, wait time.Duration) ([]Recovery, error) {
+	vm, dom := t.VM, t.given()
 	o := e.newOp("recover", vm)
-	if err := named(vm); err != nil {
+	if err := firstError([]error{named(vm), t.validate()}); err != nil {
 		return nil, o.fail(ctx, err)
 	}
 	var found []Recovery
@@ -289,7 +289,7 @@ func (r *run) ended() bool { return r.view.status.Job == kvmbackup.JobNone }
 func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	var err error
 	if r.view.record, err = r.e.cfg.Store.VM(ctx, r.vm); err != nil {
-		return Recovery{}, errors.Join(err, r.job.Close())
+		return Recovery{}, errors.Join(err, r.close(ctx))
 	}
 	done := Recovery{r.vm, r.record.ID, RecoveryFollowed, "its job still ran"}
 	reason := kvmbackup.Reason{Code: kvmbackup.ReasonRecovered, Detail: "its job was followed by another process"}
@@ -305,13 +305,13 @@ func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
 	err = r.follow(ctx)
 	_ = r.thawAtLast(ctx) // it is on record
 	if err != nil && context.Cause(ctx) != nil {
-		return Recovery{}, errors.Join(err, r.job.Close()) // the job runs on; the next operation adopts it again
+		return Recovery{}, errors.Join(err, r.close(ctx)) // the job runs on; the next operation adopts it again
 	}
 	if err != nil {
 		err = r.undo(ctx, err)
 		return Recovery{r.vm, r.record.ID, RecoveryUndone, kvmbackup.ErrorText(err)}, r.stillRunning(ctx)
 	}
-	if err := r.closeJob(nil); err != nil {
+	if err := r.closeJob(ctx, nil); err != nil {
 		r.warn("close job", "error", err)
 	}
 	if err := r.finish(ctx); err != nil {

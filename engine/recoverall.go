@@ -108,14 +108,10 @@ func (e *Engine) recoverLeft(ctx context.Context, vm kvmbackup.VMID, left []kvmb
 	if elsewhere != nil {
 		return elsewhere, nil
 	}
-	return e.recover(ctx, vm, kvmbackup.DomainRef{}, e.leaseOfTheDead())
+	return e.recover(ctx, Target{VM: vm}, e.leaseOfTheDead())
 }
 
 // leaseOfTheDead is how long to wait for a lease that nobody renews any more.
 func (e *Engine) leaseOfTheDead() time.Duration {
-	wait := e.cfg.LeaseTTL + longestPause
-	if e.cfg.LeaseWait != 0 {
-		wait = min(wait, e.cfg.LeaseWait)
-	}
-	return wait
+	return min(e.cfg.LeaseTTL+longestPause, e.cfg.LeaseWait)
 }

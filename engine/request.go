@@ -82,21 +82,45 @@ const (
 	QuiesceRequire
 )
 
-func (r BackupRequest) ref() kvmbackup.DomainRef {
-	name := r.Domain
-	if name == "" {
-		name = string(r.VM)
+var quiesceNames = []string{"no", "try", "require"}
+
+// String returns "no", "try" or "require".
+func (q Quiesce) String() string {
+	if !q.valid() {
+		return fmt.Sprintf("Quiesce(%d)", int(q))
 	}
-	return kvmbackup.DomainRef{Name: name, UUID: r.DomainUUID, Disks: r.Disks}
+	return quiesceNames[q]
 }
+
+// MarshalText returns the String form.
+func (q Quiesce) MarshalText() ([]byte, error) {
+	if !q.valid() {
+		return nil, fmt.Errorf("%w: no name for %v", kvmbackup.ErrInvalid, q)
+	}
+	return []byte(q.String()), nil
+}
+
+// UnmarshalText reads the String form; anything else is an ErrInvalid.
+func (q *Quiesce) UnmarshalText(b []byte) error {
+	i := slices.Index(quiesceNames, string(b))
+	if i < 0 {
+		return fmt.Errorf("%w quiesce mode %q", kvmbackup.ErrInvalid, b)
+	}
+	*q = Quiesce(i)
+	return nil
+}
+
+func (q Quiesce) valid() bool { return q >= QuiesceNo && q <= QuiesceRequire }
+
+func (r BackupRequest) ref() kvmbackup.DomainRef { return r.Target().ref() }
 
 // validate names the first thing that is wrong with a request.
 func (r BackupRequest) validate() error {
 	if err := repository.ValidVMName(string(r.VM)); err != nil {
 		return err
 	}
-	if r.Quiesce < QuiesceNo || r.Quiesce > QuiesceRequire {
-		return fmt.Errorf("%w request for %q: quiesce mode %d", kvmbackup.ErrInvalid, r.VM, r.Quiesce)
+	if !r.Quiesce.valid() {
+		return fmt.Errorf("%w request for %q: quiesce mode %v", kvmbackup.ErrInvalid, r.VM, r.Quiesce)
 	}
 	if r.BandwidthBytes < 0 {
 		return fmt.Errorf("%w request for %q: bandwidth %d", kvmbackup.ErrInvalid, r.VM, r.BandwidthBytes)

@@ -47,7 +47,7 @@ func (e *Engine) Retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup
 		var cleared []kvmbackup.Backup
 		var errs []error
 		for _, id := range unwanted(p) {
-			done, err := e.deleterFor(o).Delete(ctx, h.lease(), id, false)
+			done, err := e.deleterFor(o).Delete(ctx, h.lease(), id, kvmbackup.DeleteOptions{})
 			if errors.Is(err, kvmbackup.ErrNotFound) {
 				err = nil // it went along with a descendant
 			}
@@ -82,9 +82,16 @@ func unwanted(p kvmbackup.RetentionPlan) []kvmbackup.BackupID {
 	return append(ids, p.Failed...)
 }
 
-// Pin keeps a backup from being deleted by Retain, or lets it go again. It takes the VM's lease.
-func (e *Engine) Pin(ctx context.Context, id kvmbackup.BackupID, pinned bool) error {
+// Pin keeps a backup from being deleted by Retain. It takes the VM's lease.
+func (e *Engine) Pin(ctx context.Context, id kvmbackup.BackupID) error {
+	pinned := true
 	return e.annotate(ctx, "pin", id, kvmbackup.Annotation{Pinned: &pinned})
+}
+
+// Unpin undoes Pin. It takes the VM's lease.
+func (e *Engine) Unpin(ctx context.Context, id kvmbackup.BackupID) error {
+	pinned := false
+	return e.annotate(ctx, "unpin", id, kvmbackup.Annotation{Pinned: &pinned})
 }
 
 // annotate writes an annotation under the lease of the backup's VM.

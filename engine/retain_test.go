@@ -196,7 +196,7 @@ func TestRetainDamaged(t *testing.T) {
 	lab.OK(t, err)
 	lab.Equal(t, "whole again", namesOf(w, plan.Pending, func(id kvmbackup.BackupID) kvmbackup.BackupID { return id }), "C")
 	judge("C", false)
-	_, err = w.engine.Delete(t.Context(), lab.BackupID("C"), true)
+	_, err = w.engine.Delete(t.Context(), lab.BackupID("C"), kvmbackup.DeleteOptions{Subtree: true})
 	lab.OK(t, err)
 	lab.Equal(t, "looked at", w.state(), "B")
 	w.settled()
@@ -242,15 +242,15 @@ func TestRetentionRefuses(t *testing.T) {
 func TestPin(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B C")
-	lab.OK(t, w.engine.Pin(t.Context(), lab.BackupID("A"), true))
+	lab.OK(t, w.engine.Pin(t.Context(), lab.BackupID("A")))
 	_, err := w.engine.Retain(t.Context(), lab.VM, kvmbackup.RetentionPolicy{Last: 1})
 	lab.OK(t, err)
 	lab.Equal(t, "pinned", w.state(), "A C")
-	lab.OK(t, w.engine.Pin(t.Context(), lab.BackupID("A"), false))
+	lab.OK(t, w.engine.Unpin(t.Context(), lab.BackupID("A")))
 	_, err = w.engine.Retain(t.Context(), lab.VM, kvmbackup.RetentionPolicy{Last: 1})
 	lab.OK(t, err)
 	lab.Equal(t, "let go", w.state(), "C")
-	lab.Fails(t, w.engine.Pin(t.Context(), lab.BackupID("A"), true), kvmbackup.ErrNotFound)
+	lab.Fails(t, w.engine.Pin(t.Context(), lab.BackupID("A")), kvmbackup.ErrNotFound)
 }
 
 // TestRetainFailed: a failed backup is on record until a later one is completed, however many are kept. What is left of its folder
@@ -331,7 +331,7 @@ func TestRetainAsPlanned(t *testing.T) {
 			names = append(names, fmt.Sprintf("N%d", i))
 			w.add(names[i], parent)
 			if rapid.IntRange(0, 5).Draw(t, "pin") == 0 {
-				lab.OK(t, w.engine.Pin(t.Context(), lab.BackupID(names[i]), true))
+				lab.OK(t, w.engine.Pin(t.Context(), lab.BackupID(names[i])))
 			}
 			if rapid.IntRange(0, 7).Draw(t, "hold") == 0 {
 				w.hold(names[i], "h")

@@ -19,7 +19,7 @@ func TestStampAhead(t *testing.T) {
 		return w.newEngine(engine.Config{Executor: h.Executor(), Images: kvmbackuptest.Images{}, Now: func() time.Time { return now }})
 	}
 	ahead := func(e *engine.Engine) bool {
-		d, err := e.Inspect(t.Context(), engine.BackupRequest{VM: lab.VM})
+		d, err := e.Inspect(t.Context(), engine.Target{VM: lab.VM})
 		lab.OK(t, err)
 		return slices.ContainsFunc(d.Findings, func(f engine.Finding) bool { return f.Code == engine.FindingStampAhead && !d.Healthy() })
 	}

@@ -35,7 +35,7 @@ func TestWaitsAreTold(t *testing.T) {
 		w.build("A")
 		_, err := w.store.AcquireLease(t.Context(), lab.VM, "host7/4711", 30*time.Second)
 		lab.OK(t, err)
-		_, err = w.engine.Delete(t.Context(), lab.BackupID("A"), false)
+		_, err = w.engine.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.OK(t, err)
 		waits, one := w.told(engine.EventWaiting)
 		if len(waits) != 2 || !one {
@@ -67,7 +67,7 @@ func TestRenewedLeaseIsNotGone(t *testing.T) {
 			}
 			lab.OK(t, w.store.ReleaseLease(t.Context(), l))
 		}()
-		_, err = w.engine.Delete(t.Context(), lab.BackupID("A"), false)
+		_, err = w.engine.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.OK(t, err)
 		if waits, _ := w.told(engine.EventWaiting); len(waits) != 1 {
 			t.Errorf("told %v", waits)
@@ -84,13 +84,13 @@ func TestStartAndEndAreTold(t *testing.T) {
 		do  func() error
 		end engine.EventType
 	}{
-		"pin": {func() error { return w.engine.Pin(t.Context(), stale, true) }, engine.EventDone},
+		"pin": {func() error { return w.engine.Pin(t.Context(), stale) }, engine.EventDone},
 		"retain": {func() error {
 			_, err := w.engine.Retain(t.Context(), lab.VM, kvmbackup.RetentionPolicy{Last: 9})
 			return err
 		}, engine.EventDone},
 		"recover": {func() error {
-			_, err := w.engine.Recover(t.Context(), lab.VM, kvmbackup.DomainRef{})
+			_, err := w.engine.Recover(t.Context(), engine.Target{VM: lab.VM})
 			return err
 		}, engine.EventDone},
 		"import": {func() error { _, err := w.engine.Import(t.Context(), lab.VM); return err }, engine.EventDone},
@@ -99,10 +99,10 @@ func TestStartAndEndAreTold(t *testing.T) {
 				Store:   hooked{Store: w.store, before: failing("remove", errInjected)},
 				OnEvent: func(ev engine.Event) { w.events = append(w.events, ev) },
 			})
-			_, err := e.Delete(t.Context(), lab.BackupID("C"), false)
+			_, err := e.Delete(t.Context(), lab.BackupID("C"), kvmbackup.DeleteOptions{})
 			return err
 		}, engine.EventFailed},
-		"require full": {func() error { return w.engine.RequireFull(t.Context(), lab.VM) }, engine.EventDone},
+		"require full": {func() error { return w.engine.RequireFull(t.Context(), engine.Target{VM: lab.VM}) }, engine.EventDone},
 	} {
 		w.events = nil
 		if err := c.do(); (err == nil) != (c.end == engine.EventDone) {
@@ -114,7 +114,7 @@ func TestStartAndEndAreTold(t *testing.T) {
 		}
 	}
 	w.events = nil
-	_, err := w.engine.Delete(t.Context(), lab.BackupID("B"), false)
+	_, err := w.engine.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 	lab.OK(t, err)
 	gone, one := w.told(engine.EventDeleted)
 	if len(gone) == 0 || !one || gone[0].BackupID != lab.BackupID("B") || gone[0].Backup == nil || gone[0].Backup.StoredBytes() == 0 || gone[0].Bytes == 0 {

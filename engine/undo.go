@@ -15,7 +15,7 @@ func (r *run) undo(ctx context.Context, cause error) error {
 		cause = errors.Join(ended, cause)
 	}
 	if errors.Is(cause, kvmbackup.ErrLeaseLost) {
-		return errors.Join(cause, r.close())
+		return errors.Join(cause, r.close(ctx))
 	}
 	failedAt := r.at
 	defer func() { r.at = failedAt }()
@@ -25,10 +25,10 @@ func (r *run) undo(ctx context.Context, cause error) error {
 	published, err := r.wasPublished(c)
 	switch {
 	case err != nil:
-		return errors.Join(cause, r.close(), fmt.Errorf("left to the next operation: %w", err))
+		return errors.Join(cause, r.close(ctx), fmt.Errorf("left to the next operation: %w", err))
 	case published:
 		r.warn("the folder was published although the call failed", "error", cause)
-		return errors.Join(r.close(), r.e.commit(c, r.op, r.lease, &r.record))
+		return errors.Join(r.close(ctx), r.e.commit(c, r.op, r.lease, &r.record))
 	}
 	if err := r.e.undoBackup(ctx, r.op, r.lease, undoing{r.record, r.dom, r.job}, cause); err != nil {
 		cause = errors.Join(cause, fmt.Errorf("left to the next operation: %w", err))
@@ -57,7 +57,7 @@ func (r *run) wasPublished(ctx context.Context) (bool, error) {
 	return ok, err
 }
 
-func (r *run) close() error { return undoing{job: r.job}.close() }
+func (r *run) close(ctx context.Context) error { return r.e.letGo(ctx, r.job) }
 
 // undoing is a backup that is to be taken back, with its job where there is one.
 type undoing struct {
@@ -66,11 +66,14 @@ type undoing struct {
 	job    kvmbackup.Job
 }
 
-func (u undoing) close() error {
-	if u.job == nil {
+// letGo closes the handle of a job, if there is one, also when ctx has ended.
+func (e *Engine) letGo(ctx context.Context, job kvmbackup.Job) error {
+	if job == nil {
 		return nil
 	}
-	return u.job.Close()
+	c, cancel := e.cleanup(ctx)
+	defer cancel()
+	return job.Close(c)
 }
 
 // undoBackup ends the job, drops the new checkpoint, removes the partial folder and marks the record failed, in this order. While
@@ -79,7 +82,7 @@ func (u undoing) close() error {
 func (e *Engine) undoBackup(ctx context.Context, o *op, h *heldLease, u undoing, cause error) error {
 	o.step("undo")
 	if lost := context.Cause(ctx); errors.Is(lost, kvmbackup.ErrLeaseLost) {
-		return errors.Join(lost, u.close())
+		return errors.Join(lost, e.letGo(ctx, u.job))
 	}
 	over, err := e.undoJob(ctx, o, u)
 	if !over {
@@ -109,9 +112,9 @@ func (e *Engine) undoJob(ctx context.Context, o *op, u undoing) (over bool, err 
 	defer cancel()
 	if u.job != nil {
 		if err := u.job.Abort(c); err != nil {
-			return false, errors.Join(err, u.job.Close())
+			return false, errors.Join(err, e.letGo(ctx, u.job))
 		}
-		if err := u.job.Close(); err != nil {
+		if err := e.letGo(ctx, u.job); err != nil {
 			o.warn("close job", "error", err)
 		}
 	}

@@ -89,14 +89,21 @@ func (r VerifyReport) String() string {
 	return s.String()
 }
 
+// VerifyOptions says how far a verification goes.
+type VerifyOptions struct {
+	// Content also computes the digests that were recorded, over all of the volumes' bytes, and compares them.
+	Content bool
+}
+
 // Verify checks that a completed backup can be restored: every member of its chain is there, each backing link is exactly the manifest's,
-// no file has a backing or data file that it should not, and qemu-img check finds nothing. With content it also
-// computes the digests that were recorded and compares them; where there are none the report has NoDigests. The outcome is recorded with its time, and damage with every backup that it
+// no file has a backing or data file that it should not, and qemu-img check finds nothing. With Content it also computes the digests that
+// were recorded and compares them; where there are none the report has NoDigests. The outcome is recorded with its time, and damage with
+// every backup that it
 // affects.
 //
 // Damage is in the report's Problems, and makes the error an ErrDamaged; other errors mean that nothing is known. A file that is in a folder and not
 // in its manifest is no damage, as the backup restores all the same: it is in the report's Notes. Verify takes the VM's lease.
-func (e *Engine) Verify(ctx context.Context, id kvmbackup.BackupID, content bool) (VerifyReport, error) {
+func (e *Engine) Verify(ctx context.Context, id kvmbackup.BackupID, opts VerifyOptions) (VerifyReport, error) {
 	o, _, err := e.find(ctx, "verify", id)
 	if err != nil {
 		return VerifyReport{}, err
@@ -104,7 +111,7 @@ func (e *Engine) Verify(ctx context.Context, id kvmbackup.BackupID, content bool
 	if e.cfg.Images == nil {
 		return VerifyReport{}, o.fail(ctx, fmt.Errorf("%w config: verify needs Images", kvmbackup.ErrInvalid))
 	}
-	v := &verifier{e: e, o: o, report: VerifyReport{Backup: id, Content: content, Problems: []Problem{}}, seen: map[string]bool{}}
+	v := &verifier{e: e, o: o, report: VerifyReport{Backup: id, Content: opts.Content, Problems: []Problem{}}, seen: map[string]bool{}}
 	err = o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
 		b, err := e.cfg.Store.Backup(ctx, id) // it may have been deleted while the VM was busy
 		if err != nil {

@@ -43,7 +43,7 @@ type watchdog struct {
 
 func (r *run) watch(cancel context.CancelCauseFunc) *watchdog {
 	w := &watchdog{r: r, moved: time.Now(), last: -1}
-	if limit := r.e.cfg.StallAbort; limit > 0 {
+	if limit := r.e.cfg.StallAbort; limit != Never {
 		w.timer = time.AfterFunc(limit, func() {
 			cancel(fmt.Errorf("%w for %v: is the repository slow or full?", kvmbackup.ErrStalled, limit))
 		})
@@ -67,7 +67,7 @@ func (w *watchdog) progress(p kvmbackup.JobProgress) {
 		}
 		return
 	}
-	if still := time.Since(w.moved); !w.warned && cfg.StallWarn > 0 && still >= cfg.StallWarn {
+	if still := time.Since(w.moved); !w.warned && still >= cfg.StallWarn {
 		w.warned = true
 		w.r.warn("the job makes no progress", "for", still, "aborted_after", cfg.StallAbort)
 		w.r.emit(Event{Type: EventStalled, Elapsed: still})

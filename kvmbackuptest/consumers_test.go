@@ -74,7 +74,7 @@ func TestTwoStoresOnOneRepository(t *testing.T) {
 		if !strings.Contains(log.String(), "give each store a prefix of its own") {
 			t.Errorf("not a word of the other store:\n%s", &log)
 		}
-		d, err := s.engine.Inspect(t.Context(), s.request(everyday))
+		d, err := s.engine.Inspect(t.Context(), s.request(everyday).Target())
 		s.must(err)
 		for _, f := range d.Findings {
 			if f.Code == engine.FindingForeignCheckpoint && strings.Contains(f.Detail, "in this repository") {

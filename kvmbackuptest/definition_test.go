@@ -32,11 +32,11 @@ func TestSecretsOfTheFirmware(t *testing.T) {
 		if slices.ContainsFunc(b.Reasons, func(r kvmbackup.Reason) bool { return r.Code == kvmbackup.ReasonTPMNotSaved }) {
 			t.Errorf("reasons are %v", b.Reasons)
 		}
-		report, err := s.engine.Verify(t.Context(), b.ID, false)
+		report, err := s.engine.Verify(t.Context(), b.ID, engine.VerifyOptions{})
 		if s.must(err); !report.OK() {
 			t.Error(report.Problems)
 		}
-		_, err = s.engine.Delete(t.Context(), b.ID, false)
+		_, err = s.engine.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{})
 		s.must(err)
 		if _, err := os.Stat(s.repo.FilePath(b.Path, "")); !os.IsNotExist(err) {
 			t.Errorf("the deleted backup is there still: %v", err)

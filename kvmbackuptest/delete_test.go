@@ -20,7 +20,7 @@ func (s *teller) four() (bs []kvmbackup.Backup) {
 
 func (s *teller) delete(b kvmbackup.Backup, force bool) kvmbackup.DeletePlan {
 	s.t.Helper()
-	p, err := s.engine.Delete(s.t.Context(), b.ID, force)
+	p, err := s.engine.Delete(s.t.Context(), b.ID, kvmbackup.DeleteOptions{Subtree: force})
 	s.must(err)
 	s.must(s.checkClean())
 	return p

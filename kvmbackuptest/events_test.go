@@ -16,11 +16,11 @@ var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
 		return err
 	},
 	"delete it": func(s *teller, _, left kvmbackup.BackupID) error {
-		_, err := s.engine.Delete(s.t.Context(), left, false)
+		_, err := s.engine.Delete(s.t.Context(), left, kvmbackup.DeleteOptions{})
 		return err
 	},
 	"delete by force": func(s *teller, older, _ kvmbackup.BackupID) error {
-		_, err := s.engine.Delete(s.t.Context(), older, true)
+		_, err := s.engine.Delete(s.t.Context(), older, kvmbackup.DeleteOptions{Subtree: true})
 		return err
 	},
 	"restore in place": func(s *teller, older, _ kvmbackup.BackupID) error {
@@ -29,7 +29,7 @@ var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
 		return err
 	},
 	"recover": func(s *teller, _, _ kvmbackup.BackupID) error {
-		_, err := s.engine.Recover(s.t.Context(), vm, kvmbackup.DomainRef{})
+		_, err := s.engine.Recover(s.t.Context(), engine.Target{VM: vm})
 		return err
 	},
 	"recover all": func(s *teller, _, _ kvmbackup.BackupID) error {
@@ -40,11 +40,11 @@ var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
 		return err
 	},
 	"repair": func(s *teller, _, _ kvmbackup.BackupID) error {
-		_, err := s.engine.Repair(s.t.Context(), s.request(everyday))
+		_, err := s.engine.Repair(s.t.Context(), s.request(everyday).Target())
 		return err
 	},
 	"forget": func(s *teller, _, _ kvmbackup.BackupID) error {
-		return s.engine.Forget(s.t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+		return s.engine.Forget(s.t.Context(), engine.Target{VM: vm, Domain: vm})
 	},
 }
 

@@ -69,7 +69,7 @@ func deleted(at int, force bool) func(l *lab) error {
 		if err != nil {
 			return err
 		}
-		_, err = l.engine.Delete(context.Background(), list[at].ID, force)
+		_, err = l.engine.Delete(context.Background(), list[at].ID, kvmbackup.DeleteOptions{Subtree: force})
 		return err
 	}
 }
@@ -196,8 +196,7 @@ func (c faultCase) after(l *lab, p plan) error {
 	} else if err := l.open(plan{}); err != nil {
 		return err
 	}
-	ref := kvmbackup.DomainRef{Name: vm, Disks: l.disks}
-	if _, err := l.engine.Recover(ctx, vm, ref); err != nil {
+	if _, err := l.engine.Recover(ctx, engine.Target{VM: vm, Disks: l.disks}); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	if err := l.checkThawed(); err != nil {

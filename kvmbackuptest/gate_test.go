@@ -321,8 +321,8 @@ func (e gatedExecutor) Resume(ctx context.Context, d kvmbackup.DomainRef) error 
 	return pass(e.g, "Resume", func() error { return e.Executor.Resume(ctx, d) })
 }
 
-func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, secrets bool) (kvmbackup.Definition, error) {
-	return through(e.g, "Definition", func() (kvmbackup.Definition, error) { return e.Executor.Definition(ctx, d, secrets) })
+func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
+	return through(e.g, "Definition", func() (kvmbackup.Definition, error) { return e.Executor.Definition(ctx, d, opts) })
 }
 
 type gatedJob struct {
@@ -350,4 +350,6 @@ func (j gatedJob) Abort(ctx context.Context) error {
 	return pass(j.g, "Abort", func() error { return j.Job.Abort(ctx) })
 }
 
-func (j gatedJob) Close() error { return pass(j.g, "Close", j.Job.Close) }
+func (j gatedJob) Close(ctx context.Context) error {
+	return pass(j.g, "Close", func() error { return j.Job.Close(ctx) })
+}

@@ -43,7 +43,7 @@ func TestRecoverForAHostThatIsGone(t *testing.T) {
 		inItsPlace.Executor, inItsPlace.Store = kvmbackuptest.NewHypervisor().Executor(), s.store
 		e, err := engine.New(inItsPlace)
 		s.must(err)
-		found, err := e.Recover(t.Context(), vm, kvmbackup.DomainRef{})
+		found, err := e.Recover(t.Context(), engine.Target{VM: vm})
 		s.must(err)
 		if len(found) != 1 || found[0].Outcome != engine.RecoveryUndone {
 			t.Errorf("recovered %v, want one undone", found)

@@ -116,10 +116,10 @@ func (k *disk) readable(m *machine, st *kvmbackup.DiskStatus) {
 func (k *disk) jobBitmap() string { return "backup-" + k.device }
 
 // Definition implements kvmbackup.Executor.
-func (e *executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, secrets bool) (def kvmbackup.Definition, err error) {
+func (e *executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (def kvmbackup.Definition, err error) {
 	err = e.do(ctx, "Definition", ref, func(m *machine) error {
 		if m.known {
-			def = kvmbackup.Definition{XML: m.xml(secrets), NVRAM: slices.Clone(m.nvram), TPM: slices.Clone(m.tpm)}
+			def = kvmbackup.Definition{XML: m.xml(opts.Secrets), NVRAM: slices.Clone(m.nvram), TPM: slices.Clone(m.tpm)}
 		}
 		return nil
 	})

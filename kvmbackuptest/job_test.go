@@ -104,6 +104,30 @@ func TestHungTarget(t *testing.T) {
 	})
 }
 
+// TestNeverStalled: a host that wants no watchdog has a target that hangs for as long as it cares to wait.
+func TestNeverStalled(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		stalled := 0
+		s.cfg.StallWarn, s.cfg.StallAbort = engine.Never, engine.Never
+		s.cfg.OnEvent = func(ev engine.Event) {
+			if ev.Type == engine.EventStalled {
+				stalled++
+			}
+		}
+		s.must(s.open(plan{}))
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung, AfterBytes: cluster}))
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 3*time.Hour, errCancelled)
+		defer cancel()
+		_, err := s.engine.Backup(ctx, s.request(everyday))
+		if !errors.Is(err, errCancelled) || errors.Is(err, kvmbackup.ErrStalled) || stalled != 0 {
+			t.Errorf("%d warnings, %v", stalled, err)
+		}
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
+		s.backup(everyday)
+		s.want("F")
+	})
+}
+
 func TestSlowTarget(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{Delay: 5 * time.Minute})) // far longer than the lease lives, were it not renewed

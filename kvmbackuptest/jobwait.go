@@ -119,8 +119,8 @@ func (t *handle) SetBandwidth(ctx context.Context, bytesPerSecond int64) error {
 }
 
 // Close implements kvmbackup.Job. A job of a stopped domain ends with it.
-func (t *handle) Close() error {
-	return t.e.call(context.Background(), "Close", func() error {
+func (t *handle) Close(ctx context.Context) error {
+	return t.e.call(ctx, "Close", func() error {
 		if t.j.dom == nil {
 			t.j.end(errAborted)
 		}

@@ -151,7 +151,7 @@ func (l *lab) restore(b kvmbackup.Backup) error {
 
 // restoreAll restores every backup that is offered.
 func (l *lab) restoreAll() error {
-	offered, err := l.engine.List(context.Background(), vm, false)
+	offered, err := l.engine.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	if err != nil {
 		return err
 	}
@@ -263,7 +263,7 @@ func (l *lab) checkNames(ctx context.Context) error {
 
 // kinds spells the offered backups as F and I.
 func (l *lab) kinds() string {
-	list, _ := l.engine.List(context.Background(), vm, false)
+	list, _ := l.engine.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	var s strings.Builder
 	for _, b := range list {
 		s.WriteString(strings.ToUpper(b.Kind.String()[:1]))

@@ -98,7 +98,7 @@ func (p *play) delete(n int, force bool) error {
 	before, records := p.foreign(), p.records()
 	ctx, cancel := patience()
 	defer cancel()
-	_, err := p.engine.Delete(ctx, b.ID, force)
+	_, err := p.engine.Delete(ctx, b.ID, kvmbackup.DeleteOptions{Subtree: force})
 	if lost := p.checkOthersKept(records, b, force); lost != nil {
 		return lost
 	}
@@ -215,7 +215,7 @@ func (p *play) checkRestored(r engine.Restored) error {
 func (p *play) recover() error {
 	ctx, cancel := patience()
 	defer cancel()
-	_, err := p.engine.Recover(ctx, vm, p.ref)
+	_, err := p.engine.Recover(ctx, engine.Target{VM: vm, Disks: p.disks})
 	if p.target == kvmbackuptest.TargetHung && err != nil && !errors.Is(err, errEndless) || p.frozenAndPaused(err) {
 		return nil
 	}

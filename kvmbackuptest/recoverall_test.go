@@ -129,19 +129,25 @@ type definer struct {
 	secrets *[]bool
 }
 
-func (d definer) Definition(ctx context.Context, dom kvmbackup.DomainRef, secrets bool) (kvmbackup.Definition, error) {
-	*d.secrets = append(*d.secrets, secrets)
-	return d.Executor.Definition(ctx, dom, secrets)
+func (d definer) Definition(ctx context.Context, dom kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
+	*d.secrets = append(*d.secrets, opts.Secrets)
+	return d.Executor.Definition(ctx, dom, opts)
 }
 
 // digests is an Images that computes digests.
 type digests struct{ kvmbackuptest.Images }
+
+var _ engine.Digester = digests{}
 
 func (digests) Digest(context.Context, string, []qcow2.Layer) (string, error) {
 	return "sha256:" + strings.Repeat("00", 32), nil
 }
 
 func (digests) FileDigest(context.Context, string) (string, error) {
+	return "sha256:" + strings.Repeat("00", 32), nil
+}
+
+func (digests) DeviceDigest(context.Context, string, int64) (string, error) {
 	return "sha256:" + strings.Repeat("00", 32), nil
 }
 

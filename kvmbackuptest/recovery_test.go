@@ -27,7 +27,7 @@ func TestDeleteDoesNotWaitForAHungTarget(t *testing.T) {
 		s.must(killedAt("Wait")(s.lab))
 		s.must(s.open(plan{}))
 		begun := time.Now()
-		if _, err := s.engine.Delete(t.Context(), b.ID, false); err != nil {
+		if _, err := s.engine.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{}); err != nil {
 			t.Error(err)
 		}
 		if d := time.Since(begun); d > 2*time.Minute {
@@ -46,11 +46,11 @@ func TestGuestPausedWhileFrozen(t *testing.T) {
 		}
 		s.must(s.open(plan{}))
 		s.must(s.h.Pause(vm))
-		if _, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{}); !errors.Is(err, kvmbackup.ErrDomainStopped) {
+		if _, err := s.engine.Recover(t.Context(), engine.Target{VM: vm}); !errors.Is(err, kvmbackup.ErrDomainStopped) {
 			t.Errorf("recovery of a paused guest that may be frozen: %v", err)
 		}
 		s.must(s.h.Resume(vm))
-		if _, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{}); err != nil {
+		if _, err := s.engine.Recover(t.Context(), engine.Target{VM: vm}); err != nil {
 			t.Error(err)
 		}
 		if g, _ := s.h.Guest(vm); g.Frozen || g.Thaws != 1 {
@@ -140,7 +140,7 @@ func TestRecoveryOfADelete(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		bs := s.four()
 		s.must(s.open(plan{op: "store Remove", mode: killBefore}))
-		if _, err := s.engine.Delete(t.Context(), bs[3].ID, false); !errors.Is(err, errKilled) {
+		if _, err := s.engine.Delete(t.Context(), bs[3].ID, kvmbackup.DeleteOptions{}); !errors.Is(err, errKilled) {
 			t.Fatal(err)
 		}
 		s.must(s.open(plan{}))
@@ -178,7 +178,7 @@ func TestRecoveryThatHasToWait(t *testing.T) {
 				s.must(killedAt("Wait")(s.lab))
 				s.cfg.AbortLeftJobs = abort
 				s.must(s.open(plan{}))
-				found, err := s.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+				found, err := s.engine.Recover(t.Context(), engine.Target{VM: vm, Domain: vm})
 				if !errors.Is(err, kvmbackup.ErrJobStuck) || len(found) != 1 || found[0].Outcome != engine.RecoveryPending {
 					t.Errorf("recovery: %v, %v", found, err)
 				}
@@ -370,7 +370,7 @@ func TestRecoveryOfADamagedFolder(t *testing.T) {
 // finds wants the diagnosis to have that finding alone, with that word in its text.
 func (s *teller) finds(code engine.FindingCode, word string) {
 	s.t.Helper()
-	d, err := s.engine.Inspect(s.t.Context(), s.request(everyday))
+	d, err := s.engine.Inspect(s.t.Context(), s.request(everyday).Target())
 	s.must(err)
 	if len(d.Findings) != 1 || d.Findings[0].Code != code || !strings.Contains(d.Findings[0].Detail, word) {
 		s.t.Errorf("findings: %+v", d.Findings)
@@ -396,7 +396,7 @@ func TestDeleteOfADamagedFoldersRecord(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		b, manifest, good := s.damagedFolder("")
 		s.outcome()
-		if _, err := s.engine.Delete(t.Context(), b.ID, false); err != nil {
+		if _, err := s.engine.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{}); err != nil {
 			t.Error(err)
 		}
 		s.must(os.WriteFile(manifest, good, 0o600))

@@ -137,7 +137,7 @@ func TestDamageBelow(t *testing.T) {
 		whole, err := os.ReadFile(file)
 		s.must(err)
 		s.must(os.Truncate(file, 1000))
-		if _, err := s.engine.Verify(t.Context(), bs[1].ID, false); !errors.Is(err, kvmbackup.ErrDamaged) {
+		if _, err := s.engine.Verify(t.Context(), bs[1].ID, engine.VerifyOptions{}); !errors.Is(err, kvmbackup.ErrDamaged) {
 			t.Fatalf("verify: %v", err)
 		}
 		for _, b := range bs {
@@ -157,7 +157,7 @@ func TestDamageBelow(t *testing.T) {
 		}
 		s.must(os.WriteFile(file, whole, 0o600))
 		<-time.After(time.Second)
-		_, err = s.engine.Verify(t.Context(), bs[3].ID, false)
+		_, err = s.engine.Verify(t.Context(), bs[3].ID, engine.VerifyOptions{})
 		s.must(err)
 		if code := next(); code != kvmbackup.ReasonIncremental {
 			t.Errorf("once it was mended: %v", code)
@@ -171,7 +171,7 @@ func TestDamagedParent(t *testing.T) {
 		bs := s.four()
 		v, _ := bs[3].Volume("vol-vda")
 		s.must(os.Truncate(s.repo.FilePath(bs[3].Path, v.File), 1000))
-		if _, err := s.engine.Verify(t.Context(), bs[3].ID, false); !errors.Is(err, kvmbackup.ErrDamaged) {
+		if _, err := s.engine.Verify(t.Context(), bs[3].ID, engine.VerifyOptions{}); !errors.Is(err, kvmbackup.ErrDamaged) {
 			t.Fatalf("verify: %v", err)
 		}
 		b, err := s.engine.Backup(t.Context(), s.request(everyday))

@@ -145,7 +145,11 @@ func (p *play) pin(n int, pinned bool) error {
 	}
 	ctx, cancel := patience()
 	defer cancel()
-	if err := p.engine.Pin(ctx, b.ID, pinned); err != nil {
+	pin := p.engine.Unpin
+	if pinned {
+		pin = p.engine.Pin
+	}
+	if err := pin(ctx, b.ID); err != nil {
 		return err
 	}
 	b, err := p.store.Backup(ctx, b.ID)

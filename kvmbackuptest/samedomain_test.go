@@ -68,7 +68,7 @@ func TestUnrecordedFolderOfAnotherVM(t *testing.T) {
 		s.cfg.Store = memstore.New()
 		e, err := engine.New(s.cfg)
 		s.must(err)
-		d, err := e.Inspect(t.Context(), engine.BackupRequest{VM: vm})
+		d, err := e.Inspect(t.Context(), engine.Target{VM: vm})
 		s.must(err)
 		others := 0
 		for _, f := range d.Findings {
@@ -87,7 +87,7 @@ func TestUnrecordedFolderOfAnotherVM(t *testing.T) {
 
 func (s *teller) foundOn(req engine.BackupRequest) []engine.FindingCode {
 	s.t.Helper()
-	d, err := s.engine.Inspect(s.t.Context(), req)
+	d, err := s.engine.Inspect(s.t.Context(), req.Target())
 	s.must(err)
 	var codes []engine.FindingCode
 	for _, f := range d.Findings {

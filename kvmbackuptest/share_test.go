@@ -57,7 +57,7 @@ func TestForeignFilesInPartialFolders(t *testing.T) {
 			}
 		},
 		"repair": func(s *teller) {
-			d, err := s.engine.Repair(s.t.Context(), s.request(everyday))
+			d, err := s.engine.Repair(s.t.Context(), s.request(everyday).Target())
 			if s.must(err); !d.Healthy() {
 				s.t.Errorf("%+v", d.Findings)
 			}
@@ -109,7 +109,7 @@ func (s *teller) partial() string {
 func TestForeignFilesInPublishedFolders(t *testing.T) {
 	for name, remove := range map[string]func(s *teller, bs []kvmbackup.Backup) []string{
 		"delete": func(s *teller, bs []kvmbackup.Backup) []string {
-			p, err := s.engine.Delete(s.t.Context(), bs[0].ID, true)
+			p, err := s.engine.Delete(s.t.Context(), bs[0].ID, kvmbackup.DeleteOptions{Subtree: true})
 			s.must(err)
 			return p.Foreign
 		},
@@ -142,7 +142,7 @@ func TestForeignFilesInPublishedFolders(t *testing.T) {
 				if s.must(err); len(removals) != 2 || removals[0].Bytes == 0 {
 					t.Errorf("%+v", removals)
 				}
-				d, err := s.engine.Inspect(t.Context(), s.request(everyday))
+				d, err := s.engine.Inspect(t.Context(), s.request(everyday).Target())
 				if s.must(err); !d.Healthy() || len(d.Findings) != 2 || d.Findings[0].Code != engine.FindingForeignFolder {
 					t.Errorf("%+v", d.Findings)
 				}

@@ -32,7 +32,7 @@ func (unable) HeldBytes(context.Context, kvmbackup.DomainRef, []string) (map[str
 // onShare gives the story's engine a repository with that much room, and reserves none of it.
 func (s *teller) onShare(free int64, change ...func(*engine.Config)) {
 	s.t.Helper()
-	s.cfg.ReserveBytes = -1
+	s.cfg.ReserveBytes = engine.NoReserve
 	s.must(s.open(plan{}))
 	s.cfg.Repository = &share{s.cfg.Repository, free}
 	for _, f := range change {

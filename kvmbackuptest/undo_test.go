@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
@@ -57,7 +56,7 @@ func TestRecoveryAfterTheDeadline(t *testing.T) {
 					}
 					return nil
 				})
-				found, _ := s.engine.Recover(ctx, vm, kvmbackup.DomainRef{})
+				found, _ := s.engine.Recover(ctx, engine.Target{VM: vm})
 				if len(found) != 1 || found[0].Outcome != engine.RecoveryUndone {
 					t.Errorf("recovered: %v", found)
 				}

@@ -15,7 +15,7 @@ func TestVerifyThatFailsIsNotOK(t *testing.T) {
 		b := s.four()[3]
 		for n := 1; ; n++ {
 			s.must(s.open(plan{n: n}))
-			report, err := s.engine.Verify(t.Context(), b.ID, false)
+			report, err := s.engine.Verify(t.Context(), b.ID, engine.VerifyOptions{})
 			hit := s.gate.disarm()
 			if hit == "" {
 				if s.must(err); !report.OK() {
@@ -29,7 +29,7 @@ func TestVerifyThatFailsIsNotOK(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if report, err := s.engine.Verify(ctx, b.ID, false); report.OK() || !errors.Is(err, context.Canceled) {
+		if report, err := s.engine.Verify(ctx, b.ID, engine.VerifyOptions{}); report.OK() || !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled: OK %v beside %v", report.OK(), err)
 		}
 		if (engine.VerifyReport{}).OK() {
@@ -44,7 +44,7 @@ func TestInspectThatFailsIsNotHealthy(t *testing.T) {
 		s.four()
 		for n := 1; ; n++ {
 			s.must(s.open(plan{n: n}))
-			d, err := s.engine.Inspect(t.Context(), s.request(everyday))
+			d, err := s.engine.Inspect(t.Context(), s.request(everyday).Target())
 			hit := s.gate.disarm()
 			if d.Healthy() != (err == nil) {
 				t.Error(fmt.Errorf("call %d (%s): healthy %v beside %w", n, hit, d.Healthy(), err))

@@ -129,7 +129,7 @@ func TestHelperAdopts(t *testing.T) {
 		t.Errorf("result of the job that has ended is %+v", result)
 	}
 	b.must(again.Abort(b.ctx))
-	b.must(again.Close())
+	b.must(again.Close(b.ctx))
 	b.must(b.exec.DropCheckpoint(b.ctx, b.ref, "c1"))
 	_, err = b.exec.AdoptJob(b.ctx, b.ref, s.Spec)
 	b.wantErr(err, kvmbackup.ErrNoJob)

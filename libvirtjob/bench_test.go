@@ -129,7 +129,7 @@ func (b *bench) begin(spec kvmbackup.JobSpec) kvmbackup.Job {
 	b.Helper()
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
 	b.must(err)
-	b.Cleanup(func() { _ = job.Close() })
+	b.Cleanup(func() { _ = job.Close(context.Background()) })
 	b.must(job.Begin(b.ctx))
 	return job
 }

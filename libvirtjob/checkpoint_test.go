@@ -1,12 +1,14 @@
 package libvirtjob_test
 
 import (
+	"context"
 	"os/exec"
 	"testing"
 
+	"libvirt.org/go/libvirt"
+
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
-	"libvirt.org/go/libvirt"
 )
 
 func TestCrash(t *testing.T) {
@@ -33,7 +35,7 @@ func TestCrash(t *testing.T) {
 		job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
 		b.must(err)
 		b.wantErr(job.Begin(b.ctx), kvmbackup.ErrCheckpointInconsistent)
-		b.must(job.Close())
+		b.must(job.Close(b.ctx))
 		b.must(exec.Command("rm", "-r", b.dir+"/"+spec.Volumes[0].File).Run())
 	}
 	b.guest.Write("vda", 0x22, 0, 1<<20)
@@ -137,7 +139,7 @@ func TestLeftJobBitmaps(t *testing.T) {
 
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, b.spec("c3", "c1", incr("vdb")))
 	b.must(err)
-	defer func() { _ = job.Close() }()
+	defer func() { _ = job.Close(context.Background()) }()
 	b.wantErr(job.Begin(b.ctx), kvmbackup.ErrCheckpointExists)
 	b.drop("c3")
 	b.drop("c1")

@@ -1,6 +1,7 @@
 package libvirtjob
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -62,13 +63,15 @@ func (e *Executor) connect() *attempt {
 	return a
 }
 
-// wait returns when the attempt has ended, or after the limit.
-func (e *Executor) wait(a *attempt) error {
+// wait returns when the attempt or the context has ended, or after the limit.
+func (e *Executor) wait(ctx context.Context, a *attempt) error {
 	limit := time.NewTimer(e.connectLimit)
 	defer limit.Stop()
 	select {
 	case <-a.done:
 		return a.err
+	case <-ctx.Done():
+		return fmt.Errorf("connect to %s: %w", e.uri, context.Cause(ctx))
 	case <-limit.C:
 		return fmt.Errorf("%w: %w: connect to %s: libvirt hasn't answered for %v; does its daemon hang?", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, e.uri, e.connectLimit)
 	}
@@ -90,10 +93,10 @@ func (e *Executor) dial() (*connection, error) {
 	return &connection{Connect: conn, cancelEvents: e.events.register(conn)}, nil
 }
 
-// connection returns a connection that the caller has to Close, which only counts down.
-func (e *Executor) connection() (*libvirt.Connect, error) {
+// connection returns a connection that the caller has to Close, which only counts down. The context bounds the making of a new one.
+func (e *Executor) connection(ctx context.Context) (*libvirt.Connect, error) {
 	if again := e.reconnect(); again != nil {
-		if err := e.wait(again); err != nil {
+		if err := e.wait(ctx, again); err != nil {
 			return nil, err
 		}
 	}

@@ -2,6 +2,7 @@ package libvirtjob_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -33,7 +34,7 @@ func TestDaemonRestarts(t *testing.T) {
 	if err == nil {
 		t.Fatal("a job without a daemon is no success")
 	}
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	for range 3 { // a connection that can't be made again is neither given up twice nor used after that
 		if _, err := b.exec.Inspect(b.ctx, b.ref); err == nil {
 			t.Error("there is no daemon")
@@ -53,7 +54,7 @@ func TestDaemonRestarts(t *testing.T) {
 	b.must(job.SetBandwidth(b.ctx, 0))
 	result, err := job.Wait(b.ctx, nil)
 	b.must(err)
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	if result.TotalBytes != big {
 		t.Errorf("result is %+v", result)
 	}
@@ -67,7 +68,7 @@ func TestDaemonRestarts(t *testing.T) {
 	job, spec = b.slow("c3", "c2", incr("vda"))
 	b.must(job.SetBandwidth(b.ctx, 0))
 	host.KillDaemon(t)
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	target := filepath.Join(b.dir, spec.Volumes[0].File)
 	realguest.Eventually(t, "QEMU is done", func() bool { return allocated(target) >= 24<<20 })
 	host.StartDaemon(t)
@@ -78,7 +79,7 @@ func TestDaemonRestarts(t *testing.T) {
 	if result.TotalBytes != big {
 		t.Errorf("result is %+v", result)
 	}
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	b.keep(spec)
 	b.wantCheckpoints("c2", "c3")
 	b.must(b.exec.Close())
@@ -87,7 +88,7 @@ func TestDaemonRestarts(t *testing.T) {
 // openExecutor returns an executor with a connection of its own, which the test has to close.
 func openExecutor(t *testing.T, host *realguest.Host) *libvirtjob.Executor {
 	t.Helper()
-	exec, err := libvirtjob.Open(host.URI, config(t))
+	exec, err := libvirtjob.Open(t.Context(), host.URI, config(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,12 +110,20 @@ func TestDaemonHangs(t *testing.T) {
 	host := realguest.Daemon(t)
 	b := newBench(t, realguest.Config{Host: host, Disks: disks("vda"), Persistent: true})
 	hasty := openExecutor(t, host)
-	patient, err := libvirtjob.OpenWithin(10*time.Second, host.URI, config(t))
+	patient, err := libvirtjob.OpenWithin(context.Background(), 10*time.Second, host.URI, config(t))
 	b.must(err)
 	goOn := host.HangDaemon(t)
 	began := time.Now()
 	b.wantErr(hasty.Close(), kvmbackup.ErrBusy)
 	t.Logf("closed after %v", time.Since(began))
+	cause := errors.New("enough of that")
+	ctx, cancel := context.WithTimeoutCause(b.ctx, 100*time.Millisecond, cause)
+	defer cancel()
+	asked := time.Now()
+	_, err = libvirtjob.Open(ctx, host.URI, config(t))
+	if b.wantErr(err, cause); time.Since(asked) > 5*time.Second {
+		t.Errorf("a context of 100 ms ended the connecting after %v", time.Since(asked))
+	}
 	_, err = patient.Inspect(context.Background(), b.ref)
 	if err == nil {
 		t.Error("nobody answers")
@@ -124,7 +133,7 @@ func TestDaemonHangs(t *testing.T) {
 	// Its connection is broken now, and no other can be made.
 	opened, cfg := make(chan error), config(t)
 	go func() {
-		_, err := libvirtjob.OpenWithin(10*time.Second, host.URI, cfg)
+		_, err := libvirtjob.OpenWithin(context.Background(), 10*time.Second, host.URI, cfg)
 		opened <- err
 	}()
 	_, err = patient.Inspect(context.Background(), b.ref)

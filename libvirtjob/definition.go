@@ -19,22 +19,22 @@ const maxNVRAMBytes = 64 << 20
 
 // Definition implements kvmbackup.Executor. The UEFI variable store is read from this machine's file system; one that
 // is not there yet, because the domain was never started, is nil.
-func (e *Executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, secrets bool) (kvmbackup.Definition, error) {
+func (e *Executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
 	d, err := e.lookUp(ctx, ref)
 	if err != nil || d == nil {
 		return kvmbackup.Definition{}, err
 	}
 	defer d.close()
-	def, err := definition(ctx, d, secrets)
+	def, err := definition(ctx, d, opts)
 	if err != nil {
 		return kvmbackup.Definition{}, fmt.Errorf("read definition of %q: %w", ref.Name, err)
 	}
 	return def, nil
 }
 
-func definition(ctx context.Context, d *domain, secrets bool) (kvmbackup.Definition, error) {
+func definition(ctx context.Context, d *domain, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
 	flags := libvirt.DOMAIN_XML_INACTIVE
-	if secrets {
+	if opts.Secrets {
 		flags |= libvirt.DOMAIN_XML_SECURE
 	}
 	text, err := call(ctx, d, func(dom *libvirt.Domain) (string, error) { return dom.GetXMLDesc(flags) })

@@ -221,7 +221,7 @@ func (e *Executor) belowPaths(ctx context.Context, d disk) []string {
 // volumePath returns the path of a volume that is a file or a block device here, or nothing.
 func (e *Executor) volumePath(ctx context.Context, v *poolVolume) string {
 	path, err := detached(ctx, v.Pool, func() (string, error) {
-		conn, err := e.connection()
+		conn, err := e.connection(ctx)
 		if err != nil {
 			return "", err
 		}

@@ -5,7 +5,7 @@
 //
 // An embedding program needs one call:
 //
-//	exec, err := libvirtjob.Open("qemu:///system", libvirtjob.Config{Images: images})
+//	exec, err := libvirtjob.Open(ctx, "qemu:///system", libvirtjob.Config{Images: images})
 //	defer func() { err = errors.Join(err, exec.Close()) }()
 //
 // Open runs libvirt's default event loop, once per process, and connects again when the connection was lost, as it

@@ -25,7 +25,7 @@ type domain struct {
 // and the reference describes.
 func (e *Executor) lookUp(ctx context.Context, ref kvmbackup.DomainRef) (*domain, error) {
 	found, err := detached(ctx, ref.Name, func() (*domain, error) {
-		conn, err := e.connection()
+		conn, err := e.connection(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -23,7 +23,7 @@ func Example() {
 		if err != nil {
 			return err
 		}
-		exec, err := libvirtjob.Open("qemu:///system", libvirtjob.Config{Images: images})
+		exec, err := libvirtjob.Open(ctx, "qemu:///system", libvirtjob.Config{Images: images})
 		if err != nil {
 			return err
 		}

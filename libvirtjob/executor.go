@@ -1,6 +1,7 @@
 package libvirtjob
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -67,16 +68,20 @@ func New(conn *libvirt.Connect, cfg Config) (*Executor, error) {
 }
 
 // Open starts the default event loop, if RunEventLoop hasn't yet, and connects to the URI. The connection is the
-// Executor's, which makes a new one when it was lost. The caller must Close it. Where libvirt doesn't answer within 2 minutes the
-// error is kvmbackup.ErrBusy; one before 7.2 is a kvmbackup.ErrUnsupported.
-func Open(uri string, cfg Config) (*Executor, error) {
-	return open(uri, cfg, connectLimit)
+// Executor's, which makes a new one when it was lost. The caller must Close it. The context bounds the connecting, and nothing after
+// that; when it ends Open returns its cause at once, and the connection is closed when libvirt makes it after all. Where libvirt doesn't
+// answer within 2 minutes the error is kvmbackup.ErrBusy; one before 7.2 is a kvmbackup.ErrUnsupported.
+func Open(ctx context.Context, uri string, cfg Config) (*Executor, error) {
+	return open(ctx, uri, cfg, connectLimit)
 }
 
-func open(uri string, cfg Config, limit time.Duration) (*Executor, error) {
+func open(ctx context.Context, uri string, cfg Config, limit time.Duration) (*Executor, error) {
 	e, err := newExecutor(cfg)
 	if err != nil {
 		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("connect to %s: %w", uri, context.Cause(ctx))
 	}
 	if err := RunEventLoop(); err != nil {
 		return nil, fmt.Errorf("start libvirt's event loop: %w", err)
@@ -85,7 +90,7 @@ func open(uri string, cfg Config, limit time.Duration) (*Executor, error) {
 	e.mu.Lock()
 	first := e.connect()
 	e.mu.Unlock()
-	if err := e.wait(first); err != nil {
+	if err := e.wait(ctx, first); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil

@@ -10,8 +10,8 @@ import (
 )
 
 // OpenWithin is Open that waits for libvirt for less long, also when it connects again.
-func OpenWithin(limit time.Duration, uri string, cfg Config) (*Executor, error) {
-	return open(uri, cfg, limit)
+func OpenWithin(ctx context.Context, limit time.Duration, uri string, cfg Config) (*Executor, error) {
+	return open(ctx, uri, cfg, limit)
 }
 
 // PollOnly makes the executor do without events, as in a process without an event loop.

@@ -42,7 +42,7 @@ func TestHungBegin(t *testing.T) {
 	b.drop("c1")
 	b.wantCheckpoints()
 	b.wantBitmaps("vda")
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 }
 
 // A QEMU that hangs before libvirt was asked has begun nothing.
@@ -60,7 +60,7 @@ func TestHungBeforeBegin(t *testing.T) {
 		t.Errorf("job is %v", got)
 	}
 	b.wantCheckpoints()
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 }
 
 func TestHungJob(t *testing.T) {

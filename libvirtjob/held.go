@@ -69,7 +69,7 @@ func (e *Executor) held(ctx context.Context, chain []node) (int64, error) {
 		layers = append(layers, l)
 	}
 	measured, err := e.cfg.Images.Measure(ctx, layers[0].Path, qcow2.MeasureOptions{
-		Format: layers[0].Format, Backing: layers[1:], ForceShare: true, Timeout: -1,
+		Format: layers[0].Format, Backing: layers[1:], ForceShare: true, Timeout: qcow2.NoLimit,
 	})
 	held := measured.DataBytes(size)
 	if layers[0].Format == qcow2.FormatQcow2 {

@@ -1,6 +1,7 @@
 package libvirtjob_test
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,7 +82,7 @@ func TestKindsOfDisks(t *testing.T) {
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, b.spec("c3", "c2", volumes...))
 	b.must(err)
 	b.wantErr(job.Begin(b.ctx), kvmbackup.ErrUnsupported)
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	b.wantCheckpoints("c1", "c2")
 
 	b.guest.Destroy()
@@ -151,7 +152,7 @@ func TestBlockJob(t *testing.T) {
 	}
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, b.spec("c2", "c1", incr("vda"), incr("vdb")))
 	b.must(err)
-	defer func() { _ = job.Close() }()
+	defer func() { _ = job.Close(context.Background()) }()
 	b.wantErr(job.Begin(b.ctx), kvmbackup.ErrBusy)
 	b.wantCheckpoints("c1")
 }
@@ -159,7 +160,7 @@ func TestBlockJob(t *testing.T) {
 func TestDefinition(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda"), Persistent: true})
-	def, err := b.exec.Definition(b.ctx, b.ref, false)
+	def, err := b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{})
 	b.must(err)
 	if text := string(def.XML); !strings.Contains(text, b.guest.UUID) || strings.Contains(text, "<alias") || def.NVRAM != nil {
 		t.Errorf("definition is %s", text)
@@ -178,13 +179,13 @@ func TestDefinitionWithNVRAM(t *testing.T) {
 		OSXML:      "<loader readonly='yes' type='pflash'>" + code + "</loader><nvram template='" + vars + "'>" + nvram + "</nvram>",
 		DevicesXML: "<graphics type='vnc' passwd='geheim'><listen type='socket'/></graphics>",
 	})
-	def, err := b.exec.Definition(b.ctx, b.ref, false)
+	def, err := b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{})
 	b.must(err)
 	if def.NVRAM != nil || def.NVRAMTemplate != vars || strings.Contains(string(def.XML), "geheim") {
 		t.Errorf("before the first start: %d bytes, template %q", len(def.NVRAM), def.NVRAMTemplate)
 	}
 	b.guest.Create()
-	def, err = b.exec.Definition(b.ctx, b.ref, true)
+	def, err = b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{Secrets: true})
 	b.must(err)
 	want, err := os.ReadFile(nvram)
 	b.must(err)

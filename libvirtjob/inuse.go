@@ -19,7 +19,7 @@ var _ kvmbackup.ImageUsers = (*Executor)(nil)
 // ImageUsers implements kvmbackup.ImageUsers.
 func (e *Executor) ImageUsers(ctx context.Context, except kvmbackup.DomainRef) (map[string]string, error) {
 	users, err := detached(ctx, "the running domains", func() (map[string]string, error) {
-		conn, err := e.connection()
+		conn, err := e.connection(ctx)
 		if err != nil {
 			return nil, err
 		}

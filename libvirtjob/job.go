@@ -280,7 +280,7 @@ func describeFile(path string) string {
 }
 
 // Close implements kvmbackup.Job.
-func (j *job) Close() error {
+func (j *job) Close(context.Context) error {
 	j.dom.close()
 	j.mu.Lock()
 	defer j.mu.Unlock()

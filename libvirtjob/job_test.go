@@ -138,7 +138,7 @@ func TestBusy(t *testing.T) {
 	spec := b.spec("ours", "", full("vda"))
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
 	b.must(err)
-	defer func() { _ = job.Close() }()
+	defer func() { _ = job.Close(context.Background()) }()
 	began := time.Now()
 	err = job.Begin(b.ctx)
 	b.wantErr(err, kvmbackup.ErrBusy)
@@ -217,7 +217,7 @@ func TestBeginEndedByContext(t *testing.T) {
 	b.must(job.Abort(b.ctx))
 	b.must(b.exec.DropCheckpoint(b.ctx, b.ref, "c1"))
 	b.wantCheckpoints()
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	if err := job.Abort(b.ctx); err != nil && !errors.Is(err, kvmbackup.ErrInvalid) {
 		t.Errorf("Abort of a closed job: %v", err)
 	}
@@ -261,7 +261,7 @@ func TestTargetAccess(t *testing.T) {
 	spec.Dir = target
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
 	b.must(err)
-	defer func() { _ = job.Close() }()
+	defer func() { _ = job.Close(context.Background()) }()
 	file := filepath.Join(target, spec.Volumes[0].File)
 	if target == b.dir {
 		b.must(os.Chmod(file, 0o400))

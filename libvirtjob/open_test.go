@@ -18,7 +18,7 @@ func TestOpen(t *testing.T) {
 	tool, err := qcow2.New(qcow2.Config{})
 	b.must(err)
 	var log strings.Builder
-	b.exec, err = libvirtjob.Open(b.guest.Host.URI, libvirtjob.Config{Images: tool, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	b.exec, err = libvirtjob.Open(b.ctx, b.guest.Host.URI, libvirtjob.Config{Images: tool, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	b.must(err)
 	b.backup("c1", "", full("vda"))
 	b.must(b.exec.Close())
@@ -28,7 +28,7 @@ func TestOpen(t *testing.T) {
 	if log.Len() > 0 {
 		t.Errorf("log: %s", log.String())
 	}
-	_, err = libvirtjob.Open("qemu:///embed?root=/nowhere", libvirtjob.Config{Images: tool})
+	_, err = libvirtjob.Open(b.ctx, "qemu:///embed?root=/nowhere", libvirtjob.Config{Images: tool})
 	if err == nil {
 		t.Error("a second root was opened")
 	}

@@ -153,7 +153,7 @@ func TestEndedUnobserved(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		defer func() { b.must(job.Close()) }()
+		defer func() { b.must(job.Close(b.ctx)) }()
 		_, err = job.Wait(b.ctx, nil)
 		return err
 	}
@@ -179,7 +179,7 @@ func TestEndedUnobserved(t *testing.T) {
 	prepared := b.spec("c3", "c2", incr("vda"), incr("vdb"))
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, prepared)
 	b.must(err)
-	b.must(job.Close())
+	b.must(job.Close(b.ctx))
 	b.wantErr(adopted(prepared), kvmbackup.ErrNoJob)
 	b.spread("vdb", 0x04)
 	third, aborted := b.slow("c4", "c2", incr("vda"), incr("vdb"))

@@ -16,8 +16,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
-// DefinitionOptions says what RewriteDefinition changes. What is zero stays as it is.
-type DefinitionOptions struct {
+// RewriteOptions says what RewriteDefinition changes. What is zero stays as it is.
+type RewriteOptions struct {
 	Name string // new name
 	UUID string // new UUID; NewUUID makes one up
 	// NewUUID, if UUID is empty, gives the domain a random UUID. One host can't have two domains with the same.
@@ -42,7 +42,7 @@ type DefinitionDisk struct {
 	Block  bool   // Path is a block device, not a file
 }
 
-// Disks returns the DefinitionOptions.Disks for volumes that were restored to files, or opened.
+// Disks returns the RewriteOptions.Disks for volumes that were restored to files, or opened.
 func Disks(volumes []engine.RestoredVolume) map[string]DefinitionDisk {
 	disks := map[string]DefinitionDisk{}
 	for _, v := range volumes {
@@ -52,7 +52,7 @@ func Disks(volumes []engine.RestoredVolume) map[string]DefinitionDisk {
 }
 
 // RewriteDefinition turns the domain XML that was saved with a backup into a definition of a domain on restored disks. It
-// changes what DefinitionOptions names, and drops what belongs to the original's run: backing chains and numbers of its
+// changes what RewriteOptions names, and drops what belongs to the original's run: backing chains and numbers of its
 // images, the place of its TPM's state (see TPMStateFile), generated security labels, names of its network devices on
 // the host, and sockets and log files that libvirt made up from its name. Everything else is kept, also what this
 // library doesn't know of: paths of other things on the host, such as kernels, shared folders or passed-through
@@ -62,7 +62,7 @@ func Disks(volumes []engine.RestoredVolume) map[string]DefinitionDisk {
 //
 // kvmbackup.ErrNoVolume for a device that is not in the definition; kvmbackup.ErrInvalid for what is no domain XML, for options that
 // libvirt would refuse, and for disks or an NVRAM that would stay the original's.
-func RewriteDefinition(xml []byte, o DefinitionOptions) ([]byte, error) {
+func RewriteDefinition(xml []byte, o RewriteOptions) ([]byte, error) {
 	var def libvirtxml.Domain
 	if err := def.Unmarshal(string(xml)); err != nil {
 		return nil, fmt.Errorf("%w domain XML: %w", kvmbackup.ErrInvalid, err)
@@ -82,7 +82,7 @@ func RewriteDefinition(xml []byte, o DefinitionOptions) ([]byte, error) {
 	return []byte(text), err
 }
 
-func (o DefinitionOptions) validate() error {
+func (o RewriteOptions) validate() error {
 	bad := func(what, value string) error {
 		return fmt.Errorf("%w definition options: %s %q", kvmbackup.ErrInvalid, what, value)
 	}
@@ -113,7 +113,7 @@ func goodPath(path string) bool { return filepath.IsAbs(path) && xmlText(path) }
 // redefinition is one RewriteDefinition at work.
 type redefinition struct {
 	def *libvirtxml.Domain
-	o   DefinitionOptions
+	o   RewriteOptions
 }
 
 func (r redefinition) identity() {

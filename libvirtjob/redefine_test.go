@@ -45,8 +45,8 @@ const savedXML = `<domain type='kvm' id='7'>
   <seclabel type='none' model='dac'/>
 </domain>`
 
-func goodOptions() DefinitionOptions {
-	return DefinitionOptions{
+func goodOptions() RewriteOptions {
+	return RewriteOptions{
 		Name: "shop2", NewUUID: true, NVRAM: "/new/VARS.fd", NewMACs: true,
 		Disks: map[string]DefinitionDisk{"vda": {Path: "/new/a.qcow2", Format: "qcow2"}, "vdb": {Path: "/dev/vg/b", Format: "raw", Block: true}},
 	}
@@ -102,17 +102,17 @@ func TestRewriteDefinitionKeeps(t *testing.T) {
 
 func TestRewriteDefinitionRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
-		change func(*DefinitionOptions)
+		change func(*RewriteOptions)
 		want   error
 	}{
-		"unknown device":          {func(o *DefinitionOptions) { o.Disks["vdz"] = DefinitionDisk{Path: "/new/z", Format: "raw"} }, kvmbackup.ErrNoVolume},
-		"disk of the original":    {func(o *DefinitionOptions) { delete(o.Disks, "vda") }, kvmbackup.ErrInvalid},
-		"NVRAM of the original":   {func(o *DefinitionOptions) { o.NVRAM = "" }, kvmbackup.ErrInvalid},
-		"relative path":           {func(o *DefinitionOptions) { o.Disks["vda"] = DefinitionDisk{Path: "a", Format: "raw"} }, kvmbackup.ErrInvalid},
-		"path that XML can't say": {func(o *DefinitionOptions) { o.NVRAM = "/new/\x01" }, kvmbackup.ErrInvalid},
-		"format":                  {func(o *DefinitionOptions) { o.Disks["vda"] = DefinitionDisk{Path: "/a"} }, kvmbackup.ErrInvalid},
-		"UUID":                    {func(o *DefinitionOptions) { o.UUID = "x" }, kvmbackup.ErrInvalid},
-		"name":                    {func(o *DefinitionOptions) { o.Name = "a/b" }, kvmbackup.ErrInvalid},
+		"unknown device":          {func(o *RewriteOptions) { o.Disks["vdz"] = DefinitionDisk{Path: "/new/z", Format: "raw"} }, kvmbackup.ErrNoVolume},
+		"disk of the original":    {func(o *RewriteOptions) { delete(o.Disks, "vda") }, kvmbackup.ErrInvalid},
+		"NVRAM of the original":   {func(o *RewriteOptions) { o.NVRAM = "" }, kvmbackup.ErrInvalid},
+		"relative path":           {func(o *RewriteOptions) { o.Disks["vda"] = DefinitionDisk{Path: "a", Format: "raw"} }, kvmbackup.ErrInvalid},
+		"path that XML can't say": {func(o *RewriteOptions) { o.NVRAM = "/new/\x01" }, kvmbackup.ErrInvalid},
+		"format":                  {func(o *RewriteOptions) { o.Disks["vda"] = DefinitionDisk{Path: "/a"} }, kvmbackup.ErrInvalid},
+		"UUID":                    {func(o *RewriteOptions) { o.UUID = "x" }, kvmbackup.ErrInvalid},
+		"name":                    {func(o *RewriteOptions) { o.Name = "a/b" }, kvmbackup.ErrInvalid},
 	} {
 		o := goodOptions()
 		c.change(&o)
@@ -120,7 +120,7 @@ func TestRewriteDefinitionRefuses(t *testing.T) {
 			t.Errorf("%s: error is %v", name, err)
 		}
 	}
-	if _, err := RewriteDefinition([]byte("<network/>"), DefinitionOptions{}); !errors.Is(err, kvmbackup.ErrInvalid) {
+	if _, err := RewriteDefinition([]byte("<network/>"), RewriteOptions{}); !errors.Is(err, kvmbackup.ErrInvalid) {
 		t.Errorf("a network's XML: error is %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package libvirtjob_test
 
 import (
+	"context"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -66,7 +67,7 @@ func TestStartDuringStoppedJob(t *testing.T) {
 		_, err = job.Wait(b.ctx, nil)
 		b.wantErr(err, kvmbackup.ErrJobFailed)
 		b.drop("c-" + device)
-		b.must(job.Close())
+		b.must(job.Close(b.ctx))
 	}
 	b.wantBitmaps("vda")
 	b.guest.Create()
@@ -79,7 +80,7 @@ func TestStartBeforeStoppedJob(t *testing.T) {
 	b := newBench(t, realguest.Config{Disks: disks("vda"), Persistent: true, Stopped: true})
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, b.spec("c1", "", full("vda")))
 	b.must(err)
-	defer func() { _ = job.Close() }()
+	defer func() { _ = job.Close(context.Background()) }()
 	b.guest.Create()
 	b.wantErr(job.Begin(b.ctx), kvmbackup.ErrImageLocked)
 	b.wantBitmaps("vda")
@@ -87,7 +88,7 @@ func TestStartBeforeStoppedJob(t *testing.T) {
 	// And the other way round.
 	job, err = b.exec.PrepareJob(b.ctx, b.ref, b.spec("c2", "", full("vda")))
 	b.must(err)
-	defer func() { _ = job.Close() }()
+	defer func() { _ = job.Close(context.Background()) }()
 	b.guest.Destroy()
 	b.wantErr(job.Begin(b.ctx), kvmbackup.ErrDomainStopped)
 	b.wantCheckpoints()
@@ -109,7 +110,7 @@ func TestUndefined(t *testing.T) {
 	b.backup("c2", "c1", incr("vda"))
 	b.drop("c1")
 	b.wantBitmaps("vda", "c2")
-	if def, err := b.exec.Definition(b.ctx, b.ref, false); err != nil || def.XML != nil {
+	if def, err := b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{}); err != nil || def.XML != nil {
 		t.Errorf("definition is %s, %v", def.XML, err)
 	}
 	_, err = b.exec.Freeze(b.ctx, b.ref)

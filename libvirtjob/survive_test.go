@@ -1,6 +1,7 @@
 package libvirtjob_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -33,7 +34,7 @@ func (b *bench) wantRefused(spec kvmbackup.JobSpec, sentinel error) {
 	b.Helper()
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
 	b.must(err)
-	defer func() { _ = job.Close() }()
+	defer func() { _ = job.Close(context.Background()) }()
 	err = job.Begin(b.ctx)
 	b.Log(err)
 	b.wantErr(err, sentinel)
@@ -197,7 +198,7 @@ func TestSecondTargetOfAnotherSize(t *testing.T) {
 	spec := b.spec("c1", "", full("vda"), full("vdb"))
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
 	b.must(err)
-	defer func() { _ = job.Close() }()
+	defer func() { _ = job.Close(context.Background()) }()
 	b.qemuImg("create", "-q", "-f", "qcow2", filepath.Join(b.dir, spec.Volumes[1].File), "1M")
 	b.wantErr(job.Begin(b.ctx), kvmbackup.ErrDamaged)
 	b.wantAlive()
@@ -238,7 +239,7 @@ func TestSecondTargetCannotBeOpened(t *testing.T) {
 		spec := b.spec(name, "", full("vda"), full("vdb"))
 		job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
 		b.must(err)
-		defer func() { _ = job.Close() }()
+		defer func() { _ = job.Close(context.Background()) }()
 		how(filepath.Join(b.dir, spec.Volumes[1].File))
 		err = job.Begin(b.ctx)
 		b.Log(err)

@@ -36,7 +36,7 @@ func TestTPM(t *testing.T) {
 		if state == "stopped" {
 			b.guest.Destroy()
 		}
-		def, err = b.exec.Definition(b.ctx, b.ref, true)
+		def, err = b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{Secrets: true})
 		b.must(err)
 		path, err := libvirtjob.TPMStateFile(def.XML, root+"/lib/swtpm")
 		b.must(err)
@@ -55,7 +55,7 @@ func TestTPM(t *testing.T) {
 	dom, err := b.guest.Host.Conn.DomainDefineXML(string(def.XML))
 	b.must(err)
 	defer func() { _ = dom.Free() }()
-	def2, err := b.exec.Definition(b.ctx, b.ref, true)
+	def2, err := b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{Secrets: true})
 	if b.must(err); def2.TPM != nil || !strings.Contains(def2.TPMNotSaved, path) {
 		t.Errorf("without a state: %d bytes, %q", len(def2.TPM), def2.TPMNotSaved)
 	}

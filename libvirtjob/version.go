@@ -25,7 +25,7 @@ func checkVersion(conn *libvirt.Connect) error {
 // libvirtVersion is the daemon's, in libvirt's numbers.
 func (e *Executor) libvirtVersion(ctx context.Context) (uint32, error) {
 	return detached(ctx, "the version", func() (uint32, error) {
-		conn, err := e.connection()
+		conn, err := e.connection(ctx)
 		if err != nil {
 			return 0, err
 		}

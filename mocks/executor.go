@@ -51,18 +51,18 @@ func (mr *MockExecutorMockRecorder) AdoptJob(ctx, dom, spec interface{}) *gomock
 }
 
 // Definition mocks base method.
-func (m *MockExecutor) Definition(ctx context.Context, dom kvmbackup.DomainRef, secrets bool) (kvmbackup.Definition, error) {
+func (m *MockExecutor) Definition(ctx context.Context, dom kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
 	m.ctrl.T.Helper()
-	ret := m.ctrl.Call(m, "Definition", ctx, dom, secrets)
+	ret := m.ctrl.Call(m, "Definition", ctx, dom, opts)
 	ret0, _ := ret[0].(kvmbackup.Definition)
 	ret1, _ := ret[1].(error)
 	return ret0, ret1
 }
 
 // Definition indicates an expected call of Definition.
-func (mr *MockExecutorMockRecorder) Definition(ctx, dom, secrets interface{}) *gomock.Call {
+func (mr *MockExecutorMockRecorder) Definition(ctx, dom, opts interface{}) *gomock.Call {
 	mr.mock.ctrl.T.Helper()
-	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Definition", reflect.TypeOf((*MockExecutor)(nil).Definition), ctx, dom, secrets)
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Definition", reflect.TypeOf((*MockExecutor)(nil).Definition), ctx, dom, opts)
 }
 
 // DirtyBytes mocks base method.
@@ -286,17 +286,17 @@ func (mr *MockJobMockRecorder) Begin(ctx interface{}) *gomock.Call {
 }
 
 // Close mocks base method.
-func (m *MockJob) Close() error {
+func (m *MockJob) Close(ctx context.Context) error {
 	m.ctrl.T.Helper()
-	ret := m.ctrl.Call(m, "Close")
+	ret := m.ctrl.Call(m, "Close", ctx)
 	ret0, _ := ret[0].(error)
 	return ret0
 }
 
 // Close indicates an expected call of Close.
-func (mr *MockJobMockRecorder) Close() *gomock.Call {
+func (mr *MockJobMockRecorder) Close(ctx interface{}) *gomock.Call {
 	mr.mock.ctrl.T.Helper()
-	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Close", reflect.TypeOf((*MockJob)(nil).Close))
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Close", reflect.TypeOf((*MockJob)(nil).Close), ctx)
 }
 
 // SetBandwidth mocks base method.

@@ -175,7 +175,7 @@ func (im *Images) held(ctx context.Context, d Disk) (int64, error) {
 	for i, l := range chain[1:] {
 		below = append(below, qcow2.Layer{Path: l.path, Format: chain[i].info.BackingFormat})
 	}
-	m, err := im.tool.Measure(ctx, d.Path, qcow2.MeasureOptions{Format: qcow2.Format(d.Format), Backing: below, Timeout: -1})
+	m, err := im.tool.Measure(ctx, d.Path, qcow2.MeasureOptions{Format: qcow2.Format(d.Format), Backing: below, Timeout: qcow2.NoLimit})
 	return m.DataBytes(chain[0].info.VirtualSizeBytes), err
 }
 

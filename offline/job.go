@@ -160,7 +160,7 @@ func (j *job) follow(running *qcow2.OfflineJob, done chan<- struct{}) {
 }
 
 // Close implements kvmbackup.Job. A job that still runs is ended.
-func (j *job) Close() error {
+func (j *job) Close(ctx context.Context) error {
 	j.mu.Lock()
 	running, done := j.running, j.done
 	j.mu.Unlock()
@@ -170,6 +170,10 @@ func (j *job) Close() error {
 	if err := running.Close(); err != nil {
 		return err
 	}
-	<-done
-	return nil
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }

@@ -124,7 +124,7 @@ func (b *bench) prepare(spec kvmbackup.JobSpec, disks ...offline.Disk) kvmbackup
 	b.Helper()
 	job, err := b.images.PrepareJob(b.Context(), "vm", disks, spec)
 	b.must(err)
-	b.Cleanup(func() { _ = job.Close() })
+	b.Cleanup(func() { _ = job.Close(context.Background()) })
 	return job
 }
 
@@ -235,8 +235,8 @@ func TestBandwidth(t *testing.T) {
 	if last.DoneBytes != 2*size || last.TotalBytes != 2*size {
 		t.Errorf("progress is %+v", last)
 	}
-	b.must(job.Close())
-	b.must(job.Close())
+	b.must(job.Close(b.Context()))
+	b.must(job.Close(b.Context()))
 }
 
 func TestCloseEndsTheJob(t *testing.T) {
@@ -247,7 +247,7 @@ func TestCloseEndsTheJob(t *testing.T) {
 	spec.BandwidthBytes = 64 << 10
 	job := b.prepare(spec, vda)
 	b.must(job.Begin(b.Context()))
-	b.must(job.Close())
+	b.must(job.Close(b.Context()))
 	_, err := job.Wait(b.Context(), nil)
 	b.wantErr(err, kvmbackup.ErrJobFailed)
 	b.write(vda, 2, 0, 1<<20)

@@ -29,7 +29,7 @@ type CheckOptions struct {
 	WithBacking bool
 	// Repair defaults to RepairNone.
 	Repair Repair
-	// Timeout replaces Config.InspectTimeout; negative means none. A check reads all
+	// Timeout replaces Config.InspectTimeout; may be NoLimit. A check reads all
 	// metadata: with clusters of 64 KiB some 160 MiB for each TiB of data, 128 MiB of
 	// L2 tables and 32 MiB of refcounts.
 	Timeout time.Duration

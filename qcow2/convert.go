@@ -143,7 +143,7 @@ func (t *Tool) flushed(ctx context.Context, name string, f func() error) error {
 // wholeTables finds what qemu-img loses without an error when its last flush fails: it doesn't write the tables then, and leaves data
 // that nothing refers to.
 func (t *Tool) wholeTables(ctx context.Context, name string) error {
-	res, err := t.check(ctx, name, CheckOptions{Timeout: -1})
+	res, err := t.check(ctx, name, CheckOptions{Timeout: NoLimit})
 	if err == nil && !res.Whole() {
 		err = fmt.Errorf("%w: the tables were not all written: %d clusters that nothing refers to, %d corruptions", ErrIO, res.Leaks, res.Corruptions)
 	}

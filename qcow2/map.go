@@ -13,7 +13,7 @@ type MapOptions struct {
 	// Backing, when not nil, are the images below; see ConvertOptions.Backing. An empty
 	// list maps the image alone: what an incremental holds itself is then Present.
 	Backing []Layer
-	// Timeout replaces Config.InspectTimeout; negative means none.
+	// Timeout replaces Config.InspectTimeout; may be NoLimit.
 	Timeout time.Duration
 }
 

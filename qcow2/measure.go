@@ -22,7 +22,7 @@ type MeasureOptions struct {
 	// ForceShare measures an image that another process writes to. What is read may be
 	// behind by what that one still keeps in memory.
 	ForceShare bool
-	// Timeout replaces Config.InspectTimeout; negative means none. Measuring reads an
+	// Timeout replaces Config.InspectTimeout; may be NoLimit. Measuring reads an
 	// image's L2 tables, 128 MiB for each TiB that it holds, and asks the file system
 	// for the holes of a raw file.
 	Timeout time.Duration

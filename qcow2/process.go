@@ -36,7 +36,7 @@ type command struct {
 	stdin       *os.File  // nil means empty
 	stdout      io.Writer // nil discards, or lets run collect it
 	limitMemory bool
-	timeout     time.Duration // <= 0 means none but the caller's
+	timeout     time.Duration // 0 or NoLimit: none beside the caller's
 }
 
 // start starts c. The process lives until it ends or kill is called; the caller
@@ -89,7 +89,7 @@ func (p *process) supervise(started chan<- error, limited bool) {
 		return
 	}
 	pid := p.cmd.Process.Pid
-	if limit := p.tool.cfg.MemoryLimitBytes; limited && limit > 0 {
+	if limit := p.tool.cfg.MemoryLimitBytes; limited && limit != NoLimit {
 		if err := limitAddressSpace(pid, limit); err != nil {
 			p.tool.log.Warn("run without a memory limit", "tool", p.name, "error", err)
 		}

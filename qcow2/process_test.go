@@ -41,6 +41,33 @@ func TestTimeLimit(t *testing.T) {
 	})
 }
 
+// TestLimits: no limit has a name, and a negative one is refused.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	img := script(t, "echo qemu-img version 1.2.3")
+	for _, cfg := range []qcow2.Config{{MaxOutputBytes: -1}, {MemoryLimitBytes: -1}, {InspectTimeout: -1}, {KillGrace: -1}} {
+		cfg.QemuImg = img
+		if _, err := qcow2.New(cfg); !errors.Is(err, qcow2.ErrInvalidOption) {
+			t.Errorf("%+v: got %v, want ErrInvalidOption", cfg, err)
+		}
+	}
+	tool := newToolWith(t, qcow2.Config{QemuImg: img, MemoryLimitBytes: qcow2.NoLimit, InspectTimeout: qcow2.NoLimit})
+	if version, err := tool.Version(t.Context()); err != nil || version != "1.2.3" {
+		t.Errorf("without limits: %q, %v", version, err)
+	}
+	for name, err := range map[string]error{
+		"check":   second(tool.Check(t.Context(), img, qcow2.CheckOptions{Timeout: -1})),
+		"map":     second(tool.Map(t.Context(), img, qcow2.MapOptions{Timeout: -1})),
+		"measure": second(tool.Measure(t.Context(), img, qcow2.MeasureOptions{Timeout: -1})),
+	} {
+		if !errors.Is(err, qcow2.ErrInvalidOption) {
+			t.Errorf("%s: got %v, want ErrInvalidOption", name, err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
 func TestLeftoverChildIsKilled(t *testing.T) {
 	t.Parallel()
 	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, "sleep 1000 & echo qemu-img version 1.2.3"), KillGrace: time.Minute})

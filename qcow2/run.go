@@ -16,6 +16,9 @@ func (t *Tool) run(ctx context.Context, c command) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, contextError(ctx)
 	}
+	if c.timeout < 0 {
+		return nil, fmt.Errorf("%w: negative Timeout", ErrInvalidOption)
+	}
 	ctx, cancel := withTimeout(ctx, c.timeout)
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -67,7 +70,7 @@ func decode(subcommand string, data []byte, out any) error {
 
 // withTimeout adds a time limit, whose end is told apart as ErrTimeout.
 func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	if d <= 0 {
+	if d == 0 || d == NoLimit {
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeoutCause(ctx, d, fmt.Errorf("%w: %s", ErrTimeout, d))

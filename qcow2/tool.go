@@ -4,10 +4,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"os/exec"
 	"regexp"
 	"time"
 )
+
+// NoLimit is for Config.MemoryLimitBytes, Config.InspectTimeout and the Timeout of options: none, beside the context's.
+const NoLimit = math.MaxInt64
 
 // Config says where the tools are and what they may use up. The zero value is
 // ready for use. It is copied by New.
@@ -24,11 +28,11 @@ type Config struct {
 	// MemoryLimitBytes is the address space (RLIMIT_AS) that commands which only look
 	// at metadata may use: Info, Check, Map, Measure and DirtyBytes. A qcow2 header
 	// can ask QEMU for gigabytes. Raise it for checks of images beyond some 20 TiB.
-	// Defaults to 2 GiB; negative means no limit. Has no effect outside Linux.
+	// Defaults to 2 GiB; may be NoLimit. Has no effect outside Linux.
 	MemoryLimitBytes int64
 	// InspectTimeout is the time limit of commands that do not copy data: all but
 	// Convert, Compare, a Rebase that is not HeaderOnly, and backups. The caller's
-	// context may end earlier. Defaults to 60 s; negative means no limit.
+	// context may end earlier. Defaults to 60 s; may be NoLimit.
 	InspectTimeout time.Duration
 	// KillGrace is how long a call waits for a killed process to end before it
 	// returns ErrHung. Defaults to 5 s.
@@ -56,8 +60,8 @@ type program struct {
 // when qemu-img is not there; a missing qemu-storage-daemon or qemu-nbd fails
 // only the calls that need it. Nothing is run.
 func New(cfg Config) (*Tool, error) {
-	if cfg.MaxOutputBytes < 0 || cfg.KillGrace < 0 {
-		return nil, fmt.Errorf("%w: negative MaxOutputBytes or KillGrace", ErrInvalidOption)
+	if min(cfg.MaxOutputBytes, cfg.MemoryLimitBytes) < 0 || min(cfg.InspectTimeout, cfg.KillGrace) < 0 {
+		return nil, fmt.Errorf("%w: negative MaxOutputBytes, MemoryLimitBytes, InspectTimeout or KillGrace", ErrInvalidOption)
 	}
 	cfg.MaxOutputBytes = orDefault(cfg.MaxOutputBytes, 64<<20)
 	cfg.MemoryLimitBytes = orDefault(cfg.MemoryLimitBytes, 2<<30)

@@ -55,7 +55,7 @@ func backUp(ctx context.Context, uri, dir, dbFile, domain string) (err error) {
 	if err != nil {
 		return err
 	}
-	hypervisor, err := libvirtjob.Open(uri, libvirtjob.Config{Images: images})
+	hypervisor, err := libvirtjob.Open(ctx, uri, libvirtjob.Config{Images: images})
 	if err != nil {
 		return err
 	}

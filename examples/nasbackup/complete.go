@@ -33,7 +33,7 @@ func (a *app) completed(cmd *cobra.Command, args []string) (backups []kvmbackup.
 	}
 	a.fromEnv()
 	_ = a.with(cmd.Context(), needRecords, func(s *session) (err error) {
-		backups, err = s.List(cmd.Context(), "", false)
+		backups, err = s.List(cmd.Context(), kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 		return err
 	})
 	return backups

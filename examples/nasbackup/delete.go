@@ -34,7 +34,7 @@ go when the last of those has gone.`,
 				if dryRun {
 					do = s.PlanDelete
 				}
-				p, err := do(ctx, b.ID, force)
+				p, err := do(ctx, b.ID, kvmbackup.DeleteOptions{Subtree: force})
 				if err != nil {
 					return err
 				}

@@ -23,16 +23,16 @@ when they differ in what is ours. A backup that is under way shows up as a diffe
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
-			req := name.request(args[0])
+			target := name.target(args[0])
 			return a.with(ctx, needHypervisor, func(s *session) error {
-				if err := s.needKnown(ctx, req); err != nil {
+				if err := s.needKnown(ctx, target); err != nil {
 					return err
 				}
 				do := s.Inspect
 				if repair {
 					do = s.Repair
 				}
-				d, err := do(ctx, req)
+				d, err := do(ctx, target)
 				if err != nil {
 					return err
 				}

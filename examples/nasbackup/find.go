@@ -16,9 +16,9 @@ func (s *session) find(ctx context.Context, name string) (kvmbackup.Backup, erro
 	}
 	vm, latest := strings.CutSuffix(name, "/latest")
 	if latest {
-		return s.latest(ctx, kvmbackup.VMID(vm))
+		return s.Newest(ctx, kvmbackup.VMID(vm))
 	}
-	all, err := s.List(ctx, "", true)
+	all, err := s.List(ctx, kvmbackup.Query{})
 	if err != nil {
 		return kvmbackup.Backup{}, err
 	}
@@ -39,25 +39,14 @@ func (s *session) find(ctx context.Context, name string) (kvmbackup.Backup, erro
 
 // needKnown refuses a domain of which the hypervisor, the records and the repository know nothing. It is for commands that
 // would find all well with it.
-func (s *session) needKnown(ctx context.Context, req engine.BackupRequest) error {
-	records, err := s.List(ctx, req.VM, true)
+func (s *session) needKnown(ctx context.Context, t engine.Target) error {
+	records, err := s.List(ctx, kvmbackup.Query{VM: t.VM})
 	if err != nil || len(records) > 0 {
 		return err
 	}
-	d, err := s.Inspect(ctx, req)
+	d, err := s.Inspect(ctx, t)
 	if err == nil && d.Domain == nil && len(d.Findings) == 0 {
-		err = fmt.Errorf("%w: %q, and it has no backups", kvmbackup.ErrNoDomain, req.Domain)
+		err = fmt.Errorf("%w: %q, and it has no backups", kvmbackup.ErrNoDomain, t.Domain)
 	}
 	return err
-}
-
-func (s *session) latest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup, error) {
-	completed, err := s.List(ctx, vm, false)
-	if err == nil && len(completed) == 0 || vm == "" {
-		err = fmt.Errorf("%w: %q has no completed backup", kvmbackup.ErrNotFound, vm)
-	}
-	if err != nil {
-		return kvmbackup.Backup{}, err
-	}
-	return completed[len(completed)-1], nil
 }

@@ -20,16 +20,16 @@ backed up there. Its backups stay. The checkpoints of other repositories and pro
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
-			req := name.request(args[0])
+			target := name.target(args[0])
 			return a.with(ctx, needHypervisor, func(s *session) error {
-				if err := s.needKnown(ctx, req); err != nil {
+				if err := s.needKnown(ctx, target); err != nil {
 					return err
 				}
-				if err := s.Forget(ctx, req.VM, kvmbackup.DomainRef{Name: req.Domain}); err != nil {
+				if err := s.Forget(ctx, target); err != nil {
 					return err
 				}
-				return a.print(map[string]kvmbackup.VMID{"vm": req.VM}, func(w io.Writer) {
-					fmt.Fprintf(w, "%s: checkpoints removed, the next backup is a full\n", req.VM)
+				return a.print(map[string]kvmbackup.VMID{"vm": target.VM}, func(w io.Writer) {
+					fmt.Fprintf(w, "%s: checkpoints removed, the next backup is a full\n", target.VM)
 				})
 			})
 		}),

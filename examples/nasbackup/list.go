@@ -24,8 +24,12 @@ func (a *app) listCommand() *cobra.Command {
 			if len(args) > 0 {
 				vm = name.vm(args[0])
 			}
+			q := kvmbackup.Query{VM: vm}
+			if !all {
+				q.Statuses = []kvmbackup.Status{kvmbackup.StatusCompleted}
+			}
 			return a.with(ctx, needRecords, func(s *session) error {
-				backups, err := s.List(ctx, vm, all)
+				backups, err := s.List(ctx, q)
 				if err != nil {
 					return err
 				}

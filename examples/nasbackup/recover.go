@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
@@ -45,9 +44,9 @@ func (s *session) settle(ctx context.Context, name vmFlag, args []string) ([]eng
 		}
 		return all, err
 	}
-	req := name.request(args[0])
-	if err := s.needKnown(ctx, req); err != nil {
+	target := name.target(args[0])
+	if err := s.needKnown(ctx, target); err != nil {
 		return nil, err
 	}
-	return s.Recover(ctx, req.VM, kvmbackup.DomainRef{Name: req.Domain})
+	return s.Recover(ctx, target)
 }

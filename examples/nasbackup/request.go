@@ -19,9 +19,9 @@ func (v *vmFlag) add(cmd *cobra.Command) {
 
 func (v *vmFlag) vm(domain string) kvmbackup.VMID { return kvmbackup.VMID(cmp.Or(v.id, domain)) }
 
-// request names the domain and its VM.
-func (v *vmFlag) request(domain string) engine.BackupRequest {
-	return engine.BackupRequest{VM: v.vm(domain), Domain: domain}
+// target names the domain and its VM.
+func (v *vmFlag) target(domain string) engine.Target {
+	return engine.Target{VM: v.vm(domain), Domain: domain}
 }
 
 // policyFlags are the options of plan and backup that decide the kind, and which disks.
@@ -53,8 +53,7 @@ func (p *policyFlags) request(domain string) (engine.BackupRequest, error) {
 	if p.fullEvery < 1 {
 		return engine.BackupRequest{}, usage("--full-every must be 1 or more")
 	}
-	req := p.vmFlag.request(domain)
-	req.Policy = p.policy
+	req := engine.BackupRequest{VM: p.vm(domain), Domain: domain, Policy: p.policy}
 	req.Policy.FullEvery = p.fullEvery
 	req.Exclude, req.RequireAllDisks = p.exclude, p.allDisks
 	for i, device := range p.disks {

@@ -59,7 +59,7 @@ func (a *app) retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.Re
 		n = needRecords
 	}
 	return a.with(ctx, n, func(s *session) error {
-		if records, err := s.List(ctx, vm, true); err != nil || len(records) == 0 {
+		if records, err := s.List(ctx, kvmbackup.Query{VM: vm}); err != nil || len(records) == 0 {
 			return cmp.Or(err, fmt.Errorf("%w: %q has none", kvmbackup.ErrNotFound, vm))
 		}
 		do := s.Retain

@@ -62,7 +62,7 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 		OnEvent: a.screen.event, Logger: a.logger(),
 	}
 	if a.wait == 0 {
-		cfg.LeaseWait = -1 // not at all; the engine's 0 is for ever
+		cfg.LeaseWait = engine.NoWait
 	}
 	images, err := qcow2.New(qcow2.Config{Logger: a.logger()})
 	if err == nil {
@@ -84,25 +84,12 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 	return err
 }
 
-// reach connects to the hypervisor. Connecting can't be cancelled, so it is left behind when ctx ends first.
+// reach connects to the hypervisor, if it answers or the command can't do without.
 func (a *app) reach(ctx context.Context, images *qcow2.Tool, n need) (*libvirtjob.Executor, error) {
-	type result struct {
-		executor *libvirtjob.Executor
-		err      error
+	e, err := libvirtjob.Open(ctx, a.connect, libvirtjob.Config{Images: images, Logger: a.logger()})
+	if err != nil && n == wantHypervisor && ctx.Err() == nil {
+		a.logger().Warn("the hypervisor can't be reached; its checkpoints are looked after next time", "uri", a.connect, "error", err)
+		return nil, nil
 	}
-	done := make(chan result, 1)
-	go func() {
-		e, err := libvirtjob.Open(a.connect, libvirtjob.Config{Images: images, Logger: a.logger()})
-		done <- result{e, err}
-	}()
-	select {
-	case r := <-done:
-		if r.err != nil && n == wantHypervisor {
-			a.logger().Warn("the hypervisor can't be reached; its checkpoints are looked after next time", "uri", a.connect, "error", r.err)
-			return nil, nil
-		}
-		return r.executor, r.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("connect to %s: %w", a.connect, context.Cause(ctx))
-	}
+	return e, err
 }

@@ -44,7 +44,7 @@ are named, but they are no damage.`,
 }
 
 func (a *app) verifyAll(ctx context.Context, s *session, content bool) error {
-	backups, err := s.List(ctx, "", false)
+	backups, err := s.List(ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (a *app) verifyAll(ctx context.Context, s *session, content bool) error {
 
 // verify prints the report also when it is bad.
 func (a *app) verify(ctx context.Context, s *session, b kvmbackup.Backup, content bool) error {
-	report, err := s.Verify(ctx, b.ID, content)
+	report, err := s.Verify(ctx, b.ID, engine.VerifyOptions{Content: content})
 	if err != nil && !errors.Is(err, kvmbackup.ErrDamaged) {
 		return err
 	}

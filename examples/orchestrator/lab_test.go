@@ -225,7 +225,7 @@ func (l *lab) checkRecords() {
 	l.must(err)
 	for i := range vmCount {
 		vm := kvmbackup.VMID(vmName(i))
-		records, err := eng.List(l.t.Context(), vm, true)
+		records, err := eng.List(l.t.Context(), kvmbackup.Query{VM: vm})
 		l.must(err)
 		completed := 0
 		for _, b := range records {
@@ -234,7 +234,7 @@ func (l *lab) checkRecords() {
 				l.t.Errorf("%s is left running", b.Path)
 			case kvmbackup.StatusCompleted:
 				completed++
-				_, err := eng.Verify(l.t.Context(), b.ID, false)
+				_, err := eng.Verify(l.t.Context(), b.ID, engine.VerifyOptions{})
 				l.must(err)
 			}
 		}

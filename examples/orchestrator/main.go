@@ -51,7 +51,7 @@ func start(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	executor, err := libvirtjob.Open(cfg.Connect, libvirtjob.Config{Images: images, Logger: log})
+	executor, err := libvirtjob.Open(ctx, cfg.Connect, libvirtjob.Config{Images: images, Logger: log})
 	if err != nil {
 		return err
 	}

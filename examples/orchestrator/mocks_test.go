@@ -23,7 +23,7 @@ func TestBusyIsNoFailure(t *testing.T) {
 	store, guest := mocks.NewMockStore(ctrl), mocks.NewMockExecutor(ctrl)
 	store.EXPECT().AcquireLease(gomock.Any(), kvmbackup.VMID("web"), gomock.Any(), gomock.Any()).Return(kvmbackup.Lease{}, kvmbackup.ErrBusy)
 
-	got := backUpOnce(t, engine.Config{Store: store, Executor: guest, LeaseWait: -1})
+	got := backUpOnce(t, engine.Config{Store: store, Executor: guest, LeaseWait: engine.NoWait})
 
 	if got.failures != 0 || got.again != time.Minute || got.succeeded {
 		t.Errorf("%+v", got)

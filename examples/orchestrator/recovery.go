@@ -32,7 +32,7 @@ func (o *orchestrator) recoverAll(ctx context.Context) {
 // recoverSome returns the VMs that are still busy.
 func (o *orchestrator) recoverSome(ctx context.Context, vms []kvmbackup.VMID) (left []kvmbackup.VMID) {
 	for _, vm := range vms {
-		settled, err := o.engine.Recover(ctx, vm, kvmbackup.DomainRef{})
+		settled, err := o.engine.Recover(ctx, engine.Target{VM: vm})
 		o.report(vm, settled)
 		left = append(left, o.failed(ctx, vm, err)...)
 	}
@@ -59,7 +59,7 @@ func (o *orchestrator) failed(ctx context.Context, vm kvmbackup.VMID, err error)
 
 // account brings the quota table up to date with what happened while no instance looked.
 func (o *orchestrator) account(ctx context.Context) {
-	records, err := o.engine.List(ctx, "", true)
+	records, err := o.engine.List(ctx, kvmbackup.Query{})
 	if err == nil {
 		err = o.ledger.charge(ctx, records)
 	}

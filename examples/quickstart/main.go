@@ -70,7 +70,7 @@ func (t *tour) open(ctx context.Context) (func() error, error) {
 		return err
 	}
 	// One: qemu-img. Two: the hypervisor; on a real host qemu:///system.
-	executor, err := libvirtjob.Open(t.host.uri, libvirtjob.Config{Images: t.images})
+	executor, err := libvirtjob.Open(ctx, t.host.uri, libvirtjob.Config{Images: t.images})
 	if err != nil {
 		return closeAll, err
 	}

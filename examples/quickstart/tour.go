@@ -107,7 +107,7 @@ func (t *tour) restore(ctx context.Context, b kvmbackup.Backup, copied string) e
 // deletions shows that a backup with descendants waits for them.
 func (t *tour) deletions(ctx context.Context) error {
 	for _, b := range t.taken[1:3] {
-		if _, err := t.engine.Delete(ctx, b.ID, false); err != nil {
+		if _, err := t.engine.Delete(ctx, b.ID, kvmbackup.DeleteOptions{}); err != nil {
 			return err
 		}
 		left, err := t.engine.Get(ctx, b.ID)
@@ -119,7 +119,7 @@ func (t *tour) deletions(ctx context.Context) error {
 }
 
 func (t *tour) list(ctx context.Context) error {
-	left, err := t.engine.List(ctx, guestName, true)
+	left, err := t.engine.List(ctx, kvmbackup.Query{VM: guestName})
 	if err != nil {
 		return err
 	}

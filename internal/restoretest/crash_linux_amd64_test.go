@@ -51,7 +51,7 @@ func newCrash(t *testing.T, lost ...string) *crash {
 
 func (l *lab) first() kvmbackup.Backup {
 	l.Helper()
-	all, err := l.engine.List(l.Context(), vm, false)
+	all, err := l.engine.List(l.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	l.ok(err)
 	return all[0]
 }

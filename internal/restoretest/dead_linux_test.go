@@ -165,7 +165,7 @@ func TestImagesDieDuringTheSwap(t *testing.T) {
 
 	storage.set(false)
 	l.unlessAway(func() error {
-		_, err := l.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+		_, err := l.engine.Recover(t.Context(), engine.Target{VM: vm, Domain: vm})
 		return err
 	})
 	l.ok(l.h.Start(vm))

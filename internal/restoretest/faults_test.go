@@ -130,7 +130,7 @@ func TestEveryCallOfARestoreInPlaceFails(t *testing.T) {
 				l.fails(err, errInjected)
 			}
 			l.tidy()
-			_, err = l.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+			_, err = l.engine.Recover(t.Context(), engine.Target{VM: vm, Domain: vm})
 			l.ok(err)
 			l.ok(l.h.Start(vm))
 			l.sees(want)

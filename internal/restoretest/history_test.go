@@ -31,18 +31,18 @@ func TestDeletePendingParents(t *testing.T) {
 	l := newLab(t)
 	chain := l.chain(4)
 	for _, b := range []kvmbackup.Backup{chain[1], chain[0], chain[2]} {
-		_, err := l.engine.Delete(t.Context(), b.ID, false)
+		_, err := l.engine.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{})
 		l.ok(err)
 		dir := l.out()
 		_, err = l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir})
 		l.fails(err, kvmbackup.ErrStatus)
 		l.empty(dir)
-		_, err = l.engine.Verify(t.Context(), b.ID, false)
+		_, err = l.engine.Verify(t.Context(), b.ID, engine.VerifyOptions{})
 		l.fails(err, kvmbackup.ErrStatus)
 		l.restore(engine.RestoreRequest{Backup: chain[3].ID})
 		l.verified(chain[3], true)
 	}
-	_, err := l.engine.Delete(t.Context(), chain[3].ID, false)
+	_, err := l.engine.Delete(t.Context(), chain[3].ID, kvmbackup.DeleteOptions{})
 	l.ok(err)
 	_, err = l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: chain[3].ID, Dir: l.out()})
 	l.fails(err, kvmbackup.ErrNotFound)
@@ -247,7 +247,7 @@ func TestCancelledVerificationSaysNothing(t *testing.T) {
 			}
 			return nil
 		}
-		_, err := l.engine.Verify(ctx, b.ID, true)
+		_, err := l.engine.Verify(ctx, b.ID, engine.VerifyOptions{Content: true})
 		done = seen < nth
 		cancel()
 		if done {

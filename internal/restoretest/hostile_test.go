@@ -44,7 +44,7 @@ func (l *lab) refused(b kvmbackup.Backup, never ...string) {
 	ctx := l.Context()
 	dir := l.out()
 	_, restore := l.engine.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir})
-	r, verify := l.engine.Verify(ctx, b.ID, true)
+	r, verify := l.engine.Verify(ctx, b.ID, engine.VerifyOptions{Content: true})
 	_, open := l.engine.Open(ctx, engine.OpenRequest{Backup: b.ID, Dir: dir})
 	br, browse := l.engine.Browse(ctx, b.ID, "v-vda", filepath.Join(dir, "socket"))
 	if br != nil {
@@ -334,7 +334,7 @@ func TestLongCheck(t *testing.T) {
 	tool, err := qcow2.New(qcow2.Config{InspectTimeout: time.Millisecond}) // no process is that quick
 	l.ok(err)
 	l.images.checker = tool
-	_, err = l.engine.Verify(t.Context(), b.ID, false)
+	_, err = l.engine.Verify(t.Context(), b.ID, engine.VerifyOptions{})
 	l.ok(err)
 	_, err = l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: l.out()})
 	l.ok(err)
@@ -346,7 +346,7 @@ func TestLongCheck(t *testing.T) {
 		}
 		return nil
 	}
-	_, err = l.engine.Verify(ctx, b.ID, false)
+	_, err = l.engine.Verify(ctx, b.ID, engine.VerifyOptions{})
 	l.fails(err, given)
 }
 
@@ -363,7 +363,7 @@ func TestSlowCheckIsNoDamage(t *testing.T) {
 	}
 	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: l.out()})
 	l.fails(err, qcow2.ErrTimeout)
-	_, err = l.engine.Verify(t.Context(), b.ID, false)
+	_, err = l.engine.Verify(t.Context(), b.ID, engine.VerifyOptions{})
 	l.fails(err, qcow2.ErrTimeout)
 	if errors.Is(err, kvmbackup.ErrDamaged) || l.get(b.ID).Verification != nil {
 		t.Errorf("called damaged: %v, %+v", err, l.get(b.ID).Verification)

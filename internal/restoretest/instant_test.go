@@ -48,7 +48,7 @@ func TestOpenOverlays(t *testing.T) {
 	l.write("vda", 2, 1)
 	l.backup()
 	for i := len(chain) - 1; i >= 0; i-- {
-		_, err := l.engine.Delete(t.Context(), chain[i].ID, false)
+		_, err := l.engine.Delete(t.Context(), chain[i].ID, kvmbackup.DeleteOptions{})
 		l.ok(err)
 	}
 	for _, v := range opened.Volumes {
@@ -57,15 +57,15 @@ func TestOpenOverlays(t *testing.T) {
 			t.Errorf("the chain below %s: %v", v.Path, err)
 		}
 	}
-	last, err := l.engine.List(t.Context(), vm, false)
+	last, err := l.engine.List(t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	l.ok(err)
-	_, err = l.engine.Delete(t.Context(), last[0].ID, false)
+	_, err = l.engine.Delete(t.Context(), last[0].ID, kvmbackup.DeleteOptions{})
 	l.ok(err)
 	if got := l.get(b.ID).Status; got != kvmbackup.StatusDeletePending {
 		t.Fatalf("the open backup is %v", got)
 	}
-	l.ok(l.engine.CloseRestorePoint(t.Context(), b.ID, opened.HoldID))
-	if left, err := l.engine.List(t.Context(), vm, true); err != nil || len(left) > 0 {
+	l.ok(opened.Close(t.Context()))
+	if left, err := l.engine.List(t.Context(), kvmbackup.Query{VM: vm}); err != nil || len(left) > 0 {
 		t.Errorf("left after the close: %v, %v", left, err)
 	}
 	if _, err := os.Stat(filepath.Join(l.nas, vm)); !os.IsNotExist(err) {

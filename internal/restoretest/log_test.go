@@ -49,14 +49,14 @@ func TestLogLines(t *testing.T) {
 	l.ok(err)
 	_, err = cut.Backup(t.Context(), req)
 	l.fails(err, errUncommitted)
-	_, err = eng.Recover(t.Context(), vm, kvmbackup.DomainRef{})
+	_, err = eng.Recover(t.Context(), engine.Target{VM: vm})
 	l.ok(err)
 	_, err = eng.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: l.out()})
 	l.ok(err)
 	l.ok(l.h.Shutdown(vm))
 	_, err = eng.Restore(t.Context(), l.inPlace(b))
 	l.ok(err)
-	_, err = eng.Delete(t.Context(), b.ID, true)
+	_, err = eng.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{Subtree: true})
 	l.ok(err)
 
 	seen := map[string]bool{}

@@ -83,7 +83,7 @@ func (j childJob) engine(ctx context.Context) (*engine.Engine, error) {
 func (j childJob) do(ctx context.Context, e *engine.Engine) error {
 	if j.Backup == "" {
 		mark()
-		_, err := e.Recover(ctx, vm, kvmbackup.DomainRef{Name: vm, Disks: j.Disks})
+		_, err := e.Recover(ctx, engine.Target{VM: vm, Domain: vm, Disks: j.Disks})
 		return err
 	}
 	_, err := e.Restore(ctx, engine.RestoreRequest{Backup: j.Backup, InPlace: &engine.InPlace{Disks: j.Disks, Volumes: j.Volumes}})

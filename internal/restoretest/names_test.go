@@ -43,7 +43,7 @@ func TestLongestNames(t *testing.T) {
 	if b.Kind != kvmbackup.KindIncremental || len(b.Checkpoint) > 255 {
 		t.Fatalf("%v with the checkpoint %s", b.Kind, b.Checkpoint)
 	}
-	_, err = l.engine.Verify(t.Context(), b.ID, true)
+	_, err = l.engine.Verify(t.Context(), b.ID, engine.VerifyOptions{Content: true})
 	l.ok(err)
 	for _, format := range []qcow2.Format{qcow2.FormatQcow2, qcow2.FormatRaw} {
 		l.restore(engine.RestoreRequest{Backup: b.ID, Format: format})
@@ -54,7 +54,7 @@ func TestLongestNames(t *testing.T) {
 	l.ok(l.h.Shutdown(name))
 	l.restore(engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: req.Volumes}})
 	for _, id := range []kvmbackup.BackupID{b.ID, b.ParentID} {
-		_, err = l.engine.Delete(t.Context(), id, false)
+		_, err = l.engine.Delete(t.Context(), id, kvmbackup.DeleteOptions{})
 		l.ok(err)
 	}
 }
@@ -75,7 +75,7 @@ func TestTooLongNames(t *testing.T) {
 	refused(err)
 	_, err = l.engine.Backup(t.Context(), engine.BackupRequest{VM: vm, Volumes: []engine.Volume{{ID: kvmbackup.VolumeID(long), Device: "vda"}}})
 	refused(err)
-	all, err := l.engine.List(t.Context(), "", true)
+	all, err := l.engine.List(t.Context(), kvmbackup.Query{})
 	if l.ok(err); len(all) > 0 {
 		t.Errorf("recorded: %v", all)
 	}

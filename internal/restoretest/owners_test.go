@@ -107,7 +107,7 @@ func TestWhatWaitsForAnotherVM(t *testing.T) {
 		l.ok(os.WriteFile(path, []byte("another VM's"), 0o600))
 	}
 	l.ok(os.Remove(image))
-	_, err := l.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+	_, err := l.engine.Recover(t.Context(), engine.Target{VM: vm, Domain: vm})
 	l.ok(err)
 	if _, err := os.Stat(image); !os.IsNotExist(err) {
 		t.Errorf("something was put back: %v", err)
@@ -155,7 +155,7 @@ func TestSwapOfAnEarlierVersion(t *testing.T) {
 	image := l.source("vda")
 	l.ok(os.Rename(image, waiting(image, vm, "old")))
 	l.ok(os.WriteFile(waiting(image, vm, "new"), []byte("half of it"), 0o600))
-	_, err = now.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm})
+	_, err = now.Recover(t.Context(), engine.Target{VM: vm, Domain: vm})
 	l.ok(err)
 	if _, err := os.Stat(image); err != nil {
 		t.Error(err)

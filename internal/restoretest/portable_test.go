@@ -53,7 +53,7 @@ func TestTheFolderIsEnough(t *testing.T) {
 		}
 		l.restoresAll(e)
 		for id := range l.held {
-			if r, err := e.Verify(t.Context(), id, true); err != nil || !r.OK() {
+			if r, err := e.Verify(t.Context(), id, engine.VerifyOptions{Content: true}); err != nil || !r.OK() {
 				t.Errorf("verify: %v", err)
 			}
 		}
@@ -158,7 +158,7 @@ func TestOtherRepository(t *testing.T) {
 	e := l.otherHost(other, l.store)
 	_, err = e.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: l.out()})
 	l.fails(err, kvmbackup.ErrOtherRepository)
-	_, err = e.Verify(t.Context(), b.ID, true)
+	_, err = e.Verify(t.Context(), b.ID, engine.VerifyOptions{Content: true})
 	l.fails(err, kvmbackup.ErrOtherRepository)
 	_, err = e.Open(t.Context(), engine.OpenRequest{Backup: b.ID, Dir: l.out()})
 	l.fails(err, kvmbackup.ErrOtherRepository)

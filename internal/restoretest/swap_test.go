@@ -31,7 +31,7 @@ func TestOldImagesAreNoWayBack(t *testing.T) {
 	l.ok(os.Remove(lost))
 	_, err = l.engine.Restore(t.Context(), l.inPlace(b, "vdb"))
 	l.fails(err, kvmbackup.ErrTargetExists)
-	if _, err := l.engine.Recover(t.Context(), vm, kvmbackup.DomainRef{Name: vm}); err == nil {
+	if _, err := l.engine.Recover(t.Context(), engine.Target{VM: vm, Domain: vm}); err == nil {
 		t.Error("recovery says nothing of it")
 	}
 	if now, err := os.Stat(l.source("vda")); err != nil || !os.SameFile(kept, now) {
@@ -50,7 +50,7 @@ func TestOldImagesAreRemoved(t *testing.T) {
 	for name, next := range map[string]func(l *lab){
 		"a backup": func(l *lab) { l.backup() },
 		"recovery": func(l *lab) {
-			_, err := l.engine.Recover(l.Context(), vm, kvmbackup.DomainRef{}) // the name is in the records
+			_, err := l.engine.Recover(l.Context(), engine.Target{VM: vm}) // the name is in the records
 			l.ok(err)
 		},
 	} {

@@ -22,7 +22,7 @@ import (
 func (l *lab) verified(b kvmbackup.Backup, content bool) engine.VerifyReport {
 	l.Helper()
 	before := time.Now().Add(-time.Millisecond)
-	r, err := l.engine.Verify(l.Context(), b.ID, content)
+	r, err := l.engine.Verify(l.Context(), b.ID, engine.VerifyOptions{Content: content})
 	l.ok(err)
 	v := l.get(b.ID).Verification
 	if !r.OK() || r.NoDigests != (content && r.Digests == 0) || v == nil || !v.OK || v.Content != (content && r.Digests > 0) || v.At.Before(before) || v.Problem != "" {
@@ -34,7 +34,7 @@ func (l *lab) verified(b kvmbackup.Backup, content bool) engine.VerifyReport {
 // damaged wants a verification to find something, to say so in the record, and every problem's backups.
 func (l *lab) damaged(b kvmbackup.Backup, content bool) engine.VerifyReport {
 	l.Helper()
-	r, err := l.engine.Verify(l.Context(), b.ID, content)
+	r, err := l.engine.Verify(l.Context(), b.ID, engine.VerifyOptions{Content: content})
 	l.fails(err, kvmbackup.ErrDamaged)
 	v := l.get(b.ID).Verification
 	if r.OK() || r.NoDigests && r.Digests > 0 || v == nil || v.OK || v.Content != (content && r.Digests > 0) || v.Problem != r.Problems[0].Detail {
@@ -128,7 +128,7 @@ func TestFlippedBytes(t *testing.T) {
 		for _, at := range offsets {
 			bit := byte(1) << rng.IntN(8)
 			flip(t, path, at, bit)
-			r, err := l.engine.Verify(t.Context(), chain[2].ID, true)
+			r, err := l.engine.Verify(t.Context(), chain[2].ID, engine.VerifyOptions{Content: true})
 			flip(t, path, at, bit)
 			if err == nil || r.OK() {
 				t.Fatalf("bit %#x at %d of %s was not found", bit, at, path)
@@ -156,7 +156,7 @@ func TestFlippedBytes(t *testing.T) {
 		for at := rng.IntN(5); at < len(data); at += 1 + rng.IntN(5) { // other bytes in each run: all of them take long
 			bit := byte(1) << rng.IntN(8)
 			flip(t, path, int64(at), bit)
-			r, err := quick.Verify(t.Context(), chain[2].ID, false)
+			r, err := quick.Verify(t.Context(), chain[2].ID, engine.VerifyOptions{})
 			flip(t, path, int64(at), bit)
 			if err == nil || len(r.Problems) != 1 {
 				t.Fatalf("bit %#x at %d of %s: %v, %+v", bit, at, path, err, r.Problems)

@@ -26,7 +26,7 @@ func BenchmarkFull(b *testing.B) {
 func (a *app) full(g *guest) cost {
 	g.lab.Helper()
 	c, b := a.backup(g, kvmbackup.KindFull)
-	_, err := a.engine.Delete(g.lab.Context(), b.ID, true)
+	_, err := a.engine.Delete(g.lab.Context(), b.ID, kvmbackup.DeleteOptions{Subtree: true})
 	g.lab.must(err)
 	return c
 }

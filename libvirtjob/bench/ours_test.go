@@ -40,7 +40,7 @@ func openApp(ctx context.Context, dir, uri string) (*app, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.hypervisor, err = libvirtjob.Open(uri, libvirtjob.Config{Images: images}); err != nil {
+	if a.hypervisor, err = libvirtjob.Open(ctx, uri, libvirtjob.Config{Images: images}); err != nil {
 		return nil, err
 	}
 	a.engine, err = engine.New(engine.Config{Store: store, Repository: a.repo, Executor: a.hypervisor, Images: images})

@@ -37,7 +37,7 @@ func BenchmarkDepth(b *testing.B) {
 		}
 	})
 	b.Run("restore", func(b *testing.B) {
-		all, err := a.engine.List(b.Context(), g.vm(), false)
+		all, err := a.engine.List(b.Context(), kvmbackup.Query{VM: g.vm(), Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 		l.must(err)
 		b.ReportMetric(0, "ns/op")
 		places := append([]int{1}, depths...)

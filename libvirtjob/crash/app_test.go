@@ -72,7 +72,7 @@ func openApp(t *testing.T, g *guest, dir string, s setup) *app {
 	a.store = a.openStore()
 	a.cfg = engine.Config{
 		Store: gatedStore{a.store, a.gate}, Repository: gatedRepository{a.repo, a.gate}, Executor: a.exec,
-		Images: gatedImages{a.images, a.gate}, ReserveBytes: -1,
+		Images: gatedImages{a.images, a.gate}, ReserveBytes: engine.NoReserve,
 		Prefix: kvmbackup.DefaultPrefix, // of all repositories that the runs on one guest make
 	}
 	if s.config != nil {
@@ -91,7 +91,7 @@ func (a *app) hypervisor(uri string) *libvirtjob.Executor {
 	if uri == "" {
 		e, err = libvirtjob.New(a.guest.conn, cfg)
 	} else {
-		e, err = libvirtjob.Open(uri, cfg)
+		e, err = libvirtjob.Open(a.ctx, uri, cfg)
 	}
 	a.must(err)
 	a.Cleanup(func() { _ = e.Close() })

@@ -105,7 +105,7 @@ func pendingParents(a *app) {
 
 func deleteAt(i int) func(*app) error {
 	return func(a *app) error {
-		_, err := a.engine.Delete(a.ctx, a.records()[i].ID, false)
+		_, err := a.engine.Delete(a.ctx, a.records()[i].ID, kvmbackup.DeleteOptions{})
 		return err
 	}
 }
@@ -123,7 +123,7 @@ func deletedNewest(a *app, next kvmbackup.Backup) {
 		if len(removals) != 0 || len(records) != 4 {
 			a.Errorf("%d records and %d removals after a deletion that was not begun", len(records), len(removals))
 		}
-		_, err := a.engine.Delete(a.ctx, records[2].ID, true)
+		_, err := a.engine.Delete(a.ctx, records[2].ID, kvmbackup.DeleteOptions{Subtree: true})
 		a.must(err)
 		return
 	}
@@ -166,7 +166,7 @@ func (c crashCase) settle(a *app, byRecover bool) {
 	a.Helper()
 	cut := a.cut // then bitmaps are lost, and the next backup is full
 	if byRecover {
-		found, err := a.engine.Recover(a.ctx, a.vm(), kvmbackup.DomainRef{Name: a.guest.name})
+		found, err := a.engine.Recover(a.ctx, engine.Target{VM: a.vm(), Domain: a.guest.name})
 		a.must(err)
 		a.Logf("recovered: %v", found)
 		if c.outcome != "" && (len(found) != 1 || found[0].Outcome != c.outcome) {

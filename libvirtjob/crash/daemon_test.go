@@ -38,7 +38,7 @@ func TestCrashOfTheDaemonDuringAJob(t *testing.T) {
 	t.Log(err)
 	h.StartDaemon(t)
 	g.conn = h.Conn
-	found, err := a.engine.Recover(a.ctx, a.vm(), kvmbackup.DomainRef{})
+	found, err := a.engine.Recover(a.ctx, engine.Target{VM: a.vm()})
 	a.must(err)
 	if len(found) != 1 || found[0].Outcome != engine.RecoveryFollowed {
 		t.Errorf("recovered: %v", found)

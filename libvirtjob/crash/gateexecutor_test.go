@@ -2,6 +2,7 @@ package crash_test
 
 import (
 	"context"
+	"errors"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
@@ -54,7 +55,7 @@ func (e gatedExecutor) job(j kvmbackup.Job, err error) (kvmbackup.Job, error) {
 	case err == nil:
 		return gatedJob{j, e.g}, nil
 	case j != nil:
-		return nil, errClosed(err, j)
+		return nil, errors.Join(err, j.Close(context.Background()))
 	}
 	return nil, err
 }
@@ -71,8 +72,8 @@ func (e gatedExecutor) Resume(ctx context.Context, d kvmbackup.DomainRef) error 
 	return do(e.g, "Executor.Resume", func() error { return e.in.Resume(ctx, d) })
 }
 
-func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, secrets bool) (kvmbackup.Definition, error) {
-	return through(e.g, "Executor.Definition", func() (kvmbackup.Definition, error) { return e.in.Definition(ctx, d, secrets) })
+func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
+	return through(e.g, "Executor.Definition", func() (kvmbackup.Definition, error) { return e.in.Definition(ctx, d, opts) })
 }
 
 type gatedJob struct {
@@ -98,7 +99,9 @@ func (j gatedJob) SetBandwidth(ctx context.Context, n int64) error {
 	return do(j.g, "Job.SetBandwidth", func() error { return j.in.SetBandwidth(ctx, n) })
 }
 
-func (j gatedJob) Close() error { return do(j.g, "Job.Close", j.in.Close) }
+func (j gatedJob) Close(ctx context.Context) error {
+	return do(j.g, "Job.Close", func() error { return j.in.Close(ctx) })
+}
 
 type gatedImages struct {
 	in *qcow2.Tool

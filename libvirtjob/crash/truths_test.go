@@ -30,7 +30,7 @@ func (a *app) inOrder() {
 			a.Errorf("file %s is left beside the images", f)
 		}
 	}
-	d, err := a.engine.Inspect(a.ctx, a.request())
+	d, err := a.engine.Inspect(a.ctx, a.request().Target())
 	a.must(err)
 	for _, f := range d.Findings {
 		if f.Repair != "" {
@@ -170,7 +170,7 @@ func (a *app) restoreAll() {
 			}
 		}
 		a.must(os.RemoveAll(dir))
-		report, err := a.engine.Verify(a.ctx, b.ID, false)
+		report, err := a.engine.Verify(a.ctx, b.ID, engine.VerifyOptions{})
 		a.must(err)
 		if !report.OK() {
 			a.Errorf("verification of backup %d: %v", b.Sequence, report.Problems)

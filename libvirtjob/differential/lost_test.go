@@ -30,7 +30,7 @@ func (e losingExecutor) PrepareJob(ctx context.Context, dom kvmbackup.DomainRef,
 		return nil, err
 	}
 	if err := e.c.lost("PrepareJob"); err != nil {
-		must(j.Close())
+		must(j.Close(ctx))
 		return nil, err
 	}
 	return losingJob{j, e.c}, nil

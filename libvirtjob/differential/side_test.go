@@ -68,7 +68,7 @@ func newSide(ctx context.Context, t *testing.T, name string, h host, tail int64)
 		must(err)
 		c.engine, err = engine.New(engine.Config{
 			Store: losingStore{c.store, c}, Repository: losingRepository{c.repo, c}, Executor: losingExecutor{s.exec, c},
-			Images: h.images(), Prefix: prefix, ReserveBytes: -1, OnEvent: c.event,
+			Images: h.images(), Prefix: prefix, ReserveBytes: engine.NoReserve, OnEvent: c.event,
 		})
 		must(err)
 		s.consumers = append(s.consumers, c)
@@ -121,11 +121,11 @@ func (s *side) operate(p *play, verb string, words []string) string {
 	case "delete":
 		text = s.delete(c, words)
 	case "forget":
-		text = class(c.engine.Forget(s.ctx, kvmbackup.VMID(s.domain), s.ref(p)))
+		text = class(c.engine.Forget(s.ctx, s.request(p).Target()))
 	case "require-full":
-		text = class(c.engine.RequireFull(s.ctx, kvmbackup.VMID(s.domain)))
+		text = class(c.engine.RequireFull(s.ctx, engine.Target{VM: kvmbackup.VMID(s.domain)}))
 	case "recover":
-		settled, err := c.engine.Recover(s.ctx, kvmbackup.VMID(s.domain), s.ref(p))
+		settled, err := c.engine.Recover(s.ctx, s.request(p).Target())
 		for _, r := range settled {
 			text += string(r.Outcome) + ", "
 		}
@@ -256,7 +256,7 @@ func (s *side) restore(p *play, c *consumer, words []string) string {
 
 // pick returns one of the backups that are offered.
 func (s *side) pick(c *consumer, words []string) (kvmbackup.Backup, bool) {
-	offered, err := c.engine.List(s.ctx, kvmbackup.VMID(s.domain), false)
+	offered, err := c.engine.List(s.ctx, kvmbackup.Query{VM: kvmbackup.VMID(s.domain), Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	must(err)
 	if len(offered) == 0 {
 		return kvmbackup.Backup{}, false
@@ -280,7 +280,7 @@ func (s *side) delete(c *consumer, words []string) string {
 	if !ok {
 		return "nothing to delete"
 	}
-	plan, err := c.engine.Delete(s.ctx, b.ID, slices.Contains(words, "force"))
+	plan, err := c.engine.Delete(s.ctx, b.ID, kvmbackup.DeleteOptions{Subtree: slices.Contains(words, "force")})
 	return fmt.Sprintf("delete: %d go, %d wait, clears active %v: %s", len(plan.Remove), len(plan.Pending), plan.ClearsActive, class(err))
 }
 
@@ -454,7 +454,7 @@ func (s *side) active(c *consumer) string {
 
 // verify reads every backup that is offered, restores the newest, and compares them with what the disks held.
 func (s *side) verify(c *consumer) {
-	offered, err := c.engine.List(s.ctx, kvmbackup.VMID(s.domain), false)
+	offered, err := c.engine.List(s.ctx, kvmbackup.Query{VM: kvmbackup.VMID(s.domain), Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	must(err)
 	for _, b := range offered {
 		for _, v := range b.Volumes {

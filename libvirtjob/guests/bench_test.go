@@ -146,7 +146,7 @@ func (b *bench) backup(req engine.BackupRequest) kvmbackup.Backup {
 // active one.
 func (b *bench) wantClean(g *guest) {
 	b.Helper()
-	all, err := b.engine.List(b.ctx, kvmbackup.VMID(g.name), true)
+	all, err := b.engine.List(b.ctx, kvmbackup.Query{VM: kvmbackup.VMID(g.name)})
 	b.must(err)
 	for _, r := range all {
 		if r.Status == kvmbackup.StatusRunning {

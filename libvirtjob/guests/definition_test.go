@@ -33,7 +33,7 @@ func (b *bench) sideFile(bk kvmbackup.Backup, name string) []byte {
 func (b *bench) bootCopy(g *guest, bk kvmbackup.Backup, volumes []engine.RestoredVolume) *guest {
 	b.Helper()
 	c := newGuest(b)
-	definition, err := libvirtjob.RewriteDefinition(b.sideFile(bk, repository.DomainXMLName), libvirtjob.DefinitionOptions{
+	definition, err := libvirtjob.RewriteDefinition(b.sideFile(bk, repository.DomainXMLName), libvirtjob.RewriteOptions{
 		Name: c.name, UUID: c.uuid, Disks: libvirtjob.Disks(volumes), NewMACs: true,
 	})
 	b.must(err)
@@ -93,7 +93,7 @@ func TestUEFI(t *testing.T) {
 	b.must(err)
 	restored := filepath.Join(t.TempDir(), "restored_VARS.fd")
 	b.must(os.WriteFile(restored, saved, 0o600))
-	o := libvirtjob.DefinitionOptions{Name: name + "-restored", NewUUID: true, Disks: libvirtjob.Disks(out.Volumes)}
+	o := libvirtjob.RewriteOptions{Name: name + "-restored", NewUUID: true, Disks: libvirtjob.Disks(out.Volumes)}
 	_, err = libvirtjob.RewriteDefinition(b.sideFile(bk, repository.DomainXMLName), o)
 	b.wantErr(err, kvmbackup.ErrInvalid) // it would use the original's
 	o.NVRAM = restored

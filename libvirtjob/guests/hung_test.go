@@ -33,7 +33,7 @@ func TestHungQEMU(t *testing.T) {
 	})
 	b.wantRunning(vm)
 	for name, f := range map[string]func() error{
-		"recovery": func() error { _, err := b.engine.Recover(b.ctx, vm, kvmbackup.DomainRef{}); return err },
+		"recovery": func() error { _, err := b.engine.Recover(b.ctx, engine.Target{VM: vm}); return err },
 		"a backup": func() error { _, err := b.engine.Backup(b.ctx, engine.BackupRequest{VM: vm}); return err },
 		"a plan":   func() error { _, err := b.engine.Plan(b.ctx, engine.BackupRequest{VM: vm}); return err },
 	} {
@@ -50,7 +50,7 @@ func TestHungQEMU(t *testing.T) {
 	goOn()
 	settled()
 	b.limits(0, 0, 0)
-	b.recovered(vm, kvmbackup.DomainRef{})
+	b.recovered(engine.Target{VM: vm})
 	b.backup(engine.BackupRequest{VM: vm})
 }
 

@@ -44,7 +44,7 @@ func TestOpen(t *testing.T) {
 
 	b = restart()
 	for _, id := range []kvmbackup.BackupID{incr.ID, full.ID} {
-		_, err := b.engine.Delete(b.ctx, id, false)
+		_, err := b.engine.Delete(b.ctx, id, kvmbackup.DeleteOptions{})
 		b.must(err)
 		if got, err := b.engine.Get(b.ctx, id); err != nil || got.Status != kvmbackup.StatusDeletePending {
 			t.Errorf("the deleted backup is %v, %v", got.Status, err)
@@ -55,7 +55,7 @@ func TestOpen(t *testing.T) {
 	}
 	c.run("echo 3 >/proc/sys/vm/drop_caches; sha256sum /vda/opened")
 	destroy(connection(t), c.name)
-	b.must(b.engine.CloseRestorePoint(b.ctx, incr.ID, opened.HoldID))
+	b.must(opened.Close(b.ctx))
 	for _, id := range []kvmbackup.BackupID{incr.ID, full.ID} {
 		_, err := b.engine.Get(b.ctx, id)
 		b.wantErr(err, kvmbackup.ErrNotFound)
@@ -99,7 +99,7 @@ func TestBrowse(t *testing.T) {
 	if out, err := exec.Command("qemu-io", "-f", "raw", "-c", "write 0 512", url).CombinedOutput(); !errors.As(err, &exit) {
 		t.Errorf("the export can be written: %s", out)
 	}
-	_, err = b.engine.Delete(b.ctx, bk.ID, false)
+	_, err = b.engine.Delete(b.ctx, bk.ID, kvmbackup.DeleteOptions{})
 	b.must(err)
 	b.must(br.Close(b.ctx))
 	_, err = b.engine.Get(b.ctx, bk.ID)

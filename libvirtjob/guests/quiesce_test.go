@@ -210,7 +210,7 @@ func (b *bench) wantUnquiesced(g *guest, vm kvmbackup.VMID, limit time.Duration)
 
 func (b *bench) statuses(vm kvmbackup.VMID) []kvmbackup.Status {
 	b.Helper()
-	all, err := b.engine.List(b.ctx, vm, true)
+	all, err := b.engine.List(b.ctx, kvmbackup.Query{VM: vm})
 	b.must(err)
 	var out []kvmbackup.Status
 	for _, r := range all {

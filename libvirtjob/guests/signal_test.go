@@ -178,7 +178,7 @@ func TestHelperRecovers(t *testing.T) {
 	b := helperBench(t, dir)
 	g.waitAgent()
 	fmt.Printf("\nfrozen: %v\n", g.frozen())
-	found, err := b.engine.Recover(b.ctx, kvmbackup.VMID(g.name), g.ref())
+	found, err := b.engine.Recover(b.ctx, engine.Target{VM: kvmbackup.VMID(g.name), DomainUUID: g.uuid})
 	b.must(err)
 	for _, r := range found {
 		fmt.Printf("\nrecovered: %s, frozen: %v\n", r.Outcome, g.frozen())

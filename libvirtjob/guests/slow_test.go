@@ -158,7 +158,7 @@ func TestDeadRepository(t *testing.T) {
 		}
 		// The limit can be set only once the job runs. On a busy machine that may be too late for a job that is to be caught.
 		nas.goOn()
-		b.recovered(vm, g.ref())
+		b.recovered(engine.Target{VM: vm, Domain: g.name, DomainUUID: g.uuid})
 		err = stalled()
 	}
 	b.wantErr(err, kvmbackup.ErrJobStuck)
@@ -169,7 +169,7 @@ func TestDeadRepository(t *testing.T) {
 
 	// While it hangs every call returns, and other VMs and repositories go on.
 	within(t, 10*time.Second, "recovery while it hangs", func() {
-		found, err := b.engine.Recover(b.ctx, vm, g.ref())
+		found, err := b.engine.Recover(b.ctx, engine.Target{VM: vm, Domain: g.name, DomainUUID: g.uuid})
 		if err == nil {
 			t.Errorf("recovery found %+v", found)
 		}
@@ -185,7 +185,7 @@ func TestDeadRepository(t *testing.T) {
 	within(t, 10*time.Second, "a deletion while it hangs", func() {
 		ctx, cancel := context.WithTimeoutCause(b.ctx, time.Second, errStop)
 		defer cancel()
-		_, err := b.engine.Delete(ctx, full.ID, false)
+		_, err := b.engine.Delete(ctx, full.ID, kvmbackup.DeleteOptions{})
 		t.Log(err)
 	})
 	settled := otherVM(t)
@@ -193,7 +193,7 @@ func TestDeadRepository(t *testing.T) {
 	nas.goOn()
 	settled()
 	b.limits(0, 0, 0)
-	b.recovered(vm, g.ref())
+	b.recovered(engine.Target{VM: vm, Domain: g.name, DomainUUID: g.uuid})
 	b.wantClean(g)
 	got := b.backup(engine.BackupRequest{VM: vm, Quiesce: engine.QuiesceRequire})
 	t.Logf("%v because %v", got.Kind, got.Reasons)
@@ -218,16 +218,16 @@ func otherVM(t *testing.T) (settled func()) {
 	})
 	return func() {
 		b.limits(0, 0, 0)
-		b.recovered(req.VM, kvmbackup.DomainRef{})
+		b.recovered(engine.Target{VM: req.VM})
 		b.backup(req)
 	}
 }
 
 // recovered recovers until it succeeds: at first, calls that hung may not have ended yet.
-func (b *bench) recovered(vm kvmbackup.VMID, domain kvmbackup.DomainRef) {
+func (b *bench) recovered(vm engine.Target) {
 	b.Helper()
 	eventually(b, "all is settled", func() bool {
-		found, err := b.engine.Recover(b.ctx, vm, domain)
+		found, err := b.engine.Recover(b.ctx, vm)
 		b.Logf("recovery: %+v, %v", found, err)
 		return err == nil
 	})
@@ -264,7 +264,7 @@ func TestCancelDuringHang(t *testing.T) {
 	})
 	b.wantRunning(vm)
 	nas.goOn()
-	b.recovered(vm, g.ref())
+	b.recovered(engine.Target{VM: vm, Domain: g.name, DomainUUID: g.uuid})
 	b.backup(engine.BackupRequest{VM: vm})
 	b.wantClean(g)
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // A chain of backups over two disks, with writes that overlap and a restart in between.
@@ -81,7 +82,7 @@ func (s *story) deleteAll() {
 		if newest {
 			at = len(s.taken) - 1
 		}
-		_, err := s.engine.Delete(s.ctx, s.taken[at].ID, false)
+		_, err := s.engine.Delete(s.ctx, s.taken[at].ID, kvmbackup.DeleteOptions{})
 		s.must(err)
 		s.taken = slices.Delete(s.taken, at, at+1)
 		s.inOrder()
@@ -103,7 +104,7 @@ func TestDigests(t *testing.T) {
 	for i := range int64(3) {
 		s.write("vda", byte(0x11+i), 2*i, 4)
 		b := s.backupBy(s.consumer, req)
-		report, err := s.engine.Verify(s.ctx, b.ID, true)
+		report, err := s.engine.Verify(s.ctx, b.ID, engine.VerifyOptions{Content: true})
 		if s.must(err); !report.OK() || report.Digests == 0 {
 			t.Errorf("report is %+v", report)
 		}
@@ -112,7 +113,7 @@ func TestDigests(t *testing.T) {
 	// A byte is flipped in the newest file, where nothing but a digest can tell.
 	b := s.taken[2]
 	s.run("qemu-io", "-c", "write -q -P 0x99 5M 512", s.dir+"/"+b.Path+"/"+b.Volumes[0].File)
-	report, err := s.engine.Verify(s.ctx, b.ID, true)
+	report, err := s.engine.Verify(s.ctx, b.ID, engine.VerifyOptions{Content: true})
 	if !errors.Is(err, kvmbackup.ErrDamaged) || report.OK() {
 		t.Errorf("report is %+v, %v", report, err)
 	}
@@ -143,7 +144,7 @@ func TestManyGuests(t *testing.T) {
 	}
 	for _, s := range all {
 		s.inOrder()
-		list, err := s.engine.List(s.ctx, s.vm(), false)
+		list, err := s.engine.List(s.ctx, kvmbackup.Query{VM: s.vm(), Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 		if s.must(err); len(list) != 3 || list[2].Position != 2 {
 			t.Errorf("%s has %d backups", s.vm(), len(list))
 		}

@@ -27,7 +27,7 @@ func found(d engine.Diagnosis) []engine.FindingCode {
 func (s *story) finds(want ...engine.FindingCode) engine.Diagnosis {
 	s.Helper()
 	before := s.everything()
-	d, err := s.engine.Inspect(s.ctx, s.request())
+	d, err := s.engine.Inspect(s.ctx, s.request().Target())
 	s.must(err)
 	if after := s.everything(); !slices.Equal(before, after) {
 		s.Errorf("the inspection has changed something: %q, was %q", after, before)
@@ -39,7 +39,7 @@ func (s *story) finds(want ...engine.FindingCode) engine.Diagnosis {
 // repair repairs and checks what the doctor still reports afterwards.
 func (s *story) repair(left ...engine.FindingCode) {
 	s.Helper()
-	d, err := s.engine.Repair(s.ctx, s.request())
+	d, err := s.engine.Repair(s.ctx, s.request().Target())
 	s.must(err)
 	s.wantCodes("Repair leaves", d, left...)
 }
@@ -196,10 +196,10 @@ func TestDoctorOnDisks(t *testing.T) {
 	s.finds()
 	s.guest.Destroy()
 	s.must(os.Rename(moved, moved+".away"))
-	d, err := s.engine.Inspect(s.ctx, s.request())
+	d, err := s.engine.Inspect(s.ctx, s.request().Target())
 	s.must(err)
 	s.wantCodes("without an image", d, engine.FindingUnreadable)
-	s.must(s.engine.Forget(s.ctx, s.vm(), s.ref())) // what is left of it
+	s.must(s.engine.Forget(s.ctx, s.request().Target())) // what is left of it
 	s.must(os.Rename(moved+".away", moved))
 	s.finds(engine.FindingStaleCheckpoint)
 	s.repair()
@@ -275,7 +275,7 @@ func TestDoctorOnFolders(t *testing.T) {
 	s.restoreAll()
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.incremental()
-	if _, err := s.engine.Delete(s.ctx, first.ID, false); err != nil {
+	if _, err := s.engine.Delete(s.ctx, first.ID, kvmbackup.DeleteOptions{}); err != nil {
 		t.Error(err)
 	}
 	s.taken = s.taken[1:]

@@ -155,7 +155,7 @@ func TestEncryptedUndo(t *testing.T) {
 	_, err := broken.Backup(s.ctx, s.request())
 	s.wantErr(err, kvmbackup.ErrJobFailed)
 	s.Log(err)
-	records, err := s.engine.List(s.ctx, s.vm(), true)
+	records, err := s.engine.List(s.ctx, kvmbackup.Query{VM: s.vm()})
 	s.must(err)
 	if last := records[len(records)-1]; last.Status != kvmbackup.StatusFailed {
 		t.Errorf("record %s is %v", last.ID, last.Status)

@@ -35,9 +35,9 @@ func TestForeignCheckpoints(t *testing.T) {
 	s.start()
 	s.write("vdb", 0x31, 1, 4)
 	s.incremental()
-	_, err := s.engine.Repair(s.ctx, s.request())
+	_, err := s.engine.Repair(s.ctx, s.request().Target())
 	s.must(err)
-	s.must(s.engine.Forget(s.ctx, s.vm(), s.ref()))
+	s.must(s.engine.Forget(s.ctx, s.request().Target()))
 	s.wantForeign(theirs)
 	s.restoreAll()
 }
@@ -160,7 +160,7 @@ func TestTwoBackupsAtOnce(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda")})
 	s.write("vda", 0x11, 0, 4)
-	impatient := s.cfgWith(func(c *engine.Config) { c.LeaseWait = -1 })
+	impatient := s.cfgWith(func(c *engine.Config) { c.LeaseWait = engine.NoWait })
 	req := s.request()
 	var took time.Duration
 	var second error
@@ -226,7 +226,7 @@ func TestTwoConsumers(t *testing.T) {
 		want(b, kvmbackup.KindIncremental)
 		want(a, kvmbackup.KindIncremental)
 
-		s.must(a.engine.Forget(s.ctx, s.vm(), s.ref()))
+		s.must(a.engine.Forget(s.ctx, s.request().Target()))
 		if got := s.owned(a); len(got) != 0 {
 			t.Errorf("%q are left", got)
 		}
@@ -270,7 +270,7 @@ func TestForget(t *testing.T) {
 		forget := func() {
 			t.Helper()
 			for range 2 {
-				s.must(s.engine.Forget(s.ctx, s.vm(), s.ref()))
+				s.must(s.engine.Forget(s.ctx, s.request().Target()))
 			}
 			if got := s.owned(s.consumer); len(got) != 0 || s.record().ActiveCheckpoint != "" {
 				t.Errorf("%q are left, active is %q", got, s.record().ActiveCheckpoint)
@@ -297,7 +297,7 @@ func TestDeleteNewest(t *testing.T) {
 	first := s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 0, 4)
 	second := s.incremental()
-	_, err := s.engine.Delete(s.ctx, second.ID, false)
+	_, err := s.engine.Delete(s.ctx, second.ID, kvmbackup.DeleteOptions{})
 	s.must(err)
 	s.taken = s.taken[:1]
 	s.inOrder()
@@ -306,12 +306,12 @@ func TestDeleteNewest(t *testing.T) {
 	third := s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.incremental()
 	// The parent waits for its child.
-	_, err = s.engine.Delete(s.ctx, third.ID, false)
+	_, err = s.engine.Delete(s.ctx, third.ID, kvmbackup.DeleteOptions{})
 	s.must(err)
 	s.inOrder()
 	s.write("vda", 0x41, 2, 4)
 	s.incremental()
-	_, err = s.engine.Delete(s.ctx, first.ID, false)
+	_, err = s.engine.Delete(s.ctx, first.ID, kvmbackup.DeleteOptions{})
 	s.must(err)
 	s.inOrder()
 	s.taken = s.taken[2:]
@@ -328,7 +328,7 @@ func TestDeleteNewestUnderASnapshot(t *testing.T) {
 		s.start()
 		s.guest.Snapshot("vda", "s1")
 		s.guest.Kill9()
-		_, err := s.engine.Delete(s.ctx, s.taken[0].ID, false)
+		_, err := s.engine.Delete(s.ctx, s.taken[0].ID, kvmbackup.DeleteOptions{})
 		s.must(err)
 		s.taken = nil
 		if got := s.owned(s.consumer); len(got) > 0 {
@@ -371,14 +371,14 @@ func TestTemplateKeepsItsBitmaps(t *testing.T) {
 		t.Errorf("the backup is %v because %v", b.Kind, b.Reasons)
 	}
 	one.restore(one.consumer, taken{b, map[kvmbackup.VolumeID]*model{"vol-vda": one.guest.Model("vda")}})
-	found, err := one.engine.Inspect(one.ctx, one.request())
+	found, err := one.engine.Inspect(one.ctx, one.request().Target())
 	one.must(err)
 	one.wantCodes("on a template", found, engine.FindingForeignCheckpoint)
 	other.guest.Destroy()
 	_, err = other.engine.Backup(other.ctx, other.request())
 	other.must(err)
-	other.must(other.engine.Forget(other.ctx, other.vm(), other.ref()))
-	one.must(one.engine.Forget(one.ctx, one.vm(), one.ref()))
+	other.must(other.engine.Forget(other.ctx, other.request().Target()))
+	one.must(one.engine.Forget(one.ctx, one.request().Target()))
 	if after := old.run("sha256sum", template); after != before {
 		t.Errorf("the template has changed; its bitmaps are now %v", old.guest.Bitmaps("vda"))
 	}

@@ -22,7 +22,7 @@ func TestDeleteAfterForget(t *testing.T) {
 	if err := s.guest.Domain().UndefineFlags(0); !errors.Is(err, libvirt.ERR_OPERATION_INVALID) {
 		t.Fatalf("undefine with a checkpoint: %v", err)
 	}
-	s.must(s.engine.Forget(s.ctx, s.vm(), s.ref()))
+	s.must(s.engine.Forget(s.ctx, s.request().Target()))
 	s.must(s.guest.Domain().UndefineFlags(0))
 	if bitmaps := s.foreign(); len(bitmaps) > 0 || !s.gone() {
 		t.Errorf("left are %v", bitmaps)
@@ -71,7 +71,7 @@ func TestRename(t *testing.T) {
 		t.Errorf("%v are listed", listed)
 	}
 	// Under its new name alone it is another VM: after a forget there is nothing left of the old one's.
-	s.must(s.engine.Forget(s.ctx, vm, kvmbackup.DomainRef{Name: renamed}))
+	s.must(s.engine.Forget(s.ctx, engine.Target{VM: vm, Domain: renamed}))
 	fresh, err := s.engine.Backup(s.ctx, s.request())
 	if s.must(err); fresh.Kind != kvmbackup.KindFull || fresh.VM == vm {
 		t.Errorf("%s is %v", fresh.VM, fresh.Kind)

@@ -148,8 +148,8 @@ func TestUnknownBackup(t *testing.T) {
 	nobody := kvmbackup.NewBackupID()
 	dir := t.TempDir()
 	_, restore := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: nobody, Dir: dir})
-	_, verify := s.engine.Verify(s.ctx, nobody, true)
-	_, remove := s.engine.Delete(s.ctx, nobody, false)
+	_, verify := s.engine.Verify(s.ctx, nobody, engine.VerifyOptions{Content: true})
+	_, remove := s.engine.Delete(s.ctx, nobody, kvmbackup.DeleteOptions{})
 	_, get := s.engine.Get(s.ctx, nobody)
 	_, chain := s.engine.Chain(s.ctx, nobody)
 	for name, err := range map[string]error{"restore": restore, "verify": verify, "delete": remove, "get": get, "chain": chain} {
@@ -190,7 +190,7 @@ func TestDamagedBackups(t *testing.T) {
 			if got := s.files(dir); len(got) != 1 {
 				t.Errorf("%s: restore has left %q", name, got)
 			}
-			report, err := s.engine.Verify(s.ctx, child.ID, false)
+			report, err := s.engine.Verify(s.ctx, child.ID, engine.VerifyOptions{})
 			if !errors.Is(err, kvmbackup.ErrDamaged) || report.OK() {
 				t.Errorf("%s of backup %d: verify: %v, %v", name, of.Sequence, report.Problems, err)
 			}

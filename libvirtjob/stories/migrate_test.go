@@ -168,7 +168,7 @@ func (s *story) whenTakenOver() {
 		return
 	}
 	s.refuses(s.request(), kvmbackup.ErrBusy)
-	s.wantErr(s.engine.Forget(s.ctx, s.vm(), s.ref()), kvmbackup.ErrBusy)
+	s.wantErr(s.engine.Forget(s.ctx, s.request().Target()), kvmbackup.ErrBusy)
 	s.guest.Resume()
 	s.guest.Suspend()
 }
@@ -242,7 +242,7 @@ func TestMigrationGivenUp(t *testing.T) {
 	s.migrating()
 	_, err := s.engine.Backup(s.ctx, s.request())
 	s.wantErr(err, kvmbackup.ErrBusy)
-	s.wantErr(s.engine.Forget(s.ctx, s.vm(), s.ref()), kvmbackup.ErrBusy)
+	s.wantErr(s.engine.Forget(s.ctx, s.request().Target()), kvmbackup.ErrBusy)
 	s.must(s.guest.Domain().AbortJob())
 	if err := <-done; err == nil {
 		t.Fatal("the guest is on the other host")
@@ -282,14 +282,14 @@ func TestMigrationLeavesADefinition(t *testing.T) {
 	_, err := s.cfgWith(func(c *engine.Config) { c.Executor = left{c.Executor} }).Backup(s.ctx, req)
 	s.wantErr(err, kvmbackup.ErrLeaseLost)
 
-	found, err := there.Recover(s.ctx, s.vm(), kvmbackup.DomainRef{})
+	found, err := there.Recover(s.ctx, engine.Target{VM: s.vm()})
 	t.Logf("where it was: %v, %v", found, err)
 	s.wantErr(err, kvmbackup.ErrImageLocked)
 	_, err = there.Backup(s.ctx, s.request())
 	s.wantErr(err, kvmbackup.ErrImageLocked)
 
 	here := s.cfgWith(func(c *engine.Config) { c.OnEvent = s.hurry })
-	found, err = here.Recover(s.ctx, s.vm(), kvmbackup.DomainRef{})
+	found, err = here.Recover(s.ctx, engine.Target{VM: s.vm()})
 	s.must(err)
 	if len(found) != 1 || found[0].Outcome != engine.RecoveryFollowed {
 		t.Errorf("where it is: %v", found)

@@ -287,7 +287,7 @@ func followUp(t *testing.T, want engine.RecoveryOutcome) {
 	if s.must(err); len(running) != 1 {
 		t.Fatalf("running are %+v", running)
 	}
-	recovered, err := s.engine.Recover(s.ctx, s.vm(), kvmbackup.DomainRef{})
+	recovered, err := s.engine.Recover(s.ctx, engine.Target{VM: s.vm()})
 	s.must(err)
 	if len(recovered) != 1 || recovered[0].Outcome != want {
 		t.Fatalf("recovered are %+v", recovered)

@@ -94,7 +94,7 @@ func (s *story) newConsumer(prefix, dir, db string, change ...func(*engine.Confi
 	s.must(err)
 	s.Cleanup(func() { _ = hypervisor.Close() })
 	c.cfg = engine.Config{
-		Store: s.openStore(db), Repository: c.repo, Executor: hypervisor, Images: c.images, Prefix: prefix, ReserveBytes: -1,
+		Store: s.openStore(db), Repository: c.repo, Executor: hypervisor, Images: c.images, Prefix: prefix, ReserveBytes: engine.NoReserve,
 	}
 	for _, f := range change {
 		f(&c.cfg)
@@ -274,7 +274,7 @@ func (s *story) restoreAll() {
 	for _, c := range s.consumers {
 		for _, t := range c.taken {
 			s.restore(c, t)
-			report, err := c.engine.Verify(s.ctx, t.ID, false)
+			report, err := c.engine.Verify(s.ctx, t.ID, engine.VerifyOptions{})
 			s.must(err)
 			if !report.OK() {
 				s.Errorf("verification of backup %d: %v", t.Sequence, report.Problems)

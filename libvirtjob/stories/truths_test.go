@@ -24,7 +24,7 @@ func (s *story) inOrder() {
 // recordsInOrder compares the store with the repository, and returns the active checkpoint.
 func (s *story) recordsInOrder(c *consumer) string {
 	s.Helper()
-	records, err := c.engine.List(s.ctx, s.vm(), true)
+	records, err := c.engine.List(s.ctx, kvmbackup.Query{VM: s.vm()})
 	s.must(err)
 	published := map[string]kvmbackup.Backup{}
 	for _, b := range records {
@@ -115,7 +115,7 @@ func (s *story) bitmapsOf(c *consumer, b kvmbackup.Backup) {
 			s.Errorf("%s is tracked=%v by %s and has the bitmaps %q", v.Device, v.Tracked, b.Checkpoint, s.guest.Bitmaps(v.Device))
 		}
 	}
-	d, err := c.engine.Inspect(s.ctx, s.request())
+	d, err := c.engine.Inspect(s.ctx, s.request().Target())
 	s.must(err)
 	for _, f := range d.Findings {
 		if f.Repair != "" || f.Code == engine.FindingBitmapMissing || f.Code == engine.FindingBitmapBroken {

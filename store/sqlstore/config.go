@@ -18,13 +18,11 @@ const (
 	DialectUnknown Dialect = iota
 	DialectSQLite
 	DialectPostgreSQL
-	// DialectCockroachDB is PostgreSQL without its collations and advisory locks.
-	DialectCockroachDB
 )
 
 // String returns the dialect's name.
 func (d Dialect) String() string {
-	names := []string{"unknown", "SQLite", "PostgreSQL", "CockroachDB"}
+	names := []string{"unknown", "SQLite", "PostgreSQL"}
 	if d < 0 || int(d) >= len(names) {
 		return fmt.Sprintf("Dialect(%d)", int(d))
 	}
@@ -66,7 +64,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Schema != "" && c.Dialect == DialectSQLite {
 		return c, fmt.Errorf("%w schema %q: SQLite has none; use a table prefix", kvmbackup.ErrInvalid, c.Schema)
 	}
-	if c.Dialect < DialectSQLite || c.Dialect > DialectCockroachDB {
+	if c.Dialect < DialectSQLite || c.Dialect > DialectPostgreSQL {
 		return c, fmt.Errorf("%w: %v can't be had", kvmbackup.ErrInvalid, c.Dialect)
 	}
 	return c, nil
@@ -82,8 +80,6 @@ func (s *Store) detect(ctx context.Context) (Dialect, error) {
 	switch {
 	case errVersion != nil:
 		return DialectUnknown, fmt.Errorf("ask the database what it is: %w; %w", err, errVersion)
-	case strings.HasPrefix(version, "CockroachDB"):
-		return DialectCockroachDB, nil
 	case strings.HasPrefix(version, "PostgreSQL"):
 		return DialectPostgreSQL, nil
 	}

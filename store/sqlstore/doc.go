@@ -1,5 +1,4 @@
-// Package sqlstore is a [kvmbackup.Store] in an SQL database that the host has: PostgreSQL, what speaks its
-// protocol such as CockroachDB, or SQLite.
+// Package sqlstore is a [kvmbackup.Store] in an SQL database that the host has: PostgreSQL or SQLite.
 //
 // The host opens the database with the driver that it uses anyway and hands over the *sql.DB; this package
 // imports no driver:

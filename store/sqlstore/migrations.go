@@ -90,11 +90,8 @@ func statements(sql string) []string {
 
 func (c Config) templateFuncs() template.FuncMap {
 	bytewise, counter := "", "INTEGER PRIMARY KEY AUTOINCREMENT"
-	switch c.Dialect {
-	case DialectPostgreSQL:
+	if c.Dialect == DialectPostgreSQL {
 		bytewise, counter = ` COLLATE "C"`, "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
-	case DialectCockroachDB:
-		counter = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
 	}
 	return template.FuncMap{
 		"table":    c.table,

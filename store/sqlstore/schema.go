@@ -138,8 +138,7 @@ func (s *Store) apply(ctx context.Context, c *txConn, m Migration) error {
 	return nil
 }
 
-// lockSchema lets one process migrate at a time. SQLite's transaction does that by itself; CockroachDB's is
-// serializable, and the loser is repeated.
+// lockSchema lets one process migrate at a time. SQLite's transaction does that by itself.
 func (s *Store) lockSchema(ctx context.Context, c *txConn) error {
 	if s.cfg.Dialect != DialectPostgreSQL {
 		return nil
