@@ -105,7 +105,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("%w config: LeaseTTL, FreezeLimit and CleanupLimit can't be negative", kvmbackup.ErrInvalid)
 	}
 	e := &Engine{cfg: cfg}
-	e.deleter = &kvmbackup.Deleter{Store: cfg.Store, Files: files{cfg.Repository}}
+	e.deleter = &kvmbackup.Deleter{Store: cfg.Store, Files: cfg.Repository}
 	return e, nil
 }
 

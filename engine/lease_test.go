@@ -15,7 +15,6 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/internal/lab"
-	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
@@ -26,15 +25,15 @@ type slow struct {
 	cause *error // why a removal was cut short
 }
 
-func (s slow) Remove(ctx context.Context, t repository.Target) (repository.Removed, error) {
+func (s slow) Remove(ctx context.Context, b kvmbackup.Backup) (kvmbackup.Removed, error) {
 	select {
 	case <-time.After(s.takes):
-		return s.Repository.Remove(ctx, t)
+		return s.Repository.Remove(ctx, b)
 	case <-ctx.Done():
 		if s.cause != nil {
 			*s.cause = context.Cause(ctx)
 		}
-		return repository.Removed{}, context.Cause(ctx)
+		return kvmbackup.Removed{}, context.Cause(ctx)
 	}
 }
 

@@ -92,7 +92,7 @@ func (r BackupRequest) ref() kvmbackup.DomainRef {
 
 // validate names the first thing that is wrong with a request.
 func (r BackupRequest) validate() error {
-	if err := repository.ValidVMName(string(r.VM)); err != nil {
+	if err := repository.ValidVMName(r.VM); err != nil {
 		return err
 	}
 	if r.Quiesce < QuiesceNo || r.Quiesce > QuiesceRequire {

@@ -201,11 +201,11 @@ func (r gatedRepository) Probe(ctx context.Context) (repository.Space, error) {
 	return through(r.g, "Probe", func() (repository.Space, error) { return r.Repository.Probe(ctx) })
 }
 
-func (r gatedRepository) CreatePartial(ctx context.Context, path, id string) (string, error) {
+func (r gatedRepository) CreatePartial(ctx context.Context, path string, id kvmbackup.BackupID) (string, error) {
 	return through(r.g, "CreatePartial", func() (string, error) { return r.Repository.CreatePartial(ctx, path, id) })
 }
 
-func (r gatedRepository) WriteFile(ctx context.Context, path, id, name string, data []byte) (repository.FileEntry, error) {
+func (r gatedRepository) WriteFile(ctx context.Context, path string, id kvmbackup.BackupID, name string, data []byte) (repository.FileEntry, error) {
 	return through(r.g, "WriteFile", func() (repository.FileEntry, error) { return r.Repository.WriteFile(ctx, path, id, name, data) })
 }
 
@@ -213,25 +213,25 @@ func (r gatedRepository) Publish(ctx context.Context, m repository.Manifest) err
 	return pass(r.g, "Publish", func() error { return r.Repository.Publish(ctx, m) })
 }
 
-func (r gatedRepository) OpenTargets(ctx context.Context, path, id string, files []string) (func(), error) {
+func (r gatedRepository) OpenTargets(ctx context.Context, path string, id kvmbackup.BackupID, files []string) (func(), error) {
 	return through(r.g, "OpenTargets", func() (func(), error) { return r.Repository.OpenTargets(ctx, path, id, files) })
 }
 
-func (r gatedRepository) Published(ctx context.Context, path, id string) (m repository.Manifest, ok bool, err error) {
+func (r gatedRepository) Published(ctx context.Context, path string, id kvmbackup.BackupID) (m repository.Manifest, ok bool, err error) {
 	err = pass(r.g, "Published", func() error { m, ok, err = r.Repository.Published(ctx, path, id); return err })
 	return m, ok && err == nil, err
 }
 
-func (r gatedRepository) PartialManifest(ctx context.Context, path, id string) (repository.Manifest, error) {
+func (r gatedRepository) PartialManifest(ctx context.Context, path string, id kvmbackup.BackupID) (repository.Manifest, error) {
 	return through(r.g, "PartialManifest", func() (repository.Manifest, error) { return r.Repository.PartialManifest(ctx, path, id) })
 }
 
-func (r gatedRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {
-	return pass(r.g, "RemovePartial", func() error { return r.Repository.RemovePartial(ctx, path, id, files) })
+func (r gatedRepository) RemovePartial(ctx context.Context, b kvmbackup.Backup) error {
+	return pass(r.g, "RemovePartial", func() error { return r.Repository.RemovePartial(ctx, b) })
 }
 
-func (r gatedRepository) Remove(ctx context.Context, t repository.Target) (repository.Removed, error) {
-	return through(r.g, "repository Remove", func() (repository.Removed, error) { return r.Repository.Remove(ctx, t) })
+func (r gatedRepository) Remove(ctx context.Context, b kvmbackup.Backup) (kvmbackup.Removed, error) {
+	return through(r.g, "repository Remove", func() (kvmbackup.Removed, error) { return r.Repository.Remove(ctx, b) })
 }
 
 func (r gatedRepository) ReadManifest(ctx context.Context, path string) (repository.Manifest, error) {

@@ -108,13 +108,13 @@ func (r slowRepository) wait(ctx context.Context) error {
 	}
 }
 
-func (r slowRepository) Settle(ctx context.Context, vm string) error {
+func (r slowRepository) Settle(ctx context.Context, vm kvmbackup.VMID) error {
 	return errors.Join(r.wait(ctx), r.Repository.Settle(ctx, vm))
 }
 
-func (r slowRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {
+func (r slowRepository) RemovePartial(ctx context.Context, b kvmbackup.Backup) error {
 	if err := r.wait(ctx); err != nil {
 		return err
 	}
-	return r.Repository.RemovePartial(ctx, path, id, files)
+	return r.Repository.RemovePartial(ctx, b)
 }

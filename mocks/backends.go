@@ -9,6 +9,7 @@ import (
 	reflect "reflect"
 
 	gomock "github.com/golang/mock/gomock"
+	kvmbackup "github.com/kvmbackup/kvmbackup"
 	qcow2 "github.com/kvmbackup/kvmbackup/qcow2"
 	repository "github.com/kvmbackup/kvmbackup/repository"
 )
@@ -37,7 +38,7 @@ func (m *MockRepository) EXPECT() *MockRepositoryMockRecorder {
 }
 
 // CreatePartial mocks base method.
-func (m *MockRepository) CreatePartial(ctx context.Context, path, id string) (string, error) {
+func (m *MockRepository) CreatePartial(ctx context.Context, path string, id kvmbackup.BackupID) (string, error) {
 	m.ctrl.T.Helper()
 	ret := m.ctrl.Call(m, "CreatePartial", ctx, path, id)
 	ret0, _ := ret[0].(string)
@@ -95,7 +96,7 @@ func (mr *MockRepositoryMockRecorder) ID() *gomock.Call {
 }
 
 // List mocks base method.
-func (m *MockRepository) List(ctx context.Context, vm string) ([]repository.Entry, error) {
+func (m *MockRepository) List(ctx context.Context, vm kvmbackup.VMID) ([]repository.Entry, error) {
 	m.ctrl.T.Helper()
 	ret := m.ctrl.Call(m, "List", ctx, vm)
 	ret0, _ := ret[0].([]repository.Entry)
@@ -110,7 +111,7 @@ func (mr *MockRepositoryMockRecorder) List(ctx, vm interface{}) *gomock.Call {
 }
 
 // OpenTargets mocks base method.
-func (m *MockRepository) OpenTargets(ctx context.Context, path, id string, files []string) (func(), error) {
+func (m *MockRepository) OpenTargets(ctx context.Context, path string, id kvmbackup.BackupID, files []string) (func(), error) {
 	m.ctrl.T.Helper()
 	ret := m.ctrl.Call(m, "OpenTargets", ctx, path, id, files)
 	ret0, _ := ret[0].(func())
@@ -125,7 +126,7 @@ func (mr *MockRepositoryMockRecorder) OpenTargets(ctx, path, id, files interface
 }
 
 // PartialDir mocks base method.
-func (m *MockRepository) PartialDir(path, id string) string {
+func (m *MockRepository) PartialDir(path string, id kvmbackup.BackupID) string {
 	m.ctrl.T.Helper()
 	ret := m.ctrl.Call(m, "PartialDir", path, id)
 	ret0, _ := ret[0].(string)
@@ -139,7 +140,7 @@ func (mr *MockRepositoryMockRecorder) PartialDir(path, id interface{}) *gomock.C
 }
 
 // PartialManifest mocks base method.
-func (m *MockRepository) PartialManifest(ctx context.Context, path, id string) (repository.Manifest, error) {
+func (m *MockRepository) PartialManifest(ctx context.Context, path string, id kvmbackup.BackupID) (repository.Manifest, error) {
 	m.ctrl.T.Helper()
 	ret := m.ctrl.Call(m, "PartialManifest", ctx, path, id)
 	ret0, _ := ret[0].(repository.Manifest)
@@ -183,7 +184,7 @@ func (mr *MockRepositoryMockRecorder) Publish(ctx, m interface{}) *gomock.Call {
 }
 
 // Published mocks base method.
-func (m *MockRepository) Published(ctx context.Context, path, id string) (repository.Manifest, bool, error) {
+func (m *MockRepository) Published(ctx context.Context, path string, id kvmbackup.BackupID) (repository.Manifest, bool, error) {
 	m.ctrl.T.Helper()
 	ret := m.ctrl.Call(m, "Published", ctx, path, id)
 	ret0, _ := ret[0].(repository.Manifest)
@@ -229,32 +230,32 @@ func (mr *MockRepositoryMockRecorder) ReadSideFile(ctx, path, name, maxBytes int
 }
 
 // Remove mocks base method.
-func (m *MockRepository) Remove(ctx context.Context, t repository.Target) (repository.Removed, error) {
+func (m *MockRepository) Remove(ctx context.Context, b kvmbackup.Backup) (kvmbackup.Removed, error) {
 	m.ctrl.T.Helper()
-	ret := m.ctrl.Call(m, "Remove", ctx, t)
-	ret0, _ := ret[0].(repository.Removed)
+	ret := m.ctrl.Call(m, "Remove", ctx, b)
+	ret0, _ := ret[0].(kvmbackup.Removed)
 	ret1, _ := ret[1].(error)
 	return ret0, ret1
 }
 
 // Remove indicates an expected call of Remove.
-func (mr *MockRepositoryMockRecorder) Remove(ctx, t interface{}) *gomock.Call {
+func (mr *MockRepositoryMockRecorder) Remove(ctx, b interface{}) *gomock.Call {
 	mr.mock.ctrl.T.Helper()
-	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Remove", reflect.TypeOf((*MockRepository)(nil).Remove), ctx, t)
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "Remove", reflect.TypeOf((*MockRepository)(nil).Remove), ctx, b)
 }
 
 // RemovePartial mocks base method.
-func (m *MockRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {
+func (m *MockRepository) RemovePartial(ctx context.Context, b kvmbackup.Backup) error {
 	m.ctrl.T.Helper()
-	ret := m.ctrl.Call(m, "RemovePartial", ctx, path, id, files)
+	ret := m.ctrl.Call(m, "RemovePartial", ctx, b)
 	ret0, _ := ret[0].(error)
 	return ret0
 }
 
 // RemovePartial indicates an expected call of RemovePartial.
-func (mr *MockRepositoryMockRecorder) RemovePartial(ctx, path, id, files interface{}) *gomock.Call {
+func (mr *MockRepositoryMockRecorder) RemovePartial(ctx, b interface{}) *gomock.Call {
 	mr.mock.ctrl.T.Helper()
-	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "RemovePartial", reflect.TypeOf((*MockRepository)(nil).RemovePartial), ctx, path, id, files)
+	return mr.mock.ctrl.RecordCallWithMethodType(mr.mock, "RemovePartial", reflect.TypeOf((*MockRepository)(nil).RemovePartial), ctx, b)
 }
 
 // RewriteManifest mocks base method.
@@ -272,7 +273,7 @@ func (mr *MockRepositoryMockRecorder) RewriteManifest(ctx, m interface{}) *gomoc
 }
 
 // Settle mocks base method.
-func (m *MockRepository) Settle(ctx context.Context, vm string) error {
+func (m *MockRepository) Settle(ctx context.Context, vm kvmbackup.VMID) error {
 	m.ctrl.T.Helper()
 	ret := m.ctrl.Call(m, "Settle", ctx, vm)
 	ret0, _ := ret[0].(error)
@@ -301,7 +302,7 @@ func (mr *MockRepositoryMockRecorder) Stat(ctx, path, file interface{}) *gomock.
 }
 
 // WriteFile mocks base method.
-func (m *MockRepository) WriteFile(ctx context.Context, path, id, name string, data []byte) (repository.FileEntry, error) {
+func (m *MockRepository) WriteFile(ctx context.Context, path string, id kvmbackup.BackupID, name string, data []byte) (repository.FileEntry, error) {
 	m.ctrl.T.Helper()
 	ret := m.ctrl.Call(m, "WriteFile", ctx, path, id, name, data)
 	ret0, _ := ret[0].(repository.FileEntry)
@@ -339,7 +340,7 @@ func (m *MockVMChecker) EXPECT() *MockVMCheckerMockRecorder {
 }
 
 // CheckVM mocks base method.
-func (m *MockVMChecker) CheckVM(ctx context.Context, vm string) error {
+func (m *MockVMChecker) CheckVM(ctx context.Context, vm kvmbackup.VMID) error {
 	m.ctrl.T.Helper()
 	ret := m.ctrl.Call(m, "CheckVM", ctx, vm)
 	ret0, _ := ret[0].(error)

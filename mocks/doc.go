@@ -11,4 +11,5 @@ package mocks
 //go:generate go run github.com/golang/mock/mockgen@v1.6.0 -source=../executor.go -destination=executor.go -package=mocks
 //go:generate go run github.com/golang/mock/mockgen@v1.6.0 -source=../engine/backends.go -destination=backends.go -package=mocks
 //go:generate go run github.com/golang/mock/mockgen@v1.6.0 -source=../decide.go -destination=decide.go -package=mocks
+//go:generate go run github.com/golang/mock/mockgen@v1.6.0 -source=../delete.go -destination=delete.go -package=mocks
 //go:generate go run github.com/golang/mock/mockgen@v1.6.0 -source=../engine/request.go -destination=request.go -package=mocks

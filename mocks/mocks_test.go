@@ -27,6 +27,7 @@ var (
 	_ engine.Repository      = (*mocks.MockRepository)(nil)
 	_ engine.Images          = (*mocks.MockImages)(nil)
 	_ kvmbackup.ChainDecider = (*mocks.MockChainDecider)(nil)
+	_ kvmbackup.Files        = (*mocks.MockFiles)(nil)
 	_ engine.JobControl      = (*mocks.MockJobControl)(nil)
 )
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/leave"
 	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
@@ -87,9 +88,9 @@ func firstHung(dir string, counts func(*leave.Work) bool) (over <-chan struct{},
 // Settle waits until no operation of that VM, or of any with an empty name, is left behind on this folder, and returns at once if none
 // is: to clean up after a call that was cancelled while the storage was busy, say flushing, and for which the clean-up
 // would get ErrHung. If ctx ends first the error is an ErrHung.
-func (r *Repository) Settle(ctx context.Context, vm string) error {
+func (r *Repository) Settle(ctx context.Context, vm kvmbackup.VMID) error {
 	for {
-		over, err := firstHung(r.root, func(w *leave.Work) bool { return vm == "" || w.Overdue() || w.Owner == vm })
+		over, err := firstHung(r.root, func(w *leave.Work) bool { return vm == "" || w.Overdue() || w.Owner == string(vm) })
 		if err == nil {
 			return nil
 		}

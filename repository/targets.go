@@ -34,7 +34,7 @@ func (t *targets) close() {
 // it, and a share isn't flooded at the end.
 //
 // Errors: ErrNotFound without one of the files; ErrUnsafe; ErrHung.
-func (r *Repository) OpenTargets(ctx context.Context, path, id string, files []string) (release func(), err error) {
+func (r *Repository) OpenTargets(ctx context.Context, path string, id kvmbackup.BackupID, files []string) (release func(), err error) {
 	f, err := parseTarget(path, id)
 	for _, name := range files {
 		if err == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -17,8 +18,10 @@ type gatedRepository struct {
 var _ engine.Repository = gatedRepository{}
 
 // ID, PartialDir and FilePath touch nothing.
-func (r gatedRepository) ID() string                        { return r.in.ID() }
-func (r gatedRepository) PartialDir(path, id string) string { return r.in.PartialDir(path, id) }
+func (r gatedRepository) ID() string { return r.in.ID() }
+func (r gatedRepository) PartialDir(path string, id kvmbackup.BackupID) string {
+	return r.in.PartialDir(path, id)
+}
 func (r gatedRepository) FilePath(path, file string) string { return r.in.FilePath(path, file) }
 
 // Probe makes room for the zeroes of big disks, which an estimate counts and a backup doesn't store.
@@ -28,15 +31,15 @@ func (r gatedRepository) Probe(ctx context.Context) (repository.Space, error) {
 	return space, err
 }
 
-func (r gatedRepository) CreatePartial(ctx context.Context, path, id string) (string, error) {
+func (r gatedRepository) CreatePartial(ctx context.Context, path string, id kvmbackup.BackupID) (string, error) {
 	return through(r.g, "Repository.CreatePartial", func() (string, error) { return r.in.CreatePartial(ctx, path, id) })
 }
 
-func (r gatedRepository) WriteFile(ctx context.Context, path, id, name string, data []byte) (repository.FileEntry, error) {
+func (r gatedRepository) WriteFile(ctx context.Context, path string, id kvmbackup.BackupID, name string, data []byte) (repository.FileEntry, error) {
 	return through(r.g, "Repository.WriteFile", func() (repository.FileEntry, error) { return r.in.WriteFile(ctx, path, id, name, data) })
 }
 
-func (r gatedRepository) OpenTargets(ctx context.Context, path, id string, files []string) (func(), error) {
+func (r gatedRepository) OpenTargets(ctx context.Context, path string, id kvmbackup.BackupID, files []string) (func(), error) {
 	return through(r.g, "Repository.OpenTargets", func() (func(), error) { return r.in.OpenTargets(ctx, path, id, files) })
 }
 
@@ -44,25 +47,25 @@ func (r gatedRepository) Publish(ctx context.Context, m repository.Manifest) err
 	return do(r.g, "Repository.Publish", func() error { return r.in.Publish(ctx, m) })
 }
 
-func (r gatedRepository) Published(ctx context.Context, path, id string) (m repository.Manifest, ok bool, err error) {
+func (r gatedRepository) Published(ctx context.Context, path string, id kvmbackup.BackupID) (m repository.Manifest, ok bool, err error) {
 	m, err = through(r.g, "Repository.Published", func() (m repository.Manifest, err error) { m, ok, err = r.in.Published(ctx, path, id); return m, err })
 	return m, ok && err == nil, err
 }
 
-func (r gatedRepository) PartialManifest(ctx context.Context, path, id string) (repository.Manifest, error) {
+func (r gatedRepository) PartialManifest(ctx context.Context, path string, id kvmbackup.BackupID) (repository.Manifest, error) {
 	return through(r.g, "Repository.PartialManifest", func() (repository.Manifest, error) { return r.in.PartialManifest(ctx, path, id) })
 }
 
-func (r gatedRepository) Settle(ctx context.Context, vm string) error {
+func (r gatedRepository) Settle(ctx context.Context, vm kvmbackup.VMID) error {
 	return do(r.g, "Repository.Settle", func() error { return r.in.Settle(ctx, vm) })
 }
 
-func (r gatedRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {
-	return do(r.g, "Repository.RemovePartial", func() error { return r.in.RemovePartial(ctx, path, id, files) })
+func (r gatedRepository) RemovePartial(ctx context.Context, b kvmbackup.Backup) error {
+	return do(r.g, "Repository.RemovePartial", func() error { return r.in.RemovePartial(ctx, b) })
 }
 
-func (r gatedRepository) Remove(ctx context.Context, t repository.Target) (repository.Removed, error) {
-	return through(r.g, "Repository.Remove", func() (repository.Removed, error) { return r.in.Remove(ctx, t) })
+func (r gatedRepository) Remove(ctx context.Context, b kvmbackup.Backup) (kvmbackup.Removed, error) {
+	return through(r.g, "Repository.Remove", func() (kvmbackup.Removed, error) { return r.in.Remove(ctx, b) })
 }
 
 func (r gatedRepository) ReadManifest(ctx context.Context, path string) (repository.Manifest, error) {
@@ -85,7 +88,7 @@ func (r gatedRepository) Files(ctx context.Context, path string) ([]repository.F
 	return through(r.g, "Repository.Files", func() ([]repository.FileInfo, error) { return r.in.Files(ctx, path) })
 }
 
-func (r gatedRepository) List(ctx context.Context, vm string) ([]repository.Entry, error) {
+func (r gatedRepository) List(ctx context.Context, vm kvmbackup.VMID) ([]repository.Entry, error) {
 	return through(r.g, "Repository.List", func() ([]repository.Entry, error) { return r.in.List(ctx, vm) })
 }
 

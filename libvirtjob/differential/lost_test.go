@@ -70,7 +70,7 @@ type losingRepository struct {
 	c *consumer
 }
 
-func (r losingRepository) CreatePartial(ctx context.Context, path, id string) (string, error) {
+func (r losingRepository) CreatePartial(ctx context.Context, path string, id kvmbackup.BackupID) (string, error) {
 	dir, err := r.Repository.CreatePartial(ctx, path, id)
 	if err == nil {
 		err = r.c.lost("CreatePartial")

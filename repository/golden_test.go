@@ -1,4 +1,4 @@
-package engine
+package repository_test
 
 import (
 	"bytes"
@@ -15,23 +15,15 @@ import (
 // shape is a backup and what else its folder's manifest says.
 type shape struct {
 	backup kvmbackup.Backup
-	parent *kvmbackup.Backup
 	files  []repository.FileEntry
 }
-
-const (
-	shapeVM    = "i-2-7-VM"
-	shapeChain = "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7aff"
-	shapeFull  = "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7a01"
-	shapeInc   = "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7a02"
-)
 
 func shapeOfFull() kvmbackup.Backup {
 	at := time.Date(2026, 11, 23, 7, 4, 50, 123456789, time.FixedZone("CET", 3600))
 	return kvmbackup.Backup{
-		ID: shapeFull, VM: shapeVM, Domain: shapeVM, DomainUUID: "5f0c9d4e-3f7e-4d57-8c2a-6a1f0e9b7c11", Host: "node1",
-		Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning, ChainID: shapeChain, Checkpoint: "kb-1.2026.11.23.06.04.50",
-		Repository: "r", Path: shapeVM + "/2026.11.23.06.04.50", Sequence: 1, StartedAt: at, CompletedAt: at.Add(time.Minute),
+		ID: fullID, VM: vm, Domain: vm, DomainUUID: "5f0c9d4e-3f7e-4d57-8c2a-6a1f0e9b7c11", Host: "node1",
+		Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning, ChainID: chainID, Checkpoint: "kb-1.2026.11.23.06.04.50",
+		Repository: "r", Path: vm + "/2026.11.23.06.04.50", Sequence: 1, StartedAt: at, CompletedAt: at.Add(time.Minute),
 		Consistency: kvmbackup.ConsistencyCrash, GuestRan: true, Asked: kvmbackup.Asked{Secrets: true, Digests: true},
 		Reasons: []kvmbackup.Reason{{Code: kvmbackup.ReasonNoActiveCheckpoint, Detail: "first \"backup\" <&> é"}},
 		Volumes: []kvmbackup.VolumeBackup{
@@ -46,8 +38,8 @@ func shapeOfFull() kvmbackup.Backup {
 
 func shapeOfIncremental() kvmbackup.Backup {
 	b := shapeOfFull()
-	b.ID, b.Kind, b.Position, b.ParentID = shapeInc, kvmbackup.KindIncremental, 1, shapeFull
-	b.Path, b.Checkpoint, b.Sequence = shapeVM+"/2026.11.23.07.04.50.001", "kb-1.2026.11.23.07.04.50.001", 2
+	b.ID, b.Kind, b.Position, b.ParentID = incID, kvmbackup.KindIncremental, 1, fullID
+	b.Path, b.Checkpoint, b.Sequence = vm+"/2026.11.23.07.04.50.001", "kb-1.2026.11.23.07.04.50.001", 2
 	b.Consistency, b.FrozenFor = kvmbackup.ConsistencyFilesystem, 140*time.Millisecond+999*time.Microsecond
 	b.Reasons = []kvmbackup.Reason{
 		{Code: kvmbackup.ReasonIncremental},
@@ -61,7 +53,7 @@ func shapeOfIncremental() kvmbackup.Backup {
 func manifestShapes() map[string]shape {
 	full := shapeOfFull()
 	incremental := func(change func(*shape)) shape {
-		s := shape{backup: shapeOfIncremental(), parent: &full}
+		s := shape{backup: shapeOfIncremental()}
 		change(&s)
 		return s
 	}
@@ -103,19 +95,15 @@ func manifestShapes() map[string]shape {
 func TestManifestsOfEveryShape(t *testing.T) {
 	for name, s := range manifestShapes() {
 		t.Run(name, func(t *testing.T) {
-			file := filepath.Join("../repository/testdata/manifests", name+".json")
+			file := filepath.Join("testdata/manifests", name+".json")
 			golden, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, err := manifestOf(s.backup, s.parent, s.files).Encode()
+			want(t, err)
+			got, err := repository.NewManifest(s.backup, s.files).Encode()
 			if err != nil || !bytes.Equal(got, golden) {
 				t.Fatalf("%v: got:\n%s\nwant:\n%s", err, got, golden)
 			}
 			m, err := repository.DecodeManifest(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
+			want(t, err)
 			if again, err := m.Encode(); err != nil || !bytes.Equal(again, golden) {
 				t.Fatalf("%v: decoded and encoded again:\n%s\nwant:\n%s", err, again, golden)
 			}
