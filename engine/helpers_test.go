@@ -272,7 +272,7 @@ func (w *world) settled() {
 		if e.Kind != repository.FolderPublished || e.Err != nil {
 			w.t.Fatalf("%s/%s is left, %v: %v", e.VM, e.Name, e.Kind, e.Err)
 		}
-		got = append(got, w.name(kvmbackup.BackupID(e.ID)))
+		got = append(got, w.name(e.ID))
 	}
 	slices.Sort(got)
 	slices.Sort(want)

@@ -95,7 +95,7 @@ func manifestShapes() map[string]shape {
 func TestManifestsOfEveryShape(t *testing.T) {
 	for name, s := range manifestShapes() {
 		t.Run(name, func(t *testing.T) {
-			file := filepath.Join("testdata/manifests", name+".json")
+			file := filepath.Join("testdata", "manifests", name+".json")
 			golden, err := os.ReadFile(file)
 			want(t, err)
 			got, err := repository.NewManifest(s.backup, s.files).Encode()
