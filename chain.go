@@ -272,7 +272,8 @@ func BackingLink(parent Backup, file string) string {
 	return fmt.Sprintf("../%s/%s", path.Base(parent.Path), file)
 }
 
-// ParentPath returns the folder of the backup that b is built on, VM/STAMP, as b's backing links name it; empty without any.
+// ParentPath returns the folder of the backup that b is built on, VM/STAMP, as b's backing links name it. It is empty
+// without any.
 func (b Backup) ParentPath() string {
 	for _, v := range b.Volumes {
 		if v.ParentFile != "" {

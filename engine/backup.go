@@ -166,7 +166,7 @@ func (r *run) registerBase(ctx context.Context) error {
 // preflight proves that the repository can take the backup, before anything is begun.
 func (r *run) preflight(ctx context.Context) error {
 	r.step("preflight")
-	if err := r.e.checkVM(ctx, r.vm); err != nil {
+	if err := r.e.cfg.Repository.CheckVM(ctx, r.vm); err != nil {
 		return err
 	}
 	space, err := r.e.cfg.Repository.Probe(ctx)
@@ -312,7 +312,7 @@ func (r *run) jobSpec() kvmbackup.JobSpec {
 }
 
 // jobSpecOf is what a record says of its job; enough to find it again.
-func jobSpecOf(b kvmbackup.Backup, repo Repository) kvmbackup.JobSpec {
+func jobSpecOf(b kvmbackup.Backup, repo *repository.Repository) kvmbackup.JobSpec {
 	s := kvmbackup.JobSpec{ID: b.ID, Checkpoint: b.Checkpoint, Dir: repo.PartialDir(b.Path, b.ID), CreatedAt: b.StartedAt}
 	for _, v := range b.Volumes {
 		s.Volumes = append(s.Volumes, kvmbackup.JobVolume{

@@ -10,9 +10,10 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// Engine does whole jobs over the four interfaces: back up, restore, delete, verify, recover. It is safe for concurrent
+// Engine does whole jobs over what its Config has: back up, restore, delete, verify, recover. It is safe for concurrent
 // use, by any number of VMs at once; operations on one VM follow one another, over all processes
 // that share the store. After a call returns nothing of it runs in the background.
 type Engine struct {
@@ -22,10 +23,10 @@ type Engine struct {
 
 // Config is what an Engine is made of. It is copied.
 type Config struct {
-	Store      kvmbackup.Store    // where the records are; required
-	Repository Repository         // where the backups are; required
-	Executor   kvmbackup.Executor // the hypervisor; nil for a host that only lists, restores to files, verifies and deletes
-	Images     Images             // qemu-img; required for restore, verify and backup
+	Store      kvmbackup.Store        // where the records are; required
+	Repository *repository.Repository // where the backups are; required
+	Executor   kvmbackup.Executor     // the hypervisor; nil for a host that only lists, restores to files, verifies and deletes
+	Images     Images                 // qemu-img; required for restore, verify and backup
 
 	// Decider decides full or incremental. Defaults to Decider{}.
 	Decider kvmbackup.ChainDecider

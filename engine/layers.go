@@ -13,6 +13,7 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/mark"
 	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // layer is one file of a volume's chain, the newest first.
@@ -26,7 +27,7 @@ type layer struct {
 
 // layersOf follows one volume by its identity from the last backup of a chain down to its full. The links of the records must
 // agree with each other; nothing is read.
-func layersOf(chain []kvmbackup.Backup, id kvmbackup.VolumeID, repo Repository) ([]layer, error) {
+func layersOf(chain []kvmbackup.Backup, id kvmbackup.VolumeID, repo *repository.Repository) ([]layer, error) {
 	var layers []layer
 	for i := len(chain) - 1; i >= 0; i-- {
 		b := chain[i]
@@ -113,7 +114,8 @@ func sameDetails(m, b kvmbackup.Backup) error {
 	fields := []field{
 		{"vm", m.VM.String(), b.VM.String()}, {"kind", m.Kind.String(), b.Kind.String()},
 		{"chain_id", m.ChainID.String(), b.ChainID.String()},
-		{"position", strconv.Itoa(m.Position), strconv.Itoa(b.Position)}, {"checkpoint", m.Checkpoint.String(), b.Checkpoint.String()},
+		{"position", strconv.Itoa(m.Position), strconv.Itoa(b.Position)},
+		{"checkpoint", m.Checkpoint.String(), b.Checkpoint.String()},
 	}
 	for _, mv := range m.Volumes {
 		v, _ := b.Volume(mv.VolumeID)

@@ -67,13 +67,15 @@ type fileJSON struct {
 	SHA256 string `json:"sha256"`
 }
 
-// sealed is a document as it is written. The checksum is not a manifest's own: it is of the bytes, not of what they mean.
+// sealed is a document as it is written. The checksum is not a manifest's own: it is of the bytes, not of what they
+// mean.
 type sealed struct {
 	document
 	Checksum string `json:"checksum"`
 }
 
-// document returns what is written of m, with times in UTC and without the clock readings that only this process understands.
+// document returns what is written of m, with times in UTC and without the clock readings that only this process
+// understands.
 func (m Manifest) document() document {
 	d := document{
 		Version: ManifestVersion, ID: m.ID, VM: m.VM, Domain: m.Domain, DomainUUID: m.DomainUUID, Kind: m.Kind.String(),
@@ -101,8 +103,8 @@ func (m Manifest) document() document {
 // manifest is the inverse of document. What a record can't hold is left out, and for Validate to find.
 func (d document) manifest() Manifest {
 	m := Manifest{Backup: kvmbackup.Backup{
-		ID: d.ID, VM: d.VM, Domain: d.Domain, DomainUUID: d.DomainUUID, Kind: kindOf(d.Kind), Status: kvmbackup.StatusCompleted,
-		ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID, Checkpoint: d.Checkpoint, Path: d.Path,
+		ID: d.ID, VM: d.VM, Domain: d.Domain, DomainUUID: d.DomainUUID, Kind: kindOf(d.Kind),
+		Status: kvmbackup.StatusCompleted, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID, Checkpoint: d.Checkpoint, Path: d.Path,
 		Sequence: d.Sequence, StartedAt: inUTC(d.StartedAt), CompletedAt: inUTC(d.CompletedAt),
 		FrozenFor: time.Duration(d.FrozenMS) * time.Millisecond, Pinned: d.Pinned,
 	}, VerifiedAt: inUTC(d.VerifiedAt)}

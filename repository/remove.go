@@ -68,11 +68,11 @@ func (t removal) with(m Manifest) removal {
 // last; then the folder, and the VM's folder if that leaves it empty. What else is in the folder stays in VM/STAMP.left-ID: then it is
 // done, and the error is an ErrForeignFiles that names it. A call after a crash or an error at any point finishes the work, and one
 // for a backup that is gone says so.
-// Of b only the path, the ID and the volumes' files matter. Where the manifest is missing or corrupt it is b alone that says
+// Of b only the path, the ID and the volumes' files matter. Where the manifest is missing or corrupt, b alone says
 // whose the folder is; then only the names in b and those that every backup may have are removed.
 //
-// Errors: ErrForeignFiles. ErrForeign if the manifest is another backup's, ErrManifestVersion if a later version has written
-// it: in these cases nothing was removed. ErrInUse: call again.
+// Errors: ErrForeignFiles. ErrForeign if the manifest is another backup's, ErrManifestVersion if a later version
+// has written it: in these cases nothing was removed. ErrInUse: call again.
 func (r *Repository) Remove(ctx context.Context, b kvmbackup.Backup) (kvmbackup.Removed, error) {
 	f, t, err := parseRemoval(b)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 // Validate says what is wrong with m, joined, up to a limit; each matches ErrManifest. It looks at m alone, at no file.
 func (m Manifest) Validate() error { return m.document().validate() }
 
-// validate checks what only the folder needs, and first, as it bounds all that there is; then what holds for every record.
+// validate checks what only the folder needs first, as that bounds all that there is; then what holds for every record.
 func (d document) validate() error {
 	c := &checker{}
 	if !c.limits(d) {
@@ -103,7 +103,7 @@ func (c *checker) files(d document) {
 			incremental++
 		}
 	}
-	c.that(kindOf(d.Kind) != kvmbackup.KindIncremental || incremental > 0, "incremental backup without an incremental volume")
+	c.that(kindOf(d.Kind) != kvmbackup.KindIncremental || incremental > 0, "incremental without an incremental volume")
 	for _, f := range d.Files {
 		c.file(f.Name, names)
 		c.that(f.Size >= 0 && f.Size <= MaxSideFileBytes, "file %.200q: size %d", f.Name, f.Size)
