@@ -271,3 +271,14 @@ func ValidLink(child, parent Backup) error {
 func BackingLink(parent Backup, file string) string {
 	return fmt.Sprintf("../%s/%s", path.Base(parent.Path), file)
 }
+
+// ParentPath returns the folder of the backup that b is built on, VM/STAMP, as b's backing links name it. It is empty
+// without any.
+func (b Backup) ParentPath() string {
+	for _, v := range b.Volumes {
+		if v.ParentFile != "" {
+			return fmt.Sprintf("%s/%s", b.VM, path.Base(path.Dir(v.ParentFile)))
+		}
+	}
+	return ""
+}

@@ -6,68 +6,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/qcow2"
-	"github.com/kvmbackup/kvmbackup/repository"
 )
-
-// Repository is the folder that holds the backups, as the engine needs it; *repository.Repository implements it.
-//
-// The contract: all methods may be called concurrently. What is written is durable when the call returns nil.
-// Every method is idempotent, so that what a crash interrupted may be called again. No name leaves the root, and
-// nothing is removed that doesn't belong to the backup named. A call on a mount that doesn't
-// answer returns when its context ends, at the latest after the repository's own time limit.
-type Repository interface {
-	ID() string
-	// Probe proves that the repository is there and can be written, and returns its space.
-	Probe(ctx context.Context) (repository.Space, error)
-	// CreatePartial creates the folder in which the backup of that path (VM/STAMP) and ID is written and returns it.
-	CreatePartial(ctx context.Context, path, id string) (string, error)
-	// PartialDir returns that folder's absolute name without looking whether it is there.
-	PartialDir(path, id string) string
-	// OpenTargets opens the job's targets before it begins, so that Publish hears of every write that the storage has lost,
-	// whoever was the first to flush. release closes what neither Publish nor RemovePartial have closed.
-	OpenTargets(ctx context.Context, path, id string, files []string) (release func(), err error)
-	// WriteFile adds a small side file to the partial folder.
-	WriteFile(ctx context.Context, path, id, name string, data []byte) (repository.FileEntry, error)
-	// Publish makes the partial folder the final one, manifest last.
-	Publish(ctx context.Context, m repository.Manifest) error
-	// Published returns the manifest if the final folder is there and belongs to the ID.
-	Published(ctx context.Context, path, id string) (repository.Manifest, bool, error)
-	// PartialManifest returns the manifest in the partial folder, if one was written: then every file is whole and flushed,
-	// and Publish again finishes what a crash had interrupted. repository.ErrNotFound if not.
-	PartialManifest(ctx context.Context, path, id string) (repository.Manifest, error)
-	// Settle waits for what an ended context had left behind of that VM, or of any with an empty name, so that cleaning up can begin.
-	Settle(ctx context.Context, vm string) error
-	// RemovePartial removes the partial folder with the files named in it.
-	RemovePartial(ctx context.Context, path, id string, files []string) error
-	// Remove removes a published folder, whatever is left of it.
-	Remove(ctx context.Context, t repository.Target) (repository.Removed, error)
-	// ReadManifest and RewriteManifest read and atomically replace a published folder's manifest.
-	ReadManifest(ctx context.Context, path string) (repository.Manifest, error)
-	RewriteManifest(ctx context.Context, m repository.Manifest) error
-	// ReadSideFile returns a small side file of a published folder.
-	ReadSideFile(ctx context.Context, path, name string, maxBytes int64) ([]byte, error)
-	// FilePath returns the absolute path of a file in a published folder, Stat what it is; links are refused.
-	FilePath(path, file string) string
-	Stat(ctx context.Context, path, file string) (repository.FileInfo, error)
-	// Files lists what is in one folder, List every folder of one VM, or of all with an empty name.
-	Files(ctx context.Context, path string) ([]repository.FileInfo, error)
-	List(ctx context.Context, vm string) ([]repository.Entry, error)
-}
-
-// VMChecker is what a Repository may be, too: it refuses a VM that can have no folder of its own before anything is written. Without
-// it CreatePartial does.
-type VMChecker interface {
-	// CheckVM returns kvmbackup.ErrInvalid where another VM's folder has the VM's name, as upper and lower case are the same there.
-	CheckVM(ctx context.Context, vm string) error
-}
-
-// checkVM asks the repository, where it can say.
-func (e *Engine) checkVM(ctx context.Context, vm kvmbackup.VMID) error {
-	if c, ok := e.cfg.Repository.(VMChecker); ok {
-		return c.CheckVM(ctx, string(vm))
-	}
-	return nil
-}
 
 // Images reads and writes disk images outside of a job; *qcow2.Tool implements it with the real qemu-img.
 // All methods may be called concurrently; a context that ends kills what they run.
@@ -101,8 +40,4 @@ func (e *Engine) digester() (Digester, error) {
 	return d, nil
 }
 
-var (
-	_ Repository = (*repository.Repository)(nil)
-	_ VMChecker  = (*repository.Repository)(nil)
-	_ Images     = (*qcow2.Tool)(nil)
-)
+var _ Images = (*qcow2.Tool)(nil)

@@ -164,7 +164,7 @@ func (r *run) registerBase(ctx context.Context) error {
 // preflight proves that the repository can take the backup, before anything is begun.
 func (r *run) preflight(ctx context.Context) error {
 	r.step("preflight")
-	if err := r.e.checkVM(ctx, r.vm); err != nil {
+	if err := r.e.cfg.Repository.CheckVM(ctx, r.vm); err != nil {
 		return err
 	}
 	space, err := r.e.cfg.Repository.Probe(ctx)
@@ -212,6 +212,10 @@ func (r *run) begin(ctx context.Context) (err error) {
 	if err := b.Validate(); err != nil {
 		return err
 	}
+	if r.parent != nil && b.ParentPath() != r.parent.Path {
+		return fmt.Errorf("%w backup %s: its volumes stand on %q, the decided parent %s is in %q",
+			kvmbackup.ErrInvalid, b.ID, b.ParentPath(), b.ParentID, r.parent.Path)
+	}
 	r.record, err = r.e.cfg.Store.Begin(ctx, r.lease.lease(), b)
 	if err != nil {
 		// The store may have recorded it all the same: then the next operation settles it.
@@ -232,7 +236,7 @@ func (r *run) expected(v kvmbackup.VolumeDecision) int64 {
 // copy makes the targets, begins the job, with the guest frozen if asked, and follows it to its proved end.
 func (r *run) copy(ctx context.Context) (err error) {
 	r.step("create folder")
-	if r.dir, err = r.e.cfg.Repository.CreatePartial(ctx, r.record.Path, string(r.record.ID)); err != nil {
+	if r.dir, err = r.e.cfg.Repository.CreatePartial(ctx, r.record.Path, r.record.ID); err != nil {
 		return err
 	}
 	r.step("create targets")
@@ -267,7 +271,7 @@ func (r *run) openTargets(ctx context.Context) (err error) {
 	for _, v := range r.record.Volumes {
 		files = append(files, v.File)
 	}
-	r.release, err = r.e.cfg.Repository.OpenTargets(ctx, r.record.Path, string(r.record.ID), files)
+	r.release, err = r.e.cfg.Repository.OpenTargets(ctx, r.record.Path, r.record.ID, files)
 	return err
 }
 
@@ -297,8 +301,8 @@ func (r *run) jobSpec() kvmbackup.JobSpec {
 }
 
 // jobSpecOf is what a record says of its job; enough to find it again.
-func jobSpecOf(b kvmbackup.Backup, repo Repository) kvmbackup.JobSpec {
-	s := kvmbackup.JobSpec{ID: b.ID, Checkpoint: b.Checkpoint, Dir: repo.PartialDir(b.Path, string(b.ID)), CreatedAt: b.StartedAt}
+func jobSpecOf(b kvmbackup.Backup, repo *repository.Repository) kvmbackup.JobSpec {
+	s := kvmbackup.JobSpec{ID: b.ID, Checkpoint: b.Checkpoint, Dir: repo.PartialDir(b.Path, b.ID), CreatedAt: b.StartedAt}
 	for _, v := range b.Volumes {
 		s.Volumes = append(s.Volumes, kvmbackup.JobVolume{
 			VolumeID: v.VolumeID, Device: v.Device, Kind: v.Kind, File: v.File, ParentFile: v.ParentFile,
@@ -387,7 +391,7 @@ func (r *run) describe(ctx context.Context) (repository.Manifest, error) {
 	}
 	r.record.CompletedAt = r.e.now().Truncate(time.Microsecond)
 	r.record.DomainUUID = cmp.Or(r.record.DomainUUID, r.view.status.UUID) // an earlier version has begun it
-	return manifestOf(r.record, r.parent, files), nil
+	return repository.NewManifest(r.record, files), nil
 }
 
 func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error) {
@@ -402,11 +406,13 @@ func (r *run) saveDefinition(ctx context.Context) ([]repository.FileEntry, error
 		r.record.Reasons = append(r.record.Reasons, kvmbackup.Reason{Code: kvmbackup.ReasonTPMNotSaved, Detail: def.TPMNotSaved})
 	}
 	var files []repository.FileEntry
-	for name, data := range map[string][]byte{fileDomainXML: def.XML, fileNVRAM: def.NVRAM, fileTPM: def.TPM} {
+	for name, data := range map[string][]byte{
+		repository.DomainXMLName: def.XML, repository.NVRAMName: def.NVRAM, repository.TPMName: def.TPM,
+	} {
 		if data == nil {
 			continue
 		}
-		f, err := r.e.cfg.Repository.WriteFile(ctx, r.record.Path, string(r.record.ID), name, data)
+		f, err := r.e.cfg.Repository.WriteFile(ctx, r.record.Path, r.record.ID, name, data)
 		if err != nil {
 			return nil, err
 		}

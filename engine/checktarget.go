@@ -26,13 +26,13 @@ func (r *run) checkTargets(ctx context.Context) error {
 
 // checkHeader is the part that needs no process. It returns the file's path.
 func (r *run) checkHeader(ctx context.Context, v *kvmbackup.VolumeBackup) (string, error) {
-	partial := repository.PartialPath(r.record.Path, string(r.record.ID))
+	partial := repository.PartialPath(r.record.Path, r.record.ID)
 	info, err := r.e.cfg.Repository.Stat(ctx, partial, v.File)
 	if err != nil {
 		return "", err
 	}
 	v.StoredSize = info.AllocatedBytes
-	file := filepath.Join(r.e.cfg.Repository.PartialDir(r.record.Path, string(r.record.ID)), v.File)
+	file := filepath.Join(r.e.cfg.Repository.PartialDir(r.record.Path, r.record.ID), v.File)
 	_, err = verifyLayer(ctx, r.e.cfg.Images, file, *v)
 	return file, err
 }

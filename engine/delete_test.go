@@ -316,7 +316,7 @@ func TestForceDeletesWithoutParent(t *testing.T) {
 	_, err = orphans.engine.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{Subtree: true})
 	lab.OK(t, err)
 	lab.Equal(t, "records", orphans.state(), "")
-	if _, there, err := w.repo.Published(t.Context(), w.get("A").Path, lab.BackupID("A").String()); !there || err != nil {
+	if _, there, err := w.repo.Published(t.Context(), w.get("A").Path, lab.BackupID("A")); !there || err != nil {
 		t.Errorf("A was removed: %v", err)
 	}
 }

@@ -86,9 +86,8 @@ func (e *Engine) recordDigests(ctx context.Context, h *heldLease, b kvmbackup.Ba
 		return repositoryError(err)
 	}
 	a := kvmbackup.Annotation{Digests: map[kvmbackup.VolumeID]kvmbackup.Digests{}}
-	m.Volumes = m.Volumes[:0]
+	m.Volumes = b.Volumes
 	for _, v := range b.Volumes {
-		m.Volumes = append(m.Volumes, manifestVolume(v))
 		a.Digests[v.VolumeID] = kvmbackup.Digests{Content: v.Digest, File: v.FileDigest}
 	}
 	if err := e.cfg.Repository.RewriteManifest(ctx, m); err != nil {
@@ -137,7 +136,7 @@ func (r *run) addDigests(ctx context.Context) error {
 		chain = append(slices.Clone(older), r.record)
 	}
 	ctx = withTally(ctx, r.tally(digestsOf(r.record, func(v kvmbackup.VolumeBackup) int64 { return v.StoredSize + v.VirtualSize })))
-	dir := r.e.cfg.Repository.PartialDir(r.record.Path, string(r.record.ID))
+	dir := r.e.cfg.Repository.PartialDir(r.record.Path, r.record.ID)
 	for i := range r.record.Volumes {
 		v := &r.record.Volumes[i]
 		layers, err := layersOf(chain, v.VolumeID, r.e.cfg.Repository)

@@ -4,8 +4,8 @@
 // # Setting it up
 //
 // An [Engine] stands on four things. The [kvmbackup.Store] keeps the records, and the [kvmbackup.Executor] is the hypervisor: see
-// package kvmbackup for those there are. The [Repository] is package repository, and [Images] is package qcow2 over the real
-// qemu-img.
+// package kvmbackup for those there are. The [repository.Repository] is the folder that holds the backups, and [Images]
+// is package qcow2 over the real qemu-img.
 //
 //	images, err := qcow2.New(qcow2.Config{})
 //	repo, err := repository.Open(ctx, "/mnt/nas/backups", repository.Options{})

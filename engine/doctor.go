@@ -190,9 +190,9 @@ func (o *op) mend(ctx context.Context, h *heldLease, findings []Finding) error {
 
 func (o *op) removeLeft(ctx context.Context, f Finding, b kvmbackup.Backup) error {
 	if f.Code == FindingLeftPartial {
-		return o.tellForeign(o.e.cfg.Repository.RemovePartial(ctx, b.Path, string(b.ID), fileNamesOf(b)))
+		return o.tellForeign(o.e.cfg.Repository.RemovePartial(ctx, b))
 	}
-	_, err := o.e.cfg.Repository.Remove(ctx, target(b))
+	_, err := o.e.cfg.Repository.Remove(ctx, b)
 	return o.tellForeign(err)
 }
 
@@ -220,7 +220,7 @@ func (o *op) diagnose(ctx context.Context, req BackupRequest) (Diagnosis, error)
 		return d, err
 	}
 	o.step("list folders")
-	entries, err := o.e.cfg.Repository.List(ctx, string(req.VM))
+	entries, err := o.e.cfg.Repository.List(ctx, req.VM)
 	if err != nil {
 		return d, err
 	}
@@ -391,8 +391,8 @@ func (d *Diagnosis) addFolders(entries []repository.Entry, records []kvmbackup.B
 		byID[b.ID] = b
 	}
 	for _, e := range entries {
-		b, known := byID[kvmbackup.BackupID(e.ID)]
-		f := Finding{Backup: kvmbackup.BackupID(e.ID), Path: e.Path, Effect: "none; it takes space"}
+		b, known := byID[e.ID]
+		f := Finding{Backup: e.ID, Path: e.Path, Effect: "none; it takes space"}
 		switch {
 		case e.Kind == repository.FolderPartial && known && b.Status != kvmbackup.StatusRunning:
 			f.Code, f.Detail, f.Repair = FindingLeftPartial, fmt.Sprintf("%s/%s is left of backup %s, which is %v", e.VM, e.Name, b.ID, b.Status), "remove it"

@@ -11,9 +11,10 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// Engine does whole jobs over the four interfaces: back up, restore, delete, verify, recover. It is safe for concurrent
+// Engine does whole jobs over what its Config has: back up, restore, delete, verify, recover. It is safe for concurrent
 // use, by any number of VMs at once; operations on one VM follow one another, over all processes
 // that share the store. After a call returns nothing of it runs in the background.
 type Engine struct {
@@ -36,10 +37,10 @@ const NoReserve int64 = math.MinInt64
 // Config is what an Engine is made of. It is copied. Negative durations and sizes are an ErrInvalid; what has an end that no length
 // says has a name for it.
 type Config struct {
-	Store      kvmbackup.Store    // where the records are; required
-	Repository Repository         // where the backups are; required
-	Executor   kvmbackup.Executor // the hypervisor; nil for a host that only lists, restores to files, verifies and deletes
-	Images     Images             // qemu-img; required for restore, verify and backup
+	Store      kvmbackup.Store        // where the records are; required
+	Repository *repository.Repository // where the backups are; required
+	Executor   kvmbackup.Executor     // the hypervisor; nil for a host that only lists, restores to files, verifies and deletes
+	Images     Images                 // qemu-img; required for restore, verify and backup
 
 	// Decider decides full or incremental. Defaults to Decider{}.
 	Decider kvmbackup.ChainDecider
@@ -113,7 +114,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{cfg: cfg}
-	e.deleter = &kvmbackup.Deleter{Store: cfg.Store, Files: files{cfg.Repository}}
+	e.deleter = &kvmbackup.Deleter{Store: cfg.Store, Files: cfg.Repository}
 	return e, nil
 }
 

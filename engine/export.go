@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // Export writes the manifests of completed backups anew from their records, of one VM or of all with an empty name: digests, pins and
@@ -50,9 +51,8 @@ func (e *Engine) exportOne(ctx context.Context, id kvmbackup.BackupID) (written 
 	if err != nil {
 		return false, repositoryError(err)
 	}
-	m := manifestOf(b, nil, has.Files)
+	m := repository.NewManifest(b, has.Files)
 	m.DomainUUID = cmp.Or(m.DomainUUID, has.DomainUUID)
-	m.ParentPath = has.ParentPath
 	if m.VerifiedAt.Before(has.VerifiedAt) { // the last verification that found nothing: a record has but the last
 		m.VerifiedAt = has.VerifiedAt
 	}

@@ -87,7 +87,7 @@ func (w *world) newEngine(cfg engine.Config) *engine.Engine {
 }
 
 func (w *world) deleter() *kvmbackup.Deleter {
-	return &kvmbackup.Deleter{Store: w.store, Files: engine.FilesOf(w.repo)}
+	return &kvmbackup.Deleter{Store: w.store, Files: w.repo}
 }
 
 // locked runs f with the VM's lease.
@@ -128,30 +128,10 @@ func (w *world) draft(name string, parent kvmbackup.Backup, n int) kvmbackup.Bac
 	for i := range b.Volumes {
 		if pv, there := parent.Volume(b.Volumes[i].VolumeID); there {
 			b.Volumes[i].Kind = kvmbackup.KindIncremental
-			b.Volumes[i].ParentFile = "../" + filepath.Base(parent.Path) + "/" + pv.File
+			b.Volumes[i].ParentFile = kvmbackup.BackingLink(parent, pv.File)
 		}
 	}
 	return b
-}
-
-// manifestOf is what the engine would have written into the folder.
-func manifestOf(b, parent kvmbackup.Backup) repository.Manifest {
-	m := repository.Manifest{
-		ID: b.ID.String(), VM: b.VM.String(), Domain: b.Domain, Kind: repository.Kind(b.Kind.String()), ChainID: b.ChainID.String(),
-		Position: b.Position, ParentID: b.ParentID.String(), ParentPath: parent.Path, Tracked: b.Tracked(), Checkpoint: b.Checkpoint.String(),
-		Path: b.Path, Sequence: b.Sequence, StartedAt: b.StartedAt, CompletedAt: b.CompletedAt,
-		Consistency: repository.Consistency(b.Consistency.String()),
-	}
-	for _, r := range b.Reasons {
-		m.Reasons = append(m.Reasons, repository.Reason{Code: string(r.Code), Detail: r.Detail})
-	}
-	for _, v := range b.Volumes {
-		m.Volumes = append(m.Volumes, repository.Volume{
-			VolumeID: v.VolumeID.String(), Device: v.Device, Kind: repository.Kind(v.Kind.String()), File: v.File, ParentFile: v.ParentFile,
-			VirtualSize: v.VirtualSize, StoredSize: v.StoredSize, SourceFormat: v.SourceFormat, Tracked: v.Tracked,
-		})
-	}
-	return m
 }
 
 // begin records a backup as running and writes its partial folder.
@@ -166,13 +146,13 @@ func (w *world) begin(name, parent string) kvmbackup.Backup {
 	lab.OK(w.t, err)
 	b := w.draft(name, p, int(vm.LastSequence))
 	lab.OK(w.t, w.locked(func(l kvmbackup.Lease) (err error) { b, err = w.store.Begin(ctx, l, b); return err }))
-	dir, err := w.repo.CreatePartial(ctx, b.Path, b.ID.String())
+	dir, err := w.repo.CreatePartial(ctx, b.Path, b.ID)
 	lab.OK(w.t, err)
 	for i := range b.Volumes {
 		v := &b.Volumes[i]
 		sum := sha256.Sum256([]byte(name + v.File))
 		lab.OK(w.t, os.WriteFile(filepath.Join(dir, v.File), slices.Repeat(sum[:], 128*(1+int(b.Sequence)%3)), 0o600))
-		info, err := w.repo.Stat(ctx, repository.PartialPath(b.Path, b.ID.String()), v.File)
+		info, err := w.repo.Stat(ctx, repository.PartialPath(b.Path, b.ID), v.File)
 		lab.OK(w.t, err)
 		v.StoredSize = info.AllocatedBytes
 	}
@@ -182,14 +162,8 @@ func (w *world) begin(name, parent string) kvmbackup.Backup {
 // publish makes the folder of a begun backup final; its record stays as it is.
 func (w *world) publish(b kvmbackup.Backup) kvmbackup.Backup {
 	w.t.Helper()
-	var parent kvmbackup.Backup
-	if b.ParentID != "" {
-		var err error
-		parent, err = w.store.Backup(w.t.Context(), b.ParentID)
-		lab.OK(w.t, err)
-	}
 	b.CompletedAt = b.StartedAt.Add(time.Second)
-	lab.OK(w.t, w.repo.Publish(w.t.Context(), manifestOf(b, parent)))
+	lab.OK(w.t, w.repo.Publish(w.t.Context(), repository.NewManifest(b, nil)))
 	return b
 }
 
@@ -263,7 +237,7 @@ func (w *world) whole() {
 			w.t.Fatalf("chain of the live backup %s: %v", w.name(b.ID), err)
 		}
 		for _, c := range chain {
-			if _, there, err := w.repo.Published(ctx, c.Path, c.ID.String()); !there || err != nil {
+			if _, there, err := w.repo.Published(ctx, c.Path, c.ID); !there || err != nil {
 				w.t.Fatalf("%s is live and the folder of %s is not there: %v", w.name(b.ID), w.name(c.ID), err)
 			}
 			for _, v := range c.Volumes {
@@ -300,7 +274,7 @@ func (w *world) settled() {
 		if e.Kind != repository.FolderPublished || e.Err != nil {
 			w.t.Fatalf("%s/%s is left, %v: %v", e.VM, e.Name, e.Kind, e.Err)
 		}
-		got = append(got, w.name(kvmbackup.BackupID(e.ID)))
+		got = append(got, w.name(e.ID))
 	}
 	slices.Sort(got)
 	slices.Sort(want)

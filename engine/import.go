@@ -56,17 +56,17 @@ const maxSequence = repository.MaxSequence / 2
 func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, error) {
 	o := e.newOp("import", vm)
 	o.step("list folders")
-	entries, err := e.cfg.Repository.List(ctx, string(vm))
+	entries, err := e.cfg.Repository.List(ctx, vm)
 	if err != nil {
 		return nil, o.fail(ctx, err)
 	}
 	var vms []kvmbackup.VMID
 	var done []Imported
 	for _, entry := range entries {
-		switch id := kvmbackup.VMID(entry.VM); {
+		switch id := entry.VM; {
 		case entry.Kind != repository.FolderPublished:
 		case entry.Err != nil:
-			done = append(done, Imported{Path: entry.Path, Backup: kvmbackup.BackupID(entry.Manifest.ID)}.passedOver(entry.Err))
+			done = append(done, Imported{Path: entry.Path, Backup: entry.Manifest.ID}.passedOver(entry.Err))
 		case !slices.Contains(vms, id):
 			vms = append(vms, id)
 		}
@@ -87,7 +87,7 @@ func (e *Engine) Import(ctx context.Context, vm kvmbackup.VMID) ([]Imported, err
 // importVM looks again, under the lease: what was deleted meanwhile must not come back. Folders are listed by stamp, so parents come before
 // their children.
 func (e *Engine) importVM(ctx context.Context, o *op, h *heldLease, vm kvmbackup.VMID) ([]Imported, error) {
-	entries, err := e.cfg.Repository.List(ctx, string(vm))
+	entries, err := e.cfg.Repository.List(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
@@ -109,12 +109,8 @@ func (e *Engine) importVM(ctx context.Context, o *op, h *heldLease, vm kvmbackup
 
 // importOne adds one folder's record. Only errors of the store are errors.
 func (e *Engine) importOne(ctx context.Context, h *heldLease, entry repository.Entry) (Imported, error) {
-	out := Imported{Path: entry.Path}
-	b, err := BackupFromManifest(entry.Manifest, e.cfg.Repository.ID())
-	if err != nil {
-		return out.passedOver(err), nil
-	}
-	out.Backup = b.ID
+	b := entry.Manifest.Backup
+	out := Imported{Path: entry.Path, Backup: b.ID}
 	known, err := e.cfg.Store.Backup(ctx, b.ID)
 	if err == nil && known.Status != kvmbackup.StatusFailed {
 		return out.known(known, b), nil

@@ -187,15 +187,15 @@ func TestImportPassesOver(t *testing.T) {
 }
 
 // folder publishes the folder of a backup that no store has begun.
-func (w *world) folder(b kvmbackup.Backup, parent kvmbackup.Backup) {
+func (w *world) folder(b kvmbackup.Backup) {
 	w.t.Helper()
 	b.Status, b.CompletedAt = kvmbackup.StatusCompleted, b.StartedAt
-	dir, err := w.repo.CreatePartial(w.t.Context(), b.Path, b.ID.String())
+	dir, err := w.repo.CreatePartial(w.t.Context(), b.Path, b.ID)
 	lab.OK(w.t, err)
 	for _, v := range b.Volumes {
 		lab.OK(w.t, os.WriteFile(filepath.Join(dir, v.File), []byte("an image"), 0o600))
 	}
-	lab.OK(w.t, w.repo.Publish(w.t.Context(), manifestOf(b, parent)))
+	lab.OK(w.t, w.repo.Publish(w.t.Context(), repository.NewManifest(b, nil)))
 }
 
 // passed imports and returns what was passed over, by path. The reasons are the errors' texts.
@@ -222,17 +222,17 @@ func TestImportRecordsElsewhere(t *testing.T) {
 	w.build("A B<A C")
 	elsewhere := newWorldOn(t, w.store)
 	c := w.get("C")
-	elsewhere.folder(w.get("A"), kvmbackup.Backup{})
-	elsewhere.folder(w.get("B"), w.get("A"))
+	elsewhere.folder(w.get("A"))
+	elsewhere.folder(w.get("B"))
 	d := w.draft("D", w.get("B"), 50)
-	elsewhere.folder(d, w.get("B"))
+	elsewhere.folder(d)
 	before := w.all()
 	errs := elsewhere.passed(elsewhere.engine)
 	for _, b := range []kvmbackup.Backup{w.get("A"), w.get("B"), d} {
 		lab.Fails(t, errs[b.Path], kvmbackup.ErrOtherRepository)
 	}
 	moved := w.draft("C", kvmbackup.Backup{}, 60)
-	w.folder(moved, kvmbackup.Backup{})
+	w.folder(moved)
 	errs = w.passed(w.engine)
 	lab.Equal(t, "passed over", len(errs), 1)
 	lab.Fails(t, errs[moved.Path], repository.ErrMisplaced)
@@ -254,7 +254,7 @@ func TestImportAbsurdNumbers(t *testing.T) {
 	soon := w.draft("soon", kvmbackup.Backup{}, 2*365*24*3600) // the clock was two years ahead
 	soon.Sequence = 4
 	for _, b := range []kvmbackup.Backup{future, large, soon} {
-		w.folder(b, kvmbackup.Backup{})
+		w.folder(b)
 	}
 	n := w.reopened()
 	at := func(now time.Time) *engine.Engine {
@@ -400,7 +400,7 @@ func TestExportDuringChanges(t *testing.T) {
 	lab.Equal(t, "state", w.state(), "A C:delete-pending D")
 	m, err := w.repo.ReadManifest(t.Context(), w.get("A").Path)
 	lab.OK(t, err)
-	if d := m.Volumes[0].Digest; !m.Pinned || d == nil || d.Value != strings.Repeat("ab", 32) {
+	if d := m.Volumes[0].Digest; !m.Pinned || d != "sha256:"+strings.Repeat("ab", 32) {
 		t.Errorf("exported what was listed before: pinned %v, digest %v", m.Pinned, d)
 	}
 }

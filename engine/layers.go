@@ -27,7 +27,7 @@ type layer struct {
 
 // layersOf follows one volume by its identity from the last backup of a chain down to its full. The links of the records must
 // agree with each other; nothing is read.
-func layersOf(chain []kvmbackup.Backup, id kvmbackup.VolumeID, repo Repository) ([]layer, error) {
+func layersOf(chain []kvmbackup.Backup, id kvmbackup.VolumeID, repo *repository.Repository) ([]layer, error) {
 	var layers []layer
 	for i := len(chain) - 1; i >= 0; i-- {
 		b := chain[i]
@@ -81,7 +81,7 @@ func (e *Engine) verifyMembers(ctx context.Context, chain []kvmbackup.Backup) er
 		if err != nil {
 			return repositoryError(err)
 		}
-		if err := sameAsRecord(m, b); err != nil {
+		if err := sameAsRecord(m.Backup, b); err != nil {
 			return err
 		}
 	}
@@ -94,19 +94,19 @@ func contradiction(b kvmbackup.Backup, what string, has, want any) error {
 }
 
 // sameAsRecord checks that a folder is the backup that the record speaks of, as far as a restore depends on it.
-func sameAsRecord(m repository.Manifest, b kvmbackup.Backup) error {
+func sameAsRecord(m, b kvmbackup.Backup) error {
 	switch {
-	case m.ID != string(b.ID):
+	case m.ID != b.ID:
 		return contradiction(b, "id", m.ID, b.ID)
-	case m.ParentID != string(b.ParentID):
+	case m.ParentID != b.ParentID:
 		return contradiction(b, "parent_id", m.ParentID, b.ParentID)
 	case len(m.Volumes) != len(b.Volumes):
 		return contradiction(b, "number of volumes", len(m.Volumes), len(b.Volumes))
 	}
 	for _, mv := range m.Volumes {
-		v, ok := b.Volume(kvmbackup.VolumeID(mv.VolumeID))
+		v, ok := b.Volume(mv.VolumeID)
 		if !ok || v.File != mv.File || v.ParentFile != mv.ParentFile || v.VirtualSize != mv.VirtualSize {
-			return contradiction(b, "volume "+mv.VolumeID, mv.File+" on "+mv.ParentFile, v.File+" on "+v.ParentFile)
+			return contradiction(b, "volume "+string(mv.VolumeID), mv.File+" on "+mv.ParentFile, v.File+" on "+v.ParentFile)
 		}
 	}
 	return nil
@@ -114,21 +114,23 @@ func sameAsRecord(m repository.Manifest, b kvmbackup.Backup) error {
 
 // sameDetails checks the rest of what both say and nothing changes later. A digest that only one of them has is no contradiction: an
 // interrupted AddDigests leaves one.
-func sameDetails(m repository.Manifest, b kvmbackup.Backup) error {
+func sameDetails(m, b kvmbackup.Backup) error {
 	type field struct {
 		name      string
 		has, want string
 	}
 	fields := []field{
-		{"vm", m.VM, string(b.VM)}, {"kind", string(m.Kind), b.Kind.String()}, {"chain_id", m.ChainID, string(b.ChainID)},
-		{"position", strconv.Itoa(m.Position), strconv.Itoa(b.Position)}, {"checkpoint", m.Checkpoint, string(b.Checkpoint)},
+		{"vm", m.VM.String(), b.VM.String()}, {"kind", m.Kind.String(), b.Kind.String()},
+		{"chain_id", m.ChainID.String(), b.ChainID.String()},
+		{"position", strconv.Itoa(m.Position), strconv.Itoa(b.Position)},
+		{"checkpoint", m.Checkpoint.String(), b.Checkpoint.String()},
 	}
 	for _, mv := range m.Volumes {
-		v, _ := b.Volume(kvmbackup.VolumeID(mv.VolumeID))
-		fields = append(fields, field{"device", mv.Device, v.Device}, field{"kind of volume " + mv.VolumeID, string(mv.Kind), v.Kind.String()})
-		for _, d := range []field{{"digest", digestOf(mv.Digest), v.Digest}, {"file_digest", digestOf(mv.FileDigest), v.FileDigest}} {
+		v, _ := b.Volume(mv.VolumeID)
+		fields = append(fields, field{"device", mv.Device, v.Device}, field{"kind of volume " + mv.VolumeID.String(), mv.Kind.String(), v.Kind.String()})
+		for _, d := range []field{{"digest", mv.Digest, v.Digest}, {"file_digest", mv.FileDigest, v.FileDigest}} {
 			if d.has != "" && d.want != "" {
-				fields = append(fields, field{d.name + " of volume " + mv.VolumeID, d.has, d.want})
+				fields = append(fields, field{d.name + " of volume " + mv.VolumeID.String(), d.has, d.want})
 			}
 		}
 	}

@@ -19,23 +19,22 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// slow is a repository whose removals take as long as the test wants, or until their context ends.
-type slow struct {
-	engine.Repository
-	takes time.Duration
-	cause *error // why a removal was cut short
-}
-
-func (s slow) Remove(ctx context.Context, t repository.Target) (repository.Removed, error) {
-	select {
-	case <-time.After(s.takes):
-		return s.Repository.Remove(ctx, t)
-	case <-ctx.Done():
-		if s.cause != nil {
-			*s.cause = context.Cause(ctx)
+// slow opens the repository again, with removals that take so long, or until their context ends; cause is then why, if not nil.
+func (w *world) slow(takes time.Duration, cause *error) *repository.Repository {
+	return w.openRepo(repository.Options{AroundCall: func(ctx context.Context, op string, call func() error) error {
+		if op != "remove" {
+			return call()
 		}
-		return repository.Removed{}, context.Cause(ctx)
-	}
+		select {
+		case <-time.After(takes):
+			return call()
+		case <-ctx.Done():
+			if cause != nil {
+				*cause = context.Cause(ctx)
+			}
+			return context.Cause(ctx)
+		}
+	}})
 }
 
 // calls counts a store's calls by name.
@@ -61,7 +60,7 @@ func TestLeaseIsRenewed(t *testing.T) {
 		w := newWorld(t)
 		w.build("A")
 		var c calls
-		e := w.newEngine(engine.Config{Store: hooked{Store: w.store, before: c.count}, Repository: slow{Repository: w.repo, takes: time.Hour}, LeaseTTL: 30 * time.Second})
+		e := w.newEngine(engine.Config{Store: hooked{Store: w.store, before: c.count}, Repository: w.slow(time.Hour, nil), LeaseTTL: 30 * time.Second})
 		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.OK(t, err)
 		lab.Equal(t, "state", w.state(), "")
@@ -85,7 +84,7 @@ func TestLeaseTakenOver(t *testing.T) {
 		var cause error
 		e := w.newEngine(engine.Config{
 			Store:      hooked{Store: w.store, before: failing("renew", down)},
-			Repository: slow{w.repo, time.Hour, &cause}, LeaseTTL: 30 * time.Second, Holder: "one",
+			Repository: w.slow(time.Hour, &cause), LeaseTTL: 30 * time.Second, Holder: "one",
 		})
 		begun := time.Now()
 		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
@@ -284,7 +283,7 @@ func TestStoreAwayForAWhile(t *testing.T) {
 			}
 			return nil
 		}}
-		e := w.newEngine(engine.Config{Store: away, Repository: slow{Repository: w.repo, takes: 2 * time.Minute}, LeaseTTL: 30 * time.Second})
+		e := w.newEngine(engine.Config{Store: away, Repository: w.slow(2*time.Minute, nil), LeaseTTL: 30 * time.Second})
 		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.OK(t, err)
 		if failed.of("away") == 0 {
@@ -300,7 +299,7 @@ func TestStoreHangs(t *testing.T) {
 		w := newWorld(t)
 		w.build("A")
 		begun := time.Now()
-		e := w.newEngine(engine.Config{Store: hanging{w.store}, Repository: slow{Repository: w.repo, takes: time.Hour}, LeaseTTL: 30 * time.Second})
+		e := w.newEngine(engine.Config{Store: hanging{w.store}, Repository: w.slow(time.Hour, nil), LeaseTTL: 30 * time.Second})
 		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.Fails(t, err, kvmbackup.ErrLeaseLost)
 		if took := time.Since(begun); took > 31*time.Second {
@@ -326,7 +325,7 @@ func TestCancel(t *testing.T) {
 		stop := errors.New("the user pressed stop")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(10*time.Second, func() { cancel(stop) })
-		_, err := w.newEngine(engine.Config{Repository: slow{Repository: w.repo, takes: time.Hour}}).Delete(ctx, lab.BackupID("A"), kvmbackup.DeleteOptions{})
+		_, err := w.newEngine(engine.Config{Repository: w.slow(time.Hour, nil)}).Delete(ctx, lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.Fails(t, err, stop)
 		lab.Equal(t, "state", w.state(), "A:delete-pending")
 		_, err = w.store.AcquireLease(t.Context(), lab.VM, "next", time.Minute)

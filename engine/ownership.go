@@ -29,7 +29,7 @@ func (e *Engine) stale(
 	if len(kvmbackup.StaleCheckpoints(owned, st, keep...)) == len(kvmbackup.StaleCheckpoints(sure, st, keep...)) {
 		return kvmbackup.StaleCheckpoints(sure, st, keep...), nil // the records know them all
 	}
-	entries, err := e.cfg.Repository.List(ctx, string(o.vm))
+	entries, err := e.cfg.Repository.List(ctx, o.vm)
 	if err != nil {
 		return kvmbackup.StaleCheckpoints(sure, st, keep...), repositoryError(err)
 	}
@@ -58,7 +58,7 @@ func checkpointsOf(records []kvmbackup.Backup) []kvmbackup.CheckpointName {
 func othersOf(entries []repository.Entry, records []kvmbackup.Backup) []string {
 	var paths []string
 	for _, e := range entries {
-		ok := slices.ContainsFunc(records, func(b kvmbackup.Backup) bool { return b.ID == kvmbackup.BackupID(e.ID) })
+		ok := slices.ContainsFunc(records, func(b kvmbackup.Backup) bool { return b.ID == e.ID })
 		if !ok && (e.Kind == repository.FolderPublished || e.Kind == repository.FolderPartial) {
 			paths = append(paths, e.Path)
 		}

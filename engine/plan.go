@@ -121,7 +121,7 @@ func (o *op) plan(ctx context.Context, req BackupRequest) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	if err := o.e.checkVM(ctx, req.VM); err != nil {
+	if err := o.e.cfg.Repository.CheckVM(ctx, req.VM); err != nil {
 		return Plan{}, err
 	}
 	p.EstimateBytes, p.Unmeasured = need.bytes, need.unmeasured

@@ -217,12 +217,12 @@ func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b kvmbackup
 // that lacks a file all the same, or whose data could not be flushed, is not whole: it is undone. ErrDamaged for a published
 // folder whose manifest doesn't tell what is in it.
 func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b kvmbackup.Backup) (bool, error) {
-	m, ok, err := e.cfg.Repository.Published(ctx, b.Path, string(b.ID))
+	m, ok, err := e.cfg.Repository.Published(ctx, b.Path, b.ID)
 	if err != nil {
 		return false, repositoryError(err)
 	}
 	if !ok {
-		m, err = e.cfg.Repository.PartialManifest(ctx, b.Path, string(b.ID))
+		m, err = e.cfg.Repository.PartialManifest(ctx, b.Path, b.ID)
 		if err == nil {
 			err = e.cfg.Repository.Publish(ctx, m)
 		}
@@ -233,10 +233,7 @@ func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b kvmback
 			return false, err
 		}
 	}
-	whole, err := BackupFromManifest(m, b.Repository)
-	if err != nil {
-		return false, fmt.Errorf("%w: manifest of %s: %w", kvmbackup.ErrDamaged, b.Path, err)
-	}
+	whole := m.Backup
 	whole.Sequence, whole.Host, whole.Asked = b.Sequence, b.Host, b.Asked
 	for i, v := range whole.Volumes { // a manifest doesn't have them
 		if recorded, ok := b.Volume(v.VolumeID); ok {

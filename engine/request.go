@@ -116,7 +116,7 @@ func (r BackupRequest) ref() kvmbackup.DomainRef { return r.Target().ref() }
 
 // validate names the first thing that is wrong with a request.
 func (r BackupRequest) validate() error {
-	if err := repository.ValidVMName(string(r.VM)); err != nil {
+	if err := repository.ValidVMName(r.VM); err != nil {
 		return err
 	}
 	if !r.Quiesce.valid() {

@@ -11,7 +11,7 @@ func (e *Engine) ofDomain(ctx context.Context, b kvmbackup.Backup) kvmbackup.Bac
 	if b.DomainUUID != "" || b.Status != kvmbackup.StatusCompleted || b.Repository != e.cfg.Repository.ID() {
 		return b
 	}
-	if m, err := e.cfg.Repository.ReadManifest(ctx, b.Path); err == nil && m.ID == string(b.ID) {
+	if m, err := e.cfg.Repository.ReadManifest(ctx, b.Path); err == nil && m.ID == b.ID {
 		b.DomainUUID = m.DomainUUID
 	}
 	return b

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/lab"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // A rule keeps as many backups of each VM that has had the name, and takes those of an unknown one for the next one's.
@@ -79,7 +80,7 @@ func (w *world) addOf(name, uuid string) kvmbackup.Backup {
 	w.t.Helper()
 	b := w.begin(name, "")
 	b.CompletedAt = b.StartedAt
-	m := manifestOf(b, kvmbackup.Backup{})
+	m := repository.NewManifest(b, nil)
 	m.DomainUUID = uuid
 	lab.OK(w.t, w.repo.Publish(w.t.Context(), m))
 	b.Status = kvmbackup.StatusCompleted

@@ -43,7 +43,7 @@ func (r *run) undo(ctx context.Context, cause error) error {
 func (r *run) settleRepository(ctx context.Context) {
 	c, cancel := r.e.cleanup(ctx)
 	defer cancel()
-	if err := r.e.cfg.Repository.Settle(c, string(r.vm)); err != nil {
+	if err := r.e.cfg.Repository.Settle(c, r.vm); err != nil {
 		r.warn("the repository doesn't answer", "error", err)
 	}
 }
@@ -53,7 +53,7 @@ func (r *run) wasPublished(ctx context.Context) (bool, error) {
 	if r.record.CompletedAt.IsZero() {
 		return false, nil
 	}
-	_, ok, err := r.e.cfg.Repository.Published(ctx, r.record.Path, string(r.record.ID))
+	_, ok, err := r.e.cfg.Repository.Published(ctx, r.record.Path, r.record.ID)
 	return ok, err
 }
 
@@ -90,7 +90,7 @@ func (e *Engine) undoBackup(ctx context.Context, o *op, h *heldLease, u undoing,
 	}
 	c, cancel := e.cleanup(ctx)
 	defer cancel()
-	err = errors.Join(err, o.tellForeign(e.cfg.Repository.RemovePartial(c, u.record.Path, string(u.record.ID), fileNamesOf(u.record))))
+	err = errors.Join(err, o.tellForeign(e.cfg.Repository.RemovePartial(c, u.record)))
 	if err != nil {
 		return err
 	}

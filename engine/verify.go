@@ -285,7 +285,7 @@ func (v *verifier) folder(ctx context.Context, b kvmbackup.Backup) error {
 		}
 		return err
 	}
-	if err := errors.Join(sameAsRecord(m, b), sameDetails(m, b)); err != nil {
+	if err := errors.Join(sameAsRecord(m.Backup, b), sameDetails(m.Backup, b)); err != nil {
 		return v.add(ctx, ProblemManifest, b, "", repository.ManifestName, kvmbackup.ErrorText(err))
 	}
 	files, err := v.e.cfg.Repository.Files(ctx, b.Path)

@@ -9,7 +9,6 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/qcow2"
-	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 var (
@@ -42,7 +41,7 @@ type plan struct {
 	always bool
 }
 
-// gate is what all calls of one process to its four interfaces pass.
+// gate is what all calls of one process to what its engine stands on pass.
 type gate struct {
 	mu    sync.Mutex
 	plan  plan
@@ -192,58 +191,20 @@ func (s gatedStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbacku
 	return pass(s.g, "Annotate", func() error { return s.Store.Annotate(ctx, l, id, a) })
 }
 
-type gatedRepository struct {
-	*repository.Repository
-	g *gate
+// repositoryCalls are the calls on the folder that pass the gate, by what the repository calls them, as plans name them.
+var repositoryCalls = map[string]string{
+	"probe": "Probe", "create partial": "CreatePartial", "write file": "WriteFile", "publish": "Publish",
+	"open targets": "OpenTargets", "published": "Published", "read partial manifest": "PartialManifest",
+	"remove partial": "RemovePartial", "remove": "repository Remove", "read manifest": "ReadManifest",
+	"rewrite manifest": "RewriteManifest", "stat": "Stat",
 }
 
-func (r gatedRepository) Probe(ctx context.Context) (repository.Space, error) {
-	return through(r.g, "Probe", func() (repository.Space, error) { return r.Repository.Probe(ctx) })
-}
-
-func (r gatedRepository) CreatePartial(ctx context.Context, path, id string) (string, error) {
-	return through(r.g, "CreatePartial", func() (string, error) { return r.Repository.CreatePartial(ctx, path, id) })
-}
-
-func (r gatedRepository) WriteFile(ctx context.Context, path, id, name string, data []byte) (repository.FileEntry, error) {
-	return through(r.g, "WriteFile", func() (repository.FileEntry, error) { return r.Repository.WriteFile(ctx, path, id, name, data) })
-}
-
-func (r gatedRepository) Publish(ctx context.Context, m repository.Manifest) error {
-	return pass(r.g, "Publish", func() error { return r.Repository.Publish(ctx, m) })
-}
-
-func (r gatedRepository) OpenTargets(ctx context.Context, path, id string, files []string) (func(), error) {
-	return through(r.g, "OpenTargets", func() (func(), error) { return r.Repository.OpenTargets(ctx, path, id, files) })
-}
-
-func (r gatedRepository) Published(ctx context.Context, path, id string) (m repository.Manifest, ok bool, err error) {
-	err = pass(r.g, "Published", func() error { m, ok, err = r.Repository.Published(ctx, path, id); return err })
-	return m, ok && err == nil, err
-}
-
-func (r gatedRepository) PartialManifest(ctx context.Context, path, id string) (repository.Manifest, error) {
-	return through(r.g, "PartialManifest", func() (repository.Manifest, error) { return r.Repository.PartialManifest(ctx, path, id) })
-}
-
-func (r gatedRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {
-	return pass(r.g, "RemovePartial", func() error { return r.Repository.RemovePartial(ctx, path, id, files) })
-}
-
-func (r gatedRepository) Remove(ctx context.Context, t repository.Target) (repository.Removed, error) {
-	return through(r.g, "repository Remove", func() (repository.Removed, error) { return r.Repository.Remove(ctx, t) })
-}
-
-func (r gatedRepository) ReadManifest(ctx context.Context, path string) (repository.Manifest, error) {
-	return through(r.g, "ReadManifest", func() (repository.Manifest, error) { return r.Repository.ReadManifest(ctx, path) })
-}
-
-func (r gatedRepository) RewriteManifest(ctx context.Context, m repository.Manifest) error {
-	return pass(r.g, "RewriteManifest", func() error { return r.Repository.RewriteManifest(ctx, m) })
-}
-
-func (r gatedRepository) Stat(ctx context.Context, path, file string) (repository.FileInfo, error) {
-	return through(r.g, "Stat", func() (repository.FileInfo, error) { return r.Repository.Stat(ctx, path, file) })
+// aroundCall passes the calls on the folder.
+func (g *gate) aroundCall(_ context.Context, op string, call func() error) error {
+	if name, ok := repositoryCalls[op]; ok {
+		return pass(g, name, call)
+	}
+	return call()
 }
 
 type gatedImages struct {

@@ -79,10 +79,19 @@ func (l *lab) newDisk(device, name string) kvmbackuptest.Disk {
 func (l *lab) open(p plan) (err error) {
 	l.gate = &gate{plan: p, kill: l.h.KillHost}
 	l.cfg.Store = gatedStore{l.store, l.gate}
-	l.cfg.Repository = gatedRepository{l.repo, l.gate}
+	if err = l.mount(repository.Options{AroundCall: l.gate.aroundCall}); err != nil {
+		return err
+	}
 	l.cfg.Images = gatedImages{kvmbackuptest.Images{}, l.gate}
 	l.cfg.Executor = gatedExecutor{l.h.Executor(), l.gate, l}
 	l.engine, err = engine.New(l.cfg)
+	return err
+}
+
+// mount has the next engine open the repository with these options.
+func (l *lab) mount(o repository.Options) (err error) {
+	o.NoSync = true
+	l.cfg.Repository, err = repository.Open(context.Background(), l.repo.Root(), o)
 	return err
 }
 

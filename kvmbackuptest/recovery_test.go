@@ -159,7 +159,7 @@ func TestRecoveryOfAFolderThatLacksAFile(t *testing.T) {
 		running, err := s.store.List(t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
 		s.must(err)
 		b := running[0]
-		partial := s.cfg.Repository.PartialDir(b.Path, string(b.ID))
+		partial := s.cfg.Repository.PartialDir(b.Path, b.ID)
 		s.must(os.Rename(filepath.Dir(s.cfg.Repository.FilePath(b.Path, b.Volumes[0].File)), partial))
 		s.must(os.Remove(filepath.Join(partial, b.Volumes[0].File)))
 		if got := s.outcome(); got != engine.RecoveryUndone {

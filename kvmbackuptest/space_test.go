@@ -12,16 +12,6 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// share is a repository with as much free space as the test says.
-type share struct {
-	engine.Repository
-	free int64
-}
-
-func (s *share) Probe(context.Context) (repository.Space, error) {
-	return repository.Space{FreeBytes: s.free, TotalBytes: 1 << 50}, nil
-}
-
 // unable is a hypervisor that can't tell what disks hold.
 type unable struct{ kvmbackup.Executor }
 
@@ -34,7 +24,9 @@ func (s *teller) onShare(free int64, change ...func(*engine.Config)) {
 	s.t.Helper()
 	s.cfg.ReserveBytes = engine.NoReserve
 	s.must(s.open(plan{}))
-	s.cfg.Repository = &share{s.cfg.Repository, free}
+	s.must(s.mount(repository.Options{AroundCall: s.gate.aroundCall, Space: func(repository.Space) repository.Space {
+		return repository.Space{FreeBytes: free, TotalBytes: 1 << 50}
+	}}))
 	for _, f := range change {
 		f(&s.cfg)
 	}

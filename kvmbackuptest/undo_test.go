@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/repository"
 )
 
 // limited is a context whose deadline has passed when end is called.
@@ -74,9 +75,17 @@ func TestSlowUndo(t *testing.T) {
 		s.backup(everyday)
 		s.must(s.write("vda", 1, 2))
 		s.must(s.open(plan{op: "Publish", mode: failBefore}))
-		cfg := s.cfg
-		cfg.Repository = slowRepository{cfg.Repository, 20 * time.Second}
-		eng, err := engine.New(cfg)
+		s.must(s.mount(repository.Options{AroundCall: func(ctx context.Context, op string, call func() error) error {
+			if op == "settle" || op == "remove partial" {
+				select {
+				case <-time.After(20 * time.Second):
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+			return s.gate.aroundCall(ctx, op, call)
+		}}))
+		eng, err := engine.New(s.cfg)
 		s.must(err)
 		s.h.OnCall(func(op string) error {
 			if op == "DropCheckpoint" {
@@ -90,30 +99,4 @@ func TestSlowUndo(t *testing.T) {
 		s.h.OnCall(nil)
 		s.must(s.checkClean())
 	})
-}
-
-// slowRepository takes its time to settle and to remove.
-type slowRepository struct {
-	engine.Repository
-	pause time.Duration
-}
-
-func (r slowRepository) wait(ctx context.Context) error {
-	select {
-	case <-time.After(r.pause):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (r slowRepository) Settle(ctx context.Context, vm string) error {
-	return errors.Join(r.wait(ctx), r.Repository.Settle(ctx, vm))
-}
-
-func (r slowRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {
-	if err := r.wait(ctx); err != nil {
-		return err
-	}
-	return r.Repository.RemovePartial(ctx, path, id, files)
 }

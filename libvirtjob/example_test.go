@@ -12,7 +12,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// The four interfaces of an engine, and a backup of two of a VM's volumes. The host has opened the store.
+// The four things that an engine stands on, and a backup of two of a VM's volumes. The host has opened the store.
 func Example() {
 	_ = func(ctx context.Context, store kvmbackup.Store) (err error) {
 		images, err := qcow2.New(qcow2.Config{})

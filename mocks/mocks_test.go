@@ -24,9 +24,9 @@ var (
 	_ kvmbackup.Executor     = (*mocks.MockExecutor)(nil)
 	_ kvmbackup.ImageUsers   = (*mocks.MockImageUsers)(nil)
 	_ kvmbackup.Job          = (*mocks.MockJob)(nil)
-	_ engine.Repository      = (*mocks.MockRepository)(nil)
 	_ engine.Images          = (*mocks.MockImages)(nil)
 	_ kvmbackup.ChainDecider = (*mocks.MockChainDecider)(nil)
+	_ kvmbackup.Files        = (*mocks.MockFiles)(nil)
 	_ engine.JobControl      = (*mocks.MockJobControl)(nil)
 )
 
@@ -65,7 +65,6 @@ func declared(t *testing.T, dir string) map[string]bool {
 // host is what a test needs of an embedding program: an engine over mocks.
 type host struct {
 	store    *mocks.MockStore
-	repo     *mocks.MockRepository
 	executor *mocks.MockExecutor
 	decider  *mocks.MockChainDecider
 	engine   *engine.Engine
@@ -73,16 +72,16 @@ type host struct {
 
 func newHost(t *testing.T) host {
 	c := gomock.NewController(t)
+	repo, err := repository.Init(t.Context(), t.TempDir(), repository.Options{NoSync: true})
+	require.NoError(t, err)
 	h := host{
-		store: mocks.NewMockStore(c), repo: mocks.NewMockRepository(c),
+		store:    mocks.NewMockStore(c),
 		executor: mocks.NewMockExecutor(c), decider: mocks.NewMockChainDecider(c),
 	}
-	var err error
 	h.engine, err = engine.New(engine.Config{
-		Store: h.store, Repository: h.repo, Executor: h.executor, Images: mocks.NewMockImages(c), Decider: h.decider,
+		Store: h.store, Repository: repo, Executor: h.executor, Images: mocks.NewMockImages(c), Decider: h.decider,
 	})
 	require.NoError(t, err)
-	h.repo.EXPECT().ID().Return("nas-1").AnyTimes()
 	return h
 }
 
@@ -96,7 +95,6 @@ func TestPlanAsksTheDecider(t *testing.T) {
 	h.store.EXPECT().VM(gomock.Any(), kvmbackup.VMID("vm1")).Return(kvmbackup.VMRecord{VM: "vm1"}, nil)
 	h.store.EXPECT().Newest(gomock.Any(), kvmbackup.VMID("vm1")).Return(kvmbackup.Backup{}, kvmbackup.ErrNotFound)
 	h.store.EXPECT().List(gomock.Any(), gomock.Any()).Return(nil, nil).AnyTimes()
-	h.repo.EXPECT().Probe(gomock.Any()).Return(repository.Space{FreeBytes: 1 << 40}, nil)
 	h.executor.EXPECT().HeldBytes(gomock.Any(), kvmbackup.DomainRef{Name: "vm1"}, []string{"vda"}).Return(map[string]int64{"vda": 5 << 20}, nil)
 	h.decider.EXPECT().Decide(gomock.Any()).DoAndReturn(func(in kvmbackup.DecideInput) (kvmbackup.Decision, error) {
 		assert.Nil(t, in.Newest)

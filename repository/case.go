@@ -17,11 +17,12 @@ var upperMarker = strings.ToUpper(MarkerName)
 // CheckVM says, before anything is written, whether the VM can have a folder of its own. On storage that doesn't tell upper from lower case,
 // as most SMB shares are, the VMs Web and web would share one: the one that came later gets an kvmbackup.ErrInvalid, as a *NameError. Two
 // that come first at the same time are told apart by CreatePartial.
-func (r *Repository) CheckVM(ctx context.Context, vm string) error {
-	if err := validVM(vm); err != nil {
-		return r.failed("check VM", vm, err)
+func (r *Repository) CheckVM(ctx context.Context, vm kvmbackup.VMID) error {
+	name := string(vm)
+	if err := validVM(name); err != nil {
+		return r.failed("check VM", name, err)
 	}
-	_, err := do(ctx, r, "check VM", vm, func(s *session) (struct{}, error) { return struct{}{}, s.ownsFolder(vm) })
+	_, err := do(ctx, r, "check VM", name, func(s *session) (struct{}, error) { return struct{}{}, s.ownsFolder(name) })
 	return err
 }
 

@@ -36,7 +36,7 @@ var stories = []story{
 		name:  "remove",
 		setup: func(t *testing.T, r *repository.Repository) repository.Manifest { return publish(t, r, full()) },
 		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
-			_, err := r.Remove(ctx, m.Target())
+			_, err := r.Remove(ctx, m.Backup)
 			return err
 		},
 		after: empty,
@@ -48,7 +48,7 @@ var stories = []story{
 			return publish(t, r, full())
 		},
 		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
-			_, err := r.Remove(ctx, repository.Target{Path: m.Path, ID: m.ID})
+			_, err := r.Remove(ctx, kvmbackup.Backup{Path: m.Path, ID: m.ID})
 			return err
 		},
 		after: func(t *testing.T, r *repository.Repository, _ repository.Manifest) {
@@ -63,7 +63,7 @@ var stories = []story{
 		name:  "remove partial",
 		setup: func(t *testing.T, r *repository.Repository) repository.Manifest { return prepare(t, r, full()) },
 		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
-			return r.RemovePartial(ctx, m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"})
+			return r.RemovePartial(ctx, m.Backup)
 		},
 		after: empty,
 	},
@@ -80,11 +80,11 @@ var stories = []story{
 			// Whoever finds the manifest takes the folder for whole.
 			if _, err := r.PartialManifest(ctx, m.Path, m.ID); err == nil {
 				list, err := r.Files(ctx, repository.PartialPath(m.Path, m.ID))
-				if err != nil || len(list) != 1+len(m.Target().Files) {
+				if err != nil || len(list) != 1+len(fileNames(m)) {
 					return fmt.Errorf("a manifest is left with %d files, %w", len(list)-1, err)
 				}
 			}
-			return r.RemovePartial(ctx, m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"})
+			return r.RemovePartial(ctx, m.Backup)
 		},
 		after: empty,
 	},
@@ -96,7 +96,7 @@ var stories = []story{
 			return m
 		},
 		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
-			_, err := r.Remove(ctx, m.Target())
+			_, err := r.Remove(ctx, m.Backup)
 			return unlessForeign(err)
 		},
 		after: onlyForeign,
@@ -109,7 +109,7 @@ var stories = []story{
 			return m
 		},
 		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
-			return unlessForeign(r.RemovePartial(ctx, m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"}))
+			return unlessForeign(r.RemovePartial(ctx, m.Backup))
 		},
 		after: onlyForeign,
 	},
@@ -126,7 +126,7 @@ var stories = []story{
 			if !got.Pinned {
 				t.Fatal("not rewritten")
 			}
-			_, err = r.Remove(t.Context(), m.Target())
+			_, err = r.Remove(t.Context(), m.Backup)
 			want(t, err)
 			empty(t, r, m)
 		},
@@ -135,7 +135,7 @@ var stories = []story{
 		name:  "create partial",
 		setup: func(*testing.T, *repository.Repository) repository.Manifest { return full() },
 		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
-			if err := r.RemovePartial(ctx, m.Path, m.ID, nil); err != nil {
+			if err := r.RemovePartial(ctx, m.Backup); err != nil {
 				return err
 			}
 			_, err := r.CreatePartial(ctx, m.Path, m.ID)
@@ -143,7 +143,7 @@ var stories = []story{
 		},
 		after: func(t *testing.T, r *repository.Repository, m repository.Manifest) {
 			same(t, tree(t, r), []string{vm, repository.PartialPath(m.Path, m.ID)})
-			want(t, r.RemovePartial(t.Context(), m.Path, m.ID, nil))
+			want(t, r.RemovePartial(t.Context(), m.Backup))
 			empty(t, r, m)
 		},
 	},
@@ -163,7 +163,7 @@ var stories = []story{
 			if err != nil || string(b) != "efi" {
 				t.Fatal(string(b), err)
 			}
-			want(t, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"}))
+			want(t, r.RemovePartial(t.Context(), m.Backup))
 			empty(t, r, m)
 		},
 	},
@@ -184,7 +184,7 @@ func published(t *testing.T, r *repository.Repository, m repository.Manifest) {
 		t.Fatal(ok, err)
 	}
 	same(t, tree(t, r), []string{vm, m.Path, m.Path + "/backup.json", m.Path + "/datadisk.v2.qcow2", m.Path + "/domain.xml",
-		m.Path + "/notes.json", m.Path + "/root.v1.qcow2"})
+		m.Path + "/nvram", m.Path + "/root.v1.qcow2"})
 }
 
 // unlessForeign passes over the error of a removal that is done.
@@ -256,8 +256,8 @@ func consistent(t *testing.T, r *repository.Repository) {
 		if e.Kind != repository.FolderPublished {
 			continue
 		}
-		for _, f := range e.Manifest.Target().Files {
-			if _, err := r.Stat(t.Context(), e.Path, f.Name); err != nil {
+		for _, f := range fileNames(e.Manifest) {
+			if _, err := r.Stat(t.Context(), e.Path, f); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -293,33 +293,33 @@ func TestOrderOfSteps(t *testing.T) {
 	want(t, watched.Publish(t.Context(), m))
 	p := repository.PartialPath(m.Path, m.ID)
 	same(t, f.steps, []string{"sync " + p + "/root.v1.qcow2", "sync " + p + "/datadisk.v2.qcow2", "sync " + p + "/domain.xml",
-		"sync " + p + "/notes.json", "create " + p + "/backup.json", "write " + p + "/backup.json", "sync " + p + "/backup.json",
+		"sync " + p + "/nvram", "create " + p + "/backup.json", "write " + p + "/backup.json", "sync " + p + "/backup.json",
 		"place " + p + "/backup.json", "syncdir " + p, "rename " + p, "syncdir " + vm})
 	f.steps = nil
-	_, err = watched.Remove(t.Context(), repository.Target{Path: m.Path, ID: m.ID})
+	_, err = watched.Remove(t.Context(), kvmbackup.Backup{Path: m.Path, ID: m.ID})
 	want(t, err)
 	d := strings.Replace(p, "partial", "deleting", 1)
 	same(t, f.steps, []string{"rename " + m.Path, "syncdir " + vm, "remove " + d + "/datadisk.v2.qcow2",
-		"remove " + d + "/domain.xml", "remove " + d + "/notes.json", "remove " + d + "/root.v1.qcow2", "syncdir " + d,
+		"remove " + d + "/domain.xml", "remove " + d + "/nvram", "remove " + d + "/root.v1.qcow2", "syncdir " + d,
 		"remove " + d + "/backup.json", "rmdir " + d, "syncdir " + vm, "rmdir " + vm, "syncdir ."})
 }
 
 // TestRemovedBytesAfterCrash: a removal that was broken off reports as much as one that wasn't, until its last file is gone.
 func TestRemovedBytesAfterCrash(t *testing.T) {
-	measure := func(at int) (repository.Removed, *faults) {
+	measure := func(at int) (kvmbackup.Removed, *faults) {
 		dir := t.TempDir()
 		r := initRepo(t, dir, repository.Options{NoSync: true})
 		m := prepare(t, r, full())
 		m.Files = m.Files[:1] // what the manifest says of side files is their size, not what they take
-		want(t, os.Remove(filepath.Join(r.PartialDir(m.Path, m.ID), "notes.json")))
+		want(t, os.Remove(filepath.Join(r.PartialDir(m.Path, m.ID), repository.NVRAMName)))
 		want(t, r.Publish(t.Context(), m))
 		f := &faults{at: at, dead: true}
 		broken, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: f.before})
 		want(t, err)
-		if got, err := broken.Remove(t.Context(), m.Target()); err == nil {
+		if got, err := broken.Remove(t.Context(), m.Backup); err == nil {
 			return got, f
 		}
-		got, err := r.Remove(t.Context(), m.Target())
+		got, err := r.Remove(t.Context(), m.Backup)
 		want(t, err)
 		return got, f
 	}

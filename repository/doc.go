@@ -29,12 +29,11 @@
 //
 //	taken, err := r.Stamps(ctx, "web1")
 //	stamp := kvmbackup.NextStamp(now, newest, func(s kvmbackup.Stamp) bool { return slices.Contains(taken, s) })
-//	m.Path = "web1/" + stamp.String()
-//	partial, err := r.CreatePartial(ctx, m.Path, m.ID)      // absolute: for qemu-img and libvirt
+//	b.Path = "web1/" + stamp.String()
+//	partial, err := r.CreatePartial(ctx, b.Path, b.ID)      // absolute: for qemu-img and libvirt
 //	...                                                     // the volumes' files are written into it
-//	xml, err := r.WriteFile(ctx, m.Path, m.ID, repository.DomainXMLName, []byte("<domain/>"))
-//	m.Files = append(m.Files, xml)
-//	err = r.Publish(ctx, m)                                 // or RemovePartial
+//	xml, err := r.WriteFile(ctx, b.Path, b.ID, repository.DomainXMLName, []byte("<domain/>"))
+//	err = r.Publish(ctx, repository.NewManifest(b, []repository.FileEntry{xml})) // or RemovePartial
 //
 // Partial and published folders are at the same depth, so that a backing link "../STAMP/FILE" holds in both.
 //

@@ -31,20 +31,19 @@ func Example() {
 	taken, err := r.Stamps(ctx, "web1")
 	check(err)
 	stamp := kvmbackup.NextStamp(now, newest, func(s kvmbackup.Stamp) bool { return slices.Contains(taken, s) })
-	m := repository.Manifest{
-		ID: "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7a01", VM: "web1", Kind: repository.KindFull,
+	b := kvmbackup.Backup{
+		ID: "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7a01", VM: "web1", Kind: kvmbackup.KindFull,
 		ChainID:   "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7aff",
-		StartedAt: now, CompletedAt: now, Consistency: repository.ConsistencyCrash,
-		Volumes: []repository.Volume{{VolumeID: "7f2d", Kind: repository.KindFull, File: "root.7f2d.qcow2"}},
+		StartedAt: now, CompletedAt: now, Consistency: kvmbackup.ConsistencyCrash,
+		Volumes: []kvmbackup.VolumeBackup{{VolumeID: "7f2d", Kind: kvmbackup.KindFull, File: "root.7f2d.qcow2"}},
 	}
-	m.Path = "web1/" + stamp.String()
-	partial, err := r.CreatePartial(ctx, m.Path, m.ID)
+	b.Path = "web1/" + stamp.String()
+	partial, err := r.CreatePartial(ctx, b.Path, b.ID)
 	check(err)
 	check(os.WriteFile(filepath.Join(partial, "root.7f2d.qcow2"), []byte("QEMU writes here"), 0o600))
-	xml, err := r.WriteFile(ctx, m.Path, m.ID, repository.DomainXMLName, []byte("<domain/>"))
+	xml, err := r.WriteFile(ctx, b.Path, b.ID, repository.DomainXMLName, []byte("<domain/>"))
 	check(err)
-	m.Files = append(m.Files, xml)
-	err = r.Publish(ctx, m)
+	err = r.Publish(ctx, repository.NewManifest(b, []repository.FileEntry{xml}))
 	check(err)
 
 	entries, err := r.List(ctx, "")
@@ -52,9 +51,9 @@ func Example() {
 	for _, e := range entries {
 		fmt.Println(e.Path, e.Kind)
 	}
-	_, err = r.Remove(ctx, m.Target())
+	_, err = r.Remove(ctx, b)
 	check(err)
-	gone, err := r.Remove(ctx, m.Target())
+	gone, err := r.Remove(ctx, b)
 	fmt.Println("gone:", gone.AlreadyGone, err)
 	// Output:
 	// web1/2026.11.23.07.04.50 published

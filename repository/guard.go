@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/leave"
 	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
@@ -20,15 +21,25 @@ var hung leave.Register
 
 // do runs fn on the open root in a goroutine of its own and waits for it, for ctx and for the clock of the step under way.
 // fn must return what it found, never write to variables of its caller, who may have left.
-func do[T any](ctx context.Context, r *Repository, op, path string, fn func(*session) (T, error)) (T, error) {
-	v, err := guarded(ctx, r, op, path, fn)
-	if err != nil {
+func do[T any](ctx context.Context, r *Repository, op, path string, fn func(*session) (T, error)) (v T, err error) {
+	err = r.around(ctx, op, func() (err error) {
+		v, err = guarded(ctx, r, op, path, fn)
 		if errors.Is(err, leave.ErrLeft) {
 			err = context.Cause(ctx)
 		}
-		err = r.failed(op, path, classify(err))
-	}
+		if err != nil {
+			err = r.failed(op, path, classify(err))
+		}
+		return err
+	})
 	return v, err
+}
+
+func (r *Repository) around(ctx context.Context, op string, call func() error) error {
+	if r.opts.AroundCall != nil {
+		return r.opts.AroundCall(ctx, op, call)
+	}
+	return call()
 }
 
 func guarded[T any](ctx context.Context, r *Repository, op, path string, fn func(*session) (T, error)) (v T, err error) {
@@ -87,9 +98,13 @@ func firstHung(dir string, counts func(*leave.Work) bool) (over <-chan struct{},
 // Settle waits until no operation of that VM, or of any with an empty name, is left behind on this folder, and returns at once if none
 // is: to clean up after a call that was cancelled while the storage was busy, say flushing, and for which the clean-up
 // would get ErrHung. If ctx ends first the error is an ErrHung.
-func (r *Repository) Settle(ctx context.Context, vm string) error {
+func (r *Repository) Settle(ctx context.Context, vm kvmbackup.VMID) error {
+	return r.around(ctx, "settle", func() error { return r.settle(ctx, vm) })
+}
+
+func (r *Repository) settle(ctx context.Context, vm kvmbackup.VMID) error {
 	for {
-		over, err := firstHung(r.root, func(w *leave.Work) bool { return vm == "" || w.Overdue() || w.Owner == vm })
+		over, err := firstHung(r.root, func(w *leave.Work) bool { return vm == "" || w.Overdue() || w.Owner == string(vm) })
 		if err == nil {
 			return nil
 		}

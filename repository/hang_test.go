@@ -82,7 +82,7 @@ func failsAtOnce(t *testing.T, r *repository.Repository, m repository.Manifest) 
 		want(t, err, repository.ErrHung)
 		_, err = repository.Open(t.Context(), r.Root(), repository.Options{})
 		want(t, err, repository.ErrHung)
-		_, err = r.Remove(t.Context(), m.Target())
+		_, err = r.Remove(t.Context(), m.Backup)
 		want(t, err, repository.ErrHung)
 	}
 	if time.Since(start) != 0 {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -28,24 +29,24 @@ var t0 = time.Date(2026, 11, 23, 7, 4, 50, 0, time.UTC)
 
 // full is a valid manifest of a full backup of two volumes, without side files.
 func full() repository.Manifest {
-	return repository.Manifest{
-		Version: 1, ID: fullID, VM: vm, Domain: vm, Kind: repository.KindFull, ChainID: chainID, Path: fullPath,
-		Tracked: true, Checkpoint: "2026.11.23.07.04.50", Sequence: 1, StartedAt: t0, CompletedAt: t0.Add(time.Minute),
-		Consistency: repository.ConsistencyCrash,
-		Reasons:     []repository.Reason{{Code: "no-active-checkpoint", Detail: "first backup"}},
-		Volumes: []repository.Volume{
-			{VolumeID: "v1", Device: "vda", Kind: repository.KindFull, File: "root.v1.qcow2", VirtualSize: 1 << 30, StoredSize: 4096},
-			{VolumeID: "v2", Device: "vdb", Kind: repository.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 20, StoredSize: 4096},
+	return repository.Manifest{Backup: kvmbackup.Backup{
+		ID: fullID, VM: vm, Domain: vm, Kind: kvmbackup.KindFull, ChainID: chainID, Path: fullPath,
+		Checkpoint: "2026.11.23.07.04.50", Sequence: 1, StartedAt: t0, CompletedAt: t0.Add(time.Minute),
+		Consistency: kvmbackup.ConsistencyCrash,
+		Reasons:     []kvmbackup.Reason{{Code: "no-active-checkpoint", Detail: "first backup"}},
+		Volumes: []kvmbackup.VolumeBackup{
+			{VolumeID: "v1", Device: "vda", Kind: kvmbackup.KindFull, File: "root.v1.qcow2", VirtualSize: 1 << 30, StoredSize: 4096},
+			{VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 20, StoredSize: 4096},
 		},
-	}
+	}}
 }
 
 // incremental is a valid manifest on top of full.
 func incremental() repository.Manifest {
 	m := full()
-	m.ID, m.Path, m.Kind, m.Position, m.ParentID, m.ParentPath = incID, incPath, repository.KindIncremental, 1, fullID, fullPath
+	m.ID, m.Path, m.Kind, m.Position, m.ParentID = incID, incPath, kvmbackup.KindIncremental, 1, fullID
 	m.Checkpoint = "2026.11.23.08.04.50"
-	m.Volumes[0].Kind, m.Volumes[0].ParentFile = repository.KindIncremental, "../2026.11.23.07.04.50/root.v1.qcow2"
+	m.Volumes[0].Kind, m.Volumes[0].ParentFile = kvmbackup.KindIncremental, "../2026.11.23.07.04.50/root.v1.qcow2"
 	return m
 }
 
@@ -74,7 +75,7 @@ func prepare(t *testing.T, r *repository.Repository, m repository.Manifest) repo
 	for _, v := range m.Volumes {
 		put(t, filepath.Join(dir, v.File), strings.Repeat("x", 4096))
 	}
-	for _, name := range []string{repository.DomainXMLName, "notes.json"} {
+	for _, name := range []string{repository.DomainXMLName, repository.NVRAMName} {
 		e, err := r.WriteFile(t.Context(), m.Path, m.ID, name, []byte("<domain/>"))
 		if err != nil {
 			t.Fatal(err)
@@ -92,6 +93,18 @@ func publish(t *testing.T, r *repository.Repository, m repository.Manifest) repo
 		t.Fatal(err)
 	}
 	return m
+}
+
+// fileNames are those of a manifest's volumes and side files.
+func fileNames(m repository.Manifest) []string {
+	var names []string
+	for _, v := range m.Volumes {
+		names = append(names, v.File)
+	}
+	for _, f := range m.Files {
+		names = append(names, f.Name)
+	}
+	return names
 }
 
 func put(t *testing.T, name, content string) {

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // Limits of a manifest, beside MaxManifestBytes and those of names. What is written stays far below them. A manifest beyond one is refused
 // before memory is taken for it, and sums over a whole manifest don't overflow.
 const (
-	MaxVolumes       = 512
+	MaxVolumes       = kvmbackup.MaxVolumes
 	MaxSideFiles     = 64
 	MaxReasons       = 4096
 	MaxDetailBytes   = 64 << 10  // of a reason's detail
@@ -65,21 +67,21 @@ func checkShape(b []byte) error {
 }
 
 // limits refuses what is beyond a limit. It says whether the lists are short enough to be looked through.
-func (c *checker) limits(m Manifest) bool {
-	c.that(m.Sequence >= 0 && m.Sequence <= MaxSequence, "sequence %d is not 0 to %d", m.Sequence, int64(MaxSequence))
-	c.that(m.Position <= MaxPosition, "position %d is above %d", m.Position, MaxPosition)
-	c.that(m.FrozenMS >= 0 && m.FrozenMS <= maxFrozenMS, "frozen_ms %d", m.FrozenMS)
+func (c *checker) limits(d document) bool {
+	c.that(d.Sequence >= 0 && d.Sequence <= MaxSequence, "sequence %d is not 0 to %d", d.Sequence, int64(MaxSequence))
+	c.that(d.Position <= MaxPosition, "position %d is above %d", d.Position, MaxPosition)
+	c.that(d.FrozenMS >= 0 && d.FrozenMS <= maxFrozenMS, "frozen_ms %d", d.FrozenMS)
 	for _, t := range []struct {
 		field string
 		year  int
-	}{{"started_at", m.StartedAt.Year()}, {"completed_at", m.CompletedAt.Year()}} {
+	}{{"started_at", d.StartedAt.Year()}, {"completed_at", d.CompletedAt.Year()}} {
 		c.that(t.year >= firstYear && t.year <= lastYear, "%s is missing or in the year %d", t.field, t.year)
 	}
 	short := true
 	for _, l := range []struct {
 		field     string
 		has, most int
-	}{{"volumes", len(m.Volumes), MaxVolumes}, {"files", len(m.Files), MaxSideFiles}, {"reasons", len(m.Reasons), MaxReasons}} {
+	}{{"volumes", len(d.Volumes), MaxVolumes}, {"files", len(d.Files), MaxSideFiles}, {"reasons", len(d.Reasons), MaxReasons}} {
 		c.that(l.has <= l.most, "%d %s, which is more than %d", l.has, l.field, l.most)
 		short = short && l.has <= l.most
 	}

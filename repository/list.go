@@ -12,11 +12,11 @@ import (
 
 // Entry is one folder, or something else, found below ROOT/VM.
 type Entry struct {
-	VM   string
+	VM   kvmbackup.VMID
 	Path string // VM/STAMP: what it is, or would be, published as; of a foreign one VM/NAME
 	Name string // the folder's own name, with its mark
 	Kind FolderKind
-	ID   string // the backup's, from the manifest or the folder's mark; empty if it can't be told
+	ID   kvmbackup.BackupID // the backup's, from the manifest or the folder's mark; empty if it can't be told
 
 	// Manifest is the folder's. It is zero if there is none, which is usual for partial and deleting folders, or if Err
 	// says why it couldn't be read.
@@ -28,14 +28,15 @@ type Entry struct {
 // have left, and what is foreign, which includes folders named like a backup that have no manifest, and VM folders that
 // can't be read. A bad folder has an Err and doesn't keep the others from being listed; an error of List itself means that
 // the repository did not answer or ctx ended. A VM without a folder has no entries.
-func (r *Repository) List(ctx context.Context, vm string) ([]Entry, error) {
-	if vm != "" {
-		if err := validVM(vm); err != nil {
-			return nil, r.failed("list", vm, err)
+func (r *Repository) List(ctx context.Context, vm kvmbackup.VMID) ([]Entry, error) {
+	name := string(vm)
+	if name != "" {
+		if err := validVM(name); err != nil {
+			return nil, r.failed("list", name, err)
 		}
 	}
-	return do(ctx, r, "list", vm, func(s *session) ([]Entry, error) {
-		vms, err := s.vms(vm)
+	return do(ctx, r, "list", name, func(s *session) ([]Entry, error) {
+		vms, err := s.vms(name)
 		var all []Entry
 		for _, vm := range vms {
 			entries, err := s.listVM(vm)
@@ -73,7 +74,7 @@ func (s *session) listVM(vm string) ([]Entry, error) {
 		list, err = s.list(vm)
 	}
 	if err != nil {
-		return []Entry{{VM: vm, Path: vm, Name: vm, Kind: FolderForeign, Err: classify(err)}}, s.fatal(err)
+		return []Entry{{VM: kvmbackup.VMID(vm), Path: vm, Name: vm, Kind: FolderForeign, Err: classify(err)}}, s.fatal(err)
 	}
 	var entries []Entry
 	for _, e := range list {
@@ -90,10 +91,10 @@ func (s *session) listVM(vm string) ([]Entry, error) {
 func (s *session) entry(vm string, e fs.DirEntry) (Entry, error) {
 	f, err := parseBase(e.Name())
 	if err != nil || !e.IsDir() {
-		return Entry{VM: vm, Path: join(vm, e.Name()), Name: e.Name(), Kind: FolderForeign}, nil
+		return Entry{VM: kvmbackup.VMID(vm), Path: join(vm, e.Name()), Name: e.Name(), Kind: FolderForeign}, nil
 	}
 	f.vm = vm
-	out := Entry{VM: vm, Path: f.path(), Name: e.Name(), Kind: f.kind, ID: f.id}
+	out := Entry{VM: kvmbackup.VMID(vm), Path: f.path(), Name: e.Name(), Kind: f.kind, ID: f.id}
 	if f.kind == FolderLeft {
 		return out, nil
 	}
@@ -124,16 +125,17 @@ func (s *session) fatal(err error) error {
 
 // Stamps returns the stamps in use below the folder of one VM, whatever state their folders are in, in order: what NextStamp
 // needs to know. It reads no manifests.
-func (r *Repository) Stamps(ctx context.Context, vm string) ([]kvmbackup.Stamp, error) {
-	if err := validVM(vm); err != nil {
-		return nil, r.failed("list stamps", vm, err)
+func (r *Repository) Stamps(ctx context.Context, vm kvmbackup.VMID) ([]kvmbackup.Stamp, error) {
+	name := string(vm)
+	if err := validVM(name); err != nil {
+		return nil, r.failed("list stamps", name, err)
 	}
-	return do(ctx, r, "list stamps", vm, func(s *session) ([]kvmbackup.Stamp, error) {
-		there, err := s.exists(vm)
+	return do(ctx, r, "list stamps", name, func(s *session) ([]kvmbackup.Stamp, error) {
+		there, err := s.exists(name)
 		if !there || err != nil {
 			return nil, err
 		}
-		list, err := s.list(vm)
+		list, err := s.list(name)
 		var stamps []kvmbackup.Stamp
 		for _, e := range list {
 			if f, err := parseBase(e.Name()); err == nil && f.kind != FolderLeft {

@@ -100,7 +100,7 @@ func TestLinkedFoldersAreRefused(t *testing.T) {
 		ctx := t.Context()
 		_, err := r.ReadManifest(ctx, m.Path)
 		want(t, err, repository.ErrUnsafe)
-		_, err = r.Remove(ctx, m.Target())
+		_, err = r.Remove(ctx, m.Backup)
 		want(t, err, repository.ErrUnsafe)
 		_, err = r.Stat(ctx, m.Path, "root.v1.qcow2")
 		want(t, err, repository.ErrUnsafe)

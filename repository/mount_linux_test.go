@@ -85,7 +85,7 @@ func TestDeadMount(t *testing.T) {
 		}
 	}
 	t.Cleanup(thaw)
-	_, err = r.Remove(t.Context(), m.Target())
+	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err, repository.ErrHung)
 	_, err = r.Probe(t.Context())
 	want(t, err, repository.ErrHung)
@@ -93,7 +93,7 @@ func TestDeadMount(t *testing.T) {
 	want(t, r.Settle(t.Context(), ""))
 	consistent(t, r)
 	r = initRepo(t, mnt, repository.Options{})
-	_, err = r.Remove(t.Context(), m.Target())
+	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err)
 	if _, ok, err := r.Published(t.Context(), m.Path, m.ID); ok || err != nil {
 		t.Fatal(ok, err)
@@ -117,7 +117,7 @@ func TestUnmounted(t *testing.T) {
 	if errors.Is(err, repository.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
 		t.Fatal("a share that isn't mounted looks like a missing backup:", err)
 	}
-	_, err = r.Remove(ctx, m.Target())
+	_, err = r.Remove(ctx, m.Backup)
 	want(t, err, repository.ErrUnavailable)
 	_, err = r.List(ctx, "")
 	want(t, err, repository.ErrUnavailable)
@@ -144,7 +144,7 @@ func TestReadOnlyMount(t *testing.T) {
 	}
 	_, err = r.CreatePartial(t.Context(), incPath, incID)
 	want(t, err, repository.ErrReadOnly)
-	_, err = r.Remove(t.Context(), m.Target())
+	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err, repository.ErrReadOnly)
 	_, err = repository.Init(t.Context(), mnt, repository.Options{})
 	want(t, err)
@@ -227,6 +227,6 @@ func TestLostWritesThatSomebodyElseWasToldOf(t *testing.T) {
 		t.Fatal("a manifest was written")
 	}
 	// It keeps no file open that would keep the mount busy.
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"}))
+	want(t, r.RemovePartial(t.Context(), m.Backup))
 	release()
 }

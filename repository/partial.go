@@ -24,7 +24,7 @@ const (
 // returns it as an absolute path, durable. It returns ErrExist if a backup's folder has the stamp already, in whatever state, and
 // what CheckVM does. The mode of the folders that it makes is 0755, whatever the process's umask: QEMU, as another user, must be
 // able to enter them.
-func (r *Repository) CreatePartial(ctx context.Context, path, id string) (dir string, err error) {
+func (r *Repository) CreatePartial(ctx context.Context, path string, id kvmbackup.BackupID) (dir string, err error) {
 	f, err := parseTarget(path, id)
 	if err != nil {
 		return "", r.failed("create partial", path, err)
@@ -72,7 +72,7 @@ func (s *session) free(f folder) error {
 
 // PartialPath returns the path of a backup's partial folder below the root, VM/STAMP.partial-ID; empty if path or id are
 // not valid.
-func PartialPath(path, id string) string {
+func PartialPath(path string, id kvmbackup.BackupID) string {
 	f, err := parseTarget(path, id)
 	if err != nil {
 		return ""
@@ -81,7 +81,7 @@ func PartialPath(path, id string) string {
 }
 
 // PartialDir returns the absolute path of a backup's partial folder, there or not; empty if path or id are not valid.
-func (r *Repository) PartialDir(path, id string) string {
+func (r *Repository) PartialDir(path string, id kvmbackup.BackupID) string {
 	if p := PartialPath(path, id); p != "" {
 		return r.abs(p)
 	}
@@ -91,7 +91,9 @@ func (r *Repository) PartialDir(path, id string) string {
 // WriteFile writes a side file into the partial folder, whole or not at all, replacing one of that name, with mode 0600.
 // The returned entry belongs into the manifest's Files. Errors: kvmbackup.ErrInvalid, ErrNotFound without the partial folder, ErrNoSpace,
 // ErrTooLarge above MaxSideFileBytes.
-func (r *Repository) WriteFile(ctx context.Context, path, id, name string, data []byte) (FileEntry, error) {
+func (r *Repository) WriteFile(
+	ctx context.Context, path string, id kvmbackup.BackupID, name string, data []byte,
+) (FileEntry, error) {
 	f, err := parseTarget(path, id)
 	if err = errors.Join(err, validSide(name)); err != nil {
 		return FileEntry{}, r.failed("write file", path, err)
@@ -125,7 +127,7 @@ func validSide(name string) error {
 // PartialManifest returns the manifest of a partial folder: there only when Publish got as far as writing it, which means
 // that all files were flushed and the backup is whole, so that Publish may be called again. Errors: ErrNotFound,
 // ErrManifest, ErrManifestVersion, ErrForeign if it is another backup's.
-func (r *Repository) PartialManifest(ctx context.Context, path, id string) (Manifest, error) {
+func (r *Repository) PartialManifest(ctx context.Context, path string, id kvmbackup.BackupID) (Manifest, error) {
 	f, err := parseTarget(path, id)
 	if err != nil {
 		return Manifest{}, r.failed("read partial manifest", path, err)
@@ -135,27 +137,23 @@ func (r *Repository) PartialManifest(ctx context.Context, path, id string) (Mani
 	})
 }
 
-// RemovePartial removes the partial folder of a backup that is not going to be published, with the given files (the
-// volumes', and side files under names of the caller's own) and those that every backup may have; and the VM's folder if that
-// leaves it empty. What else is in the folder stays in VM/STAMP.left-ID: then it is done, and the error is an ErrForeignFiles
+// RemovePartial removes the partial folder of a backup that is not going to be published, with the files of b's volumes,
+// those that every backup may have, and those of the manifest if there is one; and the VM's folder if that leaves it
+// empty. What else is in the folder stays in VM/STAMP.left-ID: then it is done, and the error is an ErrForeignFiles
 // that names it. It does nothing if there is no such folder, also when the backup was published. Nothing may be writing into
 // it any more. Errors: ErrForeignFiles; ErrForeign, ErrUnsafe.
-func (r *Repository) RemovePartial(ctx context.Context, path, id string, files []string) error {
-	f, err := parseTarget(path, id)
-	t := Target{Path: path, ID: id}
-	for _, name := range files {
-		t.Files = append(t.Files, TargetFile{Name: name})
+func (r *Repository) RemovePartial(ctx context.Context, b kvmbackup.Backup) error {
+	f, t, err := parseRemoval(b)
+	if err != nil {
+		return r.failed("remove partial", b.Path, err)
 	}
-	if err = errors.Join(err, t.validate()); err != nil {
-		return r.failed("remove partial", path, err)
-	}
-	_, err = do(ctx, r, "remove partial", path, func(s *session) (struct{}, error) {
-		return struct{}{}, s.removePartial(f.partial(id), t)
+	_, err = do(ctx, r, "remove partial", b.Path, func(s *session) (struct{}, error) {
+		return struct{}{}, s.removePartial(f.partial(b.ID), t)
 	})
 	return err
 }
 
-func (s *session) removePartial(p folder, t Target) error {
+func (s *session) removePartial(p folder, t removal) error {
 	there, err := s.exists(p.rel())
 	switch {
 	case err != nil:
@@ -163,7 +161,7 @@ func (s *session) removePartial(p folder, t Target) error {
 	case !there:
 		return s.removeVM(p.vm)
 	}
-	m, err := s.ownManifest(p, t.ID)
+	m, err := s.ownManifest(p, t.id)
 	if err != nil && !unreadable(err) {
 		return err
 	}

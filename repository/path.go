@@ -45,13 +45,13 @@ type folder struct {
 	vm    string
 	stamp kvmbackup.Stamp
 	kind  FolderKind
-	id    string // of those with a mark
+	id    kvmbackup.BackupID // of those with a mark
 }
 
 // base is the folder's own name.
 func (f folder) base() string {
 	if mark := marks[f.kind]; mark != "" {
-		return f.stamp.String() + mark + f.id
+		return f.stamp.String() + mark + string(f.id)
 	}
 	return f.stamp.String()
 }
@@ -62,9 +62,13 @@ func (f folder) rel() string { return f.vm + "/" + f.base() }
 // path is the published path, without the mark.
 func (f folder) path() string { return f.vm + "/" + f.stamp.String() }
 
-func (f folder) partial(id string) folder  { return folder{f.vm, f.stamp, FolderPartial, id} }
-func (f folder) deleting(id string) folder { return folder{f.vm, f.stamp, FolderDeleting, id} }
-func (f folder) left() folder              { return folder{f.vm, f.stamp, FolderLeft, f.id} }
+func (f folder) partial(id kvmbackup.BackupID) folder {
+	return folder{f.vm, f.stamp, FolderPartial, id}
+}
+func (f folder) deleting(id kvmbackup.BackupID) folder {
+	return folder{f.vm, f.stamp, FolderDeleting, id}
+}
+func (f folder) left() folder { return folder{f.vm, f.stamp, FolderLeft, f.id} }
 
 // parsePath reads a published path, VM/STAMP.
 func parsePath(path string) (folder, error) {
@@ -94,8 +98,8 @@ func parseBase(base string) (f folder, err error) {
 	for kind, mark := range marks {
 		stamp, id, ok := strings.Cut(base, mark)
 		if f.stamp, err = kvmbackup.ParseStamp(stamp); ok && err == nil {
-			f.kind, f.id = kind, id
-			return f, validID(id)
+			f.kind, f.id = kind, kvmbackup.BackupID(id)
+			return f, validID(f.id)
 		}
 	}
 	f.kind = FolderPublished
@@ -103,10 +107,12 @@ func parseBase(base string) (f folder, err error) {
 	return f, err
 }
 
-func validID(s string) error { return kvmbackup.CheckName("backup id", s, kvmbackup.MaxNameBytes) }
+func validID(id kvmbackup.BackupID) error {
+	return kvmbackup.CheckName("backup id", string(id), kvmbackup.MaxNameBytes)
+}
 
 // parseTarget reads a published path and the id of its backup.
-func parseTarget(path, id string) (folder, error) {
+func parseTarget(path string, id kvmbackup.BackupID) (folder, error) {
 	f, err := parsePath(path)
 	return f, errors.Join(err, validID(id))
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // Publish makes the partial folder of m.Path and m.ID the backup m: it checks that every file of the manifest is there (side
@@ -63,7 +65,7 @@ func (s *session) publish(f folder, m Manifest, encoded []byte) error {
 
 // published says whether the final folder is there and the backup's own, and flushes its name then: a crash may have come
 // between the rename and the flush. A folder there that is another's is an ErrExist.
-func (s *session) published(f folder, id string) (bool, error) {
+func (s *session) published(f folder, id kvmbackup.BackupID) (bool, error) {
 	there, err := s.exists(f.rel())
 	if !there || err != nil {
 		return false, err
@@ -123,8 +125,8 @@ func (s *session) flushFiles(dir string, m Manifest) error {
 	if err := s.flushTargets(dir); err != nil {
 		return err
 	}
-	for _, t := range m.Target().Files {
-		if err := s.syncFile(dir, t.Name); err != nil {
+	for _, f := range m.files() {
+		if err := s.syncFile(dir, f.name); err != nil {
 			return err
 		}
 	}
@@ -162,7 +164,7 @@ func (r *Repository) setBad(dir string, bad bool) {
 // Published returns the manifest of path and true if the backup id is published there; what it then says is durable. It
 // returns false without an error if there is no such folder, or one of another backup or of none. Errors: ErrManifest,
 // ErrManifestVersion, ErrUnsafe if the folder can't be judged.
-func (r *Repository) Published(ctx context.Context, path, id string) (Manifest, bool, error) {
+func (r *Repository) Published(ctx context.Context, path string, id kvmbackup.BackupID) (Manifest, bool, error) {
 	f, err := parseTarget(path, id)
 	if err != nil {
 		return Manifest{}, false, r.failed("published", path, err)
@@ -192,13 +194,13 @@ func (r *Repository) RewriteManifest(ctx context.Context, m Manifest) error {
 	if err != nil {
 		return r.failed("rewrite manifest", m.Path, err)
 	}
-	names := m.Target().names()
+	names := namesOf(m.files())
 	_, err = do(ctx, r, "rewrite manifest", m.Path, func(s *session) (struct{}, error) {
 		old, err := s.ownManifest(f, m.ID)
 		if err != nil {
 			return struct{}{}, err
 		}
-		if !slices.Equal(old.Target().names(), names) {
+		if !slices.Equal(namesOf(old.files()), names) {
 			return struct{}{}, fmt.Errorf("%w: the set of files differs from the folder's manifest", ErrManifest)
 		}
 		if err := s.write(f.rel(), ManifestName, b, infoMode); err != nil {
@@ -222,6 +224,9 @@ func (s *session) manifest(f folder) (Manifest, error) {
 		return Manifest{}, err
 	}
 	m, err := DecodeManifest(b)
+	if err == nil {
+		m.Repository = s.repo.id
+	}
 	if err == nil && m.Path != f.path() {
 		err = fmt.Errorf("%w: %q", ErrMisplaced, m.Path)
 	}
@@ -229,7 +234,7 @@ func (s *session) manifest(f folder) (Manifest, error) {
 }
 
 // ownManifest is manifest that refuses another backup's.
-func (s *session) ownManifest(f folder, id string) (Manifest, error) {
+func (s *session) ownManifest(f folder, id kvmbackup.BackupID) (Manifest, error) {
 	m, err := s.manifest(f)
 	if m.ID != "" && m.ID != id {
 		return Manifest{}, fmt.Errorf("%w: the manifest is of %s, not %s", ErrForeign, m.ID, id)

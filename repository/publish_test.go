@@ -17,6 +17,7 @@ func TestPublishAndRead(t *testing.T) {
 	published(t, r, m)
 	got, err := r.ReadManifest(t.Context(), m.Path)
 	want(t, err)
+	m.Status, m.Repository = kvmbackup.StatusCompleted, r.ID()
 	if !reflect.DeepEqual(got, m) {
 		t.Fatalf("got  %+v\nwant %+v", got, m)
 	}
@@ -164,11 +165,11 @@ func TestCreatePartialRefusesATakenStamp(t *testing.T) {
 func TestRewriteManifest(t *testing.T) {
 	r := quick(t)
 	m := publish(t, r, full())
-	m.Volumes[0].Digest = &repository.Digest{Algorithm: "sha256", Value: "00ff"}
+	m.Volumes[0].Digest = "sha256:00ff"
 	want(t, r.RewriteManifest(t.Context(), m))
 	got, err := r.ReadManifest(t.Context(), m.Path)
 	want(t, err)
-	if got.Volumes[0].Digest.Value != "00ff" {
+	if got.Volumes[0].Digest != "sha256:00ff" {
 		t.Fatalf("%+v", got)
 	}
 	other := m

@@ -13,12 +13,12 @@ import (
 // purge removes a folder and all that is ours in it, the manifest last, so that it can say until the end what is ours. What isn't
 // ours is set aside, and told by a ForeignFilesError when all else is done. Of the files in before those that are gone already are
 // counted with what they are said to have taken.
-func (s *session) purge(d folder, t Target, before []TargetFile) (Removed, error) {
-	own, foreign, err := s.sort(d.rel(), t.names())
+func (s *session) purge(d folder, t removal, before []ownFile) (kvmbackup.Removed, error) {
+	own, foreign, err := s.sort(d.rel(), namesOf(t.files))
 	if err != nil {
-		return Removed{}, err
+		return kvmbackup.Removed{}, err
 	}
-	removed := Removed{Bytes: missing(before, own)}
+	removed := kvmbackup.Removed{Bytes: missing(before, own)}
 	last := slices.IndexFunc(own, func(f FileInfo) bool { return f.Name == ManifestName })
 	for i, file := range own {
 		if i == last {
@@ -70,10 +70,10 @@ func (s *session) setAside(d folder, names []string) error {
 }
 
 // missing adds up the files that are not there any more.
-func missing(files []TargetFile, own []FileInfo) (bytes int64) {
+func missing(files []ownFile, own []FileInfo) (bytes int64) {
 	for _, f := range files {
-		if !slices.ContainsFunc(own, func(o FileInfo) bool { return o.Name == f.Name }) {
-			bytes += f.StoredBytes
+		if !slices.ContainsFunc(own, func(o FileInfo) bool { return o.Name == f.name }) {
+			bytes += f.storedBytes
 		}
 	}
 	return bytes

@@ -16,14 +16,14 @@ import (
 func TestRemoveReportsBytesAndThenThatItIsGone(t *testing.T) {
 	r := quick(t)
 	m := publish(t, r, full())
-	got, err := r.Remove(t.Context(), m.Target())
+	got, err := r.Remove(t.Context(), m.Backup)
 	want(t, err)
 	if got.Bytes < 8192 || got.AlreadyGone {
 		t.Fatalf("%+v", got)
 	}
 	empty(t, r, m)
-	got, err = r.Remove(t.Context(), m.Target())
-	if err != nil || got != (repository.Removed{AlreadyGone: true}) {
+	got, err = r.Remove(t.Context(), m.Backup)
+	if err != nil || got != (kvmbackup.Removed{AlreadyGone: true}) {
 		t.Fatalf("%+v %v", got, err)
 	}
 }
@@ -80,12 +80,12 @@ func TestRemoveLeavesForeignFiles(t *testing.T) {
 	r := quick(t)
 	m := publish(t, r, full())
 	names := indexed(t, filepath.Join(r.Root(), m.Path), "root.v1.qcow2")
-	got, err := r.Remove(t.Context(), m.Target())
+	got, err := r.Remove(t.Context(), m.Backup)
 	toldOf(t, r, err, names)
 	if got.Bytes < 4096 || got.AlreadyGone {
 		t.Errorf("%+v", got)
 	}
-	again, err := r.Remove(t.Context(), m.Target())
+	again, err := r.Remove(t.Context(), m.Backup)
 	if err != nil || !again.AlreadyGone {
 		t.Errorf("%+v %v", again, err)
 	}
@@ -93,7 +93,7 @@ func TestRemoveLeavesForeignFiles(t *testing.T) {
 	m = full()
 	m.ID = incID
 	publish(t, r, m)
-	_, err = r.Remove(t.Context(), m.Target())
+	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err)
 	if stamps, err := r.Stamps(t.Context(), vm); err != nil || len(stamps) > 0 {
 		t.Error(stamps, err)
@@ -104,8 +104,8 @@ func TestRemovePartialLeavesForeignFiles(t *testing.T) {
 	r := quick(t)
 	m := prepare(t, r, full())
 	names := indexed(t, r.PartialDir(m.Path, m.ID), "root.v1.qcow2", repository.ManifestName)
-	toldOf(t, r, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json"}), names)
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, nil))
+	toldOf(t, r, r.RemovePartial(t.Context(), m.Backup), names)
+	want(t, r.RemovePartial(t.Context(), m.Backup))
 }
 
 // TestPublishTakesForeignFilesAlong: they don't keep a backup from being taken, nor from being removed.
@@ -114,7 +114,7 @@ func TestPublishTakesForeignFilesAlong(t *testing.T) {
 	m := prepare(t, r, full())
 	names := indexed(t, r.PartialDir(m.Path, m.ID))
 	want(t, r.Publish(t.Context(), m))
-	_, err := r.Remove(t.Context(), m.Target())
+	_, err := r.Remove(t.Context(), m.Backup)
 	toldOf(t, r, err, names)
 }
 
@@ -123,7 +123,7 @@ func TestForeignFilesThatCannotBeMoved(t *testing.T) {
 	dir := t.TempDir()
 	m := publish(t, initRepo(t, dir, repository.Options{NoSync: true}), full())
 	put(t, filepath.Join(dir, m.Path, "foreign"), "")
-	deleting := m.Path + ".deleting-" + m.ID
+	deleting := m.Path + ".deleting-" + fullID
 	r, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: func(step string) error {
 		if step == "rename "+deleting {
 			return repository.ErrInUse // as SMB says while the file is open somewhere
@@ -131,16 +131,16 @@ func TestForeignFilesThatCannotBeMoved(t *testing.T) {
 		return nil
 	}})
 	want(t, err)
-	_, err = r.Remove(t.Context(), m.Target())
+	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err, kvmbackup.ErrForeignFiles)
 	same(t, tree(t, r), []string{vm, deleting, deleting + "/foreign"})
-	_, err = initRepo(t, dir, repository.Options{NoSync: true}).Remove(t.Context(), m.Target())
+	_, err = initRepo(t, dir, repository.Options{NoSync: true}).Remove(t.Context(), m.Backup)
 	want(t, err, kvmbackup.ErrForeignFiles)
 	same(t, tree(t, r), []string{vm, leftOf, leftOf + "/foreign"})
 }
 
 func TestRemoveRefusesWhatIsNotTheBackups(t *testing.T) {
-	target := full().Target()
+	record := full().Backup
 	tests := map[string]struct {
 		spoil func(t *testing.T, r *repository.Repository)
 		want  error
@@ -151,18 +151,9 @@ func TestRemoveRefusesWhatIsNotTheBackups(t *testing.T) {
 			b, _ := m.Encode()
 			put(t, r.FilePath(fullPath, repository.ManifestName), string(b))
 		}, repository.ErrForeign},
-		"no manifest": {func(t *testing.T, r *repository.Repository) {
-			want(t, os.Remove(r.FilePath(fullPath, repository.ManifestName)))
-		}, repository.ErrNotFound},
-		"corrupt manifest": {func(t *testing.T, r *repository.Repository) {
-			put(t, r.FilePath(fullPath, repository.ManifestName), "{")
-		}, repository.ErrManifest},
 		"later manifest": {func(t *testing.T, r *repository.Repository) {
 			put(t, r.FilePath(fullPath, repository.ManifestName), seal(`{"version": 2, "id": 7, "checksum": "`+strings.Repeat("0", 64)+`"}`))
 		}, repository.ErrManifestVersion},
-		"manifest is a link": {func(t *testing.T, r *repository.Repository) {
-			link(t, "/etc/passwd", r.FilePath(fullPath, repository.ManifestName))
-		}, repository.ErrUnsafe},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -170,7 +161,7 @@ func TestRemoveRefusesWhatIsNotTheBackups(t *testing.T) {
 			publish(t, r, full())
 			tc.spoil(t, r)
 			before := tree(t, r)
-			_, err := r.Remove(t.Context(), target)
+			_, err := r.Remove(t.Context(), record)
 			want(t, err, tc.want)
 			same(t, tree(t, r), before)
 		})
@@ -184,23 +175,49 @@ func link(t *testing.T, to, name string) {
 	want(t, os.Symlink(to, name))
 }
 
-func TestRemoveUnproven(t *testing.T) {
+// TestRemoveWithoutAManifest: the record alone says then what is the backup's.
+func TestRemoveWithoutAManifest(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, file string){
+		"missing": func(t *testing.T, file string) { want(t, os.Remove(file)) },
+		"empty":   func(t *testing.T, file string) { put(t, file, "") },
+		"corrupt": func(t *testing.T, file string) { put(t, file, "{") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := quick(t)
+			m := publish(t, r, full())
+			spoil(t, r.FilePath(m.Path, repository.ManifestName))
+			put(t, r.FilePath(m.Path, "notes.txt"), "")
+			_, err := r.Remove(t.Context(), m.Backup)
+			want(t, err, kvmbackup.ErrForeignFiles)
+			same(t, tree(t, r), []string{vm, leftOf, leftOf + "/notes.txt"})
+		})
+	}
 	r := quick(t)
 	m := publish(t, r, full())
-	put(t, r.FilePath(m.Path, repository.ManifestName), "")
-	target := m.Target()
-	target.Unproven = true
-	put(t, r.FilePath(m.Path, "notes.txt"), "")
-	_, err := r.Remove(t.Context(), target)
+	link(t, "/etc/passwd", r.FilePath(m.Path, repository.ManifestName))
+	_, err := r.Remove(t.Context(), m.Backup)
 	want(t, err, kvmbackup.ErrForeignFiles)
-	same(t, tree(t, r), []string{vm, leftOf, leftOf + "/notes.txt"})
+	same(t, tree(t, r), []string{vm, leftOf, leftOf + "/" + repository.ManifestName})
+}
+
+// TestRemoveKnowsSideFilesByTheManifest: they may have names of the caller's own.
+func TestRemoveKnowsSideFilesByTheManifest(t *testing.T) {
+	r := quick(t)
+	m := prepare(t, r, full())
+	e, err := r.WriteFile(t.Context(), m.Path, m.ID, "notes.json", []byte("{}"))
+	want(t, err)
+	m.Files = append(m.Files, e)
+	want(t, r.Publish(t.Context(), m))
+	_, err = r.Remove(t.Context(), m.Backup)
+	want(t, err)
+	empty(t, r, m)
 }
 
 func TestRemoveLeavesOthersOfTheVM(t *testing.T) {
 	r := quick(t)
 	m := publish(t, r, full())
 	other := publish(t, r, incremental())
-	_, err := r.Remove(t.Context(), other.Target())
+	_, err := r.Remove(t.Context(), other.Backup)
 	want(t, err)
 	if _, ok, err := r.Published(t.Context(), m.Path, m.ID); !ok || err != nil {
 		t.Fatal(ok, err)
@@ -214,29 +231,30 @@ func TestRemoveFinishesBesideAnotherOfTheSameStamp(t *testing.T) {
 	m.ID = incID
 	m = publish(t, r, m)
 	want(t, os.Mkdir(filepath.Join(r.Root(), fullPath+".deleting-"+fullID), 0o755))
-	got, err := r.Remove(t.Context(), repository.Target{Path: fullPath, ID: fullID})
+	got, err := r.Remove(t.Context(), kvmbackup.Backup{Path: fullPath, ID: fullID})
 	if err != nil || got.AlreadyGone {
 		t.Fatal(got, err)
 	}
 	published(t, r, m)
-	_, err = r.Remove(t.Context(), repository.Target{Path: fullPath, ID: fullID})
+	_, err = r.Remove(t.Context(), kvmbackup.Backup{Path: fullPath, ID: fullID})
 	want(t, err, repository.ErrForeign)
 }
 
 func TestRemovePartial(t *testing.T) {
 	r := quick(t)
 	m := prepare(t, r, full())
-	files := []string{"root.v1.qcow2", "datadisk.v2.qcow2", "notes.json", "never-made.qcow2"}
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, files))
+	m.Volumes = append(m.Volumes, kvmbackup.VolumeBackup{File: "never-made.qcow2"})
+	want(t, r.RemovePartial(t.Context(), m.Backup))
 	empty(t, r, m)
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, files))
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"../../x"}), kvmbackup.ErrInvalid)
+	want(t, r.RemovePartial(t.Context(), m.Backup))
+	m.Volumes[2].File = "../../x"
+	want(t, r.RemovePartial(t.Context(), m.Backup), kvmbackup.ErrInvalid)
 }
 
 func TestRemovePartialLeavesThePublished(t *testing.T) {
 	r := quick(t)
 	m := publish(t, r, full())
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, []string{"root.v1.qcow2"}))
+	want(t, r.RemovePartial(t.Context(), m.Backup))
 	published(t, r, m)
 }
 
@@ -247,21 +265,21 @@ func TestRemoveFindsTheFolderNotEmpty(t *testing.T) {
 		dir := t.TempDir()
 		m := publish(t, initRepo(t, dir, repository.Options{NoSync: true}), full())
 		r, err := repository.Open(t.Context(), dir, repository.Options{NoSync: true, BeforeStep: func(step string) error {
-			if deleting := m.Path + ".deleting-" + m.ID; step == "rmdir "+deleting {
+			if deleting := m.Path + ".deleting-" + fullID; step == "rmdir "+deleting {
 				put(t, filepath.Join(dir, deleting, name), "")
 			}
 			return nil
 		}})
 		want(t, err)
-		_, err = r.Remove(t.Context(), m.Target())
+		_, err = r.Remove(t.Context(), m.Backup)
 		want(t, err, kvmbackup.ErrForeignFiles)
 		same(t, tree(t, r), []string{vm, leftOf, leftOf + "/" + name})
-		_, err = r.Remove(t.Context(), m.Target())
+		_, err = r.Remove(t.Context(), m.Backup)
 		want(t, err)
 		same(t, tree(t, r), []string{vm, leftOf, leftOf + "/" + name})
 		want(t, os.Remove(filepath.Join(dir, leftOf, name)))
 		other := publish(t, r, incremental())
-		_, err = r.Remove(t.Context(), other.Target())
+		_, err = r.Remove(t.Context(), other.Backup)
 		want(t, err)
 		empty(t, r, m)
 	}

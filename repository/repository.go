@@ -37,6 +37,14 @@ type Options struct {
 	// BeforeRead is BeforeStep for the steps that change nothing: "open", "read NAME", "stat NAME", "list NAME", "statfs", and
 	// "close NAME" of what OpenTargets has opened in a folder.
 	BeforeRead func(step string) error
+
+	// AroundCall is for tests of what becomes of a caller whose calls fail, or take long. It carries out each call that
+	// touches the storage by calling call, or doesn't, and says what its error is. op names the call, as an Error does:
+	// "probe", "create partial", "publish", "remove" and so on. Calls at the same time are at the same time here.
+	AroundCall func(ctx context.Context, op string, call func() error) error
+
+	// Space is for tests of what is done with too little room, or with plenty: it changes what the storage says.
+	Space func(Space) Space
 }
 
 func (o Options) withDefaults() Options {

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -124,7 +125,7 @@ func TestAnotherRepositoryAtThePlace(t *testing.T) {
 	initRepo(t, r.Root(), repository.Options{})
 	_, err = r.Probe(t.Context())
 	want(t, err, repository.ErrUnavailable, repository.ErrOtherRepository)
-	_, err = r.Remove(t.Context(), m.Target())
+	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err, repository.ErrOtherRepository)
 }
 
@@ -146,8 +147,8 @@ func TestConcurrentVMs(t *testing.T) {
 	for i := range 8 {
 		wg.Go(func() {
 			m := full()
-			m.VM = fmt.Sprintf("vm%d", i)
-			m.Path = m.VM + "/2026.11.23.07.04.50"
+			m.VM = kvmbackup.VMID(fmt.Sprintf("vm%d", i))
+			m.Path = string(m.VM) + "/2026.11.23.07.04.50"
 			if err := cycle(t, r, m); err != nil {
 				t.Error(err)
 			}
@@ -173,7 +174,7 @@ func cycle(t *testing.T, r *repository.Repository, m repository.Manifest) error 
 	if _, err := r.List(t.Context(), ""); err != nil {
 		return err
 	}
-	_, err = r.Remove(t.Context(), m.Target())
+	_, err = r.Remove(t.Context(), m.Backup)
 	return err
 }
 

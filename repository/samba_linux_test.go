@@ -81,15 +81,15 @@ func TestSamba(t *testing.T) {
 	want(t, err)
 	short, err := repository.Open(t.Context(), share, repository.Options{Timeout: 4 * time.Second})
 	want(t, err)
-	_, err = short.Remove(t.Context(), m.Target())
+	_, err = short.Remove(t.Context(), m.Backup)
 	want(t, err, repository.ErrInUse, syscall.EACCES)
 	want(t, os.Mkdir(filepath.Join(r.Root(), m.Path, ".DS_Store"), 0o755))
 	closed := make(chan error, 1)
 	go func() { closed <- reader.Close() }() // it is waited for
-	_, err = r.Remove(t.Context(), m.Target())
+	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err, kvmbackup.ErrForeignFiles)
 	want(t, <-closed)
-	same(t, tree(t, r), []string{"Web", "Web/2026.11.23.07.04.50.left-" + m.ID, "Web/2026.11.23.07.04.50.left-" + m.ID + "/.DS_Store"})
+	same(t, tree(t, r), []string{"Web", "Web/2026.11.23.07.04.50.left-" + string(m.ID), "Web/2026.11.23.07.04.50.left-" + string(m.ID) + "/.DS_Store"})
 }
 
 // mountSamba starts a server and mounts its share.

@@ -44,13 +44,13 @@ func TestNothingIsOpenInAFolderThatIsRenamed(t *testing.T) {
 	want(t, r.Publish(t.Context(), m))
 	p := repository.PartialPath(m.Path, m.ID)
 	same(t, synced[:2], []string{p + "/root.v1.qcow2", p + "/datadisk.v2.qcow2"}) // those that were open come first
-	_, err = r.Remove(t.Context(), m.Target())
+	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err)
 	m = prepare(t, r, full())
 	_, err = r.OpenTargets(t.Context(), m.Path, m.ID, files)
 	want(t, err)
 	put(t, filepath.Join(r.PartialDir(m.Path, m.ID), "foreign"), "")
-	want(t, r.RemovePartial(t.Context(), m.Path, m.ID, append(files, "notes.json")), kvmbackup.ErrForeignFiles)
+	want(t, r.RemovePartial(t.Context(), m.Backup), kvmbackup.ErrForeignFiles)
 	if renames != 3 {
 		t.Errorf("%d folders were renamed", renames)
 	}

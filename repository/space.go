@@ -25,6 +25,9 @@ func (r *Repository) Probe(ctx context.Context) (Space, error) {
 		if err != nil {
 			return Space{}, fmt.Errorf("free space: %w", err)
 		}
+		if s.repo.opts.Space != nil {
+			space = s.repo.opts.Space(space)
+		}
 		return space, s.tryWrite()
 	})
 }

@@ -34,7 +34,9 @@ func (t *targets) close() {
 // it, and a share isn't flooded at the end.
 //
 // Errors: ErrNotFound without one of the files; ErrUnsafe; ErrHung.
-func (r *Repository) OpenTargets(ctx context.Context, path, id string, files []string) (release func(), err error) {
+func (r *Repository) OpenTargets(
+	ctx context.Context, path string, id kvmbackup.BackupID, files []string,
+) (release func(), err error) {
 	f, err := parseTarget(path, id)
 	for _, name := range files {
 		if err == nil {
@@ -47,6 +49,9 @@ func (r *Repository) OpenTargets(ctx context.Context, path, id string, files []s
 	dir := f.partial(id).rel()
 	t, err := do(ctx, r, "open targets", path, func(s *session) (*targets, error) { return s.openTargets(dir, files) })
 	if err != nil {
+		if t != nil {
+			t.close()
+		}
 		return nil, err
 	}
 	r.swapTargets(dir, t)

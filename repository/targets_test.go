@@ -33,14 +33,14 @@ func TestOpenTargets(t *testing.T) {
 	for name, end := range map[string]func(m repository.Manifest, release func()) error{
 		"publish": func(m repository.Manifest, _ func()) error { return r.Publish(t.Context(), m) },
 		"remove partial": func(m repository.Manifest, _ func()) error {
-			return r.RemovePartial(t.Context(), m.Path, m.ID, append(files, "notes.json"))
+			return r.RemovePartial(t.Context(), m.Backup)
 		},
 		"release": func(_ repository.Manifest, release func()) error { release(); return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := full()
-			m.VM = name[:3]
-			m.Path = m.VM + "/2026.11.23.07.04.50"
+			m.VM = kvmbackup.VMID(name[:3])
+			m.Path = string(m.VM) + "/2026.11.23.07.04.50"
 			m = prepare(t, r, m)
 			dir := r.PartialDir(m.Path, m.ID)
 			_, err := r.OpenTargets(t.Context(), m.Path, m.ID, files)

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -12,28 +13,33 @@ import (
 )
 
 // Validate says what is wrong with m, joined, up to a limit; each matches ErrManifest. It looks at m alone, at no file.
-func (m Manifest) Validate() error {
+func (m Manifest) Validate() error { return m.document().validate() }
+
+// validate checks what only the folder needs first, as that bounds all that there is; then what holds for every record.
+func (d document) validate() error {
 	c := &checker{}
-	if !c.limits(m) {
+	if !c.limits(d) {
 		return errors.Join(c.errs...)
 	}
-	c.that(m.Version == ManifestVersion || m.Version == 0, "version %d", m.Version)
-	c.err("id", validID(m.ID))
-	c.err("vm", validVM(m.VM))
-	c.text("domain", m.Domain)
-	c.text("domain_uuid", m.DomainUUID)
-	c.err("chain_id", kvmbackup.CheckName("chain id", m.ChainID, kvmbackup.MaxNameBytes))
-	c.path("path", m.Path, m.VM)
-	c.lineage(m)
-	c.text("checkpoint", m.Checkpoint)
-	c.that(!m.Tracked || m.Checkpoint != "", "tracked without a checkpoint")
-	c.that(m.Consistency == ConsistencyCrash || m.Consistency == ConsistencyFilesystem, "consistency %.200q", m.Consistency)
-	for _, r := range m.Reasons {
-		c.text("reason", r.Code)
+	c.that(d.Version == ManifestVersion, "version %d", d.Version)
+	c.err("id", validID(d.ID))
+	c.err("vm", validVM(string(d.VM)))
+	c.text("domain", d.Domain)
+	c.text("domain_uuid", d.DomainUUID)
+	c.err("chain_id", kvmbackup.CheckName("chain id", string(d.ChainID), kvmbackup.MaxNameBytes))
+	c.path("path", d.Path, d.VM)
+	c.parent(d)
+	c.text("checkpoint", string(d.Checkpoint))
+	c.that(!d.Tracked || d.Checkpoint != "", "tracked without a checkpoint")
+	for _, r := range d.Reasons {
+		c.text("reason", string(r.Code))
 		c.that(utf8.ValidString(r.Detail) && len(r.Detail) <= MaxDetailBytes, "reason %.200q: detail is too long or not UTF-8", r.Code)
-		c.text("reason's volume_id", r.VolumeID)
+		c.text("reason's volume_id", string(r.VolumeID))
 	}
-	c.files(m)
+	c.files(d)
+	if len(c.errs) == 0 {
+		c.record(d)
+	}
 	return errors.Join(c.errs...)
 }
 
@@ -58,44 +64,47 @@ func (c *checker) text(field, s string) {
 }
 
 // path checks a path VM/STAMP, and that it is the given VM's.
-func (c *checker) path(field, path, vm string) folder {
+func (c *checker) path(field, path string, vm kvmbackup.VMID) {
 	f, err := parsePath(path)
 	c.err(field, err)
-	c.that(err != nil || f.vm == vm, "%s %.200q is not of VM %.200q", field, path, vm)
-	return f
+	c.that(err != nil || f.vm == string(vm), "%s %.200q is not of VM %.200q", field, path, vm)
 }
 
-// lineage checks that kind, position and parent agree.
-func (c *checker) lineage(m Manifest) {
-	switch m.Kind {
-	case KindFull:
-		c.that(m.Position == 0 && m.ParentID == "" && m.ParentPath == "", "full with a position or a parent")
-	case KindIncremental:
-		c.that(m.Position > 0, "incremental at position %d", m.Position)
-		c.err("parent_id", validID(m.ParentID))
-		c.path("parent_path", m.ParentPath, m.VM)
-		c.that(m.ParentID != m.ID && m.ParentPath != m.Path, "incremental is its own parent")
-	default:
-		c.that(false, "kind %.200q", m.Kind)
+// parent checks the folder that an incremental is built on; that there is one is the record's to say.
+func (c *checker) parent(d document) {
+	if d.ParentID != "" {
+		c.err("parent_id", validID(d.ParentID))
+		c.path("parent_path", d.ParentPath, d.VM)
+	}
+	c.that(d.ParentID != "" || d.ParentPath == "", "parent_path without parent_id")
+	c.that(d.ParentPath == "" || d.ParentPath != d.Path, "incremental is its own parent")
+}
+
+// record checks what holds for every record.
+func (c *checker) record(d document) {
+	m := d.manifest()
+	c.that(m.Consistency != kvmbackup.ConsistencyUnknown, "consistency %.200q", d.Consistency)
+	err := m.Backup.Validate()
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, err := range joined.Unwrap() {
+			c.err("record", err)
+		}
 	}
 }
 
 // files checks the volumes and side files. Names are compared without case: some shares don't tell cases apart.
-func (c *checker) files(m Manifest) {
-	ids, names := map[string]bool{}, map[string]bool{strings.ToLower(ManifestName): true}
+func (c *checker) files(d document) {
+	names := map[string]bool{strings.ToLower(ManifestName): true}
 	incremental := 0
-	for _, v := range m.Volumes {
-		c.that(!ids[v.VolumeID], "volume %.200q twice", v.VolumeID)
-		ids[v.VolumeID] = true
+	for _, v := range d.Volumes {
 		c.file(v.File, names)
-		c.volume(m, v)
-		if v.Kind == KindIncremental {
+		c.volume(d, v)
+		if kindOf(v.Kind) == kvmbackup.KindIncremental {
 			incremental++
 		}
 	}
-	c.that(len(m.Volumes) > 0, "no volumes")
-	c.that(m.Kind == KindFull == (incremental == 0), "%s backup with %d incremental volumes", m.Kind, incremental)
-	for _, f := range m.Files {
+	c.that(kindOf(d.Kind) != kvmbackup.KindIncremental || incremental > 0, "incremental without an incremental volume")
+	for _, f := range d.Files {
 		c.file(f.Name, names)
 		c.that(f.Size >= 0 && f.Size <= MaxSideFileBytes, "file %.200q: size %d", f.Name, f.Size)
 		c.that(isHex(f.SHA256) && len(f.SHA256) == 64, "file %.200q: sha256 %.80q", f.Name, f.SHA256)
@@ -108,8 +117,8 @@ func (c *checker) file(name string, names map[string]bool) {
 	names[strings.ToLower(name)] = true
 }
 
-func (c *checker) volume(m Manifest, v Volume) {
-	c.err("volume_id", kvmbackup.CheckName("volume id", v.VolumeID, kvmbackup.MaxNameBytes))
+func (c *checker) volume(d document, v volumeJSON) {
+	c.err("volume_id", kvmbackup.CheckName("volume id", string(v.VolumeID), kvmbackup.MaxNameBytes))
 	if v.Device != "" {
 		c.err("device", kvmbackup.CheckName("device", v.Device, kvmbackup.MaxNameBytes))
 	}
@@ -119,28 +128,20 @@ func (c *checker) volume(m Manifest, v Volume) {
 		c.that(n >= 0 && n <= MaxVolumeBytes, "volume %.200q: size %d", v.VolumeID, n)
 	}
 	c.that(v.Digest.valid() && v.FileDigest.valid(), "volume %.200q: digest", v.VolumeID)
-	switch v.Kind {
-	case KindFull:
-		c.that(v.ParentFile == "", "volume %.200q: full with a parent file", v.VolumeID)
-	case KindIncremental:
-		c.parentFile(m, v)
-	default:
-		c.that(false, "volume %.200q: kind %.200q", v.VolumeID, v.Kind)
+	if v.ParentFile != "" {
+		c.parentFile(d, v)
 	}
 }
 
-// parentFile checks that the backing link is exactly ../STAMP/FILE, with the stamp of the backup's parent.
-func (c *checker) parentFile(m Manifest, v Volume) {
-	rest, ok := strings.CutPrefix(v.ParentFile, "../")
-	stamp, file, ok2 := strings.Cut(rest, "/")
-	_, parent, _ := strings.Cut(m.ParentPath, "/")
-	c.that(ok && ok2 && stamp == parent, "volume %.200q: parent_file %.300q is not ../%.64s/FILE", v.VolumeID, v.ParentFile, parent)
-	if ok && ok2 {
-		c.err("parent_file", kvmbackup.ValidFileName(file))
-	}
+// parentFile checks that the backing link is exactly the one to a file of the backup's parent.
+func (c *checker) parentFile(d document, v volumeJSON) {
+	file := path.Base(v.ParentFile)
+	c.err("parent_file", kvmbackup.ValidFileName(file))
+	c.that(v.ParentFile == kvmbackup.BackingLink(kvmbackup.Backup{Path: d.ParentPath}, file),
+		"volume %.200q: parent_file %.300q is not of %.200q", v.VolumeID, v.ParentFile, d.ParentPath)
 }
 
-func (d *Digest) valid() bool {
+func (d *digestJSON) valid() bool {
 	return d == nil || d.Algorithm != "" && len(d.Algorithm) <= maxAlgorithms && len(d.Value) <= maxHex && isHex(d.Value)
 }
 

@@ -7,7 +7,7 @@ import (
 )
 
 // ValidVMName is ValidName for a VM, whose folder is beside the repository's marker.
-func ValidVMName(s string) error { return validVM(s) }
+func ValidVMName(vm kvmbackup.VMID) error { return validVM(string(vm)) }
 
 func validVM(s string) error {
 	if strings.EqualFold(s, MarkerName) {

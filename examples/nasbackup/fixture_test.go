@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
@@ -50,7 +52,7 @@ func newFixture(t *testing.T) *fixture {
 	var made struct{ Repository string }
 	f.decode(f.must("init", "--json"), &made)
 	f.id = made.Repository
-	for i, id := range []string{web1, web2, web3} {
+	for i, id := range []kvmbackup.BackupID{web1, web2, web3} {
 		f.publish(manifest("web", chainWeb, id, i))
 	}
 	f.publish(manifest("mail", chainMail, mail1, 0))
@@ -59,28 +61,30 @@ func newFixture(t *testing.T) *fixture {
 }
 
 // manifest describes the backup at a position of a chain with one volume.
-func manifest(vm, chain, id string, position int) repository.Manifest {
+func manifest(vm kvmbackup.VMID, chain kvmbackup.ChainID, id kvmbackup.BackupID, position int) repository.Manifest {
 	at := func(p int) time.Time { return webTime.Add(time.Duration(p) * 24 * time.Hour) }
 	stamp := func(p int) string { return at(p).Format("2006.01.02.15.04.05") }
-	m := repository.Manifest{
-		ID: id, VM: vm, Domain: vm, DomainUUID: "5c1a0000-0000-4000-8000-000000000017", Kind: repository.KindFull, ChainID: chain, Position: position, Tracked: true,
-		Checkpoint: "kvmbackup-" + stamp(position), Path: vm + "/" + stamp(position), Sequence: int64(position + 1),
-		StartedAt: at(position), CompletedAt: at(position).Add(90 * time.Second), Consistency: repository.ConsistencyCrash,
-		Reasons: []repository.Reason{{Code: "no-active-checkpoint"}},
-		Volumes: []repository.Volume{{
-			VolumeID: "disk-" + vm, Device: "vda", Kind: repository.KindFull, File: "root.disk-" + vm + ".qcow2",
+	folder := func(p int) string { return fmt.Sprintf("%s/%s", vm, stamp(p)) }
+	b := kvmbackup.Backup{
+		ID: id, VM: vm, Domain: string(vm), DomainUUID: "5c1a0000-0000-4000-8000-000000000017", Kind: kvmbackup.KindFull,
+		ChainID: chain, Position: position, Checkpoint: kvmbackup.CheckpointName("kvmbackup-" + stamp(position)),
+		Path: folder(position), Sequence: int64(position + 1), StartedAt: at(position),
+		CompletedAt: at(position).Add(90 * time.Second), Consistency: kvmbackup.ConsistencyCrash,
+		Reasons: []kvmbackup.Reason{{Code: kvmbackup.ReasonNoActiveCheckpoint}},
+		Volumes: []kvmbackup.VolumeBackup{{
+			VolumeID: kvmbackup.VolumeID("disk-" + vm), Device: "vda", Kind: kvmbackup.KindFull,
+			File:        fmt.Sprintf("root.disk-%s.qcow2", vm),
 			VirtualSize: 1 << 20, StoredSize: 196 << 10, DirtyBytes: 1 << 20, SourceFormat: "qcow2", Tracked: true,
 		}},
 	}
 	if position > 0 {
-		m.Kind, m.ParentID = repository.KindIncremental, []string{web1, web2}[position-1]
-		m.ParentPath = vm + "/" + stamp(position-1)
-		m.Reasons = []repository.Reason{{Code: "incremental", Detail: "position " + string(rune('0'+position))}}
-		v := &m.Volumes[0]
-		v.Kind, v.DirtyBytes = repository.KindIncremental, 64<<10
-		v.ParentFile = "../" + stamp(position-1) + "/" + v.File
+		b.Kind, b.ParentID = kvmbackup.KindIncremental, []kvmbackup.BackupID{web1, web2}[position-1]
+		b.Reasons = []kvmbackup.Reason{{Code: kvmbackup.ReasonIncremental, Detail: fmt.Sprintf("position %d", position)}}
+		v := &b.Volumes[0]
+		v.Kind, v.DirtyBytes = kvmbackup.KindIncremental, 64<<10
+		v.ParentFile = kvmbackup.BackingLink(kvmbackup.Backup{Path: folder(position - 1)}, v.File)
 	}
-	return m
+	return repository.NewManifest(b, nil)
 }
 
 // publish puts a backup into the repository, with real images where qemu-img is there.
@@ -103,7 +107,7 @@ func (f *fixture) publish(m repository.Manifest) {
 	}
 }
 
-func (f *fixture) image(path string, v repository.Volume) {
+func (f *fixture) image(path string, v kvmbackup.VolumeBackup) {
 	f.t.Helper()
 	tool, err := qcow2.New(qcow2.Config{})
 	if err == nil {

@@ -96,7 +96,7 @@ func TestDigestsLater(t *testing.T) {
 	m, err := l.repo.ReadManifest(t.Context(), again.Path)
 	l.ok(err)
 	for _, v := range m.Volumes {
-		if v.Digest == nil || v.FileDigest == nil {
+		if v.Digest == "" || v.FileDigest == "" {
 			t.Errorf("no digest in the manifest: %+v", v)
 		}
 	}

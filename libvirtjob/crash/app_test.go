@@ -61,17 +61,21 @@ func openApp(t *testing.T, g *guest, dir string, s setup) *app {
 	var err error
 	a.images, err = qcow2.New(qcow2.Config{})
 	a.must(err)
-	a.repo, err = repository.Init(ctx, a.repoDir(), repository.Options{NoSync: !s.sync, BeforeStep: func(step string) error {
+	o := repository.Options{NoSync: !s.sync, BeforeStep: func(step string) error {
 		if s.step != nil {
 			s.step(step)
 		}
 		return a.gate.pass("step " + step)
-	}})
+	}}
+	a.repo, err = repository.Init(ctx, a.repoDir(), o)
+	a.must(err)
+	o.AroundCall, o.Space = a.gate.aroundCall, roomy
+	gated, err := repository.Open(ctx, a.repoDir(), o)
 	a.must(err)
 	a.exec = &gatedExecutor{in: a.hypervisor(s.uri), g: a.gate}
 	a.store = a.openStore()
 	a.cfg = engine.Config{
-		Store: gatedStore{a.store, a.gate}, Repository: gatedRepository{a.repo, a.gate}, Executor: a.exec,
+		Store: gatedStore{a.store, a.gate}, Repository: gated, Executor: a.exec,
 		Images: gatedImages{a.images, a.gate}, ReserveBytes: engine.NoReserve,
 		Prefix: kvmbackup.DefaultPrefix, // of all repositories that the runs on one guest make
 	}

@@ -4,89 +4,29 @@ import (
 	"context"
 	"errors"
 
-	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// gatedRepository passes the calls on the folder; their steps pass by themselves, through repository.Options.BeforeStep.
-type gatedRepository struct {
-	in *repository.Repository
-	g  *gate
+// repositoryCalls are the names of the repository's calls, by what it calls them.
+var repositoryCalls = map[string]string{
+	"probe": "Probe", "create partial": "CreatePartial", "write file": "WriteFile", "open targets": "OpenTargets",
+	"publish": "Publish", "published": "Published", "read partial manifest": "PartialManifest", "settle": "Settle",
+	"remove partial": "RemovePartial", "remove": "Remove", "read manifest": "ReadManifest",
+	"rewrite manifest": "RewriteManifest", "read file": "ReadSideFile", "stat": "Stat", "list files": "Files", "list": "List",
 }
 
-var _ engine.Repository = gatedRepository{}
-
-// ID, PartialDir and FilePath touch nothing.
-func (r gatedRepository) ID() string                        { return r.in.ID() }
-func (r gatedRepository) PartialDir(path, id string) string { return r.in.PartialDir(path, id) }
-func (r gatedRepository) FilePath(path, file string) string { return r.in.FilePath(path, file) }
-
-// Probe makes room for the zeroes of big disks, which an estimate counts and a backup doesn't store.
-func (r gatedRepository) Probe(ctx context.Context) (repository.Space, error) {
-	space, err := through(r.g, "Repository.Probe", func() (repository.Space, error) { return r.in.Probe(ctx) })
-	space.FreeBytes += 4 * big
-	return space, err
+// aroundCall passes the calls on the folder; their steps pass by themselves, through repository.Options.BeforeStep.
+func (g *gate) aroundCall(_ context.Context, op string, call func() error) error {
+	if name, ok := repositoryCalls[op]; ok {
+		return do(g, "Repository."+name, call)
+	}
+	return call()
 }
 
-func (r gatedRepository) CreatePartial(ctx context.Context, path, id string) (string, error) {
-	return through(r.g, "Repository.CreatePartial", func() (string, error) { return r.in.CreatePartial(ctx, path, id) })
-}
-
-func (r gatedRepository) WriteFile(ctx context.Context, path, id, name string, data []byte) (repository.FileEntry, error) {
-	return through(r.g, "Repository.WriteFile", func() (repository.FileEntry, error) { return r.in.WriteFile(ctx, path, id, name, data) })
-}
-
-func (r gatedRepository) OpenTargets(ctx context.Context, path, id string, files []string) (func(), error) {
-	return through(r.g, "Repository.OpenTargets", func() (func(), error) { return r.in.OpenTargets(ctx, path, id, files) })
-}
-
-func (r gatedRepository) Publish(ctx context.Context, m repository.Manifest) error {
-	return do(r.g, "Repository.Publish", func() error { return r.in.Publish(ctx, m) })
-}
-
-func (r gatedRepository) Published(ctx context.Context, path, id string) (m repository.Manifest, ok bool, err error) {
-	m, err = through(r.g, "Repository.Published", func() (m repository.Manifest, err error) { m, ok, err = r.in.Published(ctx, path, id); return m, err })
-	return m, ok && err == nil, err
-}
-
-func (r gatedRepository) PartialManifest(ctx context.Context, path, id string) (repository.Manifest, error) {
-	return through(r.g, "Repository.PartialManifest", func() (repository.Manifest, error) { return r.in.PartialManifest(ctx, path, id) })
-}
-
-func (r gatedRepository) Settle(ctx context.Context, vm string) error {
-	return do(r.g, "Repository.Settle", func() error { return r.in.Settle(ctx, vm) })
-}
-
-func (r gatedRepository) RemovePartial(ctx context.Context, path, id string, files []string) error {
-	return do(r.g, "Repository.RemovePartial", func() error { return r.in.RemovePartial(ctx, path, id, files) })
-}
-
-func (r gatedRepository) Remove(ctx context.Context, t repository.Target) (repository.Removed, error) {
-	return through(r.g, "Repository.Remove", func() (repository.Removed, error) { return r.in.Remove(ctx, t) })
-}
-
-func (r gatedRepository) ReadManifest(ctx context.Context, path string) (repository.Manifest, error) {
-	return through(r.g, "Repository.ReadManifest", func() (repository.Manifest, error) { return r.in.ReadManifest(ctx, path) })
-}
-
-func (r gatedRepository) RewriteManifest(ctx context.Context, m repository.Manifest) error {
-	return do(r.g, "Repository.RewriteManifest", func() error { return r.in.RewriteManifest(ctx, m) })
-}
-
-func (r gatedRepository) ReadSideFile(ctx context.Context, path, name string, maxBytes int64) ([]byte, error) {
-	return through(r.g, "Repository.ReadSideFile", func() ([]byte, error) { return r.in.ReadSideFile(ctx, path, name, maxBytes) })
-}
-
-func (r gatedRepository) Stat(ctx context.Context, path, file string) (repository.FileInfo, error) {
-	return through(r.g, "Repository.Stat", func() (repository.FileInfo, error) { return r.in.Stat(ctx, path, file) })
-}
-
-func (r gatedRepository) Files(ctx context.Context, path string) ([]repository.FileInfo, error) {
-	return through(r.g, "Repository.Files", func() ([]repository.FileInfo, error) { return r.in.Files(ctx, path) })
-}
-
-func (r gatedRepository) List(ctx context.Context, vm string) ([]repository.Entry, error) {
-	return through(r.g, "Repository.List", func() ([]repository.Entry, error) { return r.in.List(ctx, vm) })
+// roomy makes room for the zeroes of big disks, which an estimate counts and a backup doesn't store.
+func roomy(s repository.Space) repository.Space {
+	s.FreeBytes += 4 * big
+	return s
 }
 
 // errClosed joins the failure to close a handle that an injected error has made useless.

@@ -68,7 +68,7 @@ func (a *app) recordsInOrder() {
 			want = append(want, b.Path+"/"+v.File)
 		}
 		m, err := a.repo.ReadManifest(a.ctx, b.Path)
-		if err != nil || m.ID != string(b.ID) {
+		if err != nil || m.ID != b.ID {
 			a.Errorf("folder of record %d is backup %q's: %v", b.Sequence, m.ID, err)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
@@ -65,24 +64,13 @@ func (j losingJob) Wait(ctx context.Context, progress func(kvmbackup.JobProgress
 	return r, err
 }
 
-type losingRepository struct {
-	*repository.Repository
-	c *consumer
-}
-
-func (r losingRepository) CreatePartial(ctx context.Context, path, id string) (string, error) {
-	dir, err := r.Repository.CreatePartial(ctx, path, id)
-	if err == nil {
-		err = r.c.lost("CreatePartial")
+// aroundCall loses calls on the repository.
+func (c *consumer) aroundCall(_ context.Context, op string, call func() error) error {
+	err := call()
+	if name := map[string]string{"create partial": "CreatePartial", "publish": "Publish"}[op]; err == nil && name != "" {
+		err = c.lost(name)
 	}
-	return dir, err
-}
-
-func (r losingRepository) Publish(ctx context.Context, m repository.Manifest) error {
-	if err := r.Repository.Publish(ctx, m); err != nil {
-		return err
-	}
-	return r.c.lost("Publish")
+	return err
 }
 
 type losingStore struct {

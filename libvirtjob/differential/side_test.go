@@ -64,10 +64,10 @@ func newSide(ctx context.Context, t *testing.T, name string, h host, tail int64)
 		must(os.Chmod(dir, 0o777))
 		h.mount(dir)
 		var err error
-		c.repo, err = repository.Init(ctx, dir, repository.Options{NoSync: true})
+		c.repo, err = repository.Init(ctx, dir, repository.Options{NoSync: true, AroundCall: c.aroundCall})
 		must(err)
 		c.engine, err = engine.New(engine.Config{
-			Store: losingStore{c.store, c}, Repository: losingRepository{c.repo, c}, Executor: losingExecutor{s.exec, c},
+			Store: losingStore{c.store, c}, Repository: c.repo, Executor: losingExecutor{s.exec, c},
 			Images: h.images(), Prefix: prefix, ReserveBytes: engine.NoReserve, OnEvent: c.event,
 		})
 		must(err)

@@ -164,7 +164,7 @@ func (b *bench) wantClean(g *guest) {
 	if left := kvmbackup.StaleCheckpoints(owned, st, rec.ActiveCheckpoint); len(left) > 0 {
 		b.Errorf("checkpoints are left: %v", left)
 	}
-	entries, err := b.cfg.Repository.List(b.ctx, g.name)
+	entries, err := b.cfg.Repository.List(b.ctx, kvmbackup.VMID(g.name))
 	b.must(err)
 	for _, e := range entries {
 		if strings.Contains(fmt.Sprint(e), ".partial-") {

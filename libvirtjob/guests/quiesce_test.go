@@ -128,7 +128,7 @@ func removeTargets(b *bench) {
 		return
 	}
 	r := running[0]
-	if err := os.Remove(filepath.Join(b.cfg.Repository.PartialDir(r.Path, string(r.ID)), r.Volumes[0].File)); err != nil {
+	if err := os.Remove(filepath.Join(b.cfg.Repository.PartialDir(r.Path, r.ID), r.Volumes[0].File)); err != nil {
 		b.Error(err)
 	}
 }

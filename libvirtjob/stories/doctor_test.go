@@ -88,7 +88,7 @@ func TestDoctorOnLeftBackups(t *testing.T) {
 		_, err := store.Begin(s.ctx, l, running)
 		s.must(err)
 	})
-	_, err := s.repo.CreatePartial(s.ctx, running.Path, string(running.ID))
+	_, err := s.repo.CreatePartial(s.ctx, running.Path, running.ID)
 	s.must(err)
 	s.checkpoint(running.Checkpoint.String(), "vda", "vdb")
 	s.finds(engine.FindingRunningRecord)
@@ -101,7 +101,7 @@ func TestDoctorOnLeftBackups(t *testing.T) {
 		s.must(err)
 		s.must(store.Fail(s.ctx, l, failed.ID, "it was not to be"))
 	})
-	_, err = s.repo.CreatePartial(s.ctx, failed.Path, string(failed.ID))
+	_, err = s.repo.CreatePartial(s.ctx, failed.Path, failed.ID)
 	s.must(err)
 	s.finds(engine.FindingLeftPartial)
 	s.repair()
@@ -219,7 +219,7 @@ func TestDoctorOnFolders(t *testing.T) {
 	// Foreign things stay.
 	s.must(os.MkdirAll(filepath.Join(vm, "notes"), 0o755))
 	s.must(os.WriteFile(filepath.Join(vm, "notes", "read.me"), []byte("precious"), 0o644))
-	_, err := s.repo.CreatePartial(s.ctx, string(s.vm())+"/2030.01.01.00.00.00", string(kvmbackup.NewBackupID()))
+	_, err := s.repo.CreatePartial(s.ctx, string(s.vm())+"/2030.01.01.00.00.00", kvmbackup.NewBackupID())
 	s.must(err)
 	s.finds(engine.FindingForeignFolder, engine.FindingForeignPartial)
 	before := s.everything()
@@ -295,7 +295,7 @@ func (s *story) removeAndCrash(b kvmbackup.Backup) {
 	s.must(err)
 	m, err := repo.ReadManifest(s.ctx, b.Path)
 	s.must(err)
-	if _, err := repo.Remove(s.ctx, m.Target()); !errors.Is(err, errEnough) {
+	if _, err := repo.Remove(s.ctx, m.Backup); !errors.Is(err, errEnough) {
 		s.Fatalf("the removal was not interrupted: %v", err)
 	}
 }

@@ -36,11 +36,11 @@ func (s *story) recordsInOrder(c *consumer) string {
 			s.Errorf("record %s is %v", b.ID, b.Status)
 		}
 	}
-	entries, err := c.repo.List(s.ctx, string(s.vm()))
+	entries, err := c.repo.List(s.ctx, s.vm())
 	s.must(err)
 	for _, e := range entries {
 		b, ok := published[e.Path]
-		if e.Kind != repository.FolderPublished || !ok || e.ID != string(b.ID) || e.Err != nil {
+		if e.Kind != repository.FolderPublished || !ok || e.ID != b.ID || e.Err != nil {
 			s.Errorf("folder %s is %v of backup %q: %v", e.Name, e.Kind, e.ID, e.Err)
 		}
 		s.filesInOrder(c, b, e.Manifest)
