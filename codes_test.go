@@ -85,7 +85,7 @@ func TestCodes(t *testing.T) {
 			t.Errorf("the test doesn't know %s", name)
 		case !word.MatchString(code) || owner[code] != "":
 			t.Errorf("%s has the code %q, as %q", name, code, owner[code])
-		case kvmbackup.ErrorOf(code) != sentinel:
+		case kvmbackup.ErrorOf(code) != sentinel: //nolint:errorlint // the sentinel itself
 			t.Errorf("%q leads back to %v, not to %s", code, kvmbackup.ErrorOf(code), name)
 		case code == "other" && name != "ErrOther":
 			t.Errorf("%s has no code", name)
@@ -133,7 +133,7 @@ func TestErrorText(t *testing.T) {
 		{errors.New("plain"), "plain"},
 		{errors.Join(errors.New("first"), errors.New("second"), errors.New("first")), "first; second"},
 		{fmt.Errorf("not found: %w", errors.New("not found: vm1")), "not found: vm1"},
-		{errors.New("line\r\n  another\n\n"), "line; another"},
+		{&kvmbackup.NameError{What: "line\r\n  another\n\n"}, "line; another; is empty"},
 		{&kvmbackup.OpError{Op: "delete", VM: "vm1", Backup: "b1", Step: "settle", Err: errors.Join(kvmbackup.ErrBusy, kvmbackup.ErrHeld)},
 			`delete of "vm1" (backup b1): settle: busy; backup is held`},
 	} {

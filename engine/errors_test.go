@@ -333,7 +333,7 @@ func TestTranslateEnded(t *testing.T) {
 	late, stop := context.WithDeadlineCause(t.Context(), time.Unix(0, 0), errHost)
 	defer stop()
 	for name, c := range map[string]struct {
-		ctx  context.Context
+		ctx  context.Context //nolint:containedctx // a row of a table
 		err  error
 		code []string
 	}{

@@ -64,14 +64,16 @@ func (f *failure) Is(target error) bool {
 func (f *failure) As(target any) bool { return errors.As(f.err, target) }
 
 // isSentinel says whether the target is a sentinel of the root, or the end of a context, and not just an error that matches one.
-func isSentinel(target error) bool { return kvmbackup.ErrorOf(kvmbackup.Code(target)) == target }
+func isSentinel(target error) bool {
+	return kvmbackup.ErrorOf(kvmbackup.Code(target)) == target //nolint:errorlint // the sentinel itself
+}
 
 // translate is the one place in which the errors of an operation become those that a host sees. ctx is the caller's.
 func translate(ctx context.Context, err error) error {
 	f := &failure{kind: kindOf(err), err: err}
-	if ended := ctx.Err(); ended != nil && (isAny(err, ended, context.Cause(ctx)) || f.kind == kvmbackup.ErrOther) {
+	if ended := ctx.Err(); ended != nil && (isAny(err, ended, context.Cause(ctx)) || errors.Is(f.kind, kvmbackup.ErrOther)) {
 		f.ended = []error{ended, context.Cause(ctx)}
-		if !isAny(f.kind, saidOfEnded...) || isEnd(err) {
+		if !isAny(f.kind, saidOfEnded...) {
 			f.kind = ended
 		}
 	}
@@ -84,15 +86,15 @@ func translate(ctx context.Context, err error) error {
 // saidOfEnded are told of an operation that its caller has ended, beside that.
 var saidOfEnded = []error{kvmbackup.ErrLeaseLost, kvmbackup.ErrJobStuck, kvmbackup.ErrUnavailable, kvmbackup.ErrBusy}
 
-func isEnd(err error) bool { return err == context.Canceled || err == context.DeadlineExceeded }
+func isEnd(kind error) bool { return isAny(kind, context.Canceled, context.DeadlineExceeded) }
 
 // kindOf finds the sentinel that an error is about.
 func kindOf(err error) error {
 	kind := kvmbackup.ErrorOf(kvmbackup.Code(err))
 	switch {
-	case kind == kvmbackup.ErrRunning: // on another host, perhaps: to a host program that is a VM on which somebody works
+	case errors.Is(kind, kvmbackup.ErrRunning): // on another host, perhaps: to a host program that is a VM on which somebody works
 		return kvmbackup.ErrBusy
-	case kind != kvmbackup.ErrOther && !isEnd(kind):
+	case !errors.Is(kind, kvmbackup.ErrOther) && !isEnd(kind):
 		return kind
 	}
 	for _, t := range translations {

@@ -179,8 +179,8 @@ func (m *meaning) Error() string   { return errors.Join(m.errs...).Error() }
 func (m *meaning) Unwrap() []error { return m.errs }
 
 func isMeaning(err error) bool {
-	_, told := err.(*meaning) //nolint:errorlint // what it is wrapped in is to be said
-	return told || err == errRefused
+	_, told := err.(*meaning)        //nolint:errorlint // what it is wrapped in is to be said
+	return told || err == errRefused //nolint:errorlint // the same
 }
 
 // messages maps patterns of QEMU's English messages to their meaning. The

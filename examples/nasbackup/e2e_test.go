@@ -193,7 +193,7 @@ func TestLostStore(t *testing.T) {
 		t.Errorf("rebuilt: %+v", all)
 	}
 	l.restores(second, held)
-	l.fail(exitFailed, "failed", append([]string{"backup", guestName}, nowhere...)...)
+	l.fail(exitFailed, "unavailable", append([]string{"backup", guestName}, nowhere...)...)
 	l.backup(kvmbackup.KindFull, kvmbackup.ReasonStopped)
 }
 

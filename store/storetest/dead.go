@@ -37,7 +37,7 @@ func deadRules() []Rule {
 	return out
 }
 
-// closes closes the store, if it can be closed.
+// closes ends the store, if it can be closed.
 func (r *run) closes() bool {
 	end := r.h.Close
 	if end == nil {
