@@ -26,15 +26,12 @@ func (o *op) tally(volumes []kvmbackup.VolumeProgress) *tally {
 	return t
 }
 
-// set says how much of a volume is done.
+// set says how much of a volume is done, which is told also when nothing has moved: it is a sign of life.
 func (t *tally) set(volume int, done int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	v := &t.p.Volumes[volume]
 	done = min(done, v.TotalBytes)
-	if done == v.DoneBytes {
-		return
-	}
 	t.p.DoneBytes += done - v.DoneBytes
 	v.DoneBytes = done
 	t.tell()
