@@ -1,11 +1,15 @@
 package engine
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/kvmbackup/kvmbackup"
+)
 
 // textError is an error that JSON has by its text; nil is left out by omitzero.
 type textError struct{ error }
 
-func (e textError) MarshalText() ([]byte, error) { return []byte(e.Error()), nil }
+func (e textError) MarshalText() ([]byte, error) { return []byte(kvmbackup.ErrorText(e.error)), nil }
 
 func (e *textError) UnmarshalText(b []byte) error {
 	e.error = errors.New(string(b))
