@@ -2,7 +2,6 @@ package crash_test
 
 import (
 	"context"
-	"errors"
 
 	"github.com/kvmbackup/kvmbackup/repository"
 )
@@ -28,6 +27,3 @@ func roomy(s repository.Space) repository.Space {
 	s.FreeBytes += 4 * big
 	return s
 }
-
-// errClosed joins the failure to close a handle that an injected error has made useless.
-func errClosed(err error, c interface{ Close() error }) error { return errors.Join(err, c.Close()) }
