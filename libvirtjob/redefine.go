@@ -13,7 +13,6 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/engine"
 )
 
 // RewriteOptions says what RewriteDefinition changes. What is zero stays as it is.
@@ -40,15 +39,6 @@ type DefinitionDisk struct {
 	Path   string // absolute, of a file or block device
 	Format string // qcow2 or raw
 	Block  bool   // Path is a block device, not a file
-}
-
-// Disks returns the RewriteOptions.Disks for volumes that were restored to files, or opened.
-func Disks(volumes []engine.RestoredVolume) map[string]DefinitionDisk {
-	disks := map[string]DefinitionDisk{}
-	for _, v := range volumes {
-		disks[v.Device] = DefinitionDisk{Path: v.Path, Format: string(v.Format)}
-	}
-	return disks
 }
 
 // RewriteDefinition turns the domain XML that was saved with a backup into a definition of a domain on restored disks. It

@@ -34,7 +34,7 @@ func (b *bench) bootCopy(g *guest, bk kvmbackup.Backup, volumes []engine.Restore
 	b.Helper()
 	c := newGuest(b)
 	definition, err := libvirtjob.RewriteDefinition(b.sideFile(bk, repository.DomainXMLName), libvirtjob.RewriteOptions{
-		Name: c.name, UUID: c.uuid, Disks: libvirtjob.Disks(volumes), NewMACs: true,
+		Name: c.name, UUID: c.uuid, Disks: disksOf(volumes), NewMACs: true,
 	})
 	b.must(err)
 	b.Cleanup(func() { destroy(connection(b), c.name) })
@@ -93,7 +93,7 @@ func TestUEFI(t *testing.T) {
 	b.must(err)
 	restored := filepath.Join(t.TempDir(), "restored_VARS.fd")
 	b.must(os.WriteFile(restored, saved, 0o600))
-	o := libvirtjob.RewriteOptions{Name: name + "-restored", NewUUID: true, Disks: libvirtjob.Disks(out.Volumes)}
+	o := libvirtjob.RewriteOptions{Name: name + "-restored", NewUUID: true, Disks: disksOf(out.Volumes)}
 	_, err = libvirtjob.RewriteDefinition(b.sideFile(bk, repository.DomainXMLName), o)
 	b.wantErr(err, kvmbackup.ErrInvalid) // it would use the original's
 	o.NVRAM = restored
@@ -155,4 +155,13 @@ func startPaused(t *testing.T, name string) {
 	if err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}
+}
+
+// disksOf are the definition's disks on restored volumes.
+func disksOf(volumes []engine.RestoredVolume) map[string]libvirtjob.DefinitionDisk {
+	disks := map[string]libvirtjob.DefinitionDisk{}
+	for _, v := range volumes {
+		disks[v.Device] = libvirtjob.DefinitionDisk{Path: v.Path, Format: string(v.Format)}
+	}
+	return disks
 }
