@@ -80,6 +80,11 @@ func methods(e *engine.Engine, dir string) map[string]func(ctx context.Context, 
 			_, err := e.Delete(ctx, id, kvmbackup.DeleteOptions{})
 			return err
 		},
+		"Newest": func(ctx context.Context, _ kvmbackup.BackupID, vm kvmbackup.VMID) error {
+			_, err := e.Newest(ctx, vm)
+			return err
+		},
+		"Unpin":      func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.Unpin(ctx, id) },
 		"Pin":        func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.Pin(ctx, id) },
 		"AddDigests": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.AddDigests(ctx, id) },
 		"Verify": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error {

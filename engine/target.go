@@ -12,19 +12,24 @@ type Target struct {
 	DomainUUID string
 	// Disks describes a stopped domain that is not defined.
 	Disks []kvmbackup.DiskRef
-	// Volumes and Exclude say which disks are backed up, and as what. Only Inspect and Repair look at them.
+	// Volumes, Only and Exclude say which disks are backed up, and as what. Inspect and Repair alone look at them.
 	Volumes []Volume
+	Only    []string
 	Exclude []string
 }
 
 // Target is the VM that the request is about, and what it says of its disks.
 func (r BackupRequest) Target() Target {
-	return Target{VM: r.VM, Domain: r.Domain, DomainUUID: r.DomainUUID, Disks: r.Disks, Volumes: r.Volumes, Exclude: r.Exclude}
+	return Target{
+		VM: r.VM, Domain: r.Domain, DomainUUID: r.DomainUUID, Disks: r.Disks, Volumes: r.Volumes, Only: r.Only, Exclude: r.Exclude,
+	}
 }
 
 // request is the one for a backup of the target, with all defaults.
 func (t Target) request() BackupRequest {
-	return BackupRequest{VM: t.VM, Domain: t.Domain, DomainUUID: t.DomainUUID, Disks: t.Disks, Volumes: t.Volumes, Exclude: t.Exclude}
+	return BackupRequest{
+		VM: t.VM, Domain: t.Domain, DomainUUID: t.DomainUUID, Disks: t.Disks, Volumes: t.Volumes, Only: t.Only, Exclude: t.Exclude,
+	}
 }
 
 // validate names the first thing that is wrong with a target.

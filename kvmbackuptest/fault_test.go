@@ -196,7 +196,7 @@ func (c faultCase) after(l *lab, p plan) error {
 	} else if err := l.open(plan{}); err != nil {
 		return err
 	}
-	if _, err := l.engine.Recover(ctx, engine.Target{VM: vm, Disks: l.disks}); err != nil {
+	if _, err := l.engine.Recover(ctx, engine.Target{VM: vm, Domain: vm, Disks: l.disks}); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	if err := l.checkThawed(); err != nil {

@@ -71,13 +71,13 @@ func TestUnreadableDisk(t *testing.T) {
 			func() error { _, err := s.engine.Plan(t.Context(), req); return err },
 			func() error { _, err := s.engine.Backup(t.Context(), req); return err },
 		} {
-			req.RequireAllDisks, req.Volumes = true, s.volumes
+			req.RequireAllDisks, req.Volumes, req.Only = true, s.volumes, nil
 			s.wantErr(f(), kvmbackup.ErrDiskLeftOut)
-			req.Volumes = []engine.Volume{{Device: "vdb"}, {Device: "vdc"}}
+			req.Volumes, req.Only = nil, []string{"vdb", "vdc"}
 			req.RequireAllDisks = false
 			s.wantErr(f(), kvmbackup.ErrUnreadable)
 		}
-		req.RequireAllDisks, req.Volumes, req.Exclude = true, nil, []string{"vdb", "vdc"}
+		req.RequireAllDisks, req.Only, req.Exclude = true, nil, []string{"vdb", "vdc"}
 		if _, err := s.engine.Plan(t.Context(), req); err != nil {
 			t.Errorf("all disks but the excluded ones: %v", err)
 		}
@@ -176,7 +176,7 @@ func TestImagesInUse(t *testing.T) {
 			t.Errorf("%+v: %v", b.Volumes, b.Reasons)
 		}
 		req = s.request(everyday)
-		req.Volumes = []engine.Volume{{Device: "vdb"}}
+		req.Volumes, req.Only = nil, []string{"vdb"}
 		_, err = s.engine.Backup(t.Context(), req)
 		s.wantErr(err, kvmbackup.ErrImageLocked)
 		s.must(s.h.Shutdown("neighbour"))

@@ -215,7 +215,7 @@ func (p *play) checkRestored(r engine.Restored) error {
 func (p *play) recover() error {
 	ctx, cancel := patience()
 	defer cancel()
-	_, err := p.engine.Recover(ctx, engine.Target{VM: vm, Disks: p.disks})
+	_, err := p.engine.Recover(ctx, engine.Target{VM: vm, Domain: vm, Disks: p.disks})
 	if p.target == kvmbackuptest.TargetHung && err != nil && !errors.Is(err, errEndless) || p.frozenAndPaused(err) {
 		return nil
 	}

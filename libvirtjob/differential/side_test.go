@@ -107,6 +107,12 @@ func (s *side) ref(p *play) kvmbackup.DomainRef {
 	return kvmbackup.DomainRef{Name: s.domain, Disks: s.request(p).Disks}
 }
 
+func (s *side) target(p *play) engine.Target {
+	t := s.request(p).Target()
+	t.Domain = s.domain
+	return t
+}
+
 // operate lets an engine do something. Nothing of others may be touched by it, except that a restore replaces whole images.
 func (s *side) operate(p *play, verb string, words []string) string {
 	c := s.consumers[0]
@@ -121,11 +127,11 @@ func (s *side) operate(p *play, verb string, words []string) string {
 	case "delete":
 		text = s.delete(c, words)
 	case "forget":
-		text = class(c.engine.Forget(s.ctx, s.request(p).Target()))
+		text = class(c.engine.Forget(s.ctx, s.target(p)))
 	case "require-full":
 		text = class(c.engine.RequireFull(s.ctx, engine.Target{VM: kvmbackup.VMID(s.domain)}))
 	case "recover":
-		settled, err := c.engine.Recover(s.ctx, s.request(p).Target())
+		settled, err := c.engine.Recover(s.ctx, s.target(p))
 		for _, r := range settled {
 			text += string(r.Outcome) + ", "
 		}
