@@ -48,17 +48,17 @@ func keepRules(words []string) (rules map[string]keepRule, policy kvmbackup.Rete
 // stays says which records retention has to leave as they are.
 func stays(rules map[string]keepRule, records []kvmbackup.Backup) map[kvmbackup.BackupID]bool {
 	stay := map[kvmbackup.BackupID]bool{}
-	oldest := int64(0) // of those kept
+	newest := int64(0) // of those completed
 	for _, b := range slices.Backward(records) {
 		switch {
 		case b.Status == kvmbackup.StatusRunning:
 			stay[b.ID] = true
-		case b.Status == kvmbackup.StatusCompleted && (b.Pinned || keptByRule(rules, records, b)):
-			stay[b.ID], oldest = true, b.Sequence
+		case b.Status == kvmbackup.StatusCompleted:
+			stay[b.ID], newest = b.Pinned || keptByRule(rules, records, b), max(newest, b.Sequence)
 		}
 	}
 	for _, b := range records {
-		if b.Status == kvmbackup.StatusFailed && b.Sequence > oldest {
+		if b.Status == kvmbackup.StatusFailed && b.Sequence > newest {
 			stay[b.ID] = true
 		}
 	}
