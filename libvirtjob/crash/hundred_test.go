@@ -56,12 +56,12 @@ func TestCrashOneOfManyGuests(t *testing.T) {
 	}
 }
 
-// places counts the backups under way.
+// places counts the backups under way, from the decision on: before it they wait for a place.
 type places struct{ now, most atomic.Int64 }
 
 func (p *places) event(e engine.Event) {
 	switch e.Type {
-	case engine.EventStarted:
+	case engine.EventDecided:
 		now := p.now.Add(1)
 		for most := p.most.Load(); now > most && !p.most.CompareAndSwap(most, now); most = p.most.Load() {
 		}
