@@ -208,8 +208,11 @@ func (b Backup) validateVolumes(bad func(string, ...any)) {
 		return
 	}
 	for _, v := range b.Volumes {
-		if v.VolumeID == "" || ids[v.VolumeID] {
-			bad("volume ID %q is empty or there twice", v.VolumeID)
+		if !plainName(string(v.VolumeID)) || ids[v.VolumeID] {
+			bad("volume ID %q is empty, no plain name, or there twice", v.VolumeID)
+		}
+		if v.Device != "" && !plainName(v.Device) {
+			bad("volume %s: device %q is not a plain name", v.VolumeID, v.Device)
 		}
 		if !plainName(v.File) || files[v.File] {
 			bad("volume %s: file %q is not a plain name or there twice", v.VolumeID, v.File)

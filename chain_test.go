@@ -109,6 +109,8 @@ func TestValidate(t *testing.T) {
 		"no start":                     func(b *kvmbackup.Backup) { b.StartedAt = time.Time{} },
 		"no volumes":                   func(b *kvmbackup.Backup) { b.Volumes = nil },
 		"volume without ID":            func(b *kvmbackup.Backup) { b.Volumes[0].VolumeID = "" },
+		"volume ID with a slash":       func(b *kvmbackup.Backup) { b.Volumes[0].VolumeID = "../x" },
+		"device elsewhere":             func(b *kvmbackup.Backup) { b.Volumes[0].Device = "../x/cron" },
 		"volume twice":                 func(b *kvmbackup.Backup) { b.Volumes[1].VolumeID = "v1" },
 		"volume without file":          func(b *kvmbackup.Backup) { b.Volumes[0].File = "" },
 		"file twice":                   func(b *kvmbackup.Backup) { b.Volumes[1].File = "root.v1.qcow2" },

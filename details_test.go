@@ -56,7 +56,7 @@ func drawBackup(t *rapid.T) kvmbackup.Backup {
 	size := rapid.Int64Min(0)
 	for i := range rapid.IntRange(1, 12).Draw(t, "volumes") {
 		v := kvmbackup.VolumeBackup{
-			VolumeID: kvmbackup.VolumeID(fmt.Sprintf("v%d-%s", i, text.Draw(t, "id"))), Device: text.Draw(t, "device"), Kind: kvmbackup.KindFull,
+			VolumeID: kvmbackup.VolumeID(fmt.Sprintf("v%d-%s", i, rapid.StringMatching(`[^/\x00]{0,20}`).Draw(t, "id"))), Device: rapid.StringMatching(`(vd[a-z]{1,2})?`).Draw(t, "device"), Kind: kvmbackup.KindFull,
 			File: fmt.Sprintf("%d.qcow2", i), VirtualSize: size.Draw(t, "virtual"), StoredSize: size.Draw(t, "stored"), DirtyBytes: size.Draw(t, "dirty"),
 			SourceFormat: text.Draw(t, "format"), Layers: []string{"/" + text.Draw(t, "layer")}, Tracked: rapid.Bool().Draw(t, "tracked"), Digest: text.Draw(t, "digest"), FileDigest: text.Draw(t, "fdigest"),
 		}

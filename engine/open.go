@@ -70,13 +70,16 @@ func (e *Engine) Open(ctx context.Context, req OpenRequest) (*Opened, error) {
 	out := &Opened{}
 	err := e.hold(ctx, "open", req, func(ctx context.Context, jobs []copyJob) error {
 		for _, j := range jobs {
-			j.out.Format = qcow2.FormatQcow2
-			j.out.Path = filepath.Join(req.Dir, fmt.Sprintf("%s.%s.overlay.qcow2", j.out.Device, j.out.VolumeID))
-			out.Volumes = append(out.Volumes, j.out)
-			if err := e.overlay(ctx, j); err != nil {
-				out.Volumes = out.Volumes[:len(out.Volumes)-1]
-				return errors.Join(err, e.removeOverlays(ctx, out.Volumes))
+			name := fmt.Sprintf("%s.%s.overlay.qcow2", j.out.Device, j.out.VolumeID)
+			err := kvmbackup.ValidFileName(name)
+			if err == nil {
+				j.out.Format, j.out.Path = qcow2.FormatQcow2, filepath.Join(req.Dir, name)
+				err = e.overlay(ctx, j)
 			}
+			if err != nil {
+				return errors.Join(fmt.Errorf("overlay of volume %q: %w", j.out.VolumeID, err), e.removeOverlays(ctx, out.Volumes))
+			}
+			out.Volumes = append(out.Volumes, j.out)
 		}
 		return nil
 	}, out)
@@ -88,9 +91,6 @@ func (e *Engine) Open(ctx context.Context, req OpenRequest) (*Opened, error) {
 }
 
 func (e *Engine) overlay(ctx context.Context, j copyJob) error {
-	if err := kvmbackup.ValidFileName(filepath.Base(j.out.Path)); err != nil {
-		return fmt.Errorf("%w: volume %q makes no file name: %w", kvmbackup.ErrInvalid, j.out.VolumeID, err)
-	}
 	file, err := filepath.Abs(j.layers[0].file)
 	if err != nil {
 		return err

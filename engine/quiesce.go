@@ -77,7 +77,7 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 	defer cancel()
 	n, err := r.e.cfg.Executor.Freeze(limit, r.dom)
 	mayBeFrozen := !errors.Is(err, kvmbackup.ErrNoAgent) && !errors.Is(err, kvmbackup.ErrDomainStopped)
-	if err == nil && n == 0 {
+	if err == nil && n < 1 {
 		err = fmt.Errorf("%w: it froze no file system", kvmbackup.ErrNoAgent)
 	}
 	if err != nil {

@@ -281,10 +281,11 @@ func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
 		if req.Dir == "" {
 			return fmt.Errorf("%w request: neither a folder nor a path for volume %q", kvmbackup.ErrInvalid, c.ID)
 		}
-		j.out.Path = filepath.Join(req.Dir, fmt.Sprintf("%s.%s.%s", j.out.Device, j.out.VolumeID, j.out.Format))
-		if err := kvmbackup.ValidFileName(filepath.Base(j.out.Path)); err != nil {
+		name := fmt.Sprintf("%s.%s.%s", j.out.Device, j.out.VolumeID, j.out.Format)
+		if err := kvmbackup.ValidFileName(name); err != nil { // before it is joined: a record is no more to be trusted than its database
 			return fmt.Errorf("%w: volume %q on device %q makes no file name; give it a path of its own: %w", kvmbackup.ErrInvalid, c.ID, j.out.Device, err)
 		}
+		j.out.Path = filepath.Join(req.Dir, name)
 	}
 	abs, err := filepath.Abs(j.out.Path)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -105,8 +106,17 @@ func (e *Executor) agent(ctx context.Context, ref kvmbackup.DomainRef, command s
 	if err := json.Unmarshal([]byte(answer), &reply); err != nil {
 		return 0, fmt.Errorf("%s: %w", command, err)
 	}
-	n, _ := reply.Return.(float64)
-	return int(n), nil
+	return countOf(reply.Return), nil
+}
+
+// countOf is what an agent says is frozen or thawed. The guest may say anything: what is no count of file systems counts for none.
+func countOf(said any) int {
+	const most = 1 << 20
+	n, ok := said.(float64)
+	if !ok || n < 0 || n > most || n != math.Trunc(n) {
+		return 0
+	}
+	return int(n)
 }
 
 // agentTimeout is what is left of the context in whole seconds; libvirt's default, some seconds, if it has no end.

@@ -2,12 +2,14 @@ package libvirtjob_test
 
 import (
 	"context"
+	"math"
 	"testing"
 	"time"
 
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
 )
 
@@ -48,5 +50,16 @@ func TestFreeze(t *testing.T) {
 	b.must(b.exec.Thaw(b.ctx, b.ref))
 	if got := b.inspect(); got.State != kvmbackup.DomainStopped || !got.CleanShutdown {
 		t.Errorf("status is %+v", got)
+	}
+}
+
+// A guest says what it likes.
+func TestCountOf(t *testing.T) {
+	for said, want := range map[any]int{
+		1.0: 1, 12.0: 12, 0.0: 0, -3.0: 0, 1e300: 0, 1.5: 0, "2": 0, true: 0, nil: 0, math.Inf(1): 0,
+	} {
+		if got := libvirtjob.CountOf(said); got != want {
+			t.Errorf("%v counts for %d, want %d", said, got, want)
+		}
 	}
 }
