@@ -233,7 +233,7 @@ func TestMigrationGivenUp(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	one, other := realguest.Daemon(t), realguest.Daemon(t)
-	s := tell(t, config{Host: one, Disks: disks("vda"), Persistent: true, MemoryMiB: 4096})
+	s := tell(t, config{Host: one, Disks: disks("vda"), Persistent: true, MemoryMiB: 8192})
 	s.write("vda", 0x11, 0, 4)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 2, 4)
@@ -291,7 +291,8 @@ func TestMigrationLeavesADefinition(t *testing.T) {
 	here := s.cfgWith(func(c *engine.Config) { c.OnEvent = s.hurry })
 	found, err = here.Recover(s.ctx, engine.Target{VM: s.vm()})
 	s.must(err)
-	if len(found) != 1 || found[0].Outcome != engine.RecoveryFollowed {
+	// On a busy machine the job is over before its bandwidth is limited.
+	if len(found) != 1 || found[0].Outcome != engine.RecoveryFollowed && found[0].Outcome != engine.RecoveryCommitted {
 		t.Errorf("where it is: %v", found)
 	}
 	s.write("vda", 0x31, 2, 4)
