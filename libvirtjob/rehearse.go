@@ -30,6 +30,11 @@ const unstageLimit = 10 * time.Second
 // on the disk, permissions in QEMU's graph. Nothing is copied, and libvirt takes no notice of jobs that it didn't make.
 // What changes in the milliseconds from here to libvirt's own transaction isn't foreseen.
 func (j *job) rehearse(ctx context.Context, parts []part, g graph) error {
+	if _, left := g[stage]; left { // by a process that was killed here, perhaps under an older libvirt
+		if err := unstage(ctx, j.dom); err != nil {
+			return err
+		}
+	}
 	if len(parts) < 2 {
 		return nil // a transaction that fails at its first job is survived
 	}
@@ -38,11 +43,6 @@ func (j *job) rehearse(ctx context.Context, parts []part, g graph) error {
 	}
 	if err := j.jobNamesFree(ctx, parts); err != nil {
 		return err
-	}
-	if _, left := g[stage]; left { // by a process that was killed here
-		if err := unstage(ctx, j.dom); err != nil {
-			return err
-		}
 	}
 	for _, p := range parts {
 		if len(p.chain) == 0 {
