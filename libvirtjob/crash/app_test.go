@@ -150,7 +150,10 @@ func (a *app) disks() (refs []kvmbackup.DiskRef) {
 }
 
 func (a *app) request() engine.BackupRequest {
-	r := engine.BackupRequest{VM: a.vm(), Policy: kvmbackup.Policy{FullEvery: 100}, Disks: a.disks()}
+	r := engine.BackupRequest{
+		VM: a.vm(), Policy: kvmbackup.Policy{FullEvery: 100}, Disks: a.disks(),
+		IgnoreSpace: true, // disks of 64 GiB are blanked whole, which counts as data beforehand
+	}
 	for _, d := range a.guest.devices {
 		r.Volumes = append(r.Volumes, engine.Volume{ID: kvmbackup.VolumeID("vol-" + d), Device: d})
 	}
