@@ -72,7 +72,7 @@ type Backup struct {
 	Consistency Consistency    `json:"consistency"`           // what the guest finds
 	FrozenFor   time.Duration  `json:"frozen_for,omitempty"`  // how long the guest's file systems were frozen
 	GuestRan    bool           `json:"guest_ran,omitempty"`   // when the backup began: one that an I/O error paused since is resumed
-	Asked       Asked          `json:"asked,omitzero"`        // for whoever has to finish it after a crash
+	Asked       Asked          `json:"asked,omitzero"`        // for the process that has to finish it after a crash
 	Reasons     []Reason       `json:"reasons,omitempty"`     // why this kind was chosen, and what was survived
 	Error       string         `json:"error,omitempty"`       // why it failed
 	Volumes     []VolumeBackup `json:"volumes"`

@@ -66,7 +66,7 @@ func ValidPrefix(prefix string) error {
 	return nil
 }
 
-// CheckpointNames returns the names of all checkpoints and bitmaps of the domain, whoever made them, sorted, each once.
+// CheckpointNames returns the names of all checkpoints and bitmaps of the domain, of all consumers, sorted, each once.
 func (st DomainStatus) CheckpointNames() []string {
 	var names []string
 	for _, c := range st.Checkpoints {
@@ -88,7 +88,7 @@ type Ownership struct {
 	// Known are those of the consumer's records. They are its own whatever they begin with: the prefix may have been another one once.
 	Known []CheckpointName
 	// Others are the paths, VM/STAMP, of backups that are in the consumer's repository and not in its store. Another store uses that
-	// repository, or this one was lost, and their checkpoints are left to whoever has their records.
+	// repository, or this one was lost, and their checkpoints are left to the store that has their records.
 	Others []string
 }
 

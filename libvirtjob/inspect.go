@@ -250,16 +250,25 @@ func checkpointXMLs(dom *libvirt.Domain) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return textsOf(list, libvirt.ERR_NO_DOMAIN_CHECKPOINT, (*libvirt.DomainCheckpoint).Free,
+		func(c *libvirt.DomainCheckpoint) (string, error) {
+			return c.GetXMLDesc(libvirt.DOMAIN_CHECKPOINT_XML_NO_DOMAIN)
+		})
+}
+
+// textsOf returns the XML of each of libvirt's objects and frees them all. One that was deleted meanwhile, for which libvirt has the
+// error gone, is passed over.
+func textsOf[T any](list []T, gone libvirt.ErrorNumber, free func(*T) error, xml func(*T) (string, error)) ([]string, error) {
 	defer func() {
 		for i := range list {
-			_ = list[i].Free()
+			_ = free(&list[i])
 		}
 	}()
 	var texts []string
 	for i := range list {
-		text, err := list[i].GetXMLDesc(libvirt.DOMAIN_CHECKPOINT_XML_NO_DOMAIN)
-		if isCode(err, libvirt.ERR_NO_DOMAIN_CHECKPOINT) {
-			continue // deleted meanwhile
+		text, err := xml(&list[i])
+		if isCode(err, gone) {
+			continue
 		}
 		if err != nil {
 			return nil, err

@@ -40,21 +40,6 @@ func snapshotXMLs(dom *libvirt.Domain) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		for i := range list {
-			_ = list[i].Free()
-		}
-	}()
-	var texts []string
-	for i := range list {
-		text, err := list[i].GetXMLDesc(0)
-		if isCode(err, libvirt.ERR_NO_DOMAIN_SNAPSHOT) {
-			continue // deleted meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
-		texts = append(texts, text)
-	}
-	return texts, nil
+	return textsOf(list, libvirt.ERR_NO_DOMAIN_SNAPSHOT, (*libvirt.DomainSnapshot).Free,
+		func(s *libvirt.DomainSnapshot) (string, error) { return s.GetXMLDesc(0) })
 }
