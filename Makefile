@@ -8,18 +8,21 @@ P        ?= 2
 TIMEOUT  ?= 30m
 BENCH    ?= .
 FUZZTIME ?= 20s
+SAMPLE   ?= 240
 
 # In a recipe: everything but libvirtjob and the examples. A failing look-up ends
 # the recipe, which it would not inside the command line that uses it.
 PURE = pure=$$(scripts/packages pure);
 
-# What the tests of these packages play a sample of under the race detector, they play in full without it.
-SAMPLED := ./kvmbackuptest .
+# What part of the full tier test-full runs.
+TESTS ?= full
 
 # Where every tool can be installed, a missing tool is a failure, not a skip.
 REQUIRE_TOOLS := $(or $(KVMBACKUP_REQUIRE_TOOLS),$(if $(filter true,$(CI)),1),$(if $(filter 0,$(shell id -u)),1))
 NO_SKIPS      := $(if $(filter 1,$(REQUIRE_TOOLS)),-no-skips)
-REPORT        := go run ./scripts/testreport
+REPORT        := scripts/report
+# There is a target for vet; a look at each package's tests again, once for each way to build them, takes its time.
+GO_TEST        = go test -json -vet=off -p $(P) -timeout $(TIMEOUT)
 TOOLS_ENV      = KVMBACKUP_REQUIRE_TOOLS=$(REQUIRE_TOOLS) KVMBACKUP_GUEST_KERNEL="$$(scripts/guest-kernel)"
 
 .PHONY: help
@@ -35,24 +38,25 @@ demo: ## Full and incremental backup of a real VM, then a restore
 	scripts/install-deps demo
 	go run ./examples/quickstart
 
-# tac: those that take longest come first, and the others fill the gaps.
+# KVMBACKUP_TESTS is the one switch of the tiers, read in internal/lab; empty is the quick one.
 .PHONY: test
-test: deps ## Run every test, those of the pure packages under the race detector
-	cgo=$$(scripts/packages cgo | tac); $(TOOLS_ENV) go test -json -p $(P) -timeout $(TIMEOUT) $(SAMPLED) $$cgo | $(REPORT) $(NO_SKIPS)
-	$(PURE) $(TOOLS_ENV) go test -json -p $(P) -timeout $(TIMEOUT) -race $$pure | $(REPORT) $(NO_SKIPS)
+test: deps ## Run the quick tier: every test once, under the race detector where goroutines are ours
+	export $(TOOLS_ENV) KVMBACKUP_TESTS=; \
+	{ status=0; $(GO_TEST) $$(scripts/packages plain) || status=1; $(GO_TEST) -race $$(scripts/packages race) || status=1; exit $$status; } | \
+	$(REPORT) -budgets $(NO_SKIPS)
 
-.PHONY: test-quick
-test-quick: ## Run the short tests of the pure packages, with what is installed
-	$(PURE) go test -short -timeout 5m $$pure
+.PHONY: test-full
+test-full: TIMEOUT = 3h
+test-full: deps ## Run the full tier: every crash point and history, which takes long; TESTS=full/4 runs one in four
+	$(TOOLS_ENV) KVMBACKUP_TESTS=$(TESTS) $(GO_TEST) -count=1 $$(scripts/packages all) | $(REPORT) $(NO_SKIPS)
 
-.PHONY: test-race
-test-race: ## Run every test under the race detector
-	scripts/install-deps test
-	$(TOOLS_ENV) go test -json -p $(P) -timeout $(TIMEOUT) -race ./... | $(REPORT) $(NO_SKIPS)
+.PHONY: test-sample
+test-sample: deps ## Run loops of the full tier, one in eight of their points, and begin none after SAMPLE seconds (240)
+	export KVMBACKUP_REQUIRE_TOOLS=$(REQUIRE_TOOLS); scripts/test-sample $(SAMPLE) | $(REPORT) $(NO_SKIPS)
 
-.PHONY: test-crash
-test-crash: deps ## Run the tests named Crash with every crash point, which takes long
-	KVMBACKUP_CRASH=full $(TOOLS_ENV) go test -json -count=1 -p $(P) -timeout 90m -run Crash ./... | $(REPORT)
+.PHONY: test-pure
+test-pure: ## Run the quick tier of the packages without cgo, with the tools that are installed
+	$(PURE) go test -timeout $(TIMEOUT) $$pure
 
 .PHONY: test-matrix
 test-matrix: deps ## Run a quick tier with other Debian releases' libvirt and QEMU; RELEASE=trixie chooses
@@ -76,7 +80,7 @@ lint: ## Run golangci-lint, built once into the user's cache
 	scripts/golangci-lint run
 
 .PHONY: generate
-generate: ## Make the generated files anew
+generate: ## Make the generated files again
 	go generate ./...
 
 .PHONY: check-fmt
@@ -111,7 +115,7 @@ dlopen: ## Build libvirtjob without libvirt's headers, for loading it at run tim
 	else echo 'no libvirtjob in the tree'; fi
 
 .PHONY: outside
-outside: ## Build a host program outside the repository and look at what it links
+outside: ## Build host programs outside the repository, and run that of docs/embed.md
 	scripts/check-outside
 
 .PHONY: clean

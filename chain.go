@@ -2,9 +2,12 @@ package kvmbackup
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 )
@@ -44,8 +47,11 @@ const (
 	ConsistencyFilesystem
 )
 
-// MaxVolumes is how many volumes a backup can have.
-const MaxVolumes = 512
+// MaxSideFiles is how many side files a backup can have.
+const MaxSideFiles = 64
+
+// maxVolumes is how many volumes a backup can have.
+const maxVolumes = 512
 
 // Backup is one restore point of one VM: a folder with one qcow2 file per volume, a manifest and the domain XML.
 type Backup struct {
@@ -67,15 +73,22 @@ type Backup struct {
 	Path       string `json:"path"`       // VM/STAMP, relative to the repository
 	Sequence   int64  `json:"sequence"`   // given by the store, ascending per VM: "newest" means this, never a clock
 
-	StartedAt   time.Time      `json:"started_at"`            // UTC
-	CompletedAt time.Time      `json:"completed_at,omitzero"` // UTC; zero until completed
-	Consistency Consistency    `json:"consistency"`           // what the guest finds
-	FrozenFor   time.Duration  `json:"frozen_for,omitempty"`  // how long the guest's file systems were frozen
-	GuestRan    bool           `json:"guest_ran,omitempty"`   // when the backup began: one that an I/O error paused since is resumed
-	Asked       Asked          `json:"asked,omitzero"`        // for the process that has to finish it after a crash
-	Reasons     []Reason       `json:"reasons,omitempty"`     // why this kind was chosen, and what was survived
-	Error       string         `json:"error,omitempty"`       // why it failed
-	Volumes     []VolumeBackup `json:"volumes"`
+	StartedAt   time.Time     `json:"started_at"`            // UTC
+	CompletedAt time.Time     `json:"completed_at,omitzero"` // UTC; zero until completed
+	Transfer    Transfer      `json:"transfer,omitzero"`     // the way it was copied; TransferAuto: not known
+	Consistency Consistency   `json:"consistency"`           // what the guest finds
+	FrozenFor   time.Duration `json:"frozen_for,omitempty"`  // how long the guest's file systems were frozen
+	// When the backup began: one that an I/O error paused since is resumed.
+	GuestRan bool           `json:"guest_ran,omitempty"`
+	Asked    Asked          `json:"asked,omitzero"`    // for the process that has to finish it after a crash
+	Reasons  []Reason       `json:"reasons,omitempty"` // why this kind was chosen, and what was survived
+	Error    string         `json:"error,omitempty"`   // why it failed
+	Volumes  []VolumeBackup `json:"volumes"`
+	// Beside the volumes'; those of earlier versions' records are in the manifest alone.
+	Files []SideFile `json:"files,omitempty"`
+	// KeyIDs names those for whom a sealed backup's data key is wrapped. The wrapped keys are in the manifest. Empty:
+	// not sealed.
+	KeyIDs []string `json:"key_ids,omitempty"`
 
 	Pinned       bool          `json:"pinned,omitempty"` // never deleted by retention
 	Holds        []Hold        `json:"holds,omitempty"`  // open restore points
@@ -90,22 +103,38 @@ type Asked struct {
 
 // VolumeBackup is one volume's part of a backup.
 type VolumeBackup struct {
-	VolumeID     VolumeID `json:"volume_id"`
-	Device       string   `json:"device"` // the target at that time, e.g. vda
-	Kind         Kind     `json:"kind"`
-	File         string   `json:"file"`                  // a plain name in the backup's folder
-	ParentFile   string   `json:"parent_file,omitempty"` // relative to the backup's folder: the backing link; empty for a full
-	VirtualSize  int64    `json:"virtual_size"`          // bytes
-	StoredSize   int64    `json:"stored_size"`           // bytes allocated in the repository
-	DirtyBytes   int64    `json:"dirty_bytes"`           // bytes the job had to copy
-	SourceFormat string   `json:"source_format"`         // qcow2, raw, ...
-	Encryption   string   `json:"encryption,omitempty"`  // under which the disk was on its host, e.g. luks; the file isn't encrypted
-	Layers       []string `json:"layers,omitempty"`      // paths of the disk's image and of those below it when the job began, top first
-	Tracked      bool     `json:"tracked"`               // the checkpoint has a bitmap on it
+	VolumeID VolumeID `json:"volume_id"`
+	Device   string   `json:"device"` // the target at that time, e.g. vda
+	Kind     Kind     `json:"kind"`
+	File     string   `json:"file"` // a plain name in the backup's folder
+	// Relative to the backup's folder: the backing link; empty for a full.
+	ParentFile   string `json:"parent_file,omitempty"`
+	VirtualSize  int64  `json:"virtual_size"`  // bytes
+	StoredSize   int64  `json:"stored_size"`   // bytes allocated in the repository
+	DirtyBytes   int64  `json:"dirty_bytes"`   // bytes the job had to copy
+	SourceFormat string `json:"source_format"` // qcow2, raw, ...
+	// Under which the disk was on its host, e.g. luks; the file's own is FileEncryption.
+	Encryption string `json:"encryption,omitempty"`
+	// Paths of the disk's image and of those below it when the job began, top first.
+	Layers  []string `json:"layers,omitempty"`
+	Tracked bool     `json:"tracked"` // the checkpoint has a bitmap on it
+	// FileEncryption is how File is encrypted: all volumes of a sealed backup have it, and no other. Empty: it is not.
+	FileEncryption Encryption `json:"file_encryption,omitempty"`
+	// Compression is that of File's clusters, unless they can't be made smaller. Files of one chain may differ in it.
+	Compression Compression `json:"compression,omitempty"`
 	// Digest and FileDigest are ALGORITHM:HEX over the bytes that the guest sees, through the chain, and over the bytes of
-	// File; empty: none recorded.
+	// File; empty: none recorded. A sealed volume has no Digest, and always a FileDigest once it is completed. One whose
+	// content was hashed on its way has a FileDigest only where it is compressed, until AddDigests.
 	Digest     string `json:"digest,omitempty"`
 	FileDigest string `json:"file_digest,omitempty"`
+}
+
+// SideFile is a small file in a backup's folder, written whole: the domain XML, the firmware's variables, the TPM's
+// state.
+type SideFile struct {
+	Name   string `json:"name"`
+	Size   int64  `json:"size"`   // bytes
+	SHA256 string `json:"sha256"` // lower-case hexadecimal
 }
 
 // Hold keeps a backup and its ancestors from being removed while somebody uses the files in place.
@@ -134,6 +163,9 @@ func (b Backup) StoredBytes() int64 {
 	}
 	return n
 }
+
+// Sealed says whether the backup's files are encrypted under a data key of its own.
+func (b Backup) Sealed() bool { return len(b.KeyIDs) > 0 }
 
 // Volume returns the part of the volume with that identity.
 func (b Backup) Volume(id VolumeID) (VolumeBackup, bool) {
@@ -165,10 +197,15 @@ func (b Backup) Validate() error {
 	}
 	b.validateChain(bad)
 	b.validatePath(bad)
+	if _, ok := transferNames[b.Transfer]; !ok {
+		bad("%v is no way to copy it", b.Transfer)
+	}
+	b.validateFiles(bad)
 	if b.StartedAt.IsZero() {
 		bad("no start time")
 	}
 	b.validateVolumes(bad)
+	b.validateSeal(bad)
 	return errors.Join(errs...)
 }
 
@@ -184,7 +221,7 @@ func plainName(s string) bool {
 }
 
 func (b Backup) validateChain(bad func(string, ...any)) {
-	if _, err := ParseChainID(string(b.ChainID)); err != nil {
+	if _, err := parseChainID(string(b.ChainID)); err != nil {
 		bad("chain ID %q is not a UUID", b.ChainID)
 	}
 	switch {
@@ -201,10 +238,31 @@ func (b Backup) validateChain(bad func(string, ...any)) {
 	}
 }
 
+func (b Backup) validateFiles(bad func(string, ...any)) {
+	if len(b.Files) > MaxSideFiles {
+		bad("%d side files, not up to %d", len(b.Files), MaxSideFiles)
+		return
+	}
+	names := map[string]bool{}
+	for _, v := range b.Volumes {
+		names[v.File] = true
+	}
+	for _, f := range b.Files {
+		if !plainName(f.Name) || names[f.Name] {
+			bad("side file %q is not a plain name or there twice", f.Name)
+		}
+		sum, err := hex.DecodeString(f.SHA256)
+		if f.Size < 0 || err != nil || len(sum) != sha256.Size || f.SHA256 != strings.ToLower(f.SHA256) {
+			bad("side file %q: size %d, SHA-256 %q", f.Name, f.Size, f.SHA256)
+		}
+		names[f.Name] = true
+	}
+}
+
 func (b Backup) validateVolumes(bad func(string, ...any)) {
 	ids, files := map[VolumeID]bool{}, map[string]bool{}
-	if n := len(b.Volumes); n == 0 || n > MaxVolumes {
-		bad("%d volumes, not 1 to %d", n, MaxVolumes)
+	if n := len(b.Volumes); n == 0 || n > maxVolumes {
+		bad("%d volumes, not 1 to %d", n, maxVolumes)
 		return
 	}
 	for _, v := range b.Volumes {
@@ -224,14 +282,41 @@ func (b Backup) validateVolumes(bad func(string, ...any)) {
 		if (v.Kind == KindIncremental) != (v.ParentFile != "") || !v.Kind.valid() {
 			bad("volume %s: kind %v with parent file %q", v.VolumeID, v.Kind, v.ParentFile)
 		}
+		if err := v.Compression.Validate(); err != nil {
+			bad("volume %s: %v", v.VolumeID, err)
+		}
 		if v.Kind == KindIncremental && b.Kind == KindFull {
 			bad("volume %s: incremental in a full", v.VolumeID)
 		}
 	}
 }
 
-// ChainOf returns the backup and its ancestors, the full first. It fails with ErrInvalid, naming the record, when a parent is
-// missing, of another VM or chain, at a wrong position, or the links form a circle, and with the store's errors.
+// validateSeal refuses what is sealed in part, and a sealed volume of which something can be told without its key.
+func (b Backup) validateSeal(bad func(string, ...any)) {
+	if len(b.KeyIDs) > maxKeyIDs {
+		bad("%d key IDs, not up to %d", len(b.KeyIDs), maxKeyIDs)
+		return
+	}
+	for i, id := range b.KeyIDs {
+		if id == "" || len(id) > maxKeyID || Printable(id) != id || slices.Contains(b.KeyIDs[:i], id) {
+			bad("key ID %q is empty, too long, not printable or there twice", id)
+		}
+	}
+	for _, v := range b.Volumes {
+		switch {
+		case !v.FileEncryption.valid():
+			bad("volume %s: file encryption %q", v.VolumeID, v.FileEncryption)
+		case (v.FileEncryption != "") != b.Sealed():
+			bad("volume %s: file encryption %q in a backup with %d key IDs", v.VolumeID, v.FileEncryption, len(b.KeyIDs))
+		case b.Sealed() && v.Digest != "":
+			bad("volume %s: a sealed volume's content has a digest in the clear", v.VolumeID)
+		}
+	}
+}
+
+// ChainOf returns the backup and its ancestors, the full first. It fails with ErrInvalid, naming the record, when a
+// parent is missing, of another VM or chain, at a wrong position, or the links form a circle, and with the store's
+// errors.
 func ChainOf(ctx context.Context, s Store, id BackupID) ([]Backup, error) {
 	b, err := s.Backup(ctx, id)
 	if err != nil {
@@ -241,13 +326,14 @@ func ChainOf(ctx context.Context, s Store, id BackupID) ([]Backup, error) {
 	for b.ParentID != "" {
 		p, err := s.Backup(ctx, b.ParentID)
 		if errors.Is(err, ErrNotFound) {
-			return nil, fmt.Errorf("%w chain: backup %s names the parent %s, which has no record: import it from the repository, or delete %s by force, with all that stands on it",
+			return nil, fmt.Errorf("%w chain: backup %s names the parent %s, which has no record: import it from the "+
+				"repository, or delete %s by force, with all that stands on it",
 				ErrInvalid, b.ID, b.ParentID, b.ID)
 		}
 		if err != nil {
 			return nil, err
 		}
-		if err := ValidLink(b, p); err != nil {
+		if err := b.ValidLink(p); err != nil {
 			return nil, err
 		}
 		chain = append([]Backup{p}, chain...)
@@ -259,20 +345,23 @@ func ChainOf(ctx context.Context, s Store, id BackupID) ([]Backup, error) {
 	return chain, nil
 }
 
-// ValidLink returns ErrInvalid unless one backup can stand on the other: same VM, chain and repository, the next position. Positions descend, so no circle passes it.
-func ValidLink(child, parent Backup) error {
+// ValidLink returns ErrInvalid unless the backup can stand on the parent: same VM, chain and repository, the next
+// position. Positions descend, so no circle passes it.
+func (b Backup) ValidLink(parent Backup) error {
 	switch {
-	case parent.VM != child.VM, parent.ChainID != child.ChainID, parent.Repository != child.Repository:
-		return fmt.Errorf("%w chain: backup %s and its parent %s differ in VM, chain or repository", ErrInvalid, child.ID, parent.ID)
-	case parent.Position != child.Position-1:
-		return fmt.Errorf("%w chain: backup %s at position %d has a parent %s at %d", ErrInvalid, child.ID, child.Position, parent.ID, parent.Position)
+	case parent.VM != b.VM, parent.ChainID != b.ChainID, parent.Repository != b.Repository:
+		return fmt.Errorf("%w chain: backup %s and its parent %s differ in VM, chain or repository", ErrInvalid, b.ID,
+			parent.ID)
+	case parent.Position != b.Position-1:
+		return fmt.Errorf("%w chain: backup %s at position %d has a parent %s at %d", ErrInvalid, b.ID, b.Position,
+			parent.ID, parent.Position)
 	}
 	return nil
 }
 
-// BackingLink is the backing link to a file of the parent, from the folder of a backup of the same VM.
-func BackingLink(parent Backup, file string) string {
-	return fmt.Sprintf("../%s/%s", path.Base(parent.Path), file)
+// BackingLink is the backing link to a file of the backup, from the folder of another one of the same VM.
+func (b Backup) BackingLink(file string) string {
+	return fmt.Sprintf("../%s/%s", path.Base(b.Path), file)
 }
 
 // ParentPath returns the folder of the backup that b is built on, VM/STAMP, as b's backing links name it. It is empty

@@ -49,6 +49,7 @@ func sample() kvmbackup.Backup {
 			{VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 20, StoredSize: 4096,
 				DirtyBytes: 1 << 20, SourceFormat: "raw"},
 		},
+		Files:  []kvmbackup.SideFile{{Name: "domain.xml", Size: 4711, SHA256: strings.Repeat("0f", 32)}},
 		Pinned: true, Holds: []kvmbackup.Hold{{ID: "h1", Purpose: "instant restore", Since: lab.Epoch}},
 		Verification: &kvmbackup.Verification{At: lab.Epoch, Content: true, OK: false, Problem: "digest differs"},
 	}
@@ -146,9 +147,13 @@ type word interface {
 }
 
 func TestEnums(t *testing.T) {
-	kind := func(s string) (word, error) { return kvmbackup.ParseKind(s) }
-	status := func(s string) (word, error) { return kvmbackup.ParseStatus(s) }
-	consistency := func(s string) (word, error) { return kvmbackup.ParseConsistency(s) }
+	kind := func(s string) (word, error) { var k kvmbackup.Kind; err := k.UnmarshalText([]byte(s)); return k, err }
+	status := func(s string) (word, error) { var v kvmbackup.Status; err := v.UnmarshalText([]byte(s)); return v, err }
+	consistency := func(s string) (word, error) {
+		var c kvmbackup.Consistency
+		err := c.UnmarshalText([]byte(s))
+		return c, err
+	}
 	for _, r := range []struct {
 		value word
 		text  string
@@ -195,14 +200,9 @@ func TestParseIDs(t *testing.T) {
 		id, err := kvmbackup.ParseBackupID(s)
 		lab.OK(t, err)
 		lab.Equal(t, "backup ID", id.String(), usual)
-		chain, err := kvmbackup.ParseChainID(s)
-		lab.OK(t, err)
-		lab.Equal(t, "chain ID", chain.String(), usual)
 	}
 	for _, s := range []string{"", "x", usual + "0", "../" + usual} {
 		_, err := kvmbackup.ParseBackupID(s)
-		lab.Fails(t, err, kvmbackup.ErrInvalid)
-		_, err = kvmbackup.ParseChainID(s)
 		lab.Fails(t, err, kvmbackup.ErrInvalid)
 	}
 	backup, chain := kvmbackup.NewBackupID(), kvmbackup.NewChainID()

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// codes are the words of the sentinels, which are stable. Where an error matches several, the first here is what it is about: a job that
-// failed because its target is full is about the space.
+// codes are the words of the sentinels, which are stable. Where an error matches several, the first here is what it is
+// about: a job that failed because its target is full is about the space.
 var codes = []struct {
 	code string
 	err  error
@@ -19,12 +19,16 @@ var codes = []struct {
 	{"not-consistent", ErrNotConsistent},
 	{"damaged", ErrDamaged},
 	{"missing-file", ErrMissingFile},
+	{"no-key", ErrKey},
+	{"scratch-full", ErrScratchFull},
+	{"scratch-unusable", ErrScratch},
 	{"no-space", ErrNoSpace},
 	{"flush", ErrFlush},
 	{"repository-read-only", ErrReadOnly},
 	{"no-repository", ErrNotRepository},
 	{"other-repository", ErrOtherRepository},
 	{"later-version", ErrVersion},
+	{"no-hypervisor", ErrNoHypervisor},
 	{"tool-missing", ErrToolMissing},
 	{"unavailable", ErrUnavailable},
 	{"no-locks", ErrNoLocks},
@@ -63,8 +67,9 @@ var codes = []struct {
 	{"other", ErrOther},
 }
 
-// Code is the word for what an error is about: "no-space", "busy", "damaged", ... Words are stable, for programs, logs and labels of metrics.
-// It is "" for nil, "timeout" and "interrupted" for the ends of contexts, and "other" for what matches no sentinel.
+// Code is the word for what an error is about: "no-space", "busy", "damaged", ... Words are stable, for programs, logs
+// and labels of metrics. It is "" for nil, "timeout" and "interrupted" for the ends of contexts, and "other" for what
+// matches no sentinel.
 func Code(err error) string {
 	if err == nil {
 		return ""
@@ -77,8 +82,8 @@ func Code(err error) string {
 	return "other"
 }
 
-// ErrorOf is the way back from Code, for errors that have crossed an RPC: the sentinel of the word; ErrOther for a word that this
-// version doesn't know; nil for "".
+// ErrorOf is the way back from Code, for errors that have crossed an RPC: the sentinel of the word; ErrOther for a word
+// that this version doesn't know; nil for "".
 func ErrorOf(code string) error {
 	if code == "" {
 		return nil
@@ -91,7 +96,8 @@ func ErrorOf(code string) error {
 	return ErrOther
 }
 
-// ErrorText is an error's text as one line that says nothing twice: joined errors have "; " between them.
+// ErrorText is an error's text as one line that says nothing twice: joined errors have "; " between them. It is
+// Printable.
 func ErrorText(err error) string {
 	if err == nil {
 		return ""
@@ -102,7 +108,7 @@ func ErrorText(err error) string {
 			parts = append(parts, part)
 		}
 	}
-	return strings.Join(parts, "; ")
+	return Printable(strings.Join(parts, "; "))
 }
 
 // withoutRepeats leaves one of two equal parts of a text that follow each other.

@@ -24,7 +24,8 @@ var sentinels = map[string]error{
 	"ErrBusy": kvmbackup.ErrBusy, "ErrLeaseLost": kvmbackup.ErrLeaseLost, "ErrRunning": kvmbackup.ErrRunning,
 	"ErrHasChildren": kvmbackup.ErrHasChildren, "ErrHeld": kvmbackup.ErrHeld, "ErrDomainRunning": kvmbackup.ErrDomainRunning,
 	"ErrDomainStopped": kvmbackup.ErrDomainStopped, "ErrUnavailable": kvmbackup.ErrUnavailable, "ErrToolMissing": kvmbackup.ErrToolMissing,
-	"ErrStatus": kvmbackup.ErrStatus, "ErrNoCheckpoint": kvmbackup.ErrNoCheckpoint,
+	"ErrNoHypervisor": kvmbackup.ErrNoHypervisor,
+	"ErrStatus":       kvmbackup.ErrStatus, "ErrNoCheckpoint": kvmbackup.ErrNoCheckpoint,
 	"ErrCheckpointInconsistent": kvmbackup.ErrCheckpointInconsistent, "ErrCheckpointExists": kvmbackup.ErrCheckpointExists,
 	"ErrUnsupported": kvmbackup.ErrUnsupported, "ErrUnreadable": kvmbackup.ErrUnreadable, "ErrDiskLeftOut": kvmbackup.ErrDiskLeftOut,
 	"ErrNothingToBackUp": kvmbackup.ErrNothingToBackUp, "ErrNoJob": kvmbackup.ErrNoJob, "ErrJobFailed": kvmbackup.ErrJobFailed,
@@ -34,6 +35,7 @@ var sentinels = map[string]error{
 	"ErrNoSpace": kvmbackup.ErrNoSpace, "ErrTargetAccess": kvmbackup.ErrTargetAccess, "ErrImageLocked": kvmbackup.ErrImageLocked,
 	"ErrNoLocks": kvmbackup.ErrNoLocks, "ErrMissingFile": kvmbackup.ErrMissingFile, "ErrDamaged": kvmbackup.ErrDamaged,
 	"ErrTooSmall": kvmbackup.ErrTooSmall, "ErrTargetExists": kvmbackup.ErrTargetExists, "ErrOtherDomain": kvmbackup.ErrOtherDomain,
+	"ErrScratchFull": kvmbackup.ErrScratchFull, "ErrScratch": kvmbackup.ErrScratch, "ErrKey": kvmbackup.ErrKey,
 	"ErrOtherRepository": kvmbackup.ErrOtherRepository, "ErrForeignFiles": kvmbackup.ErrForeignFiles,
 }
 
@@ -106,6 +108,8 @@ func TestCodeOfOthers(t *testing.T) {
 		{fmt.Errorf("wait: %w", context.DeadlineExceeded), "timeout", context.DeadlineExceeded},
 		{&kvmbackup.BusyError{VM: "vm1"}, "busy", kvmbackup.ErrBusy},
 		{&kvmbackup.SpaceError{}, "no-space", kvmbackup.ErrNoSpace},
+		{&kvmbackup.ScratchFullError{}, "scratch-full", kvmbackup.ErrScratchFull},
+		{errors.Join(kvmbackup.ErrJobFailed, kvmbackup.ErrScratchFull), "scratch-full", kvmbackup.ErrScratchFull},
 		{&kvmbackup.NameError{}, "invalid", kvmbackup.ErrInvalid},
 		{&kvmbackup.ForeignFilesError{}, "foreign-files", kvmbackup.ErrForeignFiles},
 		{errors.Join(kvmbackup.ErrJobFailed, kvmbackup.ErrNoSpace), "no-space", kvmbackup.ErrNoSpace},

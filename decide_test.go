@@ -2,6 +2,7 @@ package kvmbackup_test
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -251,7 +252,7 @@ func TestDecideRefuses(t *testing.T) {
 	} {
 		in := parentInput()
 		r.change(&in)
-		if _, err := (kvmbackup.Decider{}).Decide(in); !errors.Is(err, r.want) {
+		if _, err := (kvmbackup.ChainDecider{}).Decide(in); !errors.Is(err, r.want) {
 			t.Errorf("%s: error %v, want %v", name, err, r.want)
 		}
 	}
@@ -298,12 +299,39 @@ func TestCheckRefuses(t *testing.T) {
 
 func decide(t *testing.T, in kvmbackup.DecideInput) kvmbackup.Decision {
 	t.Helper()
-	d, err := kvmbackup.Decider{}.Decide(in)
+	d, err := kvmbackup.ChainDecider{}.Decide(in)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Check(in); err != nil {
 		t.Errorf("the decider's own answer is refused: %v", err)
 	}
+	if in.Newest != nil {
+		in.Newest = listed(*in.Newest)
+		if again, err := (kvmbackup.ChainDecider{}).Decide(in); err != nil || !reflect.DeepEqual(again, d) {
+			t.Errorf("with nothing but the fields that DecideInput.Newest lists: %+v, %v, want %+v", again, err, d)
+		}
+	}
 	return d
+}
+
+// listed has the fields of which the comment on DecideInput.Newest says that a ChainDecider reads them.
+func listed(b kvmbackup.Backup) *kvmbackup.Backup {
+	out := kvmbackup.Backup{ID: b.ID, Status: b.Status, DomainUUID: b.DomainUUID, Checkpoint: b.Checkpoint, Repository: b.Repository,
+		Path: b.Path, ChainID: b.ChainID, Position: b.Position}
+	for _, v := range b.Volumes {
+		out.Volumes = append(out.Volumes, kvmbackup.VolumeBackup{VolumeID: v.VolumeID, Device: v.Device, File: v.File,
+			VirtualSize: v.VirtualSize, Encryption: v.Encryption, Layers: v.Layers})
+	}
+	return &out
+}
+
+// TestParentWithoutChainSaysWhatLacks: so that whoever filled in the record by hand knows what to add.
+func TestParentWithoutChainSaysWhatLacks(t *testing.T) {
+	in := parentInput()
+	in.Newest.ChainID, in.Newest.Volumes = "", nil
+	want := "backup " + backup1.String() + " has no chain ID, no volumes"
+	if r := decide(t, in).Reasons[0]; r.Code != kvmbackup.ReasonParentNoChainData || r.Detail != want {
+		t.Errorf("the reason is %v, want the detail %q", r, want)
+	}
 }

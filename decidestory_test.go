@@ -23,7 +23,9 @@ import (
 //
 //	vm vda vdb=raw          a VM with these disks; the first line
 //	full-every N            the policy; also: incremental on|off, offline-incremental on|off
-//	backup                  take one; "backup force" a full; "backup fails" after it began
+//	compare on|off          the policy's; "compare-every N" too
+//	comparing on|off        whether contents can be compared
+//	backup                  take one; "backup force" a full; "backup compare" compares all; "backup fails" after it began
 //	backups N               take N and show their kinds
 //	start, stop, pause      the guest; bitmaps stay
 //	crash                   QEMU is killed: the bitmaps of running disks are inconsistent
@@ -81,7 +83,8 @@ type decideStory struct {
 	disks      []*storyDisk
 	backups    []kvmbackup.BackupID
 	lost       map[kvmbackup.BackupID]bool
-	given      int // disks that were given an identity
+	cant       string // why contents can't be compared
+	given      int    // disks that were given an identity
 }
 
 func (s *decideStory) play(words []string) string {
@@ -108,6 +111,12 @@ func (s *decideStory) play(words []string) string {
 		s.policy.DisableIncremental = arg(1) == "off"
 	case "offline-incremental":
 		s.policy.OfflineIncremental = arg(1) == "on"
+	case "compare":
+		s.policy.Compare = arg(1) == "on"
+	case "compare-every":
+		s.policy.CompareEvery = number(1)
+	case "comparing":
+		s.cant = map[string]string{"off": "there is no scratch"}[arg(1)]
 	case "backup":
 		return s.backup(words[1:])
 	case "backups":
@@ -267,17 +276,17 @@ func (s *decideStory) left() string {
 
 func (s *decideStory) kindOf(says string) string { return strings.Trim(strings.Fields(says)[1], ":") }
 
-func (s *decideStory) input(force bool) kvmbackup.DecideInput {
+func (s *decideStory) input(how []string) kvmbackup.DecideInput {
 	s.t.Helper()
 	vm, err := s.store.VM(s.t.Context(), lab.VM)
 	lab.OK(s.t, err)
 	last, _ := kvmbackup.ParseStamp(vm.LastStamp) // none before the first
-	stamp := kvmbackup.NextStamp(lab.Epoch.Add(time.Duration(len(s.backups))*time.Hour), last, nil)
+	stamp := last.Next(lab.Epoch.Add(time.Duration(len(s.backups))*time.Hour), nil)
 	in := kvmbackup.DecideInput{
 		VM: lab.VM, Policy: s.policy, State: s.state, ActiveCheckpoint: vm.ActiveCheckpoint, Repository: s.repository,
-		NewCheckpoint: kvmbackup.NewCheckpointName(kvmbackup.DefaultPrefix, stamp, lab.VM), NewChain: kvmbackup.NewChainID(),
+		NewCheckpoint: kvmbackup.NewCheckpointName("kvmbackup", stamp, lab.VM), NewChain: kvmbackup.NewChainID(),
 	}
-	in.Policy.ForceFull = force
+	in.Policy.ForceFull, in.Policy.ForceCompare, in.CantCompare = slices.Contains(how, "force"), slices.Contains(how, "compare"), s.cant
 	if newest, err := s.store.Newest(s.t.Context(), lab.VM); err == nil {
 		in.Newest = &newest
 		for b := newest; ; {
@@ -308,12 +317,12 @@ func (s *decideStory) input(force bool) kvmbackup.DecideInput {
 func (s *decideStory) backup(how []string) string {
 	s.t.Helper()
 	ctx := s.t.Context()
-	in := s.input(slices.Contains(how, "force"))
+	in := s.input(how)
 	d := decide(s.t, in)
 	b := kvmbackup.Backup{
 		ID: kvmbackup.NewBackupID(), VM: lab.VM, Kind: d.Kind, Status: kvmbackup.StatusRunning, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID,
 		Checkpoint: d.Checkpoint, Repository: s.repository, StartedAt: lab.Epoch, Consistency: kvmbackup.ConsistencyCrash,
-		Path: string(lab.VM) + "/" + strings.TrimPrefix(in.NewCheckpoint.String(), kvmbackup.DefaultPrefix+"-"),
+		Path: string(lab.VM) + "/" + strings.TrimPrefix(in.NewCheckpoint.String(), "kvmbackup-"),
 	}
 	for i, v := range d.Volumes {
 		b.Volumes = append(b.Volumes, kvmbackup.VolumeBackup{

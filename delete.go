@@ -8,32 +8,32 @@ import (
 	"strings"
 )
 
-// Deleter deletes without ever breaking a chain. A backup with children is only marked delete-pending; the removal of the last child
-// takes the marked ancestors along. It holds no state and is safe for concurrent use; Engine.Delete is the
-// same with the lease taken and the checkpoint of a deleted newest backup dropped.
+// Deleter deletes without ever breaking a chain. A backup with children is only marked delete-pending; the removal of
+// the last child takes the marked ancestors along. It holds no state and is safe for concurrent use; Engine.Delete is
+// the same with the lease taken and the checkpoint of a deleted newest backup dropped.
 //
-// The mark comes first and the record goes last, so that a crash, or a removal that fails, leaves a marked record which the
-// next Delete of it or Finish takes up.
+// The mark comes first and the record goes last, so that a crash, or a removal that fails, leaves a marked record which
+// the next Delete of it or Finish takes up.
 type Deleter struct {
 	Store Store
 	Files Files
 	// OnRemoved, if not nil, is told of every removal, with the bytes that came back. It must not block. For quotas use
 	// Store.Removals, which survives crashes.
 	OnRemoved func(b Backup, bytes int64)
-	// OnForeign, if not nil, is told of every removal that has left files in the repository which are not the backup's, before OnRemoved
-	// is. It must not block.
+	// OnForeign, if not nil, is told of every removal that has left files in the repository which are not the backup's,
+	// before OnRemoved is. It must not block.
 	OnForeign func(b Backup, left *ForeignFilesError)
 }
 
 // Files is where the files of backups are, as a Deleter needs it: a repository.
 //
-// The contract: all methods may be called concurrently and are idempotent, so that what a crash interrupted may be called
-// again. Nothing is removed that doesn't belong to the backup.
+// The contract: all methods may be called concurrently and are idempotent, so that what a crash interrupted may be
+// called again. Nothing is removed that doesn't belong to the backup.
 type Files interface {
 	// ID is what Backup.Repository says of the backups that are here.
 	ID() string
-	// Remove removes a published backup's folder, whatever is left of it. It returns a *ForeignFilesError beside what it has
-	// removed when that leaves files which are not the backup's.
+	// Remove removes a published backup's folder, whatever is left of it. It returns a *ForeignFilesError beside what
+	// it has removed when that leaves files which are not the backup's.
 	Remove(ctx context.Context, b Backup) (Removed, error)
 	// RemovePartial removes what is left of a backup that was never published, with the same error.
 	RemovePartial(ctx context.Context, b Backup) error
@@ -62,8 +62,8 @@ type DeletePlan struct {
 	Remove Records `json:"removed"`
 	// Pending lists the backups that are marked and stay, because something still needs them.
 	Pending []PendingDelete `json:"pending"`
-	// FreeBytes come back now, LaterBytes when what the pending ones wait for is gone: the sums of what the records have as
-	// stored, as a quota was charged with them.
+	// FreeBytes come back now, LaterBytes when what the pending ones wait for is gone: the sums of what the records
+	// have as stored, as a quota was charged with them.
 	FreeBytes  int64 `json:"free_bytes"`
 	LaterBytes int64 `json:"later_bytes"`
 	// RemovedBytes is the disk usage that was measured of what Delete has removed; 0 in a plan.
@@ -71,8 +71,8 @@ type DeletePlan struct {
 	// ClearsActive: the VM's active checkpoint goes, so that its next backup is full.
 	ClearsActive bool   `json:"clears_active"`
 	ActiveBackup Backup `json:"-"` // whose checkpoint that is; the zero Backup without ClearsActive
-	// Foreign are the folders, below the repository's root, that stay because of files in them which are not the backups', where
-	// Delete has met such.
+	// Foreign are the folders, below the repository's root, that stay because of files in them which are not the
+	// backups', where Delete has met such.
 	Foreign []string `json:"foreign,omitempty"`
 }
 
@@ -138,7 +138,8 @@ func (p DeletePlan) String() string {
 		fmt.Fprintf(&s, "remove %s (%s), %d bytes\n", b.ID, b.Path, b.StoredBytes())
 	}
 	for _, b := range p.Pending {
-		fmt.Fprintf(&s, "mark %s (%s) delete-pending, %d bytes later: needed by %s\n", b.ID, b.Path, b.StoredBytes(), strings.Join(b.NeededBy, ", "))
+		fmt.Fprintf(&s, "mark %s (%s) delete-pending, %d bytes later: needed by %s\n", b.ID, b.Path, b.StoredBytes(),
+			strings.Join(b.NeededBy, ", "))
 	}
 	for _, folder := range p.Foreign {
 		fmt.Fprintf(&s, "left %s, with files that are not the backup's\n", folder)
@@ -149,11 +150,11 @@ func (p DeletePlan) String() string {
 	return s.String()
 }
 
-// Plan shows what Delete would do now. An unknown ID is ErrNotFound, a running backup ErrStatus, one in another repository
-// ErrOtherRepository. Records that contradict each other are an ErrInvalid that names them.
+// Plan shows what Delete would do now. An unknown ID is ErrNotFound, a running backup ErrStatus, one in another
+// repository ErrOtherRepository. Records that contradict each other are an ErrInvalid that names them.
 //
-// With Subtree all that stands on the backup goes with it, but never an older restore point; ErrHeld when one of them is
-// held and ErrStatus when one is running.
+// With Subtree all that stands on the backup goes with it, but never an older restore point; ErrHeld when one of them
+// is held and ErrStatus when one is running.
 func (d *Deleter) Plan(ctx context.Context, id BackupID, opts DeleteOptions) (DeletePlan, error) {
 	b, err := d.deletable(ctx, id)
 	if err != nil {
@@ -244,11 +245,12 @@ func (d *Deleter) checkDescendant(c, parent Backup, seen map[BackupID]bool) erro
 	case len(c.Holds) > 0:
 		return heldError(c)
 	}
-	return ValidLink(c, parent)
+	return c.ValidLink(parent)
 }
 
 func heldError(b Backup) error {
-	return fmt.Errorf("%w: backup %s is open: %s since %v; close it first", ErrHeld, b.ID, b.Holds[0].Purpose, b.Holds[0].Since)
+	return fmt.Errorf("%w: backup %s is open: %s since %v; close it first", ErrHeld, b.ID, b.Holds[0].Purpose,
+		b.Holds[0].Since)
 }
 
 // planUpwards adds b and, as far as they go with it, its delete-pending ancestors.
@@ -281,7 +283,7 @@ func (d *Deleter) planUpwards(ctx context.Context, p *DeletePlan, b Backup) erro
 		if parent.Status != StatusDeletePending {
 			return nil
 		}
-		if err := ValidLink(b, parent); err != nil {
+		if err := b.ValidLink(parent); err != nil {
 			return err
 		}
 		b = parent
@@ -306,9 +308,10 @@ func (d *Deleter) waits(ctx context.Context, b Backup, gone map[BackupID]bool) (
 	return waits, nil
 }
 
-// Delete carries out the plan as it is now, with the lease of the backup's VM, and returns what was done. Deleting what is
-// delete-pending already tries again to remove it; deleting a failed backup removes its record and what is left of its files. A removal that
-// fails keeps record and mark, and says so; the plan returned then holds what was removed before it.
+// Delete carries out the plan as it is now, with the lease of the backup's VM, and returns what was done. Deleting what
+// is delete-pending already tries again to remove it; deleting a failed backup removes its record and what is left of
+// its files. A removal that fails keeps record and mark, and says so; the plan returned then holds what was removed
+// before it.
 func (d *Deleter) Delete(ctx context.Context, l Lease, id BackupID, opts DeleteOptions) (DeletePlan, error) {
 	p, err := d.Plan(ctx, id, opts)
 	if err != nil {
@@ -346,8 +349,9 @@ func reversed(bs []Backup) []Backup {
 	return out
 }
 
-// remove takes one backup's files and then its record. It returns what came back and the folder that stays with what isn't the
-// backup's, if one does. The removal that the store keeps has what the record has as stored, which is what a quota was charged with.
+// remove takes one backup's files and then its record. It returns what came back and the folder that stays with what
+// isn't the backup's, if one does. The removal that the store keeps has what the record has as stored, which is what a
+// quota was charged with.
 func (d *Deleter) remove(ctx context.Context, l Lease, b Backup) (bytes int64, foreign string, err error) {
 	bytes, err = d.removeFiles(ctx, b)
 	if left := (*ForeignFilesError)(nil); errors.As(err, &left) {
@@ -388,27 +392,39 @@ func (d *Deleter) removeFiles(ctx context.Context, b Backup) (bytes int64, err e
 	return gone.Bytes, err
 }
 
-// Finish removes every delete-pending backup of the lease's VM that nothing needs any more, and returns them. It goes on after
-// errors, which are joined.
+// Finish removes every delete-pending backup of the lease's VM that nothing needs any more, and returns them. It goes
+// on after errors, which are joined.
 func (d *Deleter) Finish(ctx context.Context, l Lease) ([]Backup, error) {
-	pending, err := d.Store.List(ctx, Query{VM: l.VM, Statuses: []Status{StatusDeletePending}})
-	if err != nil {
-		return nil, err
-	}
 	var done []Backup
 	var errs []error
-	for i := len(pending) - 1; i >= 0; i-- { // a child has a higher sequence than its parent
-		b := pending[i]
-		if b.Repository != d.Files.ID() {
-			continue
+	tried := map[BackupID]bool{}
+	for more := true; more; { // what was removed may have been the last to need another
+		leaves, err := d.Store.List(ctx, Query{VM: l.VM, Statuses: []Status{StatusDeletePending}, Leaves: true})
+		if err != nil {
+			return done, errors.Join(append(errs, err)...)
 		}
-		waits, err := d.waits(ctx, b, nil)
-		if err == nil && len(waits) == 0 {
-			if _, _, err = d.remove(ctx, l, b); err == nil {
-				done = append(done, b)
+		more = false
+		for _, b := range reversed(leaves) {
+			if tried[b.ID] || b.Repository != d.Files.ID() {
+				continue
 			}
+			tried[b.ID] = true
+			gone, err := d.finish(ctx, l, b)
+			if gone {
+				done, more = append(done, b), true
+			}
+			errs = append(errs, err)
 		}
-		errs = append(errs, err)
 	}
 	return done, errors.Join(errs...)
+}
+
+// finish removes a marked backup unless something needs it.
+func (d *Deleter) finish(ctx context.Context, l Lease, b Backup) (gone bool, err error) {
+	waits, err := d.waits(ctx, b, nil)
+	if err != nil || len(waits) > 0 {
+		return false, err
+	}
+	_, _, err = d.remove(ctx, l, b)
+	return err == nil, err
 }

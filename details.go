@@ -10,19 +10,16 @@ import (
 	"time"
 )
 
-// The detail keys under which hosts keep chain metadata in a key/value table of their own, as the field knows them.
+// The keys under which hosts keep chain metadata in a key/value table of their own, as the field knows them.
 const (
-	DetailChainID       = "nas.chain_id"
-	DetailChainPosition = "nas.chain_position"
-	DetailParentID      = "nas.parent_backup_id"
-	DetailBitmapName    = "nas.bitmap_name"
-	DetailType          = "nas.type"           // full or incremental
-	DetailDeletePending = "nas.delete_pending" // "true" while it is
-	// DetailVolumePrefix is followed by the volume's index: one key per volume, its value JSON.
-	DetailVolumePrefix = "nas.volume."
-
-	// VMDetailActiveCheckpoint is on the VM, not on a backup.
-	VMDetailActiveCheckpoint = "nas.active_checkpoint_id"
+	detailChainID       = "nas.chain_id"
+	detailChainPosition = "nas.chain_position"
+	detailParentID      = "nas.parent_backup_id"
+	detailBitmapName    = "nas.bitmap_name"
+	detailType          = "nas.type"           // full or incremental
+	detailDeletePending = "nas.delete_pending" // "true" while it is
+	// detailVolumePrefix is followed by the volume's index: one key per volume, its value JSON.
+	detailVolumePrefix = "nas.volume."
 
 	detailID           = "kvmbackup.id"
 	detailVM           = "kvmbackup.vm"
@@ -36,29 +33,37 @@ const (
 	detailStartedAt    = "kvmbackup.started_at"
 	detailCompletedAt  = "kvmbackup.completed_at"
 	detailConsistency  = "kvmbackup.consistency"
+	detailTransfer     = "kvmbackup.transfer"
 	detailFrozenFor    = "kvmbackup.frozen_for"
 	detailGuestRan     = "kvmbackup.guest_ran"
 	detailAsked        = "kvmbackup.asked"
 	detailReasons      = "kvmbackup.reasons"
 	detailError        = "kvmbackup.error"
 	detailPinned       = "kvmbackup.pinned"
+	detailFiles        = "kvmbackup.files"
 	detailHolds        = "kvmbackup.holds"
+	detailKeyIDs       = "kvmbackup.key_ids"
 	detailVerification = "kvmbackup.verification"
 )
 
-// Details returns the record as details: the known keys, and what they have no room for under keys that begin with
-// "kvmbackup.". Empty fields have no key.
+// Details returns the record as details: the known keys nas.chain_id, nas.chain_position, nas.parent_backup_id,
+// nas.bitmap_name, nas.type, nas.delete_pending and nas.volume.INDEX, and what they have no room for under keys that
+// begin with "kvmbackup.". Empty fields have no key.
 func (b Backup) Details() map[string]string {
 	m := map[string]string{
-		DetailChainID: string(b.ChainID), DetailChainPosition: strconv.Itoa(b.Position), DetailParentID: string(b.ParentID),
-		DetailBitmapName: string(b.Checkpoint), DetailType: b.Kind.String(),
-		detailID: string(b.ID), detailVM: string(b.VM), detailDomain: b.Domain, detailDomainUUID: b.DomainUUID, detailHost: b.Host, detailStatus: b.Status.String(),
+		detailChainID: string(b.ChainID), detailChainPosition: strconv.Itoa(b.Position), detailParentID: string(b.ParentID),
+		detailBitmapName: string(b.Checkpoint), detailType: b.Kind.String(),
+		detailID: string(b.ID), detailVM: string(b.VM), detailDomain: b.Domain, detailDomainUUID: b.DomainUUID,
+		detailHost: b.Host, detailStatus: b.Status.String(),
 		detailRepository: b.Repository, detailPath: b.Path, detailSequence: strconv.FormatInt(b.Sequence, 10),
 		detailStartedAt: timeDetail(b.StartedAt), detailCompletedAt: timeDetail(b.CompletedAt),
 		detailConsistency: b.Consistency.String(), detailError: b.Error,
 	}
 	if b.Status == StatusDeletePending {
-		m[DetailDeletePending] = "true"
+		m[detailDeletePending] = "true"
+	}
+	if b.Transfer != TransferAuto {
+		m[detailTransfer] = b.Transfer.String()
 	}
 	if b.FrozenFor != 0 {
 		m[detailFrozenFor] = b.FrozenFor.String()
@@ -75,6 +80,12 @@ func (b Backup) Details() map[string]string {
 	if len(b.Reasons) > 0 {
 		m[detailReasons] = jsonDetail(b.Reasons)
 	}
+	if len(b.Files) > 0 {
+		m[detailFiles] = jsonDetail(b.Files)
+	}
+	if len(b.KeyIDs) > 0 {
+		m[detailKeyIDs] = jsonDetail(b.KeyIDs)
+	}
 	if len(b.Holds) > 0 {
 		m[detailHolds] = jsonDetail(b.Holds)
 	}
@@ -82,7 +93,7 @@ func (b Backup) Details() map[string]string {
 		m[detailVerification] = jsonDetail(b.Verification)
 	}
 	for i, v := range b.Volumes {
-		m[fmt.Sprintf("%s%03d", DetailVolumePrefix, i)] = jsonDetail(v)
+		m[fmt.Sprintf("%s%03d", detailVolumePrefix, i)] = jsonDetail(v)
 	}
 	for k, v := range m {
 		if v == "" {
@@ -92,27 +103,41 @@ func (b Backup) Details() map[string]string {
 	return m
 }
 
-// BackupFromDetails is the inverse of Details; keys that it doesn't know are passed over. Details without chain data, as an
-// earlier full-only feature has left them, are ErrNoChainData; those that can't be read or don't
+// IsDetail says whether Details may return the key.
+func IsDetail(key string) bool {
+	switch key {
+	case detailChainID, detailChainPosition, detailParentID, detailBitmapName, detailType, detailDeletePending:
+		return true
+	}
+	return strings.HasPrefix(key, detailVolumePrefix) || strings.HasPrefix(key, "kvmbackup.")
+}
+
+// BackupFromDetails is the inverse of Details; keys that it doesn't know are passed over. Details without chain data,
+// as an earlier full-only feature has left them, are ErrNoChainData; those that can't be read or don't
 // validate are an ErrInvalid that names the key.
 func BackupFromDetails(m map[string]string) (Backup, error) {
-	if m[DetailChainID] == "" || m[detailID] == "" {
+	if m[detailChainID] == "" || m[detailID] == "" {
 		return Backup{}, ErrNoChainData
 	}
 	r := detailReader{m: m}
 	b := Backup{
-		ID: BackupID(m[detailID]), VM: VMID(m[detailVM]), Domain: m[detailDomain], DomainUUID: m[detailDomainUUID], Host: m[detailHost],
-		ChainID: ChainID(m[DetailChainID]), ParentID: BackupID(m[DetailParentID]), Checkpoint: CheckpointName(m[DetailBitmapName]),
+		ID: BackupID(m[detailID]), VM: VMID(m[detailVM]), Domain: m[detailDomain], DomainUUID: m[detailDomainUUID],
+		Host:    m[detailHost],
+		ChainID: ChainID(m[detailChainID]), ParentID: BackupID(m[detailParentID]),
+		Checkpoint: CheckpointName(m[detailBitmapName]),
 		Repository: m[detailRepository], Path: m[detailPath], Error: m[detailError],
-		Position: int(r.int(DetailChainPosition)), Sequence: r.int(detailSequence),
+		Position: int(r.int(detailChainPosition)), Sequence: r.int(detailSequence),
 		StartedAt: r.time(detailStartedAt), CompletedAt: r.time(detailCompletedAt),
 		GuestRan: r.bool(detailGuestRan), Pinned: r.bool(detailPinned),
 	}
-	r.text(DetailType, &b.Kind)
+	r.text(detailType, &b.Kind)
 	r.text(detailStatus, &b.Status)
 	r.text(detailConsistency, &b.Consistency)
-	if r.bool(DetailDeletePending) {
+	if r.bool(detailDeletePending) {
 		b.Status = StatusDeletePending
+	}
+	if m[detailTransfer] != "" {
+		r.text(detailTransfer, &b.Transfer)
 	}
 	if s := m[detailFrozenFor]; s != "" {
 		d, err := time.ParseDuration(s)
@@ -121,7 +146,9 @@ func BackupFromDetails(m map[string]string) (Backup, error) {
 	}
 	r.json(detailAsked, &b.Asked)
 	r.json(detailReasons, &b.Reasons)
+	r.json(detailFiles, &b.Files)
 	r.json(detailHolds, &b.Holds)
+	r.json(detailKeyIDs, &b.KeyIDs)
 	r.json(detailVerification, &b.Verification)
 	r.volumes(&b)
 	r.rules(b)
@@ -181,19 +208,21 @@ func (r *detailReader) bool(key string) bool {
 func (r *detailReader) rules(b Backup) {
 	_, err := ParseBackupID(string(b.ID))
 	r.note(detailID, err)
-	_, err = ParseChainID(string(b.ChainID))
-	r.note(DetailChainID, err)
+	_, err = parseChainID(string(b.ChainID))
+	r.note(detailChainID, err)
 	if b.ParentID != "" {
 		_, err = ParseBackupID(string(b.ParentID))
-		r.note(DetailParentID, err)
+		r.note(detailParentID, err)
 	}
 	r.demand(detailVM, plainName(string(b.VM)), "empty or not a plain name")
-	r.demand(DetailType, b.Kind.valid(), "not set")
+	r.demand(detailType, b.Kind.valid(), "not set")
 	r.demand(detailStatus, b.Status.valid(), "not set")
 	r.demand(detailStartedAt, !b.StartedAt.IsZero(), "not set")
 	r.obey(b.validatePath, detailPath)
-	r.obey(b.validateChain, DetailType, DetailChainPosition, DetailParentID)
-	r.obey(b.validateVolumes, DetailVolumePrefix)
+	r.obey(b.validateChain, detailType, detailChainPosition, detailParentID)
+	r.obey(b.validateVolumes, detailVolumePrefix)
+	r.obey(b.validateFiles, detailFiles)
+	r.obey(b.validateSeal, detailKeyIDs, detailVolumePrefix)
 }
 
 func (r *detailReader) demand(key string, ok bool, otherwise string) {
@@ -206,7 +235,8 @@ func (r *detailReader) demand(key string, ok bool, otherwise string) {
 func (r *detailReader) obey(rule func(bad func(string, ...any)), keys ...string) {
 	rule(func(format string, args ...any) {
 		if r.err == nil {
-			r.err = fmt.Errorf("%w details %s of backup %s: %s", ErrInvalid, strings.Join(keys, ", "), r.m[detailID], fmt.Sprintf(format, args...))
+			r.err = fmt.Errorf("%w details %s of backup %s: %s", ErrInvalid, strings.Join(keys, ", "), r.m[detailID],
+				fmt.Sprintf(format, args...))
 		}
 	})
 }
@@ -214,7 +244,7 @@ func (r *detailReader) obey(rule func(bad func(string, ...any)), keys ...string)
 func (r *detailReader) volumes(b *Backup) {
 	var keys []string
 	for k := range r.m {
-		if strings.HasPrefix(k, DetailVolumePrefix) {
+		if strings.HasPrefix(k, detailVolumePrefix) {
 			keys = append(keys, k)
 		}
 	}

@@ -28,6 +28,9 @@ func TestDocsCompile(t *testing.T) {
 		}
 	})
 	walk(t, ".md", func(path, text string) {
+		if path == "docs/embed.md" {
+			return // it is a program of its own, which scripts/check-outside compiles and runs
+		}
 		for _, m := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(text, -1) {
 			docs = append(docs, path+"\x00"+m[1])
 		}
@@ -134,7 +137,7 @@ func TestDocsCommands(t *testing.T) {
 	}
 	code := regexp.MustCompile("(?s)```sh\n(.*?)```|`([^`\n]+)`")
 	targets := regexp.MustCompile(`\bmake ([a-z][a-z-]*)`)
-	paths := regexp.MustCompile(`(?m)(?:^|\s)((?:\./|\.ci/|scripts/)[\w/-]+)`)
+	paths := regexp.MustCompile(`(?m)(?:^|\s)((?:\./|\.ci/|scripts/)[\w./-]*[\w/])`)
 	walk(t, ".md", func(path, text string) {
 		for _, m := range code.FindAllStringSubmatch(text, -1) {
 			for _, found := range targets.FindAllStringSubmatch(m[1]+m[2], -1) {

@@ -57,10 +57,10 @@ func (k Kind) String() string { return kindNames.word(k) }
 func (k Kind) MarshalText() ([]byte, error) { return kindNames.text(k) }
 
 // UnmarshalText reads the String form; anything else is an ErrInvalid.
-func (k *Kind) UnmarshalText(b []byte) (err error) { *k, err = ParseKind(string(b)); return err }
-
-// ParseKind reads the String form; anything else is an ErrInvalid.
-func ParseKind(s string) (Kind, error) { return kindNames.parse("kind", s) }
+func (k *Kind) UnmarshalText(b []byte) (err error) {
+	*k, err = kindNames.parse("kind", string(b))
+	return err
+}
 
 // String returns "running", "completed", "failed", "delete-pending" or "unknown".
 func (s Status) String() string { return statusNames.word(s) }
@@ -69,10 +69,10 @@ func (s Status) String() string { return statusNames.word(s) }
 func (s Status) MarshalText() ([]byte, error) { return statusNames.text(s) }
 
 // UnmarshalText reads the String form; anything else is an ErrInvalid.
-func (s *Status) UnmarshalText(b []byte) (err error) { *s, err = ParseStatus(string(b)); return err }
-
-// ParseStatus reads the String form; anything else is an ErrInvalid.
-func ParseStatus(s string) (Status, error) { return statusNames.parse("status", s) }
+func (s *Status) UnmarshalText(b []byte) (err error) {
+	*s, err = statusNames.parse("status", string(b))
+	return err
+}
 
 // String returns "crash", "filesystem" or "unknown".
 func (c Consistency) String() string { return consistencyNames.word(c) }
@@ -82,12 +82,9 @@ func (c Consistency) MarshalText() ([]byte, error) { return consistencyNames.tex
 
 // UnmarshalText reads the String form; anything else is an ErrInvalid.
 func (c *Consistency) UnmarshalText(b []byte) (err error) {
-	*c, err = ParseConsistency(string(b))
+	*c, err = consistencyNames.parse("consistency", string(b))
 	return err
 }
-
-// ParseConsistency reads the String form; anything else is an ErrInvalid.
-func ParseConsistency(s string) (Consistency, error) { return consistencyNames.parse("consistency", s) }
 
 // String returns "running", "paused", "stopped" or "unknown".
 func (s DomainState) String() string { return domainStateNames.word(s) }

@@ -54,5 +54,6 @@ func TestEnumsSpeak(t *testing.T) {
 	speaks[kvmbackup.DomainState](t, "unknown", "running", "paused", "stopped")
 	speaks[kvmbackup.JobState](t, "unknown", "none", "backup", "other")
 	speaks[kvmbackup.BitmapState](t, "unknown", "usable", "missing", "inconsistent")
+	speaks[kvmbackup.Transfer](t, "auto", "push", "pull", "offline")
 	speaks[engine.Quiesce](t, "no", "try", "require")
 }

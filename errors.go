@@ -39,10 +39,13 @@ var (
 	ErrDomainRunning = errors.New("domain is running")
 	// ErrDomainStopped is returned by what needs a running guest.
 	ErrDomainStopped = errors.New("domain is not running")
-	// ErrUnavailable is returned when libvirt, a QEMU, the store or the repository's storage can't be reached or doesn't answer, and while
-	// earlier work hangs there. Nothing is known of what is there.
+	// ErrUnavailable is returned when libvirt, a QEMU, the store or the repository's storage can't be reached or
+	// doesn't answer, and while earlier work hangs there. Nothing is known of what is there.
 	ErrUnavailable = errors.New("unavailable")
-	// ErrToolMissing is returned when qemu-img, or another of QEMU's tools, is not installed where it was looked for, or no longer.
+	// ErrNoHypervisor is returned by an engine that has no Executor for what only a VM's host can do.
+	ErrNoHypervisor = errors.New("no hypervisor is reached from here")
+	// ErrToolMissing is returned when qemu-img, or another of QEMU's tools, is not installed where it was looked for,
+	// or no longer.
 	ErrToolMissing = errors.New("tool not found")
 	// ErrStatus is returned when a record's status doesn't allow the call, e.g. restoring a delete-pending backup.
 	ErrStatus = errors.New("backup has the wrong status")
@@ -52,7 +55,8 @@ var (
 var (
 	// ErrNoCheckpoint is returned when libvirt doesn't know the checkpoint (VIR_ERR_NO_DOMAIN_CHECKPOINT).
 	ErrNoCheckpoint = errors.New("checkpoint not found")
-	// ErrCheckpointInconsistent is returned when a checkpoint's bitmap is missing or broken (VIR_ERR_CHECKPOINT_INCONSISTENT).
+	// ErrCheckpointInconsistent is returned when a checkpoint's bitmap is missing or broken
+	// (VIR_ERR_CHECKPOINT_INCONSISTENT).
 	ErrCheckpointInconsistent = errors.New("checkpoint inconsistent")
 	// ErrCheckpointExists is returned when the name of a new checkpoint or bitmap is taken.
 	ErrCheckpointExists = errors.New("checkpoint exists")
@@ -77,6 +81,12 @@ var (
 	ErrJobStuck = errors.New("backup job cannot be ended yet")
 	// ErrStalled is the cause of a job that the watchdog aborted because it made no progress.
 	ErrStalled = errors.New("backup job made no progress")
+	// ErrScratchFull is the cause of a pull job that was aborted because its scratch would soon have been full, which
+	// fails the guest's writes.
+	ErrScratchFull = errors.New("scratch is nearly full")
+	// ErrScratch is returned, before anything is begun, for a scratch that can't be used; the text has its folder and the
+	// way out.
+	ErrScratch = errors.New("scratch cannot be used")
 	// ErrNoAgent is returned when the guest agent is not configured, not connected or doesn't answer.
 	ErrNoAgent = errors.New("guest agent is missing or silent")
 	// ErrNotConsistent is returned when file-system consistency was required and could not be had.
@@ -91,40 +101,47 @@ var (
 	ErrVersion = errors.New("repository of a later version")
 	// ErrReadOnly is returned when the repository's storage refuses to be written: read-only, or without permission.
 	ErrReadOnly = errors.New("repository not writable")
-	// ErrDenied is returned when this process may not read or write a file: QEMU made it as another user, say, on a share that doesn't
-	// let root pass.
+	// ErrDenied is returned when this process may not read or write a file: QEMU made it as another user, say, on a
+	// share that doesn't let root pass.
 	ErrDenied = errors.New("access denied")
 	// ErrFlush is returned when the storage lost data that it was to flush: the backup isn't published. Take it again.
 	ErrFlush = errors.New("data could not be flushed")
 	// ErrForeign is returned when a backup's folder belongs to another backup: nothing was removed.
 	ErrForeign = errors.New("belongs to another backup")
-	// ErrNoSpace is returned when the repository, or the target of a restore, has, or had in mid-job, too little free space.
+	// ErrNoSpace is returned when the repository, or the target of a restore, has, or had in mid-job, too little free
+	// space.
 	ErrNoSpace = errors.New("not enough space")
 	// ErrTargetAccess is returned when QEMU may not write the target; the text has path, owner and mode.
 	ErrTargetAccess = errors.New("target is not writable for QEMU")
 	// ErrImageLocked is returned when another process has the image open.
 	ErrImageLocked = errors.New("image is in use")
-	// ErrNoLocks is returned when the storage of an image gives QEMU no locks, so that it uses none there. It doesn't pass by waiting.
-	ErrNoLocks = errors.New("storage gives no locks: mount NFS with its lock service running, or where no other host writes there " +
-		"with local_lock=all (NFS) or nobrl (SMB)")
+	// ErrNoLocks is returned when the storage of an image gives QEMU no locks, so that it uses none there. It doesn't
+	// pass by waiting.
+	ErrNoLocks = errors.New("storage gives no locks: mount NFS with its lock service running, or where no other host " +
+		"writes there with local_lock=all (NFS) or nobrl (SMB)")
 	// ErrMissingFile is returned when a file that a restore needs is not there.
 	ErrMissingFile = errors.New("backup file is missing")
 	// ErrDamaged is returned when a file is there and is not what the manifest says.
 	ErrDamaged = errors.New("backup is damaged")
+	// ErrKey is returned for a sealed backup whose data key the host's Keys can't unwrap, or wrap for anybody; the text
+	// has the key IDs.
+	ErrKey = errors.New("key is missing")
 	// ErrTooSmall is returned for a restore target that is smaller than the volume.
 	ErrTooSmall = errors.New("target is too small")
 	// ErrTargetExists is returned for a restore target, or a backup's folder, that is there already.
 	ErrTargetExists = errors.New("target exists")
-	// ErrOtherDomain is returned by a restore in place of a backup of another VM, which had the same name and another UUID.
+	// ErrOtherDomain is returned by a restore in place of a backup of another VM, which had the same name and another
+	// UUID.
 	ErrOtherDomain = errors.New("backup is of another domain")
-	// ErrOtherRepository is returned for a backup that lives in another repository than the engine's, and when another share is mounted in
-	// the place of the engine's.
+	// ErrOtherRepository is returned for a backup that lives in another repository than the engine's, and when another
+	// share is mounted in the place of the engine's.
 	ErrOtherRepository = errors.New("another repository")
 )
 
-// OpError says which operation on which VM and backup failed, and at which step. Match the cause with errors.Is: an error of the engine
-// matches exactly one of this package's sentinels, of which Code is the word. If the caller's context has ended it, it matches the context's
-// error and its cause, too. What the packages below have said stays within reach of errors.Is and errors.As.
+// OpError says which operation on which VM and backup failed, and at which step. Match the cause with errors.Is: an
+// error of the engine matches exactly one of this package's sentinels, of which Code is the word. If the caller's
+// context has ended it, it matches the context's error and its cause, too. What the packages below have said stays
+// within reach of errors.Is and errors.As.
 type OpError struct {
 	Op     string // backup, restore, delete, ...
 	VM     VMID
@@ -177,10 +194,12 @@ type SpaceError struct {
 
 func (e *SpaceError) Error() string {
 	if e.Restore {
-		return fmt.Sprintf("%s has %d bytes free, the restore needs an estimated %d: free some, choose another target, or ignore the estimate (IgnoreSpace)",
+		return fmt.Sprintf("%s has %d bytes free, the restore needs an estimated %d: free some, choose another "+
+			"target, or ignore the estimate (IgnoreSpace)",
 			e.Where, e.FreeBytes, e.NeedBytes)
 	}
-	s := fmt.Sprintf("%s has %d bytes free, the backup needs an estimated %d plus a reserve of %d", e.Where, e.FreeBytes, e.NeedBytes, e.ReserveBytes)
+	s := fmt.Sprintf("%s has %d bytes free, the backup needs an estimated %d plus a reserve of %d", e.Where,
+		e.FreeBytes, e.NeedBytes, e.ReserveBytes)
 	if len(e.Unmeasured) > 0 {
 		s += fmt.Sprintf(" (at most: it can't be told what is on %s)", strings.Join(e.Unmeasured, ", "))
 	}

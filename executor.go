@@ -3,18 +3,22 @@ package kvmbackup
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"time"
 )
 
 // Executor is the hypervisor as the engine needs it. Package libvirtjob has the one for libvirt and QEMU,
-// package kvmbackuptest a simulated one; both are held to the same scripted histories.
+// package kvmbackuptest a simulated one. Package executortest holds both, and one of your own, to the same rules and
+// histories.
 //
 // The contract:
 //
 //   - All methods may be called concurrently; the engine calls them for one domain at a time.
 //   - A stopped domain is served by the same methods, on its image files.
 //   - Nothing is touched that the caller doesn't name: not other checkpoints, bitmaps, jobs or files.
+//   - Pull is optional: DomainStatus.CanPull says where it can be had. See JobSpec.Transfer for what a pull job
+//     promises.
 //   - ErrNoDomain when the domain is unknown and the reference doesn't describe its disks.
 //   - A context that ends makes the call return with its cause; what the call had begun is either undone or
 //     can be found and undone with DropCheckpoint and AdoptJob.
@@ -33,9 +37,10 @@ type Executor interface {
 	// from it would copy. Devices without a usable one are left out.
 	DirtyBytes(ctx context.Context, dom DomainRef, name CheckpointName) (map[string]int64, error)
 
-	// HeldBytes returns per device what the disk holds for its guest, in clusters of 64 KiB: what a full of it copies. Unlike
-	// DiskStatus.AllocatedBytes it counts compressed clusters by what is in them. It may read all tables of the images, which takes
-	// a while. Devices that can't be measured are left out.
+	// HeldBytes returns per device what the disk holds for its guest, in clusters of 64 KiB: what a full of it copies.
+	// Unlike DiskStatus.AllocatedBytes it counts compressed clusters by what is in them. Of a running guest it may count
+	// the image's own tables too. It may read all tables of the images, which takes a while. Devices that can't be
+	// measured are left out.
 	HeldBytes(ctx context.Context, dom DomainRef, devices []string) (map[string]int64, error)
 
 	// PrepareJob creates the job's targets, fresh qcow2 files, and returns the job, which is not yet begun.
@@ -44,6 +49,10 @@ type Executor interface {
 	// AdoptJob finds the running job that PrepareJob and Begin had started for the same spec in a process
 	// that is gone; or one of a running domain that has ended since and was proved to be it and a success, whose
 	// Wait returns at once. ErrNoJob when there is neither, or the domain's job writes elsewhere.
+	//
+	// A pull job is known by the last part of its Scratch, as the host may have configured another folder since. One
+	// that is adopted can only be aborted, as the reader of its exports is gone: its Wait is an ErrJobFailed at
+	// once. One that has ended is an ErrNoJob, as nothing proves that all was read.
 	AdoptJob(ctx context.Context, dom DomainRef, spec JobSpec) (Job, error)
 
 	// Freeze asks the guest agent to freeze the file systems, and returns how many. ErrNoAgent and, for a paused
@@ -61,11 +70,18 @@ type Executor interface {
 	Definition(ctx context.Context, dom DomainRef, opts DefinitionOptions) (Definition, error)
 }
 
-// ImageUsers is what an Executor may know beside its contract: which images are in use. An Executor that doesn't have it is not asked.
+// ImageUsers is what an Executor may know beside its contract: which images are in use. An Executor that doesn't have
+// it is not asked.
 type ImageUsers interface {
-	// ImageUsers returns the images of the hypervisor's running domains, and those below them, by path, each with the name of the domain.
-	// Those of the domain itself are left out. It may be called concurrently.
+	// ImageUsers returns the images of the hypervisor's running domains, and those below them, by path, each with the
+	// name of the domain. Those of the domain itself are left out. It may be called concurrently.
 	ImageUsers(ctx context.Context, except DomainRef) (map[string]string, error)
+}
+
+// LayerLimiter is what an Executor may know beside its contract: on how long a chain of images a domain can start.
+type LayerLimiter interface {
+	// LayerLimit returns the most files that one disk may consist of: its image and those below it.
+	LayerLimit(ctx context.Context) (int, error)
 }
 
 // Job is one backup job on one domain. Its methods may be called concurrently.
@@ -83,11 +99,11 @@ type Job interface {
 	// Abort ends the job and waits until it is gone; one that has ended already is no error. ErrJobStuck when
 	// ctx ends first. It doesn't drop the checkpoint.
 	Abort(ctx context.Context) error
-	// SetBandwidth limits what the job writes to so many bytes per second over all volumes; 0 lifts the limit. Holes don't count, at
-	// least from 1 MiB per second and volume on.
+	// SetBandwidth limits what the job writes to so many bytes per second over all volumes; 0 lifts the limit. Holes
+	// don't count, at least from 1 MiB per second and volume on.
 	SetBandwidth(ctx context.Context, bytesPerSecond int64) error
-	// Close releases the handle. It neither aborts a job of a running domain nor removes files. The context bounds what it waits for;
-	// it may be called again, also after an error.
+	// Close releases the handle. It neither aborts a push job of a running domain nor removes files. The context bounds
+	// what it waits for; it may be called again, also after an error.
 	Close(ctx context.Context) error
 }
 
@@ -106,8 +122,9 @@ type DiskRef struct {
 	Source   string `json:"source"` // absolute path of a file or block device
 	Format   string `json:"format"` // qcow2 or raw
 	ReadOnly bool   `json:"read_only,omitempty"`
-	// Encryption is the kind of the image's encryption, "luks" for instance, where the domain runs with an <encryption> element: its
-	// image can't be read, nor restored over, while it is off. NotEncrypted says that one that was encrypted isn't any more.
+	// Encryption is the kind of the image's encryption, "luks" for instance, where the domain runs with an <encryption>
+	// element: its image can't be read, nor restored over, while it is off. NotEncrypted says that one that was
+	// encrypted isn't any more.
 	Encryption string `json:"encryption,omitempty"`
 	// Shareable says that other VMs may have it too, as in DiskStatus.
 	Shareable bool `json:"shareable,omitempty"`
@@ -140,39 +157,52 @@ const (
 
 // DomainStatus is what Inspect found.
 type DomainStatus struct {
-	Name          string             `json:"name"`
-	UUID          string             `json:"uuid,omitempty"`
-	Defined       bool               `json:"defined"` // libvirt knows it; false for one that is described by its reference
-	Persistent    bool               `json:"persistent"`
-	State         DomainState        `json:"state"`
-	PausedByError bool               `json:"paused_by_error,omitempty"` // paused by an I/O error of a disk, not by a person
-	CleanShutdown bool               `json:"clean_shutdown,omitempty"`  // stopped by the guest's own shutdown: its file systems are at rest
-	ManagedSave   bool               `json:"managed_save,omitempty"`    // stopped with its memory saved, to go on from there on the same disks
-	Job           JobState           `json:"job"`
-	JobDetail     string             `json:"job_detail,omitempty"` // for messages: operation and targets of the job
-	Disks         []DiskStatus       `json:"disks"`
-	Checkpoints   []CheckpointStatus `json:"checkpoints,omitempty"` // as libvirt lists them; empty for a stopped domain that is not defined
+	Name          string      `json:"name"`
+	UUID          string      `json:"uuid,omitempty"`
+	Defined       bool        `json:"defined"` // libvirt knows it; false for one that is described by its reference
+	Persistent    bool        `json:"persistent"`
+	State         DomainState `json:"state"`
+	PausedByError bool        `json:"paused_by_error,omitempty"` // paused by an I/O error of a disk, not by a person
+	// IOErrors is what the hypervisor has noted of the errors that paused it, for people. Not every hypervisor does.
+	IOErrors []string `json:"io_errors,omitempty"`
+	// Stopped by the guest's own shutdown: its file systems are at rest.
+	CleanShutdown bool `json:"clean_shutdown,omitempty"`
+	// Stopped with its memory saved, to go on from there on the same disks.
+	ManagedSave bool     `json:"managed_save,omitempty"`
+	Job         JobState `json:"job"`
+	JobDetail   string   `json:"job_detail,omitempty"` // for messages: operation and targets of the job
+	// CanPull says that a pull job can be begun; NoPull, where it can't, why not, and the way out. Neither matters for a
+	// stopped domain.
+	CanPull bool   `json:"can_pull,omitempty"`
+	NoPull  string `json:"no_pull,omitempty"`
+	// CanCompare says that the executor knows JobVolume.Compare: in pull jobs, and in those of stopped domains.
+	CanCompare bool         `json:"can_compare,omitempty"`
+	Disks      []DiskStatus `json:"disks"`
+	// As libvirt lists them; empty for a stopped domain that is not defined.
+	Checkpoints []CheckpointStatus `json:"checkpoints,omitempty"`
 }
 
 // DiskStatus is one disk of the domain.
 type DiskStatus struct {
 	Device string `json:"device"` // the target, e.g. vda
-	// Source is for people and for identities: the path of the file or block device, or a description such as "nbd:export at host".
+	// Source is for people and for identities: the path of the file or block device, or a description such as
+	// "nbd:export at host".
 	Source string `json:"source"`
-	// Path is the absolute path of the file or block device that is the whole disk. A volume of a storage pool has the one that the
-	// pool gives it. Empty: the disk has none here, as a network disk, and can't be restored over.
+	// Path is the absolute path of the file or block device that is the whole disk. A volume of a storage pool has the
+	// one that the pool gives it. Empty: the disk has none here, as a network disk, and can't be restored over.
 	Path        string `json:"path,omitempty"`
 	Serial      string `json:"serial,omitempty"`
 	Format      string `json:"format"`       // qcow2, raw, ...
 	VirtualSize int64  `json:"virtual_size"` // bytes
-	// StackedOn is the file that the definition of a stopped domain names below Source, as it does after an external snapshot:
-	// libvirt starts with it there, whatever Source then says of itself.
+	// StackedOn is the file that the definition of a stopped domain names below Source, as it does after an external
+	// snapshot: libvirt starts with it there, whatever Source then says of itself.
 	StackedOn string `json:"stacked_on,omitempty"`
-	// Encryption is the kind of encryption, e.g. "luks", under which QEMU has the image, or one below it, so that its bytes aren't what
-	// the guest sees. The definition decides; of a qcow2 image also its header. Empty: it is not encrypted.
+	// Encryption is the kind of encryption, e.g. "luks", under which QEMU has the image, or one below it, so that its
+	// bytes aren't what the guest sees. The definition decides; of a qcow2 image also its header. Empty: it is not
+	// encrypted.
 	Encryption string `json:"encryption,omitempty"`
-	// Snapshots names what would be lost with the image of a stopped domain: the internal snapshots in it, and the snapshots that
-	// libvirt has of the disk.
+	// Snapshots names what would be lost with the image of a stopped domain: the internal snapshots in it, and the
+	// snapshots that libvirt has of the disk.
 	Snapshots []string `json:"snapshots,omitempty"`
 	// AllocatedBytes is what the image and those below it take on the host. A full may copy more: see Executor.HeldBytes.
 	AllocatedBytes int64 `json:"allocated_bytes"`
@@ -184,19 +214,25 @@ type DiskStatus struct {
 	// Skip is why it is never backed up: cdrom, floppy, read-only, transient, no media, lun, vhost; empty: it is.
 	Skip      string `json:"skip,omitempty"`
 	SkipsData bool   `json:"skips_data,omitempty"` // what Skip passes over may hold data that the guest writes: lun, vhost
-	// Unreadable is why its image can't be read now, e.g. a missing file of a stopped domain, and the way out; empty: it can.
+	// Unreadable is why its image can't be read now, e.g. a missing file of a stopped domain, and the way out; empty:
+	// it can.
 	Unreadable string `json:"unreadable,omitempty"`
-	InUse      bool   `json:"in_use,omitempty"` // Unreadable because another process has the image of the stopped domain open
+	// Unreadable because another process has the image of the stopped domain open.
+	InUse bool `json:"in_use,omitempty"`
 	// UsedBy is who that is, where it is known to be another than the domain itself; empty: it may run elsewhere.
-	UsedBy         string         `json:"used_by,omitempty"`
-	Untrackable    string         `json:"untrackable,omitempty"` // why it can't have a bitmap: its format, or UntrackableVersion2; empty: it can
-	Layers         []string       `json:"layers,omitempty"`      // paths of the image and of those below it, top first, as far as they are known
-	Bitmaps        []BitmapStatus `json:"bitmaps,omitempty"`
-	BitmapsUnknown string         `json:"bitmaps_unknown,omitempty"` // why the bitmaps could not be listed; empty: they were
+	UsedBy string `json:"used_by,omitempty"`
+	// Why it can't have a bitmap: its format, or "qcow2 version 2"; empty: it can.
+	Untrackable string `json:"untrackable,omitempty"`
+	// Paths of the image and of those below it, top first, as far as they are known.
+	Layers  []string       `json:"layers,omitempty"`
+	Bitmaps []BitmapStatus `json:"bitmaps,omitempty"`
+	// Why the bitmaps could not be listed; empty: they were.
+	BitmapsUnknown string `json:"bitmaps_unknown,omitempty"`
 }
 
-// UntrackableVersion2 is the DiskStatus.Untrackable of a qcow2 image of version 2, which can be mended in place.
-const UntrackableVersion2 = "qcow2 version 2"
+// BitmapsNotListed is the DiskStatus.BitmapsUnknown of an inventory that doesn't keep bitmaps, for Engine.PlanWith: it
+// takes the one of the volume's last backup for whole, and says so.
+const BitmapsNotListed = "not in the inventory"
 
 // BitmapStatus is one dirty bitmap on a disk.
 type BitmapStatus struct {
@@ -222,13 +258,36 @@ type CheckpointSpec struct {
 
 // JobSpec describes one backup job. The same spec finds the job again after a crash.
 type JobSpec struct {
-	ID             BackupID       `json:"id"`
-	Checkpoint     CheckpointName `json:"checkpoint,omitempty"` // the new one; empty: untracked
-	Base           CheckpointName `json:"base,omitempty"`       // where incremental volumes start from; empty in a full
-	Dir            string         `json:"dir"`                  // absolute folder of the targets
-	Volumes        []JobVolume    `json:"volumes"`
-	BandwidthBytes int64          `json:"bandwidth_bytes,omitempty"` // per second over all volumes; 0: no limit
-	CreatedAt      time.Time      `json:"created_at"`
+	ID         BackupID       `json:"id"`
+	Checkpoint CheckpointName `json:"checkpoint,omitempty"` // the new one; empty: untracked
+	Base       CheckpointName `json:"base,omitempty"`       // where incremental volumes start from; empty in a full
+	Dir        string         `json:"dir"`                  // absolute folder of the targets
+	// Transfer is the way that was chosen: TransferPush, which TransferAuto means too, TransferPull or TransferOffline. A
+	// domain that was stopped meanwhile is copied offline, one that was started meanwhile by push; JobResult.Transfer
+	// says so.
+	//
+	// What a pull job promises beside what every job does: QEMU opens nothing in Dir. Begin is as short as that of a push.
+	// Wait copies, and its success means that the hypervisor's job was there without a break from Begin until after the
+	// last byte, and that every extent was read and written without an error; it has ended the job then. From Begin on
+	// the scratch is watched, and the job is aborted well before it is full: an ErrScratchFull, a *ScratchFullError. When
+	// Wait's context ends, and with Close, copying stops and the hypervisor's job is ended: nobody would watch its
+	// scratch. Abort ends the job at once, also while Dir hangs; what hangs there is left behind. The job ends with the
+	// process that began it: see AdoptJob.
+	Transfer Transfer `json:"transfer,omitzero"`
+	// Scratch is the absolute folder for this job's own scratch; empty for what isn't pull. PrepareJob makes it, in a
+	// folder that is there, so that QEMU can write to it: an ErrScratch when it can't. It is gone with the job: Abort,
+	// and a Wait that succeeds, remove it, and so does Close where the job was never begun.
+	Scratch string `json:"scratch,omitempty"`
+	// Digests asks for JobResult.Digests. Not every job has them: what is missing is read from the targets afterwards.
+	Digests bool `json:"digests,omitempty"`
+	// DataKey seals the targets: each is a qcow2 image in a LUKS container that DataKey.ImageSecret of its file's name
+	// opens. Nil: they are plain. A push of a running domain can't: PrepareJob returns ErrUnsupported. Nothing else is
+	// done with it: it isn't logged, nor given to a tool but by a descriptor. A key that came by JSON can't be read,
+	// which is an ErrInvalid.
+	DataKey        *DataKey    `json:"data_key,omitempty"`
+	Volumes        []JobVolume `json:"volumes"`
+	BandwidthBytes int64       `json:"bandwidth_bytes,omitempty"` // per second over all volumes; 0: no limit
+	CreatedAt      time.Time   `json:"created_at"`
 }
 
 // JobVolume is one volume of a job.
@@ -241,15 +300,52 @@ type JobVolume struct {
 	ParentFile  string   `json:"parent_file,omitempty"` // backing link of the target, relative; empty in a full
 	VirtualSize int64    `json:"virtual_size"`          // bytes
 	Tracked     bool     `json:"tracked"`               // the new checkpoint gets a bitmap on it
+	// Compare, of an incremental by pull or of a stopped domain, has everything read and compared in clusters of 64 KiB
+	// with what the parent chain holds, Parent: absolute paths of its files in the repository, the nearest first. What
+	// differs is written; beyond the parent's end it holds zeroes. The files are opened read-only, and no others. A domain
+	// that was started meanwhile can't be pushed so: see Pushable.
+	Compare bool     `json:"compare,omitempty"`
+	Parent  []string `json:"parent,omitempty"`
+	// Index is the absolute path of the index that belongs to the first of Parent, and IndexDigest the digest on record
+	// that proves it; empty: there is none. What it shows to be the same isn't read of the parent. One that can't be used
+	// is as good as none. Where JobSpec.Digests asks for them, the digest of a volume that goes by its bitmap takes what
+	// isn't marked from it: Parent is empty then, and ParentFile has the index. See docs/digest.md.
+	Index       string `json:"index,omitempty"`
+	IndexDigest string `json:"index_digest,omitempty"`
+	// ParentKeys are the data keys of those of Parent that are sealed, nil for the others; empty: none is.
+	ParentKeys []*DataKey `json:"parent_keys,omitempty"`
+	// IndexKey opens the index of a parent whose chain has sealed files. Where Parent is empty beside it that index is all
+	// that is known: pieces of which it doesn't show that they are the same are stored whole. One that can't be used shows
+	// that of none. What is said of DataKey holds for all these keys.
+	IndexKey *DataKey `json:"index_key,omitempty"`
+	// CheckBitmap, beside Compare, has what differs and isn't marked by the base's bitmap counted: JobResult.MissedBytes.
+	CheckBitmap bool `json:"check_bitmap,omitempty"`
+	// Compression is that of the target. A job that would go by push is an ErrUnsupported then: QEMU's doesn't compress.
+	Compression Compression `json:"compression,omitempty"`
 }
 
-// CheckSource is an ErrNoVolume when a device has another disk than the one that Inspect found: it may have been unplugged and another one plugged
-// in before the job began. An Executor calls it with the device's image and what is below that, as a snapshot may have been taken since.
+// ParentSecret returns the passphrase of the i-th of Parent; empty for a plain image.
+func (v JobVolume) ParentSecret(i int) string {
+	if i >= len(v.ParentKeys) {
+		return ""
+	}
+	return v.ParentKeys[i].ImageSecret(filepath.Base(v.Parent[i]))
+}
+
+// ByBitmap says whether the job needs the base's bitmap on the volume.
+func (v JobVolume) ByBitmap() bool {
+	return v.Kind == KindIncremental && (!v.Compare || v.CheckBitmap)
+}
+
+// CheckSource is an ErrNoVolume when a device has another disk than the one that Inspect found: it may have been
+// unplugged and another one plugged in before the job began. An Executor calls it with the device's image and what is
+// below that, as a snapshot may have been taken since.
 func (v JobVolume) CheckSource(image string, below ...string) error {
 	if v.Source == "" || v.Source == image || slices.Contains(below, v.Source) {
 		return nil
 	}
-	return fmt.Errorf("%w: %s was %s when the backup was decided and is %q now; back it up again", ErrNoVolume, v.Device, v.Source, image)
+	return fmt.Errorf("%w: %s was %s when the backup was decided and is %q now; back it up again", ErrNoVolume,
+		v.Device, v.Source, image)
 }
 
 // JobProgress is a snapshot of a job. Totals may grow; they are 0 until they are known.
@@ -257,6 +353,11 @@ type JobProgress struct {
 	DoneBytes  int64            `json:"done_bytes"`
 	TotalBytes int64            `json:"total_bytes"`
 	Volumes    []VolumeProgress `json:"volumes,omitempty"`
+	// GuestRequests counts the guest's own requests to these disks that have ended since the job began: reads, writes and
+	// flushes. GuestTime is how long all of them took together: divided by GuestRequests it is their mean latency.
+	// Zero: it asked for nothing, or that isn't known, as for a stopped domain.
+	GuestRequests int64         `json:"guest_requests,omitempty"`
+	GuestTime     time.Duration `json:"guest_time,omitempty"` // JSON has nanoseconds
 }
 
 // VolumeProgress is one volume's part of a JobProgress.
@@ -270,7 +371,16 @@ type VolumeProgress struct {
 // JobResult is a proved success.
 type JobResult struct {
 	CopiedBytes map[VolumeID]int64 `json:"copied_bytes,omitempty"` // what the job had to copy, where known per volume
-	TotalBytes  int64              `json:"total_bytes"`            // the same over all volumes
+	// What of that a bitmap has missed: see JobVolume.CheckBitmap.
+	MissedBytes map[VolumeID]int64 `json:"missed_bytes,omitempty"`
+	// What could not be read of the parents of compared volumes. It is in the new files, so that they don't need it.
+	UnreadableBytes map[VolumeID]int64 `json:"unreadable_bytes,omitempty"`
+	TotalBytes      int64              `json:"total_bytes"` // the same over all volumes
+	// Digests are what JobSpec.Digests asks for: of those volumes whose bytes were hashed on their way what becomes their
+	// VolumeBackup.Digest. Indexes are the bytes of the indexes that they were made of. See docs/digest.md.
+	Digests  map[VolumeID]string `json:"digests,omitempty"`
+	Indexes  map[VolumeID][]byte `json:"indexes,omitempty"`
+	Transfer Transfer            `json:"transfer,omitzero"` // the way it was copied; TransferAuto: that of the spec
 }
 
 // DefinitionOptions says what a Definition includes.
@@ -284,5 +394,28 @@ type Definition struct {
 	NVRAM         []byte `json:"nvram,omitempty"`          // UEFI variable store; nil when there is none
 	NVRAMTemplate string `json:"nvram_template,omitempty"` // path of its template on the host it came from
 	TPM           []byte `json:"tpm,omitempty"`            // state of an emulated TPM; nil when there is none
-	TPMNotSaved   string `json:"tpm_not_saved,omitempty"`  // why the state of the domain's TPM can't be had; empty: it was, or there is no TPM
+	// Why the state of the domain's TPM can't be had; empty: it was, or there is no TPM.
+	TPMNotSaved string `json:"tpm_not_saved,omitempty"`
+}
+
+// Pushable is an ErrUnsupported for a job that asks for what QEMU's own backup job can't do. An Executor calls it
+// before it prepares a push, as when a domain was started since the decision.
+func (s JobSpec) Pushable() error {
+	if s.DataKey != nil {
+		return fmt.Errorf("%w: the backup is to be encrypted, and what is pushed is not; back it up by pull, or "+
+			"while the domain is off", ErrUnsupported)
+	}
+	for _, v := range s.Volumes {
+		if v.Compare {
+			return fmt.Errorf("%w: %s is to be compared, and what is pushed is not; back it up by pull, or while the "+
+				"domain is off",
+				ErrUnsupported, v.Device)
+		}
+		if v.Compression != "" {
+			return fmt.Errorf("%w: %s is to be compressed, and what is pushed is not; back it up by pull, or while "+
+				"the domain is off",
+				ErrUnsupported, v.Device)
+		}
+	}
+	return nil
 }

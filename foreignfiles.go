@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// ErrForeignFiles is returned, as a *ForeignFilesError, by removals that are done: all that was the backup's is gone, and what
-// somebody else has put into its folder stays.
+// ErrForeignFiles is returned, as a *ForeignFilesError, by removals that are done: all that was the backup's is gone,
+// and what somebody else has put into its folder stays.
 var ErrForeignFiles = errors.New("foreign files")
 
 // ForeignFilesError names the files that a removal has left, and where they are now. It matches ErrForeignFiles.
@@ -17,7 +17,8 @@ type ForeignFilesError struct {
 }
 
 func (e *ForeignFilesError) Error() string {
-	return fmt.Sprintf("%v stay in %q, from which all that was the backup's is gone: %s: remove the folder if nobody needs them",
+	return fmt.Sprintf("%v stay in %q, from which all that was the backup's is gone: %s: remove the folder if nobody "+
+		"needs them",
 		ErrForeignFiles, e.Folder, quoted(e.Names))
 }
 

@@ -39,8 +39,8 @@ func ParseBackupID(s string) (BackupID, error) {
 	return BackupID(u.String()), nil
 }
 
-// ParseChainID is ParseBackupID for chain IDs.
-func ParseChainID(s string) (ChainID, error) {
+// parseChainID is ParseBackupID for chain IDs.
+func parseChainID(s string) (ChainID, error) {
 	u, err := uuid.Parse(s)
 	if err != nil {
 		return "", fmt.Errorf("%w chain ID %q: %w", ErrInvalid, s, err)
@@ -55,6 +55,8 @@ func (id ChainID) String() string       { return string(id) }
 func (n CheckpointName) String() string { return string(n) }
 
 // OtherDomain says whether two UUIDs are certainly of two domains. An empty one, and the nil UUID, are not known.
-func OtherDomain(a, b string) bool { return knownUUID(a) && knownUUID(b) && !strings.EqualFold(a, b) }
+func (b Backup) OtherDomain(uuid string) bool {
+	return knownUUID(b.DomainUUID) && knownUUID(uuid) && !strings.EqualFold(b.DomainUUID, uuid)
+}
 
 func knownUUID(id string) bool { return id != "" && id != uuid.Nil.String() }

@@ -9,8 +9,8 @@ import (
 
 // Limits of names, in bytes. Most file systems allow 255 for a path element; the rest is for what is put around it.
 const (
-	MaxNameBytes     = 128 // names of VMs, IDs of volumes and of backups
-	MaxFileNameBytes = 240 // names of files; the rest is for the temporary name
+	maxNameBytes     = 128 // names of VMs, IDs of volumes and of backups
+	maxFileNameBytes = 240 // names of files; the rest is for the temporary name
 )
 
 // NameError says why a name can't be used, and what to do about it. It matches ErrInvalid.
@@ -29,17 +29,16 @@ func (e *NameError) Error() string {
 
 func (e *NameError) Unwrap() error { return ErrInvalid }
 
-// ValidName says whether s can name a VM, a volume or a backup: an element of a path on every file system that a share may
-// have (SMB refuses more than Linux does), on a command line and in XML. It must be 1 to MaxNameBytes bytes of printable
+// ValidName says whether s can name a VM, a volume or a backup: an element of a path on every file system that a share
+// may have (SMB refuses more than Linux does), on a command line and in XML. It must be 1 to 128 bytes of printable
 // UTF-8 without / \ : * ? " < > | and comma, must not begin with a dot, a dash or a space, nor end in a dot or a space.
-// The error is a *NameError, which matches ErrInvalid.
-func ValidName(s string) error { return CheckName("name", s, MaxNameBytes) }
+// The error is a *NameError, which matches ErrInvalid; what is its What.
+func ValidName(what, s string) error { return checkName(what, s, maxNameBytes) }
 
-// ValidFileName is ValidName for the name of a file, of up to MaxFileNameBytes.
-func ValidFileName(s string) error { return CheckName("file name", s, MaxFileNameBytes) }
+// ValidFileName is ValidName for the name of a file, of up to 240 bytes.
+func ValidFileName(s string) error { return checkName("file name", s, maxFileNameBytes) }
 
-// CheckName is ValidName for what the error calls it, of up to so many bytes.
-func CheckName(what, s string, maxBytes int) error {
+func checkName(what, s string, maxBytes int) error {
 	if reason := flaw(s, maxBytes); reason != "" {
 		return &NameError{What: what, Name: s, Reason: reason}
 	}

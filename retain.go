@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// RetentionPolicy says which completed backups of a VM to keep. A rule keeps the newest backup of each of the last N hours, days, ...
-// that have one; a backup that any rule keeps stays. Pinned backups always stay and don't count.
+// RetentionPolicy says which completed backups of a VM to keep. A rule keeps the newest backup of each of the last N
+// hours, days, ... that have one; a backup that any rule keeps stays. Pinned backups always stay and don't count.
 //
-// A damaged backup, one whose last verification failed or that stands on such a one and was not seen to restore since, must not take the
-// place of one that restores. So it doesn't count either, and stays until an operator has looked at it: until it is verified again and
-// whole, or deleted by its ID.
+// A damaged backup, one whose last verification failed or that stands on such a one and was not seen to restore since,
+// must not take the place of one that restores. So it doesn't count either, and stays until an operator has looked at
+// it: until it is verified again and whole, or deleted by its ID.
 //
-// The rules count for each VM by itself that has had the name, by its UUID: the backups of one that is gone are not pushed out by those
-// of the next. They go by their IDs.
+// The rules count for each VM by itself that has had the name, by its UUID: the backups of one that is gone are not
+// pushed out by those of the next. They go by their IDs.
 //
 // The records of failed backups go, with any policy, once a later backup is completed.
 type RetentionPolicy struct {
@@ -29,59 +29,62 @@ type RetentionPolicy struct {
 
 // The rules, as RetentionDecision.KeptBy names them.
 const (
-	KeepLast    = "last"
-	KeepHourly  = "hourly"
-	KeepDaily   = "daily"
-	KeepWeekly  = "weekly"
-	KeepMonthly = "monthly"
-	KeepYearly  = "yearly"
-	KeepPinned  = "pinned"
-	KeepDamaged = "damaged" // it doesn't restore, and waits for an operator; see RetentionDecision.Damage
+	keepLast    = "last"
+	keepHourly  = "hourly"
+	keepDaily   = "daily"
+	keepWeekly  = "weekly"
+	keepMonthly = "monthly"
+	keepYearly  = "yearly"
+	keepPinned  = "pinned"
+	keepDamaged = "damaged" // it doesn't restore, and waits for an operator; see RetentionDecision.Damage
 )
 
 // RetentionPlan says what a policy keeps and deletes, and what that frees.
 type RetentionPlan struct {
 	VM      VMID                `json:"vm"`
 	Backups []RetentionDecision `json:"backups"` // newest first
-	// RemoveNow lists the backups whose space comes back at once, the others of those deleted become delete-pending because
-	// a kept backup stands on them. Both have also the backups that were deleted before and were delete-pending already.
+	// RemoveNow lists the backups whose space comes back at once, the others of those deleted become delete-pending
+	// because a kept backup stands on them. Both have also the backups that were deleted before and were delete-pending
+	// already.
 	RemoveNow []BackupID `json:"remove_now,omitempty"`
 	Pending   []BackupID `json:"pending,omitempty"`
 	// FreeBytes and LaterBytes are the sums of what their records have as stored.
 	FreeBytes  int64 `json:"free_bytes"`
 	LaterBytes int64 `json:"later_bytes"`
-	// Failed lists the failed backups that are older than the newest completed one. Their records go; files they have none.
+	// Failed lists the failed backups that are older than the newest completed one. Their records go; files they have
+	// none.
 	Failed []BackupID `json:"failed,omitempty"`
-	// Foreign are the folders, below the repository's root, that stay because of files in them which are not the backups', where Retain
-	// has met such.
+	// Foreign are the folders, below the repository's root, that stay because of files in them which are not the
+	// backups', where Retain has met such.
 	Foreign []string `json:"foreign,omitempty"`
 }
 
-// RetentionAction is what becomes of a backup.
-type RetentionAction string
-
 // The actions.
 const (
-	RetentionKeep    RetentionAction = "keep"
-	RetentionRemove  RetentionAction = "remove"  // its files and its record go
-	RetentionPending RetentionAction = "pending" // it becomes delete-pending: something still needs it
+	retentionKeep    = "keep"
+	retentionRemove  = "remove"
+	retentionPending = "pending"
 )
 
 // RetentionDecision is one backup's fate. JSON has its ID and its domain's UUID in place of its record.
 type RetentionDecision struct {
 	Backup Backup
-	Action RetentionAction
-	KeptBy []string // the rules that keep it; empty: it is deleted
-	// Damage says, for KeepDamaged, what the verification found, and in which backup below if not in this one.
+	// Action is "keep"; "remove", when its files and its record go; or "pending", when it becomes delete-pending, as
+	// something still needs it.
+	Action string
+	// KeptBy names the rules that keep it: "last", "hourly", "daily", "weekly", "monthly", "yearly", "pinned", or
+	// "damaged" for one that doesn't restore and waits for an operator. Empty: it is deleted.
+	KeptBy []string
+	// Damage says, for "damaged", what the verification found, and in which backup below if not in this one.
 	Damage string
 }
 
 type retentionJSON struct {
-	ID         BackupID        `json:"id"`
-	DomainUUID string          `json:"domain_uuid,omitempty"`
-	Action     RetentionAction `json:"action"`
-	KeptBy     []string        `json:"kept_by,omitempty"`
-	Damage     string          `json:"damage,omitempty"`
+	ID         BackupID `json:"id"`
+	DomainUUID string   `json:"domain_uuid,omitempty"`
+	Action     string   `json:"action"`
+	KeptBy     []string `json:"kept_by,omitempty"`
+	Damage     string   `json:"damage,omitempty"`
 }
 
 // MarshalJSON writes the decision with the backup's ID.
@@ -106,13 +109,13 @@ func (p RetentionPlan) String() string {
 	for _, d := range p.Backups {
 		verdict := "delete"
 		switch d.Action {
-		case RetentionRemove:
-		case RetentionKeep:
+		case retentionRemove:
+		case retentionKeep:
 			verdict = "keep (" + strings.Join(d.KeptBy, ", ") + ")"
 			if d.Damage != "" {
 				verdict += ", which counts for no rule: " + d.Damage + "; verify it again, or delete it by its ID"
 			}
-		case RetentionPending:
+		case retentionPending:
 			verdict = "delete later: a kept backup needs it"
 		}
 		fmt.Fprintf(&s, "%s %s %v: %s\n", d.Backup.ID, d.Backup.StartedAt.Format(time.RFC3339), d.Backup.Kind, verdict)
@@ -136,19 +139,20 @@ func (p RetentionPolicy) rules() []retentionRule {
 		return func(t time.Time, _ int64) string { return t.Format(l) }
 	}
 	return []retentionRule{
-		{KeepLast, p.Last, func(_ time.Time, seq int64) string { return fmt.Sprint(seq) }},
-		{KeepHourly, p.Hourly, layout("2006-01-02 15 -0700")},
-		{KeepDaily, p.Daily, layout("2006-01-02")},
-		{KeepWeekly, p.Weekly, func(t time.Time, _ int64) string {
+		{keepLast, p.Last, func(_ time.Time, seq int64) string { return fmt.Sprint(seq) }},
+		{keepHourly, p.Hourly, layout("2006-01-02 15 -0700")},
+		{keepDaily, p.Daily, layout("2006-01-02")},
+		{keepWeekly, p.Weekly, func(t time.Time, _ int64) string {
 			y, w := t.ISOWeek()
 			return fmt.Sprintf("%d-%d", y, w)
 		}},
-		{KeepMonthly, p.Monthly, layout("2006-01")},
-		{KeepYearly, p.Yearly, layout("2006")},
+		{keepMonthly, p.Monthly, layout("2006-01")},
+		{keepYearly, p.Yearly, layout("2006")},
 	}
 }
 
-// Validate returns ErrInvalid for a policy with a negative rule, and for one that keeps nothing: backups are deleted by their IDs instead.
+// Validate returns ErrInvalid for a policy with a negative rule, and for one that keeps nothing: backups are deleted by
+// their IDs instead.
 func (p RetentionPolicy) Validate() error {
 	keeps := 0
 	for _, r := range p.rules() {
@@ -158,43 +162,45 @@ func (p RetentionPolicy) Validate() error {
 		keeps += r.count
 	}
 	if keeps == 0 {
-		return fmt.Errorf("%w retention: the policy keeps nothing; set at least one rule, or delete backups by their IDs", ErrInvalid)
+		return fmt.Errorf("%w retention: the policy keeps nothing; set at least one rule, or delete backups by their "+
+			"IDs", ErrInvalid)
 	}
 	return nil
 }
 
-// PlanRetention applies a policy to the records of one VM, as far as they are in the repository with that ID; what stands on one of
-// them may be anybody's. An empty ID takes those in all repositories. It is pure. Only completed backups are
-// considered; records in other statuses count as what others may stand on. A policy that keeps nothing is an ErrInvalid: delete
-// backups by their IDs instead.
-func PlanRetention(policy RetentionPolicy, records []Backup, repository string) (RetentionPlan, error) {
+// Plan applies the policy to the records of one VM, as far as they are in the repository with that ID; what stands on
+// one of them may be anybody's. An empty ID takes those in all repositories. It is pure. Only completed backups are
+// considered; records in other statuses count as what others may stand on. A policy that keeps nothing is an
+// ErrInvalid: delete backups by their IDs instead.
+func (p RetentionPolicy) Plan(records []Backup, repository string) (RetentionPlan, error) {
 	ours := func(b Backup) bool { return repository == "" || b.Repository == repository }
-	if err := policy.Validate(); err != nil {
+	if err := p.Validate(); err != nil {
 		return RetentionPlan{}, err
 	}
-	loc := policy.Location
+	loc := p.Location
 	if loc == nil {
 		loc = time.UTC
 	}
-	p := RetentionPlan{Backups: []RetentionDecision{}}
+	plan := RetentionPlan{Backups: []RetentionDecision{}}
 	for _, b := range latestFirst(records) {
-		if p.VM == "" {
-			p.VM = b.VM
+		if plan.VM == "" {
+			plan.VM = b.VM
 		}
-		if b.VM != p.VM {
-			return RetentionPlan{}, fmt.Errorf("%w retention: records of %q and %q; plan one VM at a time", ErrInvalid, p.VM, b.VM)
+		if b.VM != plan.VM {
+			return RetentionPlan{}, fmt.Errorf("%w retention: records of %q and %q; plan one VM at a time", ErrInvalid,
+				plan.VM, b.VM)
 		}
 		if b.Status == StatusCompleted && ours(b) {
-			p.Backups = append(p.Backups, RetentionDecision{Backup: b})
+			plan.Backups = append(plan.Backups, RetentionDecision{Backup: b})
 		}
 	}
-	p.setAside(records)
-	for _, r := range policy.rules() {
-		p.apply(r, loc)
+	plan.setAside(records)
+	for _, r := range p.rules() {
+		plan.apply(r, loc)
 	}
-	p.simulate(records, ours)
-	p.outdate(records, ours)
-	return p, nil
+	plan.simulate(records, ours)
+	plan.outdate(records, ours)
+	return plan, nil
 }
 
 // setAside keeps what counts for no rule.
@@ -203,10 +209,10 @@ func (p *RetentionPlan) setAside(records []Backup) {
 	for i := range p.Backups {
 		d := &p.Backups[i]
 		if d.Backup.Pinned {
-			d.KeptBy = append(d.KeptBy, KeepPinned)
+			d.KeptBy = append(d.KeptBy, keepPinned)
 		}
 		if d.Damage = damageOf(d.Backup, all); d.Damage != "" {
-			d.KeptBy = append(d.KeptBy, KeepDamaged)
+			d.KeptBy = append(d.KeptBy, keepDamaged)
 		}
 	}
 }
@@ -219,9 +225,9 @@ func byID(records []Backup) map[BackupID]Backup {
 	return all
 }
 
-// Damage says why the backup is known not to restore: a failed verification of it, or of one on which it stands, that no later one from
-// above has disproved; empty when there is none.
-func Damage(b Backup, records []Backup) string { return damageOf(b, byID(records)) }
+// DamageIn says why the backup is known not to restore: a failed verification of it, or of one on which it stands, that
+// no later one from above has disproved; empty when there is none.
+func (b Backup) DamageIn(records []Backup) string { return damageOf(b, byID(records)) }
 
 func damageOf(b Backup, all map[BackupID]Backup) string {
 	var passed []Verification
@@ -261,14 +267,15 @@ func latestFirst(records []Backup) []Backup {
 	return sorted
 }
 
-// compareLatest is negative when a was taken later than b. It goes by the stamps of the folders. They ascend as sequences do, but an
-// old backup keeps its own when it is imported beside newer ones, and must not outlive those for it.
+// compareLatest is negative when a was taken later than b. It goes by the stamps of the folders. They ascend as
+// sequences do, but an old backup keeps its own when it is imported beside newer ones, and must not outlive those for
+// it.
 func compareLatest(a, b Backup) int {
 	return cmp.Or(cmp.Compare(path.Base(b.Path), path.Base(a.Path)), cmp.Compare(b.Sequence, a.Sequence))
 }
 
-// domains says for each backup of which domain it is, by UUID: a name may have been another VM's before, and each VM has its own rules'
-// worth. A backup whose UUID isn't known counts as of the domain that comes next, or was there last.
+// domains says for each backup of which domain it is, by UUID: a name may have been another VM's before, and each VM
+// has its own rules' worth. A backup whose UUID isn't known counts as of the domain that comes next, or was there last.
 func (p *RetentionPlan) domains() []string {
 	of := make([]string, len(p.Backups))
 	known := ""
@@ -340,14 +347,18 @@ func (p *RetentionPlan) simulate(records []Backup, ours func(Backup) bool) {
 			p.LaterBytes += b.StoredBytes()
 		}
 	}
+	pending := map[BackupID]bool{}
+	for _, id := range p.Pending {
+		pending[id] = true
+	}
 	for i := range p.Backups {
 		switch d := &p.Backups[i]; {
 		case d.Keep():
-			d.Action = RetentionKeep
-		case slices.Contains(p.Pending, d.Backup.ID):
-			d.Action = RetentionPending
+			d.Action = retentionKeep
+		case pending[d.Backup.ID]:
+			d.Action = retentionPending
 		default:
-			d.Action = RetentionRemove
+			d.Action = retentionRemove
 		}
 	}
 }

@@ -17,8 +17,8 @@ var (
 	lastSecond  = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC).Unix()
 )
 
-// Stamp names a backup's folder and its checkpoint: a second, in UTC, and a suffix for when the second is taken. Stamps are
-// ordered the same way as values (Compare) and as text. They can be compared with ==. The zero Stamp is no stamp.
+// Stamp names a backup's folder and its checkpoint: a second, in UTC, and a suffix for when the second is taken. Stamps
+// are ordered the same way as values (Compare) and as text. They can be compared with ==. The zero Stamp is no stamp.
 // Order says which name was given later, not when: the clock may have been stepped back in between.
 type Stamp struct {
 	second int64 // Unix time + 1, so that the zero value is none
@@ -44,18 +44,18 @@ func ParseStamp(s string) (Stamp, error) {
 	return st, nil
 }
 
-// NextStamp returns the first stamp at or after now's second that is later than after (the zero Stamp: no such bound) and
-// that is not taken (nil: none is). So stamps are unique and strictly ordered even when the clock steps back or two fall
-// into one second. It returns the zero Stamp when there is no later one, at the end of the year 9999.
-func NextStamp(now time.Time, after Stamp, taken func(Stamp) bool) Stamp {
-	s := stampAt(now)
-	if !after.IsZero() && s.Compare(after) <= 0 {
-		s = after.next()
+// Next returns the first stamp at or after now's second that is later than s (the zero Stamp: no such bound) and
+// that is not taken (nil: none is). So stamps are unique and strictly ordered even when the clock steps back or two
+// fall into one second. It returns the zero Stamp when there is no later one, at the end of the year 9999.
+func (s Stamp) Next(now time.Time, taken func(Stamp) bool) Stamp {
+	to := stampAt(now)
+	if !s.IsZero() && to.Compare(s) <= 0 {
+		to = s.next()
 	}
-	for !s.IsZero() && taken != nil && taken(s) {
-		s = s.next()
+	for !to.IsZero() && taken != nil && taken(to) {
+		to = to.next()
 	}
-	return s
+	return to
 }
 
 // stampAt is the stamp of t's second, within the years that a stamp can hold.

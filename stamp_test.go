@@ -70,20 +70,18 @@ func TestNextStamp(t *testing.T) {
 		if tc.after != "" {
 			after = stamp(t, tc.after)
 		}
-		if got := kvmbackup.NextStamp(tc.now, after, nil).String(); got != tc.want {
+		if got := after.Next(tc.now, nil).String(); got != tc.want {
 			t.Errorf("%s: got %s, want %s", name, got, tc.want)
 		}
 	}
-	if got := kvmbackup.NextStamp(lab.Epoch, none, func(s kvmbackup.Stamp) bool { return s.Time().Equal(lab.Epoch) }); got != stamp(t, "2026.11.23.07.04.51") {
+	if got := none.Next(lab.Epoch, func(s kvmbackup.Stamp) bool { return s.Time().Equal(lab.Epoch) }); got != stamp(t, "2026.11.23.07.04.51") {
 		t.Errorf("whole second taken: %s", got)
 	}
 }
 
 // Over any history of clocks the stamps are unique and in order, as values and as text.
 func TestNextStampProperties(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd := rand.New(rand.NewPCG(lab.Seed(t), 0))
 	now, last, taken := lab.Epoch, kvmbackup.Stamp{}, map[kvmbackup.Stamp]bool{}
 	for range 5000 {
 		now = now.Add(time.Duration(rnd.NormFloat64() * float64(time.Second)))
@@ -91,9 +89,9 @@ func TestNextStampProperties(t *testing.T) {
 			now = now.Add(time.Duration(rnd.NormFloat64() * float64(time.Hour)))
 		}
 		if rnd.IntN(3) == 0 { // somebody else takes one ahead
-			taken[kvmbackup.NextStamp(now, last, nil)] = true
+			taken[last.Next(now, nil)] = true
 		}
-		s := kvmbackup.NextStamp(now, last, func(s kvmbackup.Stamp) bool { return taken[s] })
+		s := last.Next(now, func(s kvmbackup.Stamp) bool { return taken[s] })
 		if taken[s] || s.Compare(last) != 1 || last.Compare(s) != -1 || s.String() <= last.String() {
 			t.Fatalf("%s after %s", s, last)
 		}
@@ -121,7 +119,7 @@ func FuzzParseStamp(f *testing.F) {
 		if s.String() != a {
 			t.Fatalf("%q became %q", a, s)
 		}
-		lab.OK(t, kvmbackup.ValidName(a))
+		lab.OK(t, kvmbackup.ValidName("stamp", a))
 		if o, err := kvmbackup.ParseStamp(b); err == nil && s.Compare(o) != strings.Compare(a, b) {
 			t.Fatalf("order of %s and %s", a, b)
 		}

@@ -22,8 +22,8 @@ import (
 //   - Records are returned as they were given: all fields, times in UTC at microseconds or better.
 type Store interface {
 	// AcquireLease takes the VM's lease for ttl. It doesn't wait: while another holder's lease is in force
-	// it returns a *BusyError that names the holder, also to one of the same name. An expired lease is taken over. Every acquisition has
-	// a higher token than any before it on this VM, also after releases.
+	// it returns a *BusyError that names the holder, also to one of the same name. An expired lease is taken over.
+	// Every acquisition has a higher token than any before it on this VM, also after releases.
 	AcquireLease(ctx context.Context, vm VMID, holder string, ttl time.Duration) (Lease, error)
 	// RenewLease extends a lease that is in force to ttl from now; otherwise it returns ErrLeaseLost.
 	RenewLease(ctx context.Context, l Lease, ttl time.Duration) (Lease, error)
@@ -62,7 +62,7 @@ type Store interface {
 	// transaction. ErrHasChildren while any record names it as parent, ErrHeld while it has holds,
 	// ErrStatus when it is running or completed, ErrNotFound when it is gone.
 	Remove(ctx context.Context, l Lease, id BackupID, bytes int64) error
-	// SetActive sets the VM's active checkpoint; empty makes the next backup full.
+	// SetActive sets the VM's active checkpoint; with an empty one the next backup goes by no bitmap.
 	SetActive(ctx context.Context, l Lease, name CheckpointName) error
 	// Annotate changes what may change on a finished record; see Annotation.
 	Annotate(ctx context.Context, l Lease, id BackupID, a Annotation) error
@@ -72,8 +72,9 @@ type Store interface {
 	// are raised to the record's. ErrInvalid when another record of the VM has the Sequence, ErrStatus for other statuses.
 	Import(ctx context.Context, l Lease, b Backup) error
 
-	// Removals returns up to limit (0: all) removals that were not acknowledged, oldest first. It takes nothing away and reserves
-	// nothing: two calls at once may return the same one, so that whoever accounts for removals has to do so once per backup ID.
+	// Removals returns up to limit (0: all) removals that were not acknowledged, oldest first. It takes nothing away
+	// and reserves nothing: two calls at once may return the same one, so that whoever accounts for removals has to do
+	// so once per backup ID.
 	Removals(ctx context.Context, limit int) ([]Removal, error)
 	// AckRemoval forgets a removal that the host has accounted for; an unknown one is no error. It needs no lease.
 	AckRemoval(ctx context.Context, id BackupID) error
@@ -103,7 +104,12 @@ type Query struct {
 	Chain         ChainID  // empty: all chains
 	Statuses      []Status // empty: all statuses
 	AfterSequence int64    // only higher ones; for pages within one VM
-	Limit         int      // 0: no limit
+	// AfterVM selects what List has after the record of that VM with AfterSequence, of this VM and of those after it: for
+	// pages over all VMs. Empty: from the first VM on.
+	AfterVM VMID
+	// Leaves selects records that no record, in any status, names as its parent.
+	Leaves bool
+	Limit  int // 0: no limit
 }
 
 // Annotation changes a completed or delete-pending record without touching chain data. Nil fields and empty
@@ -115,6 +121,7 @@ type Annotation struct {
 	RemoveHold   string
 	Verification *Verification
 	Digests      map[VolumeID]Digests
+	KeyIDs       []string // of a sealed backup, in place of those it had; ErrInvalid for another
 }
 
 // Digests are the digests of one volume of a backup; see VolumeBackup.
@@ -122,8 +129,9 @@ type Digests struct{ Content, File string }
 
 // Removal reports that a backup's files and record are gone.
 type Removal struct {
-	Backup BackupID  `json:"backup"`
-	VM     VMID      `json:"vm"`
-	Bytes  int64     `json:"bytes"` // what the record had as stored, so that a quota charged with it adds up; 0 of a failed one
-	At     time.Time `json:"at"`    // on the store's clock
+	Backup BackupID `json:"backup"`
+	VM     VMID     `json:"vm"`
+	// What the record had as stored, so that a quota charged with it adds up; 0 of a failed one.
+	Bytes int64     `json:"bytes"`
+	At    time.Time `json:"at"` // on the store's clock
 }

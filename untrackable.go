@@ -16,12 +16,14 @@ func (d DiskStatus) WhyUntrackable() string {
 		return ""
 	case d.Encryption != "":
 		return fmt.Sprintf("%s of %s is encrypted (%s) and can't keep bitmaps", d.Untrackable, d.Device, d.Encryption)
-	case d.Untrackable == UntrackableVersion2:
-		return fmt.Sprintf("%s of %s can't keep bitmaps; while the VM is off make it version 3: qemu-img amend -f qcow2 -o compat=1.1 %s",
+	case d.Format == "qcow2":
+		return fmt.Sprintf("%s of %s can't keep bitmaps; while the VM is off make it version 3: qemu-img amend -f "+
+			"qcow2 -o compat=1.1 %s",
 			d.Untrackable, d.Device, image)
 	}
 	return fmt.Sprintf("%s of %s can't keep bitmaps, qcow2 can; while the VM is off convert it, "+
-		"and let the definition name the new image: qemu-img convert -f %s -O qcow2 %s NEW", d.Untrackable, d.Device, d.Untrackable, image)
+		"and let the definition name the new image: qemu-img convert -f %s -O qcow2 %s NEW", d.Untrackable, d.Device,
+		d.Untrackable, image)
 }
 
 // shellWord quotes a path for a command line that is only shown, where it needs that.

@@ -135,15 +135,15 @@ func (r BackupRequest) leaveOut(d kvmbackup.DiskStatus, named bool) *leftOut {
 	}
 	switch {
 	case d.Skip != "":
-		return because(kvmbackup.ReasonDiskSkipped, d.SkipsData, d.Skip)
+		return because(ReasonDiskSkipped, d.SkipsData, d.Skip)
 	case slices.Contains(r.Exclude, d.Device):
-		return because(kvmbackup.ReasonDiskExcluded, false, "")
+		return because(ReasonDiskExcluded, false, "")
 	case r.names() && !named:
-		return because(kvmbackup.ReasonDiskNotNamed, true, "")
+		return because(ReasonDiskNotNamed, true, "")
 	case d.Shareable && !named:
-		return because(kvmbackup.ReasonDiskShared, true, d.Source+"; name it among the request's volumes to back it up")
+		return because(ReasonDiskShared, true, d.Source+"; name it among the request's volumes to back it up")
 	case d.Unreadable != "" && !mayRun(d):
-		return because(kvmbackup.ReasonDiskUnreadable, true, d.Unreadable)
+		return because(ReasonDiskUnreadable, true, d.Unreadable)
 	}
 	return nil
 }
@@ -155,7 +155,7 @@ func mayRun(d kvmbackup.DiskStatus) bool { return d.InUse && d.UsedBy == "" }
 func (r BackupRequest) enough(st kvmbackup.DomainStatus, vols []chosen, left []leftOut) error {
 	var unreadable, missed []error
 	for _, l := range left {
-		if l.Code == kvmbackup.ReasonDiskUnreadable {
+		if l.Code == ReasonDiskUnreadable {
 			err := kvmbackup.ErrUnreadable
 			if l.Disk.InUse {
 				err = kvmbackup.ErrImageLocked

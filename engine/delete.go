@@ -9,7 +9,9 @@ import (
 )
 
 // PlanDelete shows what Delete would do now; see Deleter.Plan.
-func (e *Engine) PlanDelete(ctx context.Context, id kvmbackup.BackupID, opts kvmbackup.DeleteOptions) (kvmbackup.DeletePlan, error) {
+func (e *Engine) PlanDelete(
+	ctx context.Context, id kvmbackup.BackupID, opts kvmbackup.DeleteOptions,
+) (kvmbackup.DeletePlan, error) {
 	o, _, err := e.find(ctx, "plan delete", id)
 	if err != nil {
 		return kvmbackup.DeletePlan{}, err
@@ -19,56 +21,61 @@ func (e *Engine) PlanDelete(ctx context.Context, id kvmbackup.BackupID, opts kvm
 	return p, o.wrap(ctx, err)
 }
 
-// Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. What a crashed process left running, the
-// backup itself or with Subtree one below it, is settled first; when that is not possible now, the error says why, such as ErrJobStuck
-// or ErrBusy. What an earlier deletion could not remove is tried again. Deleting the newest backup clears the active
-// checkpoint, and drops it on the domain where that can be reached; otherwise the next operation that reaches it does.
-func (e *Engine) Delete(ctx context.Context, id kvmbackup.BackupID, opts kvmbackup.DeleteOptions) (kvmbackup.DeletePlan, error) {
+// Delete deletes a backup under its VM's lease; see Deleter.Delete for what that means. What a crashed process left
+// running, the backup itself or with Subtree one below it, is settled first; when that is not possible now, the error
+// says why, such as ErrJobStuck or ErrBusy. What an earlier deletion could not remove is tried again. Deleting the
+// newest backup clears the active checkpoint, and drops it on the domain where that can be reached; otherwise the next
+// operation that reaches it does.
+func (e *Engine) Delete(
+	ctx context.Context, id kvmbackup.BackupID, opts kvmbackup.DeleteOptions,
+) (kvmbackup.DeletePlan, error) {
 	o, b, err := e.find(ctx, "delete", id)
 	if err != nil {
 		return kvmbackup.DeletePlan{}, err
 	}
 	var done kvmbackup.DeletePlan
-	err = o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+	err = o.do(ctx, nil, func(ctx context.Context) error {
 		o.step("settle")
-		if opts.Subtree || b.Status == kvmbackup.StatusRunning { // with the lease held, what is running has nobody who runs it
-			if err := e.settleBelow(ctx, o, h, b, opts); err != nil {
+		// With the lease held, what is running has nobody who runs it.
+		if opts.Subtree || b.Status == kvmbackup.StatusRunning {
+			if err := o.settleBelow(ctx, b, opts); err != nil {
 				return err
 			}
 		}
 		o.step("delete")
 		var err error
-		done, err = e.deleterFor(o).Delete(ctx, h.lease(), id, opts)
+		done, err = o.deleter().Delete(ctx, o.lease(), id, opts)
 		if done.ClearsActive {
-			e.dropCleared(ctx, o, done.ActiveBackup)
+			o.dropCleared(ctx, done.ActiveBackup)
 		}
 		if err != nil {
 			return err
 		}
 		o.step("finish deletions")
-		if _, err := e.settleDeletes(ctx, o, h); err != nil {
+		if _, err := o.settleDeletes(ctx); err != nil {
 			o.warn("finish earlier deletions", "error", err) // this one is done
 		}
 		return nil
 	})
-	return done, o.fail(ctx, err)
+	return done, err
 }
 
 // settleBelow settles what is running and stands in the way of deleting b.
-func (e *Engine) settleBelow(ctx context.Context, o *op, h *heldLease, b kvmbackup.Backup, opts kvmbackup.DeleteOptions) error {
-	_, running := e.deleter.Plan(ctx, b.ID, opts)
+func (o *op) settleBelow(ctx context.Context, b kvmbackup.Backup, opts kvmbackup.DeleteOptions) error {
+	_, running := o.e.deleter.Plan(ctx, b.ID, opts)
 	if !errors.Is(running, kvmbackup.ErrStatus) {
 		return nil
 	}
-	if _, err := e.settleRunning(ctx, o, h, kvmbackup.DomainRef{Name: b.Domain}); err != nil {
-		return fmt.Errorf("%v; it can't be settled now: %w", running, err) //nolint:errorlint // what stands in the way decides
+	o.dom = kvmbackup.DomainRef{Name: b.Domain}
+	if _, err := o.settleRunning(ctx); err != nil {
+		return fmt.Errorf("%v; it can't be settled now: %w", running, err) //nolint:errorlint // the other decides
 	}
 	return nil
 }
 
-// deleterFor reports removals in the operation's event stream.
-func (e *Engine) deleterFor(o *op) *kvmbackup.Deleter {
-	d := *e.deleter
+// deleter reports removals in the operation's event stream.
+func (o *op) deleter() *kvmbackup.Deleter {
+	d := *o.e.deleter
 	d.OnRemoved = func(b kvmbackup.Backup, bytes int64) {
 		s := *o
 		s.backup = b.ID
@@ -82,20 +89,19 @@ func (e *Engine) deleterFor(o *op) *kvmbackup.Deleter {
 	return &d
 }
 
-// dropCleared removes the deleted backup's checkpoint, which is no longer active, if the domain can be reached now, or else the images
-// that its record names.
-func (e *Engine) dropCleared(ctx context.Context, o *op, b kvmbackup.Backup) {
-	if e.cfg.Executor == nil {
+// dropCleared removes the deleted backup's checkpoint, which is no longer active, if the domain can be reached now, or
+// else the images that its record names.
+func (o *op) dropCleared(ctx context.Context, b kvmbackup.Backup) {
+	if o.e.cfg.Executor == nil {
 		return
 	}
 	at := o.at
 	defer func() { o.at = at }() // what failed before it is what failed
 	o.step("drop checkpoint")
-	err := errors.Join(
-		ignoreNoDomain(e.drop(ctx, o, kvmbackup.DomainRef{Name: b.Domain, Disks: imagesOf(b)}, []kvmbackup.CheckpointName{b.Checkpoint})),
-		ignoreNoDomain(e.dropStale(ctx, o, kvmbackup.DomainRef{Name: b.Domain})),
-	)
-	if err != nil {
+	o.dom = kvmbackup.DomainRef{Name: b.Domain, Disks: imagesOf(b)}
+	dropped := o.drop(ctx, b.Checkpoint)
+	o.dom.Disks = nil
+	if err := errors.Join(ignoreNoDomain(dropped), ignoreNoDomain(o.dropStale(ctx))); err != nil {
 		o.warn("drop the cleared checkpoint", "error", err)
 	}
 }
@@ -112,8 +118,8 @@ func imagesOf(b kvmbackup.Backup) []kvmbackup.DiskRef {
 }
 
 // settleDeletes finishes deletions that were begun.
-func (e *Engine) settleDeletes(ctx context.Context, o *op, h *heldLease) ([]Recovery, error) {
-	gone, err := e.deleterFor(o).Finish(ctx, h.lease())
+func (o *op) settleDeletes(ctx context.Context) ([]Recovery, error) {
+	gone, err := o.deleter().Finish(ctx, o.lease())
 	var found []Recovery
 	for _, b := range gone {
 		found = append(found, Recovery{b.VM, b.ID, RecoveryDeleted, "its deletion had been begun"})
@@ -121,12 +127,12 @@ func (e *Engine) settleDeletes(ctx context.Context, o *op, h *heldLease) ([]Reco
 	return found, err
 }
 
-// Accounting reports every removal that was not reported yet to f, oldest first, and forgets it once f has returned nil. Every
-// removal is reported, also those of processes that died. One may be reported more than once, with the same backup ID: again after a
-// crash between f and the forgetting, and to both when two calls run at once, here or in two processes. So f must be idempotent by
-// that ID. It stops at f's first error and returns it.
+// Accounting reports every removal that was not reported yet to f, oldest first, and forgets it once f has returned
+// nil. Every removal is reported, also those of processes that died. One may be reported more than once, with the same
+// backup ID: again after a crash between f and the forgetting, and to both when two calls run at once, here or in two
+// processes. So f must be idempotent by that ID. It stops at f's first error and returns it.
 func (e *Engine) Accounting(ctx context.Context, f func(kvmbackup.Removal) error) error {
-	o := &op{name: "accounting", at: "read removals"}
+	o := e.query("accounting", "", "read removals")
 	left, err := e.cfg.Store.Removals(ctx, 0)
 	if err != nil {
 		return o.wrap(ctx, err)

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 func sha256Hex(b []byte) string {
@@ -16,30 +17,29 @@ func sha256Hex(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// AddDigests computes and records the digests of a completed backup that was taken without, in its record and its manifest. Only
-// the first ones are kept: digests that are recorded already are not computed anew. It takes the VM's lease.
+// AddDigests computes and records the digests that a completed backup lacks, in its record and its manifest: those of
+// its files too, which a backup has none of whose content was hashed on its way. Only the first ones are kept: digests
+// that are recorded already are not computed again. It takes the VM's lease.
 func (e *Engine) AddDigests(ctx context.Context, id kvmbackup.BackupID) error {
 	o, _, err := e.find(ctx, "digest", id)
 	if err != nil {
 		return err
 	}
-	if _, err := e.digester(); err != nil {
-		return o.fail(ctx, err)
-	}
-	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
-		b, err := e.digestMissing(ctx, o)
-		if err != nil {
+	_, refused := e.digester()
+	return o.do(ctx, refused, func(ctx context.Context) error {
+		b, err := o.digestMissing(ctx)
+		if err != nil || b.Sealed() { // which has all that it can have, under its MAC
 			return err
 		}
 		o.step("record")
-		return e.recordDigests(ctx, h, b)
-	}))
+		return o.recordDigests(ctx, b)
+	})
 }
 
 // digestMissing verifies the chain of the operation's backup and returns its record with the digests that it lacked.
-func (e *Engine) digestMissing(ctx context.Context, o *op) (kvmbackup.Backup, error) {
+func (o *op) digestMissing(ctx context.Context) (kvmbackup.Backup, error) {
 	o.step("read chain")
-	chain, err := kvmbackup.ChainOf(ctx, e.cfg.Store, o.backup)
+	chain, err := kvmbackup.ChainOf(ctx, o.e.cfg.Store, o.backup)
 	if err != nil {
 		return kvmbackup.Backup{}, err
 	}
@@ -47,30 +47,32 @@ func (e *Engine) digestMissing(ctx context.Context, o *op) (kvmbackup.Backup, er
 	if b.Status != kvmbackup.StatusCompleted {
 		return b, fmt.Errorf("%w: backup %s is %v", kvmbackup.ErrStatus, b.ID, b.Status)
 	}
-	if err := e.verifyMembers(ctx, chain); err != nil {
+	ring, err := o.e.verifyMembers(ctx, chain)
+	if err != nil {
 		return b, err
 	}
 	o.step("digest")
 	b.Volumes = slices.Clone(b.Volumes)
 	ctx = withTally(ctx, o.tally(digestsOf(b, func(v kvmbackup.VolumeBackup) int64 {
-		if v.Digest != "" {
+		if !lacksDigests(v) {
 			return 0
 		}
-		layers, _ := layersOf(chain, v.VolumeID, e.cfg.Repository) // an error comes up below
+		layers, _ := layersOf(chain, v.VolumeID, o.e.cfg.Repository, ring) // an error comes up below
 		return storedIn(layers) + v.StoredSize + v.VirtualSize
 	})))
 	for i := range b.Volumes {
 		v := &b.Volumes[i]
-		if v.Digest != "" {
+		if !lacksDigests(*v) {
 			continue
 		}
-		layers, err := layersOf(chain, v.VolumeID, e.cfg.Repository)
+		layers, err := layersOf(chain, v.VolumeID, o.e.cfg.Repository, ring)
 		if err == nil {
-			err = e.verifyLayers(ctx, layers)
+			err = o.e.verifyLayers(ctx, layers, false)
 		}
 		if err == nil {
-			err = e.digest(ctx, v, layers)
+			err = o.e.digest(ctx, v, layers)
 		}
+		closeLayers(layers)
 		if err != nil {
 			return b, err
 		}
@@ -78,10 +80,15 @@ func (e *Engine) digestMissing(ctx context.Context, o *op) (kvmbackup.Backup, er
 	return b, nil
 }
 
-// recordDigests writes them into the manifest first: a crash in between leaves digests that the folder has and the record lacks, which
-// is no contradiction.
-func (e *Engine) recordDigests(ctx context.Context, h *heldLease, b kvmbackup.Backup) error {
-	m, err := e.cfg.Repository.ReadManifest(ctx, b.Path)
+// lacksDigests says whether there is one that could be computed. A sealed volume has its file's, and no other.
+func lacksDigests(v kvmbackup.VolumeBackup) bool {
+	return v.FileEncryption == "" && (v.Digest == "" || v.FileDigest == "")
+}
+
+// recordDigests writes them into the manifest first: a crash in between leaves digests that the folder has and the
+// record lacks, which is no contradiction.
+func (o *op) recordDigests(ctx context.Context, b kvmbackup.Backup) error {
+	m, err := o.e.cfg.Repository.ReadManifest(ctx, b.Path)
 	if err != nil {
 		return repositoryError(err)
 	}
@@ -90,25 +97,41 @@ func (e *Engine) recordDigests(ctx context.Context, h *heldLease, b kvmbackup.Ba
 	for _, v := range b.Volumes {
 		a.Digests[v.VolumeID] = kvmbackup.Digests{Content: v.Digest, File: v.FileDigest}
 	}
-	if err := e.cfg.Repository.RewriteManifest(ctx, m); err != nil {
+	if err := o.e.cfg.Repository.RewriteManifest(ctx, m); err != nil {
 		return err
 	}
-	return e.cfg.Store.Annotate(ctx, h.lease(), b.ID, a)
+	return o.e.cfg.Store.Annotate(ctx, o.lease(), b.ID, a)
 }
 
+// digest computes those that the volume lacks.
 func (e *Engine) digest(ctx context.Context, v *kvmbackup.VolumeBackup, layers []layer) error {
-	digester, err := e.digester()
+	digester, err := e.fileDigest(ctx, v, layers[0])
 	if err != nil {
 		return err
 	}
-	if v.FileDigest, err = digester.FileDigest(ctx, layers[0].file); err != nil {
-		return err
+	if v.Digest != "" || anySealed(layers) { // what is in it is to be known by nobody, nor compared
+		return nil
 	}
-	counted(ctx, v.VolumeID, v.StoredSize)
-	if v.Digest, err = digester.Digest(ctx, layers[0].file, backing(layers)); err == nil {
+	if v.Digest, err = digester.Digest(ctx, layers[0].path(), backing(layers)); err == nil {
 		counted(ctx, v.VolumeID, v.VirtualSize)
 	}
 	return err
+}
+
+// fileDigest computes that of the volume's file, if it lacks it, and returns what computes the others.
+func (e *Engine) fileDigest(ctx context.Context, v *kvmbackup.VolumeBackup, file layer) (Digester, error) {
+	digester, err := e.digester()
+	if err == nil && v.FileDigest == "" {
+		v.FileDigest, err = digester.FileDigest(ctx, file.path())
+	}
+	if err == nil {
+		counted(ctx, v.VolumeID, v.StoredSize)
+	}
+	return digester, err
+}
+
+func anySealed(layers []layer) bool {
+	return slices.ContainsFunc(layers, func(l layer) bool { return l.volume.FileEncryption != "" })
 }
 
 // digestsOf says how much there is to read of each volume that has anything to read.
@@ -122,31 +145,75 @@ func digestsOf(b kvmbackup.Backup, bytes func(v kvmbackup.VolumeBackup) int64) (
 }
 
 // addDigests computes the digests of a backup that is about to be published.
-func (r *run) addDigests(ctx context.Context) error {
-	if !r.record.Asked.Digests {
+func (r *running) addDigests(ctx context.Context) error {
+	if !r.record.Asked.Digests && !r.record.Sealed() {
 		return nil
 	}
 	r.step("digest")
 	chain := []kvmbackup.Backup{r.record}
-	if r.parent != nil {
-		older, err := kvmbackup.ChainOf(ctx, r.e.cfg.Store, r.parent.ID)
+	if r.record.ParentID != "" {
+		older, err := kvmbackup.ChainOf(ctx, r.e.cfg.Store, r.record.ParentID)
 		if err != nil {
 			return err
 		}
 		chain = append(slices.Clone(older), r.record)
 	}
-	ctx = withTally(ctx, r.tally(digestsOf(r.record, func(v kvmbackup.VolumeBackup) int64 { return v.StoredSize + v.VirtualSize })))
+	ctx = withTally(ctx, r.tally(digestsOf(r.record, r.toDigest)))
 	dir := r.e.cfg.Repository.PartialDir(r.record.Path, r.record.ID)
 	for i := range r.record.Volumes {
 		v := &r.record.Volumes[i]
-		layers, err := layersOf(chain, v.VolumeID, r.e.cfg.Repository)
+		layers, err := layersOf(chain, v.VolumeID, r.e.cfg.Repository, nil)
 		if err != nil {
 			return err
 		}
 		layers[0].file = filepath.Join(dir, v.File)
-		if err := r.e.digest(ctx, v, layers); err != nil {
+		if err := r.digestIndexed(ctx, v, layers); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// toDigest is how much there is to read of a volume.
+func (r *running) toDigest(v kvmbackup.VolumeBackup) int64 {
+	_, onTheWay := r.made.Digests[v.VolumeID]
+	switch {
+	case !onTheWay:
+		return v.StoredSize + v.VirtualSize
+	case hashedAsStored(v, onTheWay):
+		return 0
+	}
+	return v.StoredSize
+}
+
+// compareDigest reads back what a restore has written and compares it with the digest on record, where there is one:
+// whoever can write to the share can change what a chain holds and keep its structure sound. It comes before the new
+// file gets its name.
+func (e *Engine) compareDigest(ctx context.Context, req RestoreRequest, j copyJob, written string) error {
+	v := j.layers[0].volume
+	if v.Digest == "" || req.SkipDigests {
+		return nil
+	}
+	digester, err := e.digester()
+	if err != nil {
+		return fmt.Errorf("compare the digest on record: %w; restore without (SkipDigests)", err)
+	}
+	var got string
+	switch {
+	case j.exists:
+		got, err = digester.DeviceDigest(ctx, written, v.VirtualSize)
+	case j.out.Format == qcow2.FormatRaw:
+		got, err = digester.FileDigest(ctx, written)
+	default:
+		got, err = digester.Digest(ctx, written, []qcow2.Layer{})
+	}
+	if err != nil {
+		return fmt.Errorf("compare the digest on record: %w", err)
+	}
+	if got != v.Digest {
+		return fmt.Errorf("%w: volume %q of backup %s was restored with the digest %s, on record is %s: its chain is "+
+			"not what it was; verify it with content, or restore all the same without the comparison (SkipDigests)",
+			kvmbackup.ErrDamaged, v.VolumeID, j.layers[0].backup.ID, got, v.Digest)
 	}
 	return nil
 }

@@ -7,25 +7,29 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// A disk that QEMU decrypts is backed up as the guest sees it: the secret is libvirt's, and is not known here. So its backups are
-// readable to whoever can read the repository, and say so; and while the domain is off its image can neither be read nor be written.
+// A disk that QEMU decrypts is backed up as the guest sees it: the secret is libvirt's, and is not known here. So its
+// backups, unless they are sealed, are readable to whoever can read the repository, and say so; and while the domain is
+// off its image can neither be read nor be written.
 
 // encrypted has a reason for each volume whose backup says more than the host's disk did.
-func encrypted(volumes []chosen) []kvmbackup.Reason {
+func encrypted(volumes []chosen, policy kvmbackup.Policy) []kvmbackup.Reason {
+	if policy.Encryption != "" {
+		return nil
+	}
 	var out []kvmbackup.Reason
 	for _, v := range volumes {
 		if v.Disk.Encryption != "" {
-			out = append(out, kvmbackup.Reason{Code: kvmbackup.ReasonDiskEncrypted, VolumeID: v.ID,
+			out = append(out, kvmbackup.Reason{Code: ReasonDiskEncrypted, VolumeID: v.ID,
 				Detail: fmt.Sprintf("%s: encrypted on its host (%s); the backup's content is not", v.Device, v.Disk.Encryption)})
 		}
 	}
 	return out
 }
 
-// sameEncryption refuses what would back ciphertext up as a volume whose backups are what the guest sees. Only the description of a
-// domain that is not defined can leave that out.
-func (v view) sameEncryption() error {
-	if v.status.Defined || v.input.Newest == nil {
+// sameEncryption refuses what would back ciphertext up as a volume whose backups are what the guest sees. Only the
+// description of a domain that is not defined can leave that out.
+func (v view) sameEncryption(st kvmbackup.DomainStatus) error {
+	if st.Defined || v.input.Newest == nil {
 		return nil
 	}
 	for _, c := range v.volumes {
@@ -39,10 +43,14 @@ func (v view) sameEncryption() error {
 // undescribed says whether the volume was encrypted and nobody has said what its disk is now.
 func undescribed(refs []kvmbackup.DiskRef, d kvmbackup.DiskStatus, part kvmbackup.VolumeBackup) bool {
 	return part.Encryption != "" && d.Encryption == "" &&
-		!slices.ContainsFunc(refs, func(r kvmbackup.DiskRef) bool { return r.Device == d.Device && r.Encryption == kvmbackup.NotEncrypted })
+		!slices.ContainsFunc(refs, func(r kvmbackup.DiskRef) bool {
+			return r.Device == d.Device && r.Encryption == kvmbackup.NotEncrypted
+		})
 }
 
 func askForEncryption(device string, part kvmbackup.VolumeBackup) string {
-	return fmt.Sprintf("disk %s was encrypted (%s) when it was backed up, and the description of the domain, which is off and not defined, "+
-		"doesn't say whether it still is; set Encryption of its DiskRef to %q, or to %q where it isn't any more", device, part.Encryption, part.Encryption, kvmbackup.NotEncrypted)
+	return fmt.Sprintf("disk %s was encrypted (%s) when it was backed up, and the description of the domain, which "+
+		"is off and not defined, doesn't say whether it still is; "+
+		"set Encryption of its DiskRef to %q, or to %q where it isn't any more",
+		device, part.Encryption, part.Encryption, kvmbackup.NotEncrypted)
 }

@@ -1,108 +1,122 @@
 package engine_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
+	"log"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+	"github.com/kvmbackup/kvmbackup/repository"
+	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// A decision needs no hypervisor: it is a function of what is known.
-func ExampleDecider() {
-	newest := kvmbackup.Backup{
-		ID: "bbbbbbbb-0000-4000-8000-000000000001", VM: "web1", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted,
-		ChainID: "aaaaaaaa-0000-4000-8000-000000000001", Checkpoint: "kvmbackup-2026.11.23.07.04.50", Path: "web1/2026.11.23.07.04.50",
-		Volumes: []kvmbackup.VolumeBackup{{VolumeID: "root", Device: "vda", Kind: kvmbackup.KindFull, File: "root.root.qcow2", VirtualSize: 10 << 30}},
-	}
-	d, err := kvmbackup.Decider{}.Decide(kvmbackup.DecideInput{
-		VM: "web1", Policy: kvmbackup.Policy{FullEvery: 3}, State: kvmbackup.DomainRunning,
-		ActiveCheckpoint: newest.Checkpoint, Newest: &newest,
-		Volumes: []kvmbackup.VolumeFacts{
-			{VolumeID: "root", Device: "vda", VirtualSize: 10 << 30, Bitmap: kvmbackup.BitmapUsable},
-			{VolumeID: "data", Device: "vdb", VirtualSize: 50 << 30},
-		},
-		NewCheckpoint: "kvmbackup-2026.11.23.08.04.50", NewChain: "aaaaaaaa-0000-4000-8000-000000000002",
+// An engine over a store, a repository, a hypervisor and images. Here the last two are simulated; package libvirtjob
+// has the Executor for real ones, package qcow2 the images.
+func Example() {
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "nas-")
+	must(err)
+	defer func() { must(os.RemoveAll(dir)) }()
+	repo, err := repository.Init(ctx, dir, repository.Options{NoSync: true}) // once; then repository.Open
+	must(err)
+	h := kvmbackuptest.NewHypervisor()
+	must(h.Define(kvmbackuptest.Domain{Name: "web1", Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 30}}}))
+	must(h.Start("web1"))
+	eng, err := engine.New(engine.Config{
+		Store: memstore.New(), Repository: repo, Executor: h.Executor(), Images: kvmbackuptest.Images{},
 	})
+	must(err)
+
+	b, err := eng.Backup(ctx, engine.BackupRequest{VM: "web1"})
+	must(err)
+	fmt.Println(b.Status, b.Kind, b.Reasons[0].Code)
+	// Output:
+	// completed full no-active-checkpoint
+}
+
+func must(err error) {
 	if err != nil {
-		fmt.Println(err)
-		return
+		log.Fatal(err)
 	}
-	fmt.Println(d.Kind, "at position", d.Position, "because:", d.Reasons[0].Code)
-	for _, v := range d.Volumes {
-		fmt.Println(v.Device, v.Kind, v.Reason.Code, v.ParentFile)
-	}
-	// Output:
-	// incremental at position 1 because: incremental
-	// vda incremental volume-incremental ../2026.11.23.07.04.50/root.root.qcow2
-	// vdb full volume-new
 }
 
-// What a retention policy would do, before it does it.
-func ExamplePlanRetention() {
-	day := func(n int, kind kvmbackup.Kind, id, parent kvmbackup.BackupID) kvmbackup.Backup {
-		return kvmbackup.Backup{
-			ID: id, VM: "web1", Kind: kind, Status: kvmbackup.StatusCompleted, ParentID: parent, Sequence: int64(n),
-			StartedAt: time.Date(2026, 11, n, 22, 0, 0, 0, time.UTC), Volumes: []kvmbackup.VolumeBackup{{StoredSize: 1 << 20}},
-		}
-	}
-	plan, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Daily: 2}, []kvmbackup.Backup{
-		day(1, kvmbackup.KindFull, "full-1", ""),
-		day(2, kvmbackup.KindFull, "full-2", ""),
-		day(3, kvmbackup.KindIncremental, "inc-3", "full-2"),
-		day(4, kvmbackup.KindIncremental, "inc-4", "inc-3"),
-	}, "")
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	fmt.Print(plan)
-	// Output:
-	// inc-4 2026-11-04T22:00:00Z incremental: keep (daily)
-	// inc-3 2026-11-03T22:00:00Z incremental: keep (daily)
-	// full-2 2026-11-02T22:00:00Z full: delete later: a kept backup needs it
-	// full-1 2026-11-01T22:00:00Z full: delete
-	// 1048576 bytes come back now, 1048576 later
+// demo is what the examples begin with: a host with an engine, and the running VM web1 with the volumes root and data.
+type demo struct {
+	*engine.Engine
+	config     engine.Config
+	hypervisor *kvmbackuptest.Hypervisor
+	dir        string // of the repository, the VM's images and what is restored
+	now        time.Time
 }
 
-// For hosts that keep a table of details per backup and add no columns.
-func ExampleBackup_Details() {
-	b := kvmbackup.Backup{
-		ID: "bbbbbbbb-0000-4000-8000-000000000002", VM: "web1", Kind: kvmbackup.KindIncremental, Status: kvmbackup.StatusCompleted,
-		ChainID: "aaaaaaaa-0000-4000-8000-000000000001", Position: 1, ParentID: "bbbbbbbb-0000-4000-8000-000000000001",
-		Checkpoint: "kvmbackup-2026.11.23.08.04.50", Path: "web1/2026.11.23.08.04.50", Consistency: kvmbackup.ConsistencyCrash,
-		StartedAt: time.Date(2026, 11, 23, 8, 4, 50, 0, time.UTC),
-		Volumes:   []kvmbackup.VolumeBackup{{VolumeID: "root", Device: "vda", Kind: kvmbackup.KindFull, File: "root.root.qcow2"}},
+const web1 = kvmbackup.VMID("web1")
+
+// newDemo makes one. The option, if any, changes the engine's configuration.
+func newDemo(options ...func(*engine.Config)) *demo {
+	dir, err := os.MkdirTemp("", "example-")
+	must(err)
+	for _, sub := range []string{"nas", "images", "restored"} {
+		must(os.Mkdir(filepath.Join(dir, sub), 0o700))
 	}
-	details := b.Details()
-	for _, key := range slices.Sorted(maps.Keys(details)) {
-		if strings.HasPrefix(key, "nas.") && !strings.HasPrefix(key, kvmbackup.DetailVolumePrefix) {
-			fmt.Println(key, "=", details[key])
-		}
+	d := &demo{dir: dir, hypervisor: kvmbackuptest.NewHypervisor(), now: time.Date(2026, 11, 23, 22, 0, 0, 0, time.UTC)}
+	must(d.hypervisor.Define(kvmbackuptest.Domain{Name: "web1", Disks: []kvmbackuptest.Disk{
+		{Device: "vda", SizeBytes: 1 << 20, Source: filepath.Join(dir, "images", "vda.qcow2")},
+		{Device: "vdb", SizeBytes: 2 << 20, Source: filepath.Join(dir, "images", "vdb.qcow2")},
+	}}))
+	must(d.hypervisor.Start("web1"))
+	repo, err := repository.Init(context.Background(), filepath.Join(dir, "nas"), repository.Options{NoSync: true})
+	must(err)
+	clock := func() time.Time { return d.now }
+	store := memstore.New(memstore.WithClock(clock))
+	d.config = engine.Config{Store: store, Repository: repo, Images: kvmbackuptest.Images{}, Now: clock}
+	for _, o := range options {
+		o(&d.config)
 	}
-	back, err := kvmbackup.BackupFromDetails(details)
-	fmt.Println(back.ID == b.ID, err)
-	// Output:
-	// nas.bitmap_name = kvmbackup-2026.11.23.08.04.50
-	// nas.chain_id = aaaaaaaa-0000-4000-8000-000000000001
-	// nas.chain_position = 1
-	// nas.parent_backup_id = bbbbbbbb-0000-4000-8000-000000000001
-	// nas.type = incremental
-	// true <nil>
+	d.start()
+	return d
 }
 
-func ExamplePolicyFromSettings() {
-	policy, err := kvmbackup.PolicyFromSettings(map[string]string{
-		"nas.backup.incremental.enabled": "true",
-		"nas.backup.full.every":          "7",
-		"some.other.setting":             "x",
-	})
-	fmt.Println(!policy.DisableIncremental, policy.FullEvery, err)
-	_, err = kvmbackup.PolicyFromSettings(map[string]string{"nas.backup.full.every": "weekly"})
-	fmt.Println(err)
-	// Output:
-	// true 7 <nil>
-	// invalid setting nas.backup.full.every="weekly": a whole number expected
+// start makes the engine, of a process that has just started.
+func (d *demo) start() {
+	d.config.Executor = d.hypervisor.Executor()
+	var err error
+	d.Engine, err = engine.New(d.config)
+	must(err)
+}
+
+func (d *demo) close() { must(os.RemoveAll(d.dir)) }
+
+// request names the VM's volumes.
+func (d *demo) request() engine.BackupRequest {
+	return engine.BackupRequest{
+		VM: web1, Volumes: []engine.Volume{{ID: "root", Device: "vda", Root: true}, {ID: "data", Device: "vdb"}},
+	}
+}
+
+// night lets the guest write a cluster to each disk, and takes the backup of that day.
+func (d *demo) night() kvmbackup.Backup {
+	d.now = d.now.AddDate(0, 0, 1)
+	at := int64(d.now.Day()%8) * kvmbackuptest.ClusterBytes
+	must(d.hypervisor.Write("web1", "vda", at, []byte(d.now.String())))
+	must(d.hypervisor.Write("web1", "vdb", at, []byte(d.now.String())))
+	b, err := d.Backup(context.Background(), d.request())
+	must(err)
+	return b
+}
+
+// crash is the end of the host's process while QEMU copies. Another process starts when the dead one's lease is over.
+func (d *demo) crash() {
+	must(d.hypervisor.Write("web1", "vda", 0, kvmbackuptest.Pattern(1, 8*kvmbackuptest.ClusterBytes)))
+	d.hypervisor.OnStep(func(string, int64, int64) { d.hypervisor.KillHost(); d.hypervisor.OnStep(nil) })
+	if _, err := d.Backup(context.Background(), d.request()); !errors.Is(err, kvmbackuptest.ErrHostKilled) {
+		log.Fatal("the process lives: ", err)
+	}
+	d.now = d.now.Add(time.Minute)
+	d.start()
 }

@@ -9,11 +9,12 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// Export writes the manifests of completed backups anew from their records, of one VM or of all with an empty name: digests, pins and
-// verifications that were recorded since. It returns how many were written. Backups that are deleted meanwhile are left out. Folders that
-// are not there are an error, joined with the others.
+// Export writes the manifests of completed backups anew from their records, of one VM or of all with an empty name:
+// digests, pins and verifications that were recorded since. It returns how many were written. Backups that are deleted
+// meanwhile are left out. Folders that are not there are an error, joined with the others. Of a sealed backup's
+// manifest what its MAC is over stays as it is; one that isn't the record's is an ErrDamaged.
 func (e *Engine) Export(ctx context.Context, vm kvmbackup.VMID) (int, error) {
-	all := &op{name: "export", vm: vm, at: "read records"}
+	all := e.query("export", vm, "read records")
 	records, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
 	if err != nil {
 		return 0, all.wrap(ctx, err)
@@ -24,21 +25,21 @@ func (e *Engine) Export(ctx context.Context, vm kvmbackup.VMID) (int, error) {
 		if b.Repository != e.cfg.Repository.ID() {
 			continue
 		}
-		o := e.newOp("export", b.VM)
+		o := e.open("export", b.VM)
 		o.backup = b.ID
-		err := o.withLease(ctx, func(ctx context.Context, _ *heldLease) error {
+		errs = append(errs, o.do(ctx, nil, func(ctx context.Context) error {
 			written, err := e.exportOne(ctx, b.ID)
 			if written {
 				n++
 			}
 			return err
-		})
-		errs = append(errs, o.fail(ctx, err))
+		}))
 	}
 	return n, all.joined(ctx, errs)
 }
 
-// exportOne reads the record again: under the lease nobody changes it. It keeps from the manifest what a record doesn't have.
+// exportOne reads the record again: under the lease nobody changes it. It keeps from the manifest what a record doesn't
+// have.
 func (e *Engine) exportOne(ctx context.Context, id kvmbackup.BackupID) (written bool, err error) {
 	b, err := e.cfg.Store.Backup(ctx, id)
 	if errors.Is(err, kvmbackup.ErrNotFound) || err == nil && b.Status != kvmbackup.StatusCompleted {
@@ -51,8 +52,17 @@ func (e *Engine) exportOne(ctx context.Context, id kvmbackup.BackupID) (written 
 	if err != nil {
 		return false, repositoryError(err)
 	}
-	m := repository.NewManifest(b, has.Files)
+	if b.Files == nil {
+		b.Files = has.Files // an earlier version has recorded it
+	}
+	m := repository.NewManifest(b)
 	m.DomainUUID = cmp.Or(m.DomainUUID, has.DomainUUID)
+	if has.Sealed() || b.Sealed() {
+		if err := ofRecord(has.Backup, b); err != nil {
+			return false, err
+		}
+		m = m.SealedAs(has)
+	}
 	if m.VerifiedAt.Before(has.VerifiedAt) { // the last verification that found nothing: a record has but the last
 		m.VerifiedAt = has.VerifiedAt
 	}

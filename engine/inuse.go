@@ -9,25 +9,25 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/swap"
 )
 
-// A restore replaces no image that anything has open: a guest that shares the disk, or whose own image lies over it, would go on with a
-// file that has no name any more, and lose what it writes. Each witness is blind somewhere, so several are asked:
+// A restore replaces no image that anything has open: a guest that shares the disk, or whose own image lies over it,
+// would go on with a file that has no name any more, and lose what it writes. Each witness is blind somewhere, so
+// several are asked:
 //
-//	the hypervisor   images of its running domains and what is below them, also on storage without locks; of this host only
-//	file locks       those of QEMU and its tools, also on other hosts where the storage passes locks on; not with locking off
+//	the hypervisor   images of its running domains and what is below them, also on storage without locks; of this host
+//	file locks       those of QEMU and its tools, on other hosts where the storage passes them on; not with locking off
 //	/proc            what has the file open, as far as this process may look: root sees all of this host
 //	loop devices     they hold their file without a process
-//	a write lease    the kernel grants it for a file that nobody has open, itself included; to root and the owner, on local storage
+//	a write lease    the kernel grants it for a file that nobody has open, itself included; to root and the owner, where
+//	                 the storage is local
 
-// lookInterval and lookLimit are for those who open an image for no more than a moment, to look at it.
-const (
-	lookInterval = 100 * time.Millisecond
-	lookLimit    = 2 * time.Second
-)
+// lookLimit is for those who open an image for no more than a moment, to look at it.
+const lookLimit = 2 * time.Second
 
-// notInUse returns an ErrImageLocked if something has one of the files or devices open, or a running domain of the hypervisor other than dom
-// has one that is known by those names. A file that isn't there is free.
+// notInUse returns an ErrImageLocked if something has one of the files or devices open, or a running domain of the
+// hypervisor other than dom has one that is known by those names. A file that isn't there is free.
 func (e *Engine) notInUse(ctx context.Context, dom kvmbackup.DomainRef, names, files []string) error {
 	if len(files) == 0 {
 		return nil
@@ -35,24 +35,22 @@ func (e *Engine) notInUse(ctx context.Context, dom kvmbackup.DomainRef, names, f
 	if err := e.usedByNoDomain(ctx, dom, names); err != nil {
 		return err
 	}
-	tick := time.NewTicker(lookInterval)
-	defer tick.Stop()
-	for tries := lookLimit / lookInterval; ; tries-- {
-		err := looking(ctx, func() error { return closed(files) })
-		if err == nil || tries == 0 || ctx.Err() != nil {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	limit, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	var err error
+	retry(limit, func() bool {
+		err = looking(ctx, func() error { return closed(files) })
+		return err == nil || ctx.Err() != nil
+	})
+	if ended := context.Cause(ctx); ended != nil {
+		return ended
 	}
+	return err
 }
 
 // looking runs f, which only looks, where ctx can leave it.
 func looking(ctx context.Context, f func() error) error {
-	_, err := leaveBehind(ctx, func() (struct{}, error) { return struct{}{}, f() })
+	_, err := swap.Look(ctx, func() (struct{}, error) { return struct{}{}, f() })
 	return err
 }
 
@@ -64,7 +62,8 @@ func closed(files []string) error {
 			return fmt.Errorf("look whether %s is in use: %w", file, err)
 		}
 		if by != "" {
-			return fmt.Errorf("%w: %s is open in %s; shut down or end what uses it, then restore again, or restore to new files", kvmbackup.ErrImageLocked, file, by)
+			return fmt.Errorf("%w: %s is open in %s; shut down or end what uses it, then restore again, or restore "+
+				"to new files", kvmbackup.ErrImageLocked, file, by)
 		}
 	}
 	return nil
@@ -83,7 +82,8 @@ func (e *Engine) usedByNoDomain(ctx context.Context, dom kvmbackup.DomainRef, na
 	return looking(ctx, func() error {
 		for image, domain := range users {
 			if at := slices.IndexFunc(names, func(name string) bool { return samePlace(image, name) }); at >= 0 {
-				return fmt.Errorf("%w: %s is a disk of the running domain %q, or below one; shut that down, then restore again, or restore to new files",
+				return fmt.Errorf("%w: %s is a disk of the running domain %q, or below one; shut that down, then "+
+					"restore again, or restore to new files",
 					kvmbackup.ErrImageLocked, names[at], domain)
 			}
 		}
@@ -106,16 +106,3 @@ func samePlace(image, name string) bool {
 	b, err := os.Stat(name)
 	return err == nil && os.SameFile(a, b)
 }
-
-// blockDevicesOf returns the targets that are block devices, which are written directly.
-func blockDevicesOf(jobs []copyJob) []string {
-	var paths []string
-	for _, j := range jobs {
-		if j.exists {
-			paths = append(paths, j.out.Path)
-		}
-	}
-	return paths
-}
-
-func targetsOf(jobs []copyJob) []string { return append(filesOf(jobs), blockDevicesOf(jobs)...) }

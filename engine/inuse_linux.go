@@ -28,7 +28,8 @@ func openBy(path string) (string, error) {
 	return by, errors.Join(err, f.Close())
 }
 
-// openElsewhere looks for who has the file open only where the kernel doesn't vouch for it that nobody has: that takes its time.
+// openElsewhere looks for who has the file open only where the kernel doesn't vouch for it that nobody has: that takes
+// its time.
 func openElsewhere(f *os.File) (string, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -56,7 +57,8 @@ func openElsewhere(f *os.File) (string, error) {
 	return "", nil
 }
 
-// locked says whether anybody has a lock, of whatever kind, on any byte of the file. QEMU has some on every image that it has open.
+// locked says whether anybody has a lock, of whatever kind, on any byte of the file. QEMU has some on every image that
+// it has open.
 func locked(f *os.File) bool {
 	const fOFDGetlk = 36
 	l := syscall.Flock_t{Type: syscall.F_WRLCK} // from the first byte to the last
@@ -88,8 +90,8 @@ func leaseOf(f *os.File) lease {
 	return leaseUnknown
 }
 
-// leasesTell says whether a refusal means anything here: network file systems refuse for reasons of their own. A file that surely nobody
-// else has open shows it.
+// leasesTell says whether a refusal means anything here: network file systems refuse for reasons of their own. A file
+// that surely nobody else has open shows it.
 func leasesTell(dir string) bool {
 	const oTmpfile = 0o20000000 | syscall.O_DIRECTORY
 	f, err := os.OpenFile(dir, oTmpfile|os.O_RDWR, 0o600)
@@ -100,7 +102,8 @@ func leasesTell(dir string) bool {
 	return leaseOf(f) == leaseGranted
 }
 
-// openInProcess looks through the files that processes have open. Those that this process may not look at it passes over.
+// openInProcess looks through the files that processes have open. Those that this process may not look at it passes
+// over.
 func openInProcess(f *os.File, info fs.FileInfo) string {
 	own := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 	inode := inodeOf(own)
@@ -121,7 +124,8 @@ func openInProcess(f *os.File, info fs.FileInfo) string {
 	return ""
 }
 
-// isOpen says whether a process's descriptor is of the file or device. Only what is alike is looked at itself: it may be on dead storage.
+// isOpen says whether a process's descriptor is of the file or device. Only what is alike is looked at itself: it may
+// be on dead storage.
 func isOpen(fd, inode string, info fs.FileInfo) bool {
 	name, err := os.Readlink(fd)
 	if err != nil || !filepath.IsAbs(name) { // a pipe, socket, ...

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // Each witness by itself: where one is blind, another has to see.
@@ -37,7 +39,7 @@ func TestOpenBy(t *testing.T) {
 		t.Error("a locked file counts as unlocked")
 	}
 	if !leasesTell(filepath.Dir(path)) {
-		t.Skip("no leases on this file system")
+		lab.Missing(t, "no leases on this file system")
 	}
 	if got := leaseOf(witness); got != leaseRefused {
 		t.Errorf("the lease on an open file: %v", got)

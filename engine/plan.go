@@ -21,20 +21,35 @@ type Plan struct {
 	kvmbackup.Decision
 	// Path is the backup's folder, VM/STAMP; it and the checkpoint's name follow the clock.
 	Path string `json:"path"`
-	// EstimateBytes is what the job is expected to write, its images' tables included; FreeBytes what the repository has, of which
-	// ReserveBytes are to stay free.
+	// EstimateBytes is what the job is expected to write, its images' tables included; FreeBytes what the repository has,
+	// of which ReserveBytes are to stay free.
 	EstimateBytes int64 `json:"estimate_bytes"`
 	FreeBytes     int64 `json:"free_bytes"`
 	ReserveBytes  int64 `json:"reserve_bytes"`
-	// Unmeasured are devices of which it can't be told what they hold, such as one in a network: the estimate counts them as full.
+	// ReadBytes is the size of the disks that are read whole, to be compared with the parent chain, which is read as far
+	// as it has something there. The estimate counts for them what they hold, though only what differs is stored.
+	ReadBytes int64 `json:"read_bytes,omitempty"`
+	// Scratch is the folder that a pull would take, and ScratchFreeBytes its room, without what is promised to other
+	// backups of this process; empty for what isn't pulled, or can't be now, and in a PlanWith.
+	Scratch          string `json:"scratch,omitempty"`
+	ScratchFreeBytes int64  `json:"scratch_free_bytes,omitempty"`
+	// Compression is that of the images. FromHistory are devices whose part of the estimate is what their last backups
+	// came to with it; others count as if they didn't compress.
+	Compression kvmbackup.Compression `json:"compression,omitempty"`
+	FromHistory []string              `json:"from_history,omitempty"`
+	// Unmeasured are devices of which it can't be told what they hold, such as one in a network: the estimate counts them
+	// as full.
 	Unmeasured []string `json:"unmeasured,omitempty"`
-	// Pending are the backups that are recorded as running: what an earlier crash has left is settled before the backup, and the
-	// decision may then differ.
+	// Assumed says what PlanWith takes for granted because the inventory doesn't know it; empty in a Plan.
+	Assumed []string `json:"assumed,omitempty"`
+	// Pending are the backups that are recorded as running: what an earlier crash has left is settled before the backup,
+	// and the decision may then differ.
 	Pending []kvmbackup.BackupID `json:"pending,omitempty"`
 	// BusyWith describes a job on the domain that Backup would refuse to disturb; empty: none.
 	BusyWith string `json:"busy_with,omitempty"`
-	// Blocked is the error that Backup would return now: ErrBusy for a job on the domain, ErrNoSpace (a *SpaceError). nil: nothing
-	// is known that stands in its way. Whether another operation holds the VM's lease isn't looked at. JSON has its text.
+	// Blocked is the error that Backup would return now: ErrBusy for a job on the domain, ErrNoSpace (a *SpaceError),
+	// ErrScratch. nil: nothing is known that stands in its way. Whether another operation holds the VM's lease isn't
+	// looked at. JSON has its text.
 	Blocked error `json:"-"`
 }
 
@@ -64,9 +79,19 @@ func (p *Plan) UnmarshalJSON(b []byte) error {
 // String returns the plan as lines for people.
 func (p Plan) String() string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "%s: %v backup to %s, about %d bytes\n", p.VM, p.Decision.Kind, p.Path, p.EstimateBytes)
+	fmt.Fprintf(&s, "%s: %v backup to %s, %s, about %d bytes\n", p.VM, p.Decision.Kind, p.Path, p.Transfer.Phrase(),
+		p.EstimateBytes)
+	if p.ReadBytes > 0 {
+		fmt.Fprintf(&s, "  compared: %d bytes are read, and their parent's; only what differs is stored\n", p.ReadBytes)
+	}
+	if text := p.compressionPhrase(); text != "" {
+		fmt.Fprintf(&s, "  %s\n", text)
+	}
 	if len(p.Unmeasured) > 0 {
 		fmt.Fprintf(&s, "  at most: it can't be told what is on %s\n", strings.Join(p.Unmeasured, ", "))
+	}
+	for _, a := range p.Assumed {
+		fmt.Fprintf(&s, "  if: %s\n", a)
 	}
 	for _, r := range p.Decision.Reasons {
 		fmt.Fprintf(&s, "  because: %s\n", r)
@@ -83,6 +108,18 @@ func (p Plan) String() string {
 	return s.String()
 }
 
+// compressionPhrase says on what the estimate of a compressed backup rests.
+func (p Plan) compressionPhrase() string {
+	switch {
+	case p.Compression == "":
+		return ""
+	case len(p.FromHistory) == 0:
+		return fmt.Sprintf("with %s it may be less: no backup of these disks tells yet by how much", p.Compression)
+	}
+	return fmt.Sprintf("as the last backups of %s came to with %s, and a quarter more", strings.Join(p.FromHistory, ", "),
+		p.Compression)
+}
+
 // LogValue implements slog.LogValuer: the decision, the folder, the estimate and what stands in its way.
 func (p Plan) LogValue() slog.Value {
 	attrs := []slog.Attr{slog.String("vm", string(p.VM)), slog.Any("decision", p.Decision), slog.String("path", p.Path),
@@ -95,68 +132,87 @@ func (p Plan) LogValue() slog.Value {
 
 // Plan shows what Backup would do with the same request, and changes nothing. It takes no lease.
 func (e *Engine) Plan(ctx context.Context, req BackupRequest) (Plan, error) {
-	o := e.newOp("plan", req.VM)
-	p, err := o.plan(ctx, req)
+	o := e.open("plan", req.VM)
+	o.dom = req.ref()
+	kept, release := e.cfg.Repository.Keep(ctx)
+	defer release()
+	p, err := o.plan(kept, req)
 	return p, o.fail(ctx, err)
 }
 
 func (o *op) plan(ctx context.Context, req BackupRequest) (Plan, error) {
-	if err := firstError([]error{o.e.needHypervisor(), req.validate()}); err != nil {
+	if err := firstError(o.e.needHypervisor(), req.validate()); err != nil {
 		return Plan{}, err
 	}
 	view, err := o.observe(ctx, req)
 	if err != nil {
 		return Plan{}, err
 	}
-	p := Plan{VM: req.VM}
-	if p.Decision, err = o.decide(view); err != nil {
+	p, space, err := o.planned(ctx, view)
+	if err != nil {
 		return Plan{}, err
-	}
-	p.Path = view.path()
-	busy := view.busy()
-	if busy != nil {
-		p.BusyWith = view.status.JobDetail
 	}
 	need, err := o.estimate(ctx, view, p.Decision, 0)
 	if err != nil {
 		return Plan{}, err
 	}
-	if err := o.e.cfg.Repository.CheckVM(ctx, req.VM); err != nil {
-		return Plan{}, err
-	}
-	p.EstimateBytes, p.Unmeasured = need.bytes, need.unmeasured
-	space, err := o.e.cfg.Repository.Probe(ctx)
+	p.EstimateBytes, p.Unmeasured, p.FromHistory = need.bytes, need.unmeasured, need.fromHistory
+	scratch, unusable, err := o.planScratch(ctx, p.Transfer, space, scratchNeed(req, need.copied))
 	if err != nil {
 		return Plan{}, err
 	}
-	p.FreeBytes, p.ReserveBytes = space.FreeBytes, o.e.cfg.ReserveBytes
-	if p.Blocked = busy; busy == nil {
-		p.Blocked = o.e.spaceVerdict(req, need, space.FreeBytes)
-	}
-	running, err := o.e.cfg.Store.List(ctx, kvmbackup.Query{VM: req.VM, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
-	for _, b := range running {
-		p.Pending = append(p.Pending, b.ID)
-	}
-	return p, err
+	p.Scratch, p.ScratchFreeBytes = scratch.path, scratch.room()
+	p.Blocked = firstError(p.Blocked, o.needKeys(req), o.e.spaceVerdict(req, need, p.FreeBytes), unusable)
+	return p, nil
 }
 
-// view is what was seen before a decision.
+// planned is the plan without its estimate, and the room that the repository has.
+func (o *op) planned(ctx context.Context, v view) (p Plan, space repository.Space, err error) {
+	p = Plan{VM: v.req.VM, Path: v.path(), ReserveBytes: o.e.cfg.ReserveBytes, Compression: v.req.Policy.Compression}
+	p.Decision, err = o.decide(v)
+	if err == nil && o.e.cfg.Images != nil { // a manager may have none
+		p.Decision, _, err = o.decideOnParents(ctx, &v, p.Decision)
+	}
+	if err != nil {
+		return Plan{}, space, err
+	}
+	for i, vd := range p.Decision.Volumes {
+		if vd.Compare {
+			p.ReadBytes += v.volumes[i].Disk.VirtualSize
+		}
+	}
+	if p.Blocked = o.busy(); p.Blocked != nil {
+		p.BusyWith = o.seen.JobDetail
+	}
+	if space, err = o.e.cfg.Repository.Probe(ctx, o.vm); err != nil {
+		return Plan{}, space, err
+	}
+	p.FreeBytes = space.FreeBytes
+	left, err := o.records(ctx, kvmbackup.StatusRunning)
+	for _, b := range left {
+		p.Pending = append(p.Pending, b.ID)
+	}
+	return p, space, err
+}
+
+// view is what was seen before a decision, besides the domain.
 type view struct {
 	req     BackupRequest
-	status  kvmbackup.DomainStatus
 	record  kvmbackup.VMRecord
 	stamp   kvmbackup.Stamp
 	volumes []chosen
 	left    []leftOut
 	input   kvmbackup.DecideInput
+	// parentMAC is that of a sealed parent on which the backup is to be sealed too.
+	parentMAC string
 }
 
 // busy is an ErrBusy while the domain has a job that a backup would disturb.
-func (v view) busy() error {
-	if v.status.Job == kvmbackup.JobNone {
+func (o *op) busy() error {
+	if o.seen.Job == kvmbackup.JobNone {
 		return nil
 	}
-	return &kvmbackup.BusyError{VM: v.req.VM, Holder: "a job on its domain: " + v.status.JobDetail}
+	return &kvmbackup.BusyError{VM: o.vm, Holder: "a job on its domain: " + o.seen.JobDetail}
 }
 
 func (v view) path() string { return string(v.req.VM) + "/" + v.stamp.String() }
@@ -164,21 +220,26 @@ func (v view) path() string { return string(v.req.VM) + "/" + v.stamp.String() }
 // observe reads the domain, the records and the repository's parent files.
 func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	o.step("inspect")
+	if err := o.look(ctx); err != nil {
+		return view{req: req}, err
+	}
+	return o.viewOf(ctx, req)
+}
+
+// viewOf adds to what was seen of the domain what records and files say.
+func (o *op) viewOf(ctx context.Context, req BackupRequest) (view, error) {
 	v := view{req: req}
 	var err error
-	if v.status, err = o.e.look(ctx, req.ref()); err != nil {
-		return v, err
-	}
-	if v.volumes, v.left, err = req.choose(v.status); err != nil {
+	if v.volumes, v.left, err = req.choose(o.seen); err != nil {
 		return v, err
 	}
 	if v.record, err = o.e.cfg.Store.VM(ctx, req.VM); err != nil {
 		return v, err
 	}
-	v.stamp = nextStamp(o.e.now(), v.record, o.e.prefix(), v.status)
+	v.stamp = nextStamp(o.e.now(), v.record, o.e.prefix(), o.seen)
 	v.input = kvmbackup.DecideInput{
-		VM: req.VM, Policy: req.Policy, State: v.status.State, DomainUUID: v.status.UUID, ActiveCheckpoint: v.record.ActiveCheckpoint,
-		Repository: o.e.cfg.Repository.ID(), NewChain: kvmbackup.NewChainID(),
+		VM: req.VM, Policy: req.Policy, State: o.seen.State, DomainUUID: o.seen.UUID,
+		ActiveCheckpoint: v.record.ActiveCheckpoint, Repository: o.e.cfg.Repository.ID(), NewChain: kvmbackup.NewChainID(),
 		NewCheckpoint: kvmbackup.NewCheckpointName(o.e.prefix(), v.stamp, req.VM),
 	}
 	for _, c := range v.volumes {
@@ -189,31 +250,37 @@ func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 			BitmapBegan: c.Disk.BitmapBegan(v.record.ActiveCheckpoint),
 		})
 	}
-	if err := o.observeParent(ctx, &v.input); err != nil {
+	v.input.CantCompare = o.cantCompare()
+	if err := o.observeParent(ctx, v.record, &v.input); err != nil {
 		return v, err
 	}
 	if v.input.Newest != nil {
 		v.input.LeftOut = present(*v.input.Newest, v.left)
 	}
-	return v, v.sameEncryption()
+	return v, v.sameEncryption(o.seen)
 }
 
-// nextStamp names the next backup: later than every stamp of the VM before it, also when the clock stepped back, and with
-// a checkpoint name that nothing on the domain has.
+// nextStamp names the next backup: later than every stamp of the VM before it, also when the clock stepped back, and
+// with a checkpoint name that nothing on the domain has.
 func nextStamp(now time.Time, vm kvmbackup.VMRecord, prefix string, st kvmbackup.DomainStatus) kvmbackup.Stamp {
 	after, err := kvmbackup.ParseStamp(vm.LastStamp)
 	if err != nil {
 		after = kvmbackup.Stamp{} // a VM without a record yet, or one whose stamps are not ours
 	}
 	names := st.CheckpointNames()
-	return kvmbackup.NextStamp(now, after, func(s kvmbackup.Stamp) bool {
+	return after.Next(now, func(s kvmbackup.Stamp) bool {
 		return slices.Contains(names, string(kvmbackup.NewCheckpointName(prefix, s, vm.VM)))
 	})
+
 }
 
 // observeParent looks at the newest backup and, if it could be a parent, whether its chain's files are there.
-func (o *op) observeParent(ctx context.Context, in *kvmbackup.DecideInput) error {
-	newest, err := o.e.cfg.Store.Newest(ctx, in.VM)
+func (o *op) observeParent(ctx context.Context, vm kvmbackup.VMRecord, in *kvmbackup.DecideInput) error {
+	recent, err := o.recent(ctx, vm, in.Policy)
+	if err != nil {
+		return err
+	}
+	newest, err := recent.Newest(ctx, in.VM)
 	if errors.Is(err, kvmbackup.ErrNotFound) {
 		return nil
 	}
@@ -222,10 +289,11 @@ func (o *op) observeParent(ctx context.Context, in *kvmbackup.DecideInput) error
 	}
 	newest = o.e.ofDomain(ctx, newest)
 	in.Newest = &newest
-	if newest.Status != kvmbackup.StatusCompleted || newest.Checkpoint != in.ActiveCheckpoint || newest.Repository != in.Repository {
+	unmarked := newest.Checkpoint != in.ActiveCheckpoint && !mayCompare(*in)
+	if newest.Status != kvmbackup.StatusCompleted || unmarked || newest.Repository != in.Repository {
 		return nil
 	}
-	chain, err := kvmbackup.ChainOf(ctx, o.e.cfg.Store, newest.ID)
+	chain, err := kvmbackup.ChainOf(ctx, recent, newest.ID)
 	if errors.Is(err, kvmbackup.ErrInvalid) {
 		in.MissingFiles = []string{err.Error()} // a broken chain is no parent
 		return nil
@@ -233,15 +301,15 @@ func (o *op) observeParent(ctx context.Context, in *kvmbackup.DecideInput) error
 	if err != nil {
 		return err
 	}
-	if damage := kvmbackup.Damage(newest, chain); damage != "" {
+	if damage := newest.DamageIn(chain); damage != "" {
 		in.Damaged = []string{fmt.Sprintf("backup %s: %s", newest.ID, damage)}
 	}
 	in.MissingFiles, err = o.missingFiles(ctx, chain)
 	return err
 }
 
-// missingFiles names the files of a chain that are not there or are no plain files. A repository that doesn't answer is an
-// error: it would make every backup a full.
+// missingFiles names the files of a chain that are not there or are no plain files. A repository that doesn't answer is
+// an error: it would make every backup a full.
 func (o *op) missingFiles(ctx context.Context, chain []kvmbackup.Backup) ([]string, error) {
 	var missing []string
 	for _, b := range chain {
@@ -268,7 +336,22 @@ func (o *op) decide(v view) (kvmbackup.Decision, error) {
 	if err := d.Check(v.input); err != nil {
 		return kvmbackup.Decision{}, err
 	}
-	d.Reasons = append(append(d.Reasons, reasonsOf(v.left)...), encrypted(v.volumes)...)
+	way, why, err := chooseWay(wayInput{
+		VM: v.req.VM, Wanted: v.req.Policy.Transfer, State: o.seen.State, Scratch: len(o.e.cfg.Scratch) > 0,
+		CanPull: o.seen.CanPull, NoPull: o.seen.NoPull, Compare: compares(d), NeedsCopier: needsCopier(v.req.Policy),
+	})
+	if err != nil {
+		return kvmbackup.Decision{}, err
+	}
+	missed, err := o.e.notCompared(v.input, d)
+	if err != nil {
+		return kvmbackup.Decision{}, err
+	}
+	d.Reasons = append(d.Reasons, missed...)
+	if d.Transfer = way; why.Code != "" {
+		d.Reasons = append(d.Reasons, why)
+	}
+	d.Reasons = append(append(d.Reasons, reasonsOf(v.left)...), encrypted(v.volumes, v.req.Policy)...)
 	return d, nil
 }
 

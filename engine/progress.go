@@ -7,8 +7,8 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// tally adds up how far an operation is and tells it as events. Its methods may be called concurrently; the events come one after the
-// other. A nil one tells nothing.
+// tally adds up how far an operation is and tells it as events. Its methods may be called concurrently; the events come
+// one after the other. A nil one tells nothing.
 type tally struct {
 	o *op
 

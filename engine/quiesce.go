@@ -11,16 +11,16 @@ import (
 )
 
 // beginJob begins the job, at an instant at which the guest's file systems are at rest if that was asked for.
-func (r *run) beginJob(ctx context.Context) error {
+func (r *backup) beginJob(ctx context.Context) error {
 	r.record.Consistency = kvmbackup.ConsistencyCrash
 	if r.req.Quiesce == QuiesceNo {
 		return r.beginWithin(ctx)
 	}
-	if r.view.status.State == kvmbackup.DomainStopped {
+	if r.seen.State == kvmbackup.DomainStopped {
 		return r.beginStopped(ctx)
 	}
 	if !r.mayFreeze() {
-		cause := fmt.Errorf("%w: it is %v", kvmbackup.ErrDomainStopped, r.view.status.State)
+		cause := fmt.Errorf("%w: it is %v", kvmbackup.ErrDomainStopped, r.seen.State)
 		if err := r.notQuiesced("the guest could not be frozen", cause); err != nil {
 			return err
 		}
@@ -34,21 +34,21 @@ func (r *run) beginJob(ctx context.Context) error {
 }
 
 // beginWithin bounds what no watchdog sees yet.
-func (r *run) beginWithin(ctx context.Context) error {
+func (r *running) beginWithin(ctx context.Context) error {
 	ctx, cancel := r.e.stallLimit(ctx)
 	defer cancel()
 	return r.job.Begin(ctx)
 }
 
-// mayFreeze says whether this backup freezes the guest. The agent of one that is paused can't answer and is not asked, so that
-// nobody has to wonder later whether the guest is frozen.
-func (r *run) mayFreeze() bool {
-	return r.req.Quiesce != QuiesceNo && r.view.status.State == kvmbackup.DomainRunning
+// mayFreeze says whether this backup freezes the guest. The agent of one that is paused can't answer and is not asked,
+// so that nobody has to wonder later whether the guest is frozen.
+func (r *backup) mayFreeze() bool {
+	return r.req.Quiesce != QuiesceNo && r.seen.State == kvmbackup.DomainRunning
 }
 
 // beginStopped: a guest that shut itself down left its file systems at rest; one that was destroyed did not.
-func (r *run) beginStopped(ctx context.Context) error {
-	if r.view.status.CleanShutdown {
+func (r *backup) beginStopped(ctx context.Context) error {
+	if r.seen.CleanShutdown {
 		r.record.Consistency = kvmbackup.ConsistencyFilesystem
 	} else if err := r.notQuiesced("the domain is off, and not by the guest's own shutdown", nil); err != nil {
 		return err
@@ -57,7 +57,7 @@ func (r *run) beginStopped(ctx context.Context) error {
 }
 
 // notQuiesced is an error if the request requires consistency, else a reason on record.
-func (r *run) notQuiesced(why string, cause error) error {
+func (r *backup) notQuiesced(why string, cause error) error {
 	if r.req.Quiesce == QuiesceRequire {
 		return errors.Join(fmt.Errorf("%w: %s", kvmbackup.ErrNotConsistent, why), cause)
 	}
@@ -65,13 +65,13 @@ func (r *run) notQuiesced(why string, cause error) error {
 		why += ": " + cause.Error()
 	}
 	r.warn("backup is crash-consistent", "why", why)
-	r.record.Reasons = append(r.record.Reasons, kvmbackup.Reason{Code: kvmbackup.ReasonQuiesceFailed, Detail: why})
+	r.record.Reasons = append(r.record.Reasons, kvmbackup.Reason{Code: ReasonQuiesceFailed, Detail: why})
 	return nil
 }
 
-// beginFrozen freezes, begins and thaws, and says whether the job has begun. It thaws whenever the agent was asked to freeze, also
-// when that failed, when beginning takes too long, or the context ends.
-func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
+// beginFrozen freezes, begins and thaws, and says whether the job has begun. It thaws whenever the agent was asked to
+// freeze, also when that failed, when beginning takes too long, or the context ends.
+func (r *backup) beginFrozen(ctx context.Context) (begun bool, err error) {
 	r.frozenAt = time.Now()
 	limit, cancel := context.WithTimeout(ctx, r.e.cfg.FreezeLimit)
 	defer cancel()
@@ -100,11 +100,11 @@ func (r *run) beginFrozen(ctx context.Context) (begun bool, err error) {
 	return true, err
 }
 
-// whileFrozen tells of the freeze, begins the job and thaws: at the limit's end at the latest, be it that a subscriber blocks or that
-// beginning takes long. inTime says that the job has begun before.
-func (r *run) whileFrozen(ctx, limit context.Context, detail string) (inTime bool, err error) {
+// whileFrozen tells of the freeze, begins the job and thaws: at the limit's end at the latest, be it that a subscriber
+// blocks or that beginning takes long. inTime says that the job has begun before.
+func (r *backup) whileFrozen(ctx, limit context.Context, detail string) (inTime bool, err error) {
 	var thawed thawing
-	thaw := sync.OnceFunc(func() { thawed = r.e.thawFrozen(ctx, r.dom, r.frozenAt) })
+	thaw := sync.OnceFunc(func() { thawed = r.thawFrozen(ctx) })
 	stop := context.AfterFunc(limit, thaw) // also when ctx ends
 	defer func() {
 		inTime = stop()
@@ -121,15 +121,15 @@ type thawing struct {
 	err   error // the guest may still be frozen
 }
 
-func (e *Engine) thawFrozen(ctx context.Context, dom kvmbackup.DomainRef, since time.Time) thawing {
-	err := e.thaw(ctx, dom, true)
-	return thawing{time.Since(since), err}
+func (r *running) thawFrozen(ctx context.Context) thawing {
+	err := r.thawGuest(ctx, true)
+	return thawing{time.Since(r.frozenAt), err}
 }
 
 // thaw thaws the guest, or leaves that to thawAtLast.
-func (r *run) thaw(ctx context.Context) { r.wasThawed(r.e.thawFrozen(ctx, r.dom, r.frozenAt)) }
+func (r *running) thaw(ctx context.Context) { r.wasThawed(r.thawFrozen(ctx)) }
 
-func (r *run) wasThawed(t thawing) {
+func (r *running) wasThawed(t thawing) {
 	if r.unthawed = t.err; t.err != nil {
 		r.warn("the guest could not be thawed and may hang; trying again when the job is over", "error", t.err)
 		return
@@ -138,9 +138,9 @@ func (r *run) wasThawed(t thawing) {
 	r.emit(Event{Type: EventThawed, Elapsed: t.after})
 }
 
-// thawAtLast tries again when the job is over: an agent that was slow may have frozen the guest only now, and one that an I/O
-// error had paused runs again.
-func (r *run) thawAtLast(ctx context.Context) error {
+// thawAtLast tries again when the job is over: an agent that was slow may have frozen the guest only now, and one that
+// an I/O error had paused runs again.
+func (r *running) thawAtLast(ctx context.Context) error {
 	if r.unthawed == nil {
 		return nil
 	}
@@ -148,30 +148,22 @@ func (r *run) thawAtLast(ctx context.Context) error {
 		return nil
 	}
 	r.record.FrozenFor = time.Since(r.frozenAt)
-	r.record.Reasons = append(r.record.Reasons, kvmbackup.Reason{Code: kvmbackup.ReasonThawFailed, Detail: r.unthawed.Error()})
+	r.record.Reasons = append(r.record.Reasons, kvmbackup.Reason{Code: ReasonThawFailed, Detail: r.unthawed.Error()})
 	return fmt.Errorf("the guest could not be thawed and may hang: %w", r.unthawed)
 }
 
-// thaw goes on trying for CleanupLimit: nothing is worse for a guest than to stay frozen. A paused guest can't be thawed. The agent
-// of one that may be frozen was there and has to answer; otherwise there may be none.
-func (e *Engine) thaw(ctx context.Context, dom kvmbackup.DomainRef, mayBeFrozen bool) error {
-	c, cancel := e.cleanup(ctx)
+// thawGuest goes on trying for CleanupLimit: nothing is worse for a guest than to stay frozen. A paused guest can't be
+// thawed. The agent of one that may be frozen was there and has to answer; otherwise there may be none.
+func (o *op) thawGuest(ctx context.Context, mayBeFrozen bool) (err error) {
+	c, cancel := o.e.cleanup(ctx)
 	defer cancel()
-	pause := firstPause
-	for {
-		err := e.cfg.Executor.Thaw(c, dom)
+	retry(c, func() bool {
+		err = o.e.cfg.Executor.Thaw(c, o.dom)
 		noAgent, paused := errors.Is(err, kvmbackup.ErrNoAgent), errors.Is(err, kvmbackup.ErrDomainStopped)
-		switch {
-		case err == nil, !mayBeFrozen && (noAgent || paused):
-			return nil
-		case paused:
-			return err
+		if !mayBeFrozen && (noAgent || paused) {
+			err = nil
 		}
-		select {
-		case <-time.After(pause):
-			pause = min(pause*2, longestPause)
-		case <-c.Done():
-			return err
-		}
-	}
+		return err == nil || paused
+	})
+	return err
 }

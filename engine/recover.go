@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/swap"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -28,61 +29,58 @@ type RecoveryOutcome string
 
 // The outcomes.
 const (
-	RecoveryCommitted RecoveryOutcome = "committed" // the folder was whole, or the job had ended well: the record is completed now
-	RecoveryFollowed  RecoveryOutcome = "followed"  // the job still ran: followed to its end and committed
-	RecoveryUndone    RecoveryOutcome = "undone"    // taken back, the record is failed
-	RecoveryKept      RecoveryOutcome = "kept"      // the record is failed, its published folder stays: its manifest can't be used
-	RecoveryDeleted   RecoveryOutcome = "deleted"   // a deletion was finished
-	RecoveryPending   RecoveryOutcome = "pending"   // could not be settled now; Detail says why
+	// The folder was whole, or the job had ended well: the record is completed now.
+	RecoveryCommitted RecoveryOutcome = "committed"
+	RecoveryFollowed  RecoveryOutcome = "followed" // the job still ran: followed to its end and committed
+	RecoveryUndone    RecoveryOutcome = "undone"   // taken back, the record is failed
+	// The record is failed, its published folder stays: its manifest can't be used.
+	RecoveryKept    RecoveryOutcome = "kept"
+	RecoveryDeleted RecoveryOutcome = "deleted" // a deletion was finished
+	RecoveryPending RecoveryOutcome = "pending" // could not be settled now; Detail says why
 )
 
-// Recover settles what crashes of the host program, libvirt, QEMU or the machine have left of one VM: a job that still runs is
-// followed to its end and committed, or aborted, as configured; a finished folder is committed; everything else is undone;
-// deletions that were begun are finished. Every other operation on the VM begins with the same.
+// Recover settles what crashes of the host program, libvirt, QEMU or the machine have left of one VM: a job that still
+// runs is followed to its end and committed, or aborted, as configured; a finished folder is committed; everything else
+// is undone; deletions that were begun are finished. Every other operation on the VM begins with the same.
 func (e *Engine) Recover(ctx context.Context, t Target) ([]Recovery, error) {
 	return e.recover(ctx, t, e.cfg.LeaseWait)
 }
 
 // recover waits that long for the VM's lease.
 func (e *Engine) recover(ctx context.Context, t Target, wait time.Duration) ([]Recovery, error) {
-	vm, dom := t.VM, t.given()
-	o := e.newOp("recover", vm)
-	if err := firstError([]error{named(vm), t.validate()}); err != nil {
-		return nil, o.fail(ctx, err)
-	}
+	o := e.open("recover", t.VM)
+	o.dom, o.wait = t.given(), wait
 	var found []Recovery
 	add := func(some []Recovery, err error) error {
 		found = append(found, some...)
 		return err
 	}
-	err := o.withLeaseWithin(ctx, wait, func(ctx context.Context, h *heldLease) error {
-		onDomain := func(f func() error) func() error {
-			return func() error {
-				if dom.Name == "" || e.cfg.Executor == nil {
-					return nil
-				}
-				return ignoreNoDomain(f())
-			}
-		}
-		return o.tryAll(
-			stage{"settle", func() error { return add(e.settleRunning(ctx, o, h, dom)) }},
-			stage{"finish deletions", func() error { return add(e.settleDeletes(ctx, o, h)) }},
-			stage{"find domain", func() (err error) {
-				if dom.Name == "" {
-					dom.Name, err = e.domainOf(ctx, vm)
+	err := o.do(ctx, firstError(named(t.VM), t.validate()), func(ctx context.Context) error {
+		return o.tryAll(append([]stage{
+			{"settle", func() error { return add(o.settleRunning(ctx)) }},
+			{"finish deletions", func() error { return add(o.settleDeletes(ctx)) }},
+			{"find domain", func() (err error) {
+				if o.dom.Name == "" {
+					o.dom.Name, err = e.domainOf(ctx, o.vm)
 				}
 				return err
 			}},
-			stage{"settle restore", onDomain(func() error { return e.settleRestore(ctx, vm, dom) })},
-			stage{"drop stale checkpoints", onDomain(func() error { return e.dropStale(ctx, o, dom) })},
-		)
+		}, o.onDomain(ctx)...)...)
 	})
-	return found, o.fail(ctx, err)
+	return found, err
 }
 
 // domainOf returns the name of the VM's domain by its newest record, if it has one.
 func (e *Engine) domainOf(ctx context.Context, vm kvmbackup.VMID) (string, error) {
-	all, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm})
+	record, err := e.cfg.Store.VM(ctx, vm)
+	if err != nil {
+		return "", err
+	}
+	query := kvmbackup.Query{VM: vm, AfterSequence: max(record.LastSequence-leastRecent, 0)}
+	all, err := e.cfg.Store.List(ctx, query)
+	if err == nil && len(all) == 0 && query.AfterSequence > 0 { // these are deleted
+		all, err = e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm})
+	}
 	if err != nil || len(all) == 0 {
 		return "", err
 	}
@@ -90,73 +88,90 @@ func (e *Engine) domainOf(ctx context.Context, vm kvmbackup.VMID) (string, error
 }
 
 // settleRecords is the first thing an operation does with its lease: afterwards no record is running.
-func (e *Engine) settleRecords(ctx context.Context, o *op, h *heldLease, dom kvmbackup.DomainRef) error {
+func (o *op) settleRecords(ctx context.Context) error {
 	o.step("settle")
-	if _, err := e.settleRunning(ctx, o, h, dom); err != nil {
+	left, err := o.left(ctx, o.vm)
+	if err != nil || len(left) == 0 {
 		return err
 	}
-	if _, err := e.settleDeletes(ctx, o, h); err != nil {
+	if _, err := o.settleRunning(ctx); err != nil {
+		return err
+	}
+	if _, err := o.settleDeletes(ctx); err != nil {
 		o.warn("finish deletions", "error", err) // they don't stand in the way
 	}
 	return nil
 }
 
-// settle also drops what crashes have left on the domain.
-func (e *Engine) settle(ctx context.Context, o *op, h *heldLease, dom kvmbackup.DomainRef) error {
-	if err := e.settleRecords(ctx, o, h, dom); err != nil {
-		return err
-	}
-	if err := e.dropStale(ctx, o, dom); err != nil && !errors.Is(err, kvmbackup.ErrNoDomain) {
-		o.warn("drop stale checkpoints", "error", err)
-	}
-	return nil
+// left are the records of a VM, or for "" of all, that say that something is to be settled: what is recorded as
+// running, which nothing has for a parent, and deletions that nothing stands in the way of.
+func (o *op) left(ctx context.Context, vm kvmbackup.VMID) ([]kvmbackup.Backup, error) {
+	return o.e.cfg.Store.List(ctx, kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusDeletePending}, Leaves: true,
+	})
 }
 
-// settleRestore finishes or takes back the swap of an interrupted restore in place.
-func (e *Engine) settleRestore(ctx context.Context, vm kvmbackup.VMID, dom kvmbackup.DomainRef) error {
-	st, err := e.inspect(ctx, dom)
-	if err != nil {
-		return ignoreNoDomain(err)
+// onDomain are the stages that settle what was left on the domain, where there is one.
+func (o *op) onDomain(ctx context.Context) []stage {
+	there := func(f func() error) func() error {
+		return func() error {
+			if o.dom.Name == "" || o.e.cfg.Executor == nil {
+				return nil
+			}
+			return ignoreNoDomain(f())
+		}
 	}
-	_, err = e.settleFilesSoon(ctx, vm, st)
-	return err
+	return []stage{
+		{"settle restore", there(func() error {
+			if err := o.inspect(ctx); err != nil {
+				return err
+			}
+			_, err := o.settleFilesSoon(ctx)
+			return err
+		})},
+		{"drop stale checkpoints", there(func() error { return o.dropStale(ctx) })},
+	}
 }
 
 // settleFilesSoon doesn't wait longer than a clean-up may take for images on storage that is dead.
-func (e *Engine) settleFilesSoon(ctx context.Context, vm kvmbackup.VMID, st kvmbackup.DomainStatus) (changed bool, err error) {
-	limited, cancel := context.WithTimeoutCause(ctx, e.cfg.CleanupLimit, fmt.Errorf("%w: the VM's images can't be looked at for %v", kvmbackup.ErrUnavailable, e.cfg.CleanupLimit))
+func (o *op) settleFilesSoon(ctx context.Context) (changed bool, err error) {
+	limited, cancel := context.WithTimeoutCause(ctx, o.e.cfg.CleanupLimit,
+		fmt.Errorf("%w: the VM's images can't be looked at for %v", kvmbackup.ErrUnavailable, o.e.cfg.CleanupLimit))
 	defer cancel()
-	return e.settleFiles(limited, vm, st)
+	return o.settleFiles(limited)
 }
 
-// settleFiles says whether it has put images back.
-func (e *Engine) settleFiles(ctx context.Context, vm kvmbackup.VMID, st kvmbackup.DomainStatus) (changed bool, err error) {
-	settle := func(w *fileWork) (changed bool, err error) {
-		for _, name := range e.owners(vm) {
-			if changed, err = (swapWork{w, name}).settleSwap(sources(st)); changed || err != nil {
-				break
-			}
-		}
-		return changed, err
-	}
-	return onFiles(ctx, 0, sources(st), settle, nil)
+// settleFiles finishes or takes back the swap of an interrupted restore over the images that were seen, and says
+// whether it has put images back.
+func (o *op) settleFiles(ctx context.Context) (changed bool, err error) {
+	images, owner := sources(o.seen), o.e.owner(o.vm)
+	settle := func(w *swap.Work) (bool, error) { return w.Set(owner, images).Settle() }
+	return swap.Do(ctx, 0, images, settle, nil)
 }
 
-func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom kvmbackup.DomainRef) ([]Recovery, error) {
-	running, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: o.vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+// records lists the VM's records of one status.
+func (o *op) records(ctx context.Context, status kvmbackup.Status) ([]kvmbackup.Backup, error) {
+	return o.e.cfg.Store.List(ctx, kvmbackup.Query{VM: o.vm, Statuses: []kvmbackup.Status{status}})
+}
+
+// settleRunning finishes or undoes what is recorded as running.
+func (o *op) settleRunning(ctx context.Context) ([]Recovery, error) {
+	left, err := o.records(ctx, kvmbackup.StatusRunning)
 	if err != nil {
 		return nil, err
 	}
 	var found []Recovery
-	for _, b := range running {
-		ref := dom
-		if ref.Name == "" {
-			ref.Name = b.Domain
+	for _, b := range left {
+		s, sctx := o.on(ctx, "recover", b.ID) // whatever operation does it
+		if s.dom.Name == "" {
+			s.dom.Name = b.Domain
 		}
-		s, sctx := o.on(ctx, "recover", o.vm, b.ID) // whatever operation does it
-		rec, err := e.settleOne(sctx, s, h, b, ref)
+		r := &recovery{running: running{op: s, record: b}}
+		rec, err := r.settle(sctx)
+		rec.VM, rec.Backup = b.VM, b.ID
 		if err != nil {
-			return append(found, Recovery{b.VM, b.ID, RecoveryPending, kvmbackup.ErrorText(err)}), err
+			rec.Outcome, rec.Detail = RecoveryPending, kvmbackup.ErrorText(err)
+			return append(found, rec), err
 		}
 		found = append(found, rec)
 		if rec.Outcome == RecoveryPending {
@@ -169,64 +184,87 @@ func (e *Engine) settleRunning(ctx context.Context, o *op, h *heldLease, dom kvm
 	return found, nil
 }
 
-// settleOne finishes or undoes one running record.
-func (e *Engine) settleOne(ctx context.Context, o *op, h *heldLease, b kvmbackup.Backup, dom kvmbackup.DomainRef) (Recovery, error) {
-	done, damage := e.rollForward(ctx, o, h, b)
+// recovery is the settling of a backup that an earlier process left running.
+type recovery struct {
+	running
+	over bool // its job had ended before it was looked for
+}
+
+// settle finishes or undoes it. What it returns lacks the names.
+func (r *recovery) settle(ctx context.Context) (Recovery, error) {
+	b := r.record
+	whole := Recovery{Outcome: RecoveryCommitted, Detail: "its folder was whole"}
+	done, damage := r.rollForward(ctx)
 	if done || damage != nil && !errors.Is(damage, kvmbackup.ErrDamaged) {
-		return Recovery{b.VM, b.ID, RecoveryCommitted, "its folder was whole"}, damage
+		return whole, damage
 	}
-	if e.cfg.Executor == nil {
-		return Recovery{}, fmt.Errorf("%w: backup %s is recorded as running, and without an Executor its job can't be looked for", kvmbackup.ErrBusy, b.ID)
+	if r.e.cfg.Executor == nil {
+		return Recovery{}, fmt.Errorf("%w: backup %s is recorded as running, and without an Executor its job can't "+
+			"be looked for", kvmbackup.ErrBusy, b.ID)
 	}
-	r := &run{op: o, lease: h, dom: dom, record: b}
 	err := r.adopt(ctx)
 	switch {
-	case err == nil && damage == nil && (r.ended() || !e.cfg.AbortLeftJobs):
+	case err == nil && damage == nil && r.mayFollow():
 		return r.followAdopted(ctx)
-	case errors.Is(err, kvmbackup.ErrNoDomain) && b.Host != "" && b.Host != e.cfg.Host:
+	case errors.Is(err, kvmbackup.ErrNoDomain) && b.Host != "" && b.Host != r.e.cfg.Host:
 		// The domain and its job may be on that host. Only what finds the domain, or finds it gone there, may settle this.
-		return Recovery{b.VM, b.ID, RecoveryPending, fmt.Sprintf("it was taken on host %q, and the domain is not on this one; recover it there", b.Host)}, nil
+		return Recovery{Outcome: RecoveryPending,
+			Detail: fmt.Sprintf("it was taken on host %q, and the domain is not on this one; recover it there", b.Host)}, nil
 	case err == nil, errors.Is(err, kvmbackup.ErrNoJob), errors.Is(err, kvmbackup.ErrNoDomain):
 	default:
 		return Recovery{}, err
 	}
-	outcome, cause := RecoveryUndone, errors.New("interrupted: the operation that took it ended before the backup was whole")
-	if errors.Is(err, kvmbackup.ErrNoJob) {
+	outcome, cause := RecoveryUndone, errors.New("interrupted: the operation that took it ended before the backup "+
+		"was whole")
+	switch {
+	case err == nil && b.Transfer == kvmbackup.TransferPull:
+		cause = fmt.Errorf("%w; its pull job was aborted, as nobody read it any more", cause)
+	case errors.Is(err, kvmbackup.ErrNoJob):
 		cause = fmt.Errorf("%w (%w)", cause, err)
 	}
 	if damage != nil {
-		outcome, cause = RecoveryKept, fmt.Errorf("its folder %s was published and is kept as it is: mend its manifest and import it, or remove the folder: %w", b.Path, damage)
+		outcome, cause = RecoveryKept, fmt.Errorf("its folder %s was published and is kept as it is: mend its "+
+			"manifest and import it, or remove the folder: %w", b.Path, damage)
 	}
 	if r.unthawed != nil {
 		cause = fmt.Errorf("%w; the guest may be frozen and could not be thawed: %w", cause, r.unthawed)
 	}
-	if err := e.undoBackup(ctx, o, h, undoing{b, dom, r.job}, cause); err != nil {
+	if err := r.takeBack(ctx, cause); err != nil {
 		// The folder may have been published meanwhile by a process that had lost its lease.
-		if done, again := e.rollForward(ctx, o, h, b); done && again == nil {
-			return Recovery{b.VM, b.ID, RecoveryCommitted, "its folder was whole"}, nil
+		if done, again := r.rollForward(ctx); done && again == nil {
+			return whole, nil
 		}
 		return Recovery{}, err
 	}
-	c, cancel := e.cleanup(ctx)
+	c, cancel := r.e.cleanup(ctx)
 	defer cancel()
 	r.resumeGuest(c)
-	return Recovery{b.VM, b.ID, outcome, kvmbackup.ErrorText(cause)}, nil
+	return Recovery{Outcome: outcome, Detail: kvmbackup.ErrorText(cause)}, nil
 }
 
-// rollForward commits a backup whose folder was published, or whose manifest, the last file to be written, is in the partial one. One
-// that lacks a file all the same, or whose data could not be flushed, is not whole: it is undone. ErrDamaged for a published
-// folder whose manifest doesn't tell what is in it.
-func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b kvmbackup.Backup) (bool, error) {
-	m, ok, err := e.cfg.Repository.Published(ctx, b.Path, b.ID)
+// rollForward commits a backup whose folder was published, or whose manifest, the last file to be written, is in the
+// partial one. One that lacks a file all the same, or whose data could not be flushed, is not whole: it is undone.
+// ErrDamaged for a published folder whose manifest doesn't tell what is in it.
+func (r *recovery) rollForward(ctx context.Context) (bool, error) {
+	b := r.record
+	m, ok, err := r.e.cfg.Repository.Published(ctx, b.Path, b.ID)
 	if err != nil {
 		return false, repositoryError(err)
 	}
-	if !ok {
-		m, err = e.cfg.Repository.PartialManifest(ctx, b.Path, b.ID)
-		if err == nil {
-			err = e.cfg.Repository.Publish(ctx, m)
+	if ok {
+		if err := ofRecord(m.Backup, b); err != nil {
+			return false, err
 		}
-		if errors.Is(err, repository.ErrNotFound) || errors.Is(err, repository.ErrManifest) || errors.Is(err, repository.ErrFlush) {
+	} else {
+		m, err = r.e.cfg.Repository.PartialManifest(ctx, b.Path, b.ID)
+		if err == nil && ofRecord(m.Backup, b) != nil {
+			return false, nil
+		}
+		if err == nil {
+			err = r.e.cfg.Repository.Publish(ctx, m)
+		}
+		if errors.Is(err, repository.ErrNotFound) || errors.Is(err, repository.ErrManifest) ||
+			errors.Is(err, repository.ErrFlush) {
 			return false, nil
 		}
 		if err != nil {
@@ -240,88 +278,102 @@ func (e *Engine) rollForward(ctx context.Context, o *op, h *heldLease, b kvmback
 			whole.Volumes[i].Layers = recorded.Layers
 		}
 	}
-	whole.Reasons = append(whole.Reasons, kvmbackup.Reason{Code: kvmbackup.ReasonRecovered})
-	if err := e.commit(ctx, o, h, &whole); err != nil {
+	whole.Reasons = append(whole.Reasons, kvmbackup.Reason{Code: ReasonRecovered})
+	if err := r.commit(ctx, &whole); err != nil {
 		return true, err
 	}
-	o.emit(Event{Type: EventCompleted, Backup: &whole})
+	r.emit(Event{Type: EventCompleted, Backup: &whole})
 	return true, nil
 }
 
 // adopt looks at the domain: the guest of an interrupted quiesce is thawed, a job that is ours is taken over.
-func (r *run) adopt(ctx context.Context) (err error) {
+func (r *recovery) adopt(ctx context.Context) (err error) {
 	r.step("adopt")
-	if r.view.status, err = r.e.inspect(ctx, r.dom); err != nil {
+	if err := r.inspect(ctx); err != nil {
 		return err
 	}
+	r.over = r.seen.Job == kvmbackup.JobNone
 	if r.record.Consistency == kvmbackup.ConsistencyUnknown {
-		switch r.view.status.State {
+		switch r.seen.State {
 		case kvmbackup.DomainPaused: // settled now, it would be frozen when it is resumed, and nobody would know
-			return fmt.Errorf("%w: the guest is paused and may be frozen by backup %s, which was interrupted; resume it, then it can be thawed",
+			return fmt.Errorf("%w: the guest is paused and may be frozen by backup %s, which was interrupted; resume "+
+				"it, then it can be thawed",
 				kvmbackup.ErrDomainStopped, r.record.ID)
 		case kvmbackup.DomainRunning:
 			r.frozenAt = r.record.StartedAt // or a little later
-			if r.unthawed = r.e.thaw(ctx, r.dom, false); r.unthawed != nil {
+			if r.unthawed = r.thawGuest(ctx, false); r.unthawed != nil {
 				r.warn("the guest may have been left frozen by an interrupted backup, and could not be thawed", "error", r.unthawed)
 			}
 		}
 		r.record.Consistency = kvmbackup.ConsistencyCrash // whether it was frozen at the instant nobody can tell
 	}
 	spec := jobSpecOf(r.record, r.e.cfg.Repository)
+	spec.Scratch = r.e.leftScratch(ctx, r.record)
 	if r.record.ParentID != "" {
 		p, err := r.e.cfg.Store.Backup(ctx, r.record.ParentID)
 		if err != nil {
 			return err
 		}
-		r.parent, spec.Base = &p, p.Checkpoint
+		spec.Base = p.Checkpoint
 	}
-	r.job, err = ask(ctx, r.e, func(ctx context.Context) (kvmbackup.Job, error) { return r.e.cfg.Executor.AdoptJob(ctx, r.dom, spec) })
+	r.job, err = ask(ctx, r.e, func(ctx context.Context) (kvmbackup.Job, error) {
+		return r.e.cfg.Executor.AdoptJob(ctx, r.dom, spec)
+	})
 	return err
 }
 
-// ended says of an adopted job that there is nothing to follow: it was over before it was looked for.
-func (r *run) ended() bool { return r.view.status.Job == kvmbackup.JobNone }
+// mayFollow says whether an adopted job is worth it. The reader of a pull job is gone with its process, and so is a
+// sealed backup's data key.
+func (r *recovery) mayFollow() bool {
+	return r.record.Transfer != kvmbackup.TransferPull && !r.record.Sealed() && (r.over || !r.e.cfg.AbortLeftJobs)
+}
 
 // followAdopted goes on where the process that began the job left off.
-func (r *run) followAdopted(ctx context.Context) (Recovery, error) {
-	var err error
-	if r.view.record, err = r.e.cfg.Store.VM(ctx, r.vm); err != nil {
-		return Recovery{}, errors.Join(err, r.close(ctx))
+func (r *recovery) followAdopted(ctx context.Context) (Recovery, error) {
+	vm, err := r.e.cfg.Store.VM(ctx, r.vm)
+	if err != nil {
+		return Recovery{}, errors.Join(err, r.letGo(ctx))
 	}
-	done := Recovery{r.vm, r.record.ID, RecoveryFollowed, "its job still ran"}
-	reason := kvmbackup.Reason{Code: kvmbackup.ReasonRecovered, Detail: "its job was followed by another process"}
-	if r.ended() {
-		done = Recovery{r.vm, r.record.ID, RecoveryCommitted, "its job had ended well"}
-		reason.Detail = "its job had ended before another process looked for it, and libvirt's record and the files say that all was copied"
+	done := Recovery{Outcome: RecoveryFollowed, Detail: "its job still ran"}
+	reason := kvmbackup.Reason{Code: ReasonRecovered, Detail: "its job was followed by another process"}
+	if r.over {
+		done.Outcome, done.Detail = RecoveryCommitted, "its job had ended well"
+		reason.Detail = "its job had ended before another process looked for it, and libvirt's record and the files " +
+			"say that all was copied"
 	}
 	r.record.Reasons = append(r.record.Reasons, reason)
 	if err := r.openTargets(ctx); err != nil { // libvirt may have given them to another user
 		r.warn("open targets of a job that was followed", "error", err)
 	}
 	defer r.releaseTargets()
+	// It has a part of the bandwidth, though it waits for no place: it runs.
+	share := newVisit(Turn{}, r.e.cfg.HostLimit, r.e.cfg.RepositoryLimit).begin(0)
+	defer share.end()
+	stop := r.keepPace(ctx, share)
 	err = r.follow(ctx)
+	stop()
 	_ = r.thawAtLast(ctx) // it is on record
 	if err != nil && context.Cause(ctx) != nil {
-		return Recovery{}, errors.Join(err, r.close(ctx)) // the job runs on; the next operation adopts it again
+		return Recovery{}, errors.Join(err, r.letGo(ctx)) // the job runs on; the next operation adopts it again
 	}
 	if err != nil {
 		err = r.undo(ctx, err)
-		return Recovery{r.vm, r.record.ID, RecoveryUndone, kvmbackup.ErrorText(err)}, r.stillRunning(ctx)
+		return Recovery{Outcome: RecoveryUndone, Detail: kvmbackup.ErrorText(err)}, r.stillRunning(ctx)
 	}
-	if err := r.closeJob(ctx, nil); err != nil {
+	if err := r.closeJob(ctx); err != nil {
 		r.warn("close job", "error", err)
 	}
-	if err := r.finish(ctx); err != nil {
+	if err := r.finish(ctx, vm.ActiveCheckpoint); err != nil {
 		if r.stillRunning(ctx) != nil {
 			return Recovery{}, err
 		}
-		return Recovery{r.vm, r.record.ID, RecoveryUndone, kvmbackup.ErrorText(err)}, nil
+		return Recovery{Outcome: RecoveryUndone, Detail: kvmbackup.ErrorText(err)}, nil
 	}
 	return done, nil
 }
 
 // stillRunning is an error when a failed job's record could not be settled.
-func (r *run) stillRunning(ctx context.Context) error {
+func (r *recovery) stillRunning(ctx context.Context) error {
 	b, err := r.e.cfg.Store.Backup(ctx, r.record.ID)
 	if err == nil && b.Status == kvmbackup.StatusRunning {
 		return fmt.Errorf("%w: backup %s could not be undone yet", kvmbackup.ErrJobStuck, b.ID)

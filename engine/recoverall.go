@@ -3,11 +3,9 @@ package engine
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -17,14 +15,9 @@ import (
 type RecoveredVM struct {
 	VM    kvmbackup.VMID `json:"vm"`
 	Found []Recovery     `json:"found"`
-	// Err says why not all of it could be settled, within an *OpError; errors.Is(Err, ErrBusy) where another operation works on the VM, which
-	// settles it itself. JSON has its text, as "error".
+	// Err says why not all of it could be settled, within an *OpError; errors.Is(Err, ErrBusy) where another operation
+	// works on the VM, which settles it itself. JSON has its text, as "error".
 	Err error `json:"-"`
-}
-
-// recoveredJSON has what JSON says of a RecoveredVM beside its fields.
-type recoveredJSON struct {
-	Error textError `json:"error,omitzero"`
 }
 
 // MarshalJSON writes the fields, with the text of Err.
@@ -32,17 +25,14 @@ func (r RecoveredVM) MarshalJSON() ([]byte, error) {
 	type fields RecoveredVM
 	return json.Marshal(struct {
 		fields
-		recoveredJSON
-	}{fields(r), recoveredJSON{textError{r.Err}}})
+		errorJSON
+	}{fields(r), errorJSON{textError{r.Err}}})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes. Err has the text alone then: it matches no sentinel.
 func (r *RecoveredVM) UnmarshalJSON(b []byte) error {
 	type fields RecoveredVM
-	var has recoveredJSON
-	err := errors.Join(json.Unmarshal(b, (*fields)(r)), json.Unmarshal(b, &has))
-	r.Err = has.Error.error
-	return err
+	return unmarshalWithError(b, (*fields)(r), &r.Err)
 }
 
 // String returns what was done and what could not be, as lines for people.
@@ -57,19 +47,23 @@ func (r RecoveredVM) String() string {
 	return s.String()
 }
 
-// recoverAtOnce bounds how many VMs are recovered at once. To follow a job costs next to nothing, and what isn't followed ends unseen.
+// recoverAtOnce bounds how many VMs are recovered at once. To follow a job costs next to nothing, and what isn't
+// followed ends unseen.
 const recoverAtOnce = 64
 
-// RecoverAll calls Recover for every VM that has something to settle, all at once, and goes on whatever one of them has for a result.
+// RecoverAll calls Recover for every VM that has something to settle, all at once, and goes on whatever one of them has
+// for a result. That is a backup that is recorded as running, or one that is delete-pending although nothing needs it
+// any more: no other record is read, and no lease of another VM taken.
 // The results are sorted by VM. The error is the store's, which could not be asked what there is.
 //
-// Where a backup is recorded as running on another host (see Config.Host) the VM is left to that: its outcome is RecoveryPending,
-// and neither its lease nor its domain is touched. A lease of a process that has died is waited for, for Config.LeaseTTL at most: one that is
-// in force after that is kept by a process that lives, and the VM is ErrBusy.
+// Where a backup is recorded as running on another host (see Config.Host) the VM is left to that: its outcome is
+// RecoveryPending, and neither its lease nor its domain is touched. A lease of a process that has died is waited for,
+// for Config.LeaseTTL at most: one that is in force after that is kept by a process that lives, and the VM is ErrBusy.
 func (e *Engine) RecoverAll(ctx context.Context) ([]RecoveredVM, error) {
-	left, err := e.cfg.Store.List(ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusDeletePending}})
+	o := e.query("recover", "", "read records")
+	left, err := o.left(ctx, "")
 	if err != nil {
-		return nil, (&op{name: "recover", at: "read records"}).wrap(ctx, err)
+		return nil, o.wrap(ctx, err)
 	}
 	byVM := map[kvmbackup.VMID][]kvmbackup.Backup{}
 	var all []RecoveredVM
@@ -80,20 +74,15 @@ func (e *Engine) RecoverAll(ctx context.Context) ([]RecoveredVM, error) {
 		byVM[b.VM] = append(byVM[b.VM], b)
 	}
 	slices.SortFunc(all, func(a, b RecoveredVM) int { return strings.Compare(string(a.VM), string(b.VM)) })
-	places := NewLimiter(recoverAtOnce)
-	var group sync.WaitGroup
-	for i := range all {
-		group.Go(func() {
-			release, err := places.take(ctx)
-			if err != nil {
-				all[i].Err = (&op{name: "recover", vm: all[i].VM, at: "wait"}).wrap(ctx, err)
-				return
-			}
-			defer release()
-			all[i].Found, all[i].Err = e.recoverLeft(ctx, all[i].VM, byVM[all[i].VM])
-		})
+	errs := each(ctx, recoverAtOnce, all, func(i int, r RecoveredVM) error {
+		all[i].Found, all[i].Err = e.recoverLeft(ctx, r.VM, byVM[r.VM])
+		return nil
+	})
+	for i, err := range errs {
+		if err != nil {
+			all[i].Err = e.query("recover", all[i].VM, "wait").wrap(ctx, err)
+		}
 	}
-	group.Wait()
 	return all, nil
 }
 
@@ -102,7 +91,9 @@ func (e *Engine) recoverLeft(ctx context.Context, vm kvmbackup.VMID, left []kvmb
 	var elsewhere []Recovery
 	for _, b := range left {
 		if b.Status == kvmbackup.StatusRunning && b.Host != "" && b.Host != e.cfg.Host {
-			elsewhere = append(elsewhere, Recovery{b.VM, b.ID, RecoveryPending, fmt.Sprintf("it was begun on host %q; recover it there, or the VM by its name where that has come from there", b.Host)})
+			elsewhere = append(elsewhere, Recovery{b.VM, b.ID, RecoveryPending,
+				fmt.Sprintf("it was begun on host %q; recover it there, or the VM by its name where that has come "+
+					"from there", b.Host)})
 		}
 	}
 	if elsewhere != nil {

@@ -22,11 +22,12 @@ type BackupRequest struct {
 	DomainUUID string
 	// Disks describes a stopped domain that is not defined, as on hosts with transient domains.
 	Disks []kvmbackup.DiskRef
-	// Volumes gives the disks their identities, by device. Those not named are left out, with a reason. Empty: every disk that can be
-	// backed up and that no other VM may write, its identity derived from the disk's serial or else from its path, which a move of the
-	// file changes.
+	// Volumes gives the disks their identities, by device. Those not named are left out, with a reason. Empty: every
+	// disk that can be backed up and that no other VM may write, its identity derived from the disk's serial or else
+	// from its path, which a move of the file changes.
 	Volumes []Volume
-	// Only names the devices to back up, each with the identity that it has without Volumes. The others are left out, with a reason.
+	// Only names the devices to back up, each with the identity that it has without Volumes. The others are left out,
+	// with a reason.
 	Only []string
 	// Exclude names devices to leave out, with a reason on record. A device that the domain doesn't have is an
 	// ErrNoVolume.
@@ -38,18 +39,26 @@ type BackupRequest struct {
 	RequireAllDisks bool
 	Policy          kvmbackup.Policy
 	Quiesce         Quiesce
-	// BandwidthBytes limits the job to so many bytes per second over all volumes, shared among those that are being copied. 0: no limit.
-	// From 1 MiB per second and volume on it is what is written that counts, and holes pass. It is in force from the first byte of a
-	// stopped VM. libvirt's begin takes no limit: a running VM's comes a moment after it, and the 64 MiB per volume that QEMU then has
-	// under way, or more where storage is fast and libvirt slow to answer, go before.
+	// BandwidthBytes limits the job to so many bytes per second over all volumes, shared among those that are being
+	// copied. 0: no limit. From 1 MiB per second and volume on it is what is written that counts, and holes pass. It is
+	// in force from the first byte of a stopped VM. libvirt's begin takes no limit: a running VM's comes a moment after
+	// it, and the 64 MiB per volume that QEMU then has under way, or more where storage is fast and libvirt slow to
+	// answer, go before.
 	BandwidthBytes int64
-	// IgnoreSpace begins also where the repository seems to have too little room: where it compresses, or where it can't be told
-	// what a disk holds. What then runs out in mid-job is an ErrNoSpace, and nothing is left of it.
+	// Turn says when it is this backup's turn for a place; see Config.HostLimit.
+	Turn Turn
+	// IgnoreSpace begins also where the repository seems to have too little room: where it compresses, or where it
+	// can't be told what a disk holds. What then runs out in mid-job is an ErrNoSpace, and nothing is left of it.
 	IgnoreSpace bool
 	// Secrets saves the domain XML with its secrets, such as a VNC password.
 	Secrets bool
-	// Digests computes a digest over the guest-visible bytes of every volume after the job, for later verification.
+	// Digests has a digest over the guest-visible bytes of every volume, for later verification. By pull, and of a stopped
+	// VM, it is made of the bytes on their way; an incremental needs its parent's index for that. Otherwise what was
+	// written is read again, with all that it stands on. A sealed backup always has digests of its files, and never of its
+	// content, which others could compare; nor has a volume that stands on a sealed one.
 	Digests bool
+	// Keys wrap the data key where Policy.Encryption asks for it, for a VM with recipients of its own. nil: Config.Keys.
+	Keys Keys
 	// OnJob, if not nil, is given the running job, e.g. to adjust its bandwidth. It must not block.
 	OnJob func(JobControl)
 }
@@ -122,21 +131,32 @@ func (r BackupRequest) validate() error {
 	if !r.Quiesce.valid() {
 		return fmt.Errorf("%w request for %q: quiesce mode %v", kvmbackup.ErrInvalid, r.VM, r.Quiesce)
 	}
+	if err := r.Policy.Compression.Validate(); err != nil {
+		return fmt.Errorf("policy for %q: %w", r.VM, err)
+	}
+	if err := r.Turn.validate(); err != nil {
+		return err
+	}
 	if r.BandwidthBytes < 0 {
 		return fmt.Errorf("%w request for %q: bandwidth %d", kvmbackup.ErrInvalid, r.VM, r.BandwidthBytes)
 	}
+	if e := r.Policy.Encryption; e != "" && e != kvmbackup.EncryptionLUKS {
+		return fmt.Errorf("%w request for %q: encryption %q", kvmbackup.ErrInvalid, r.VM, e)
+	}
 	ids, devices := map[kvmbackup.VolumeID]bool{}, map[string]bool{}
 	for _, v := range r.Volumes {
-		if err := kvmbackup.ValidName(string(v.ID)); err != nil {
-			return fmt.Errorf("%w volume on device %q: %w", kvmbackup.ErrInvalid, v.Device, err)
+		if err := kvmbackup.ValidName("volume id", string(v.ID)); err != nil {
+			return fmt.Errorf("device %q: %w", v.Device, err)
 		}
 		if ids[v.ID] || devices[v.Device] || v.Device == "" {
-			return fmt.Errorf("%w request for %q: volume %q on device %q is named twice or has no device", kvmbackup.ErrInvalid, r.VM, v.ID, v.Device)
+			return fmt.Errorf("%w request for %q: volume %q on device %q is named twice or has no device",
+				kvmbackup.ErrInvalid, r.VM, v.ID, v.Device)
 		}
 		ids[v.ID], devices[v.Device] = true, true
 	}
 	if len(r.Only) > 0 && len(r.Volumes) > 0 {
-		return fmt.Errorf("%w request for %q: Volumes says already which disks to back up; leave Only out", kvmbackup.ErrInvalid, r.VM)
+		return fmt.Errorf("%w request for %q: Volumes says already which disks to back up; leave Only out",
+			kvmbackup.ErrInvalid, r.VM)
 	}
 	for _, device := range r.Only {
 		if devices[device] || device == "" {
@@ -167,10 +187,13 @@ func devicesOn(st kvmbackup.DomainStatus) string {
 // volumeSpace makes the derived volume IDs their own kind of UUID.
 var volumeSpace = uuid.MustParse("6e0f5b5e-6a35-4f0c-9d3c-1f6f6f1b7c0a")
 
-// derivedID is a disk's serial, where it makes a plain name and no other disk has it, or else a UUID made from its path.
+// derivedID is a disk's serial, where it makes a plain name and no other disk has it, or else a UUID made from its
+// path.
 func derivedID(st kvmbackup.DomainStatus, d kvmbackup.DiskStatus) kvmbackup.VolumeID {
-	shared := slices.ContainsFunc(st.Disks, func(o kvmbackup.DiskStatus) bool { return o.Serial == d.Serial && o.Device != d.Device })
-	if d.Serial != "" && !shared && kvmbackup.ValidName(d.Serial) == nil {
+	shared := slices.ContainsFunc(st.Disks, func(o kvmbackup.DiskStatus) bool {
+		return o.Serial == d.Serial && o.Device != d.Device
+	})
+	if d.Serial != "" && !shared && kvmbackup.ValidName("serial", d.Serial) == nil {
 		return kvmbackup.VolumeID(d.Serial)
 	}
 	return kvmbackup.VolumeID(uuid.NewSHA1(volumeSpace, []byte(st.Name+"\x00"+d.Source)).String())
@@ -184,8 +207,8 @@ func fileName(name string, root bool) string {
 	return "datadisk." + name + ".qcow2"
 }
 
-// fileNames gives every volume its file, by identity. No two names differ in upper and lower case alone: many shares don't tell
-// these apart.
+// fileNames gives every volume its file, by identity. No two names differ in upper and lower case alone: many shares
+// don't tell these apart.
 func fileNames(vols []chosen) map[kvmbackup.VolumeID]string {
 	m := map[kvmbackup.VolumeID]string{}
 	for _, v := range vols {
@@ -198,8 +221,8 @@ func fileNames(vols []chosen) map[kvmbackup.VolumeID]string {
 	return m
 }
 
-// alike says whether some storage may take a for b. What it does with letters beyond ASCII, as to capitals and to accents, can't be
-// foreseen.
+// alike says whether some storage may take a for b. What it does with letters beyond ASCII, as to capitals and to
+// accents, can't be foreseen.
 func alike(a, b kvmbackup.VolumeID) bool {
 	beyond := strings.ContainsFunc(string(a), func(r rune) bool { return r > unicode.MaxASCII })
 	return a != b && (beyond || strings.EqualFold(string(a), string(b)))

@@ -8,17 +8,17 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/swap"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // RestoreRequest says what to restore and where to. Volumes are addressed by their identity, never by order.
 type RestoreRequest struct {
 	Backup kvmbackup.BackupID
-	// Dir takes one new file per volume, named DEVICE.VOLUMEID.FORMAT after the format that it gets; it must exist. Volumes with
-	// a path of their own don't go there.
+	// Dir takes one new file per volume, named DEVICE.VOLUMEID.FORMAT after the format that it gets; it must exist.
+	// Volumes with a path of their own don't go there.
 	Dir string
 	// Format of new files. Defaults to qcow2.
 	Format qcow2.Format
@@ -30,11 +30,15 @@ type RestoreRequest struct {
 	Parallel int
 	// BandwidthBytes limits each volume's copy to so many bytes per second. 0: no limit.
 	BandwidthBytes int64
-	// IgnoreSpace begins also where the file system of the targets seems to have too little room for them. What then runs out in the
-	// middle of the copy is an ErrNoSpace, and nothing is left of it.
+	// Turn says when it is this restore's turn for a place; see Config.HostLimit. Where backups name what they are due
+	// by, so should a restore that somebody waits for: a Due long ago goes first.
+	Turn Turn
+	// IgnoreSpace begins also where the file system of the targets seems to have too little room for them. What then
+	// runs out in the middle of the copy is an ErrNoSpace, and nothing is left of it.
 	IgnoreSpace bool
-	// SkipDigests restores without comparing what was written with the digests on record. Where a volume has one, Restore otherwise reads
-	// back what it has written, and returns ErrDamaged when that is not what was backed up; no new file is left then.
+	// SkipDigests restores without comparing what was written with the digests on record. Where a volume has one,
+	// Restore otherwise reads back what it has written, and returns ErrDamaged when that is not what was backed up; no
+	// new file is left then. Of sealed volumes the files are compared, before they are opened.
 	SkipDigests bool
 }
 
@@ -42,6 +46,9 @@ type RestoreRequest struct {
 func (r RestoreRequest) validate() error {
 	if r.BandwidthBytes < 0 {
 		return fmt.Errorf("%w request: bandwidth %d", kvmbackup.ErrInvalid, r.BandwidthBytes)
+	}
+	if err := r.Turn.validate(); err != nil {
+		return err
 	}
 	formats := []qcow2.Format{r.Format}
 	for _, v := range r.Volumes {
@@ -106,7 +113,8 @@ type RestoredVolume struct {
 	Path        string             `json:"path"`
 	Format      qcow2.Format       `json:"format"`
 	VirtualSize int64              `json:"virtual_size"` // bytes of the volume; a block device may be larger
-	// Encryption is the kind of encryption that the disk had on its host when it was backed up; what is written has none. Empty: none.
+	// Encryption is the kind of encryption that the disk had on its host when it was backed up; what is written has
+	// none. Empty: none.
 	Encryption string `json:"encryption,omitempty"`
 }
 
@@ -123,105 +131,119 @@ func (v RestoredVolume) String() string {
 type copyJob struct {
 	layers []layer
 	out    RestoredVolume
-	owner  owner
+	owner  swap.Owner
 	exists bool   // a block device
 	place  string // of the target, the same however its path is written
+	file   *writtenFile
 }
 
-func (j copyJob) aside() string { return j.owner.aside(j.out.Path) }
+func (j copyJob) aside() string { return j.owner.Aside(j.out.Path) }
 
-// Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests of the whole
-// chain with the records, every backing link with the manifests, runs qemu-img check on every file, and checks the
-// targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall), and the file systems of new files
-// must have room for all of them (ErrNoSpace, as a *SpaceError). New files are written aside, flushed and renamed when the chain's headers
-// still are as they were verified and each volume's content has the digest on record, where there is one; after a failure or a cancel none is
-// left, but block devices may be half written. A target whose storage doesn't answer is left behind CleanupLimit after the context's end
-// (ErrUnavailable), stays ErrUnavailable until it does, and is taken back then.
+// closeJobs closes the files of the chains, and those that were made.
+func closeJobs(jobs []copyJob) {
+	for _, j := range jobs {
+		closeLayers(j.layers)
+		if j.file.File != nil {
+			_ = j.file.Close() // it was flushed, or is removed
+		}
+	}
+}
+
+// Restore writes chosen volumes of a completed backup. Before the first byte it takes the lease, compares the manifests
+// of the whole chain with the records, every backing link with the manifests, runs qemu-img check on every file, and
+// checks the targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall),
+// and the file systems of new files must have room for all of them (ErrNoSpace, as a *SpaceError). New files are
+// written aside, flushed and renamed when the chain's headers still are as they were verified and each volume's content
+// has the digest on record, where there is one; after a failure or a cancel none is left, but block devices may be half
+// written. A target whose storage doesn't answer is left behind CleanupLimit after the context's end (ErrUnavailable),
+// stays ErrUnavailable until it does, and is taken back then.
 //
-// Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile, ErrDamaged, ErrOtherRepository,
-// ErrOtherDomain and ErrDomainRunning in place, ErrImageLocked for an image or a device that something uses, ErrTargetAccess, ErrNoSpace, ErrLeaseLost; all within an *OpError.
+// Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile,
+// ErrDamaged, ErrOtherRepository, ErrKey for a chain with a sealed backup that the Keys don't open, ErrOtherDomain and
+// ErrDomainRunning in place, ErrImageLocked for an image or a device that something uses, ErrTargetAccess, ErrNoSpace,
+// ErrLeaseLost; all within an *OpError.
 func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, error) {
 	o, b, err := e.find(ctx, "restore", req.Backup)
 	if err != nil {
 		return Restored{}, err
 	}
-	if e.cfg.Images == nil {
-		return Restored{}, o.fail(ctx, fmt.Errorf("%w config: restore needs Images", kvmbackup.ErrInvalid))
-	}
-	if err := req.validate(); err != nil {
-		return Restored{}, o.fail(ctx, err)
-	}
-	o.step("wait")
+	o.needPlaces(req.Turn)
 	var done Restored
-	vms := []kvmbackup.VMID{b.VM}
+	var others []*op
+	restore := func(ctx context.Context) error { return o.restoreToFiles(ctx, req, &done) }
 	if req.InPlace != nil {
-		vms = append(vms, req.InPlace.request(b).VM)
+		over, t := req.InPlace.request(b), o
+		if over.VM != o.vm {
+			t = o.onVM(over.VM)
+			others = append(others, t)
+		}
+		t.dom = over.ref()
+		restore = func(ctx context.Context) error { return o.restoreInPlace(ctx, t, over, req, &done) }
 	}
-	err = o.withLeases(ctx, vms, func(ctx context.Context, held map[kvmbackup.VMID]*heldLease) error {
-		release, err := o.takePlace(ctx)
-		if err != nil {
+	err = o.do(ctx, firstError(e.needImages("restore"), req.validate()), func(ctx context.Context) error {
+		if err := restore(ctx); err != nil {
 			return err
 		}
-		defer release()
-		if req.InPlace != nil {
-			done, err = e.restoreInPlace(ctx, o, held[req.InPlace.request(b).VM], req)
-		} else {
-			done, err = e.restoreToFiles(ctx, o, req)
-		}
-		if err == nil {
-			o.emit(Event{Type: EventCompleted, Backup: &done.Backup})
-		}
-		return err
-	})
+		o.emit(Event{Type: EventCompleted, Backup: &done.Backup})
+		return nil
+	}, others...)
 	if err != nil {
-		return Restored{}, o.fail(ctx, err)
+		return Restored{}, err
 	}
 	return done, nil
 }
 
-func (e *Engine) restoreToFiles(ctx context.Context, o *op, req RestoreRequest) (Restored, error) {
-	b, jobs, err := e.prepareRestore(ctx, o, req)
+func (o *op) restoreToFiles(ctx context.Context, req RestoreRequest, done *Restored) error {
+	b, jobs, err := o.prepareRestore(ctx, req)
+	defer closeJobs(jobs)
 	if err != nil {
-		return Restored{}, err
+		return err
 	}
 	o.step("check targets")
 	for i := range jobs {
 		if err := jobs[i].aim(ctx, req); err != nil {
-			return Restored{}, err
+			return err
 		}
 	}
 	if err := distinctTargets(jobs); err != nil {
-		return Restored{}, err
+		return err
 	}
-	if err := e.makeRoom(ctx, req, jobs, placesOf(jobs)); err != nil {
-		return Restored{}, err
+	if err := o.e.makeRoom(ctx, req, jobs, placesOf(jobs)); err != nil {
+		return err
 	}
-	if err := e.notInUse(ctx, kvmbackup.DomainRef{}, blockDevicesOf(jobs), blockDevicesOf(jobs)); err != nil {
-		return Restored{}, err
+	if err := o.e.notInUse(ctx, kvmbackup.DomainRef{}, blockDevicesOf(jobs), blockDevicesOf(jobs)); err != nil {
+		return err
 	}
 	o.step("copy")
-	if err := e.copyAll(ctx, o, req, jobs); err != nil {
-		return Restored{}, err
+	if err := o.copyAside(ctx, req, jobs, placesOf(jobs)); err != nil {
+		return err
 	}
+	*done = restored(b, jobs)
+	return o.e.publish(ctx, placesOf(jobs), jobs)
+}
+
+func restored(b kvmbackup.Backup, jobs []copyJob) Restored {
 	r := Restored{Backup: b}
 	for _, j := range jobs {
 		r.Volumes = append(r.Volumes, j.out)
 	}
-	return r, nil
+	return r
 }
 
 // prepareRestore reads and verifies the chain and makes one job per chosen volume, in the backup's order.
-func (e *Engine) prepareRestore(ctx context.Context, o *op, req RestoreRequest) (kvmbackup.Backup, []copyJob, error) {
+func (o *op) prepareRestore(ctx context.Context, req RestoreRequest) (kvmbackup.Backup, []copyJob, error) {
 	o.step("read chain")
-	chain, err := kvmbackup.ChainOf(ctx, e.cfg.Store, req.Backup)
+	chain, err := kvmbackup.ChainOf(ctx, o.e.cfg.Store, req.Backup)
 	if err != nil {
 		return kvmbackup.Backup{}, nil, err
 	}
 	b := chain[len(chain)-1]
 	if b.Status != kvmbackup.StatusCompleted {
-		return b, nil, fmt.Errorf("%w: backup %s is %v; only completed backups are restored", kvmbackup.ErrStatus, b.ID, b.Status)
+		return b, nil, fmt.Errorf("%w: backup %s is %v; only completed backups are restored", kvmbackup.ErrStatus, b.ID,
+			b.Status)
 	}
-	if err := e.verifyMembers(ctx, chain); err != nil {
+	ring, err := o.e.verifyMembers(ctx, chain)
+	if err != nil {
 		return b, nil, err
 	}
 	wanted, err := wantedVolumes(b, req.Volumes)
@@ -232,15 +254,15 @@ func (e *Engine) prepareRestore(ctx context.Context, o *op, req RestoreRequest) 
 	var jobs []copyJob
 	var all []layer
 	for _, v := range wanted {
-		layers, err := layersOf(chain, v.VolumeID, e.cfg.Repository)
+		layers, err := layersOf(chain, v.VolumeID, o.e.cfg.Repository, ring)
 		if err != nil {
 			return b, nil, err
 		}
 		all = append(all, layers...)
 		out := RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize, Encryption: v.Encryption}
-		jobs = append(jobs, copyJob{layers: layers, out: out, owner: e.owner(b.VM)})
+		jobs = append(jobs, copyJob{layers: layers, out: out, owner: o.e.owner(b.VM), file: &writtenFile{}})
 	}
-	return b, jobs, e.verifyLayers(withTally(ctx, o.tally(checksOf(jobs))), all)
+	return b, jobs, o.e.verifyLayers(withTally(ctx, o.tally(checksOf(jobs))), all, req.SkipDigests)
 }
 
 func wantedVolumes(b kvmbackup.Backup, chosen []RestoreVolume) ([]kvmbackup.VolumeBackup, error) {
@@ -282,8 +304,10 @@ func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
 			return fmt.Errorf("%w request: neither a folder nor a path for volume %q", kvmbackup.ErrInvalid, c.ID)
 		}
 		name := fmt.Sprintf("%s.%s.%s", j.out.Device, j.out.VolumeID, j.out.Format)
-		if err := kvmbackup.ValidFileName(name); err != nil { // before it is joined: a record is no more to be trusted than its database
-			return fmt.Errorf("%w: volume %q on device %q makes no file name; give it a path of its own: %w", kvmbackup.ErrInvalid, c.ID, j.out.Device, err)
+		// Before it is joined: a record is no more to be trusted than its database.
+		if err := kvmbackup.ValidFileName(name); err != nil {
+			return fmt.Errorf("%w: volume %q on device %q makes no file name; give it a path of its own: %w",
+				kvmbackup.ErrInvalid, c.ID, j.out.Device, err)
 		}
 		j.out.Path = filepath.Join(req.Dir, name)
 	}
@@ -300,7 +324,8 @@ func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
 	case t.kind == targetFile:
 		return fmt.Errorf("%w: %s; remove it or choose another path", kvmbackup.ErrTargetExists, abs)
 	case t.kind == targetDevice && t.size < j.out.VirtualSize:
-		return fmt.Errorf("%w: %s has %d bytes, volume %q has %d", kvmbackup.ErrTooSmall, abs, t.size, c.ID, j.out.VirtualSize)
+		return fmt.Errorf("%w: %s has %d bytes, volume %q has %d", kvmbackup.ErrTooSmall, abs, t.size, c.ID,
+			j.out.VirtualSize)
 	}
 	j.exists, j.place = t.kind == targetDevice, t.place
 	if j.exists {
@@ -316,20 +341,12 @@ func distinctTargets(jobs []copyJob) error {
 	seen := map[string]kvmbackup.VolumeID{}
 	for _, j := range jobs {
 		if other, ok := seen[j.place]; ok {
-			return fmt.Errorf("%w request: volumes %q and %q have the same target %s", kvmbackup.ErrInvalid, other, j.out.VolumeID, j.out.Path)
+			return fmt.Errorf("%w request: volumes %q and %q have the same target %s", kvmbackup.ErrInvalid, other,
+				j.out.VolumeID, j.out.Path)
 		}
 		seen[j.place] = j.out.VolumeID
 	}
 	return nil
-}
-
-// copyAll copies the volumes in parallel and then renames all new files: either all are there or none.
-func (e *Engine) copyAll(ctx context.Context, o *op, req RestoreRequest, jobs []copyJob) error {
-	places := placesOf(jobs)
-	if err := e.copyAside(ctx, o, req, jobs, places); err != nil {
-		return err
-	}
-	return e.publishing(ctx, places, jobs)
 }
 
 func placesOf(jobs []copyJob) []string {
@@ -340,53 +357,50 @@ func placesOf(jobs []copyJob) []string {
 	return places
 }
 
-// copyAside copies every volume to its aside file, or to its block device, and then makes sure that it was the verified files that were
-// copied. After an error no aside file is left.
-func (e *Engine) copyAside(ctx context.Context, o *op, req RestoreRequest, jobs []copyJob, at []string) error {
+// copyAside copies every volume to its aside file, or to its block device, and then makes sure that it was the verified
+// files that were copied. After an error no aside file is left.
+func (o *op) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob, at []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	places := req.Parallel
-	if places <= 0 {
-		places = 4
+	progress := o.tally(sizesOf(jobs))
+	errs := each(ctx, atOnce(req.Parallel), jobs, func(i int, j copyJob) error {
+		err := o.e.copyOne(ctx, req, j, func(percent float64) {
+			progress.set(i, int64(float64(j.out.VirtualSize)*percent/100))
+		})
+		if err != nil {
+			cancel(fmt.Errorf("volume %q: %w", j.out.VolumeID, targetError(err))) // the others need not go on
+		}
+		return err
+	})
+	err := context.Cause(ctx)
+	if firstError(errs...) == nil {
+		err = o.e.stillTheSame(ctx, jobs)
 	}
-	limit, progress := NewLimiter(places), o.tally(sizesOf(jobs))
-	errs := make([]error, len(jobs))
-	var wg sync.WaitGroup
-	for i, j := range jobs {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			release, err := limit.take(ctx)
-			if err == nil {
-				err = e.copyOne(ctx, req, j, func(percent float64) {
-					progress.set(i, int64(float64(j.out.VirtualSize)*percent/100))
-				})
-				release()
-			}
-			if err != nil {
-				errs[i] = fmt.Errorf("volume %q: %w", j.out.VolumeID, targetError(err))
-				cancel(errs[i]) // the others need not go on
-			}
-		}()
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return errors.Join(context.Cause(ctx), e.removeAsides(ctx, at, jobs))
-	}
-	if err := e.stillTheSame(ctx, jobs); err != nil {
-		return errors.Join(err, e.removeAsides(ctx, at, jobs))
+	if err != nil {
+		return errors.Join(err, o.e.discard(ctx, at, jobs))
 	}
 	return nil
+}
+
+// atOnce is how many volumes are copied at once.
+func atOnce(asked int) int {
+	if asked <= 0 {
+		return 4
+	}
+	return asked
 }
 
 // copyOne opens exactly the verified layers: links in the headers are not followed.
 func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, progress func(float64)) error {
 	dst := j.out.Path
 	if !j.exists {
-		dst = j.aside()
+		if err := j.makeAside(ctx); err != nil {
+			return err
+		}
+		dst = qcow2.Descriptor(j.file.File)
 	}
-	err := e.cfg.Images.Convert(ctx, j.layers[0].file, dst, qcow2.ConvertOptions{
-		TargetFormat: j.out.Format, Backing: backing(j.layers), TargetExists: j.exists,
+	err := e.cfg.Images.Convert(ctx, j.layers[0].path(), dst, qcow2.ConvertOptions{
+		TargetFormat: j.out.Format, Secret: j.layers[0].secret, Backing: backing(j.layers), TargetExists: j.exists,
 		BandwidthBytes: req.BandwidthBytes, Progress: progress,
 	})
 	if err != nil {
@@ -398,7 +412,8 @@ func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, pro
 // sizesOf says how much there is to copy.
 func sizesOf(jobs []copyJob) (volumes []kvmbackup.VolumeProgress) {
 	for _, j := range jobs {
-		volumes = append(volumes, kvmbackup.VolumeProgress{VolumeID: j.out.VolumeID, Device: j.out.Device, TotalBytes: j.out.VirtualSize})
+		volumes = append(volumes, kvmbackup.VolumeProgress{VolumeID: j.out.VolumeID, Device: j.out.Device,
+			TotalBytes: j.out.VirtualSize})
 	}
 	return volumes
 }
@@ -406,7 +421,8 @@ func sizesOf(jobs []copyJob) (volumes []kvmbackup.VolumeProgress) {
 // checksOf says how much there is to check before.
 func checksOf(jobs []copyJob) (volumes []kvmbackup.VolumeProgress) {
 	for _, j := range jobs {
-		volumes = append(volumes, kvmbackup.VolumeProgress{VolumeID: j.out.VolumeID, Device: j.out.Device, TotalBytes: storedIn(j.layers)})
+		volumes = append(volumes, kvmbackup.VolumeProgress{VolumeID: j.out.VolumeID, Device: j.out.Device,
+			TotalBytes: storedIn(j.layers)})
 	}
 	return volumes
 }

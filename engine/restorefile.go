@@ -8,11 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/logctx"
 	"github.com/kvmbackup/kvmbackup/internal/mark"
+	"github.com/kvmbackup/kvmbackup/internal/swap"
 )
 
 // What a restore finds at its target's path.
@@ -32,11 +33,12 @@ type restoreTarget struct {
 
 // lookAt follows links: /dev/VG/LV is one. A folder that is missing is reported before anything is copied.
 func lookAt(ctx context.Context, path string) (restoreTarget, error) {
-	if base := filepath.Base(path); len(base) > maxElement {
-		return restoreTarget{}, fmt.Errorf("%w: the restore target's name %.300q has %d bytes, and file systems take %d; choose a shorter one",
-			kvmbackup.ErrInvalid, base, len(base), maxElement)
+	if base := filepath.Base(path); len(base) > swap.MaxName {
+		return restoreTarget{}, fmt.Errorf("%w: the restore target's name %.300q has %d bytes, and file systems take "+
+			"%d; choose a shorter one",
+			kvmbackup.ErrInvalid, base, len(base), swap.MaxName)
 	}
-	return leaveBehind(ctx, func() (restoreTarget, error) {
+	return swap.Look(ctx, func() (restoreTarget, error) {
 		folder, err := realFolder(filepath.Dir(path))
 		if err != nil {
 			return restoreTarget{}, fmt.Errorf("%w: folder of the restore target: %w", kvmbackup.ErrInvalid, err)
@@ -64,7 +66,8 @@ func lookAt(ctx context.Context, path string) (restoreTarget, error) {
 			t.size, err = deviceSize(path)
 			return t, err
 		}
-		return restoreTarget{}, fmt.Errorf("%w: restore target %s is neither a file nor a block device", kvmbackup.ErrUnsupported, path)
+		return restoreTarget{}, fmt.Errorf("%w: restore target %s is neither a file nor a block device",
+			kvmbackup.ErrUnsupported, path)
 	})
 }
 
@@ -93,118 +96,82 @@ func deviceSize(path string) (size int64, err error) {
 	return f.Seek(0, io.SeekEnd)
 }
 
-// owner begins the names of what waits beside a restore's targets. It stands for the consumer and for the VM whose lease the restore
-// has, so that restores of other VMs to the same path neither write over these files nor take them for their own.
-type owner string
+// owner names what waits beside a restore's targets: the consumer and the VM whose lease the restore has.
+func (e *Engine) owner(vm kvmbackup.VMID) swap.Owner { return swap.Owner(e.prefix() + "-" + vm.Tag()) }
 
-func (e *Engine) owner(vm kvmbackup.VMID) owner { return owner(e.prefix() + "-" + vm.Tag()) }
-
-// owners are those whose restores of the VM may have left something: the engine and, where it has the default prefix, an earlier version.
-func (e *Engine) owners(vm kvmbackup.VMID) []owner {
-	all := []owner{e.owner(vm)}
-	if e.cfg.Prefix == "" {
-		all = append(all, owner(kvmbackup.DefaultPrefix+"-"+vm.Tag()))
+// filesOf returns the targets that are files, which are written aside first; block devices are written directly.
+func filesOf(jobs []copyJob) []string {
+	var paths []string
+	for _, j := range jobs {
+		if !j.exists {
+			paths = append(paths, j.out.Path)
+		}
 	}
-	return all
+	return paths
 }
 
-// aside is where a file is written before it takes its name.
-func (w owner) aside(path string) string { return beside(path, "."+string(w)+"-new") }
-
-// maxElement is how long an element of a path may be on nearly all file systems, in bytes.
-const maxElement = 255
-
-// beside adds an ending to a file's name. A name that is too long for that is cut, and a sum of the whole tells it from others.
-func beside(path, ending string) string {
-	dir, base := filepath.Split(path)
-	if len(base)+len(ending) > maxElement {
-		sum := "~" + kvmbackup.VMID(base).Tag()
-		base = strings.ToValidUTF8(base[:maxElement-len(ending)-len(sum)], "") + sum
-	}
-	return dir + base + ending
-}
-
-// publishFile flushes a written file and gives it its name, which must be free. After an error it doesn't have it.
-func (w *fileWork) publishFile(from, to string) error {
-	if err := w.syncFile(from); err != nil {
-		return err
-	}
-	if err := w.link(from, to); err == nil { // a link, unlike a rename, never replaces
-		w.made = append(w.made, to)
-		err = errors.Join(w.remove(from), w.syncFile(filepath.Dir(to)))
-		return w.unlessPublished(from, to, err)
-	} else if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%w: %s", kvmbackup.ErrTargetExists, to)
-	}
-	if err := w.rename(from, to); err != nil { // a file system without hard links
-		return err
-	}
-	w.made = append(w.made, to)
-	return w.unlessPublished(from, to, w.syncFile(filepath.Dir(to)))
-}
-
-// publishAll gives all new files their names: either all have them, or none.
-func (w *fileWork) publishAll(jobs []copyJob) error {
-	for i, j := range jobs {
+// blockDevicesOf returns the others.
+func blockDevicesOf(jobs []copyJob) []string {
+	var paths []string
+	for _, j := range jobs {
 		if j.exists {
-			continue
+			paths = append(paths, j.out.Path)
 		}
-		if err := w.publishFile(j.aside(), j.out.Path); err != nil {
-			for _, done := range jobs[:i] {
-				if !done.exists {
-					err = errors.Join(err, w.removeFile(done.out.Path))
-				}
+	}
+	return paths
+}
+
+func targetsOf(jobs []copyJob) []string { return append(filesOf(jobs), blockDevicesOf(jobs)...) }
+
+// changing changes files for a restore: it is finished or taken back although ctx may have ended.
+func (e *Engine) changing(ctx context.Context, places []string, f func(*swap.Work) error) error {
+	_, err := swap.Do(ctx, e.cfg.CleanupLimit, places, func(w *swap.Work) (struct{}, error) { return struct{}{}, f(w) },
+		nil)
+	return err
+}
+
+// discard removes what a restore has written aside, or one that was killed.
+func (e *Engine) discard(ctx context.Context, places []string, jobs []copyJob) error {
+	return e.changing(ctx, places, func(w *swap.Work) error { return setOf(w, jobs).Discard() })
+}
+
+// setOf is the work on a restore's files, which all have one owner.
+func setOf(w *swap.Work, jobs []copyJob) swap.Set {
+	set := w.Set("", filesOf(jobs))
+	set.Written = map[string]*os.File{}
+	for _, j := range jobs {
+		set.Owner = j.owner
+		if j.file.File != nil {
+			set.Written[j.out.Path] = j.file.File
+		}
+	}
+	return set
+}
+
+// writtenFile is the new file of a job, when it was made.
+type writtenFile struct{ *os.File }
+
+// makeAside makes the file that the job writes, which must not be there, and leaves it open.
+func (j copyJob) makeAside(ctx context.Context) (err error) {
+	j.file.File, err = swap.Look(ctx, func() (*os.File, error) {
+		return os.OpenFile(j.aside(), os.O_RDWR|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
+	})
+	if errors.Is(err, fs.ErrExist) {
+		err = fmt.Errorf("%w: %s", kvmbackup.ErrTargetExists, j.aside())
+	}
+	return err
+}
+
+// publish gives the new files their names: after an error none has one, also when the storage answers too late.
+func (e *Engine) publish(ctx context.Context, places []string, jobs []copyJob) error {
+	_, err := swap.Do(ctx, e.cfg.CleanupLimit, places,
+		func(w *swap.Work) (struct{}, error) { return struct{}{}, setOf(w, jobs).Publish() },
+		func(left *swap.Work) {
+			if err := setOf(left, jobs).TakeBack(); err != nil {
+				logctx.Logger(ctx, e.cfg.Logger).Warn("take back a restore whose target hung", "error", err)
 			}
-			return errors.Join(err, w.removeAsides(jobs[i:]))
-		}
-	}
-	return nil
-}
-
-func (w *fileWork) unlessPublished(from, to string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return errors.Join(err, w.unpublish(from, to))
-}
-
-// unpublish takes a file's name away again, if it has it: it is aside then.
-func (w *fileWork) unpublish(from, to string) error {
-	none, err := isMissing(from)
-	if err != nil {
-		return err
-	}
-	if !none { // to rename one name of a file to another of its names does nothing
-		return w.removeFile(to)
-	}
-	if err := w.rename(to, from); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// syncFile flushes a file or folder.
-func (w *fileWork) syncFile(path string) error {
-	return w.step(func() error { return flushFile(path) })
-}
-
-func flushFile(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// removeFile removes a file that may be gone already, also where nothing can be removed.
-func (w *fileWork) removeFile(path string) error {
-	if gone, err := isMissing(path); gone || err != nil {
-		return err
-	}
-	if err := w.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+		})
+	return err
 }
 
 // targetError says of a refusal that it is the target's: the layers were read before.
@@ -213,14 +180,4 @@ func targetError(err error) error {
 		return mark.As(kvmbackup.ErrTargetAccess, err)
 	}
 	return err
-}
-
-func (w *fileWork) removeAsides(jobs []copyJob) error {
-	var errs []error
-	for _, j := range jobs {
-		if !j.exists {
-			errs = append(errs, w.removeFile(j.aside()))
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -9,16 +9,18 @@ import (
 	"syscall"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/swap"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// A restore looks for room before its first byte. What it needs at most costs nothing more to know: no volume takes more than the clusters
-// that the check of its chain has counted, compressed ones by what is in them, nor more than its own size. Only where that is too much are
-// the chains mapped, which reads all their tables again, for what their newest layers leave of each other.
+// A restore looks for room before its first byte. What it needs at most costs nothing more to know: no volume takes
+// more than the clusters that the check of its chain has counted, compressed ones by what is in them, nor more than its
+// own size. Only where that is too much are the chains mapped, which reads all their tables again, for what their
+// newest layers leave of each other.
 
-// targetSpace is the file system on which some volumes' files are written. What a restore in place replaces goes only after the swap, so
-// it frees nothing.
+// targetSpace is the file system on which some volumes' files are written. What a restore in place replaces goes only
+// after the swap, so it frees nothing.
 type targetSpace struct {
 	dir  string
 	stat *syscall.Stat_t
@@ -26,16 +28,16 @@ type targetSpace struct {
 	jobs []copyJob
 }
 
-// makeRoom removes what killed restores have left aside of the targets, and returns a *SpaceError when there is too little room for what
-// is to be written.
+// makeRoom removes what killed restores have left aside of the targets, and returns a *SpaceError when there is too
+// little room for what is to be written.
 func (e *Engine) makeRoom(ctx context.Context, req RestoreRequest, jobs []copyJob, at []string) error {
-	if err := e.removeAsides(ctx, at, jobs); err != nil {
+	if err := e.discard(ctx, at, jobs); err != nil {
 		return targetError(err)
 	}
 	if req.IgnoreSpace {
 		return nil
 	}
-	spaces, err := leaveBehind(ctx, func() ([]*targetSpace, error) { return spacesOf(jobs) })
+	spaces, err := swap.Look(ctx, func() ([]*targetSpace, error) { return spacesOf(jobs) })
 	for _, s := range spaces {
 		if err == nil {
 			err = e.fits(ctx, s)
@@ -44,8 +46,8 @@ func (e *Engine) makeRoom(ctx context.Context, req RestoreRequest, jobs []copyJo
 	return err
 }
 
-// spacesOf gathers the new files by their file systems. Block devices have the room they have. Where the system can't be asked there is
-// nothing to compare with.
+// spacesOf gathers the new files by their file systems. Block devices have the room they have. Where the system can't
+// be asked there is nothing to compare with.
 func spacesOf(jobs []copyJob) ([]*targetSpace, error) {
 	var all []*targetSpace
 	for _, j := range jobs {
@@ -104,9 +106,11 @@ func countedBytes(_ context.Context, j copyJob) (int64, error) {
 	return min(sum, j.out.VirtualSize), nil
 }
 
-// mappedBytes is what a volume holds. Of one that can't be mapped, e.g. because it is too fragmented, it is the most it can hold.
+// mappedBytes is what a volume holds. Of one that can't be mapped, e.g. because it is too fragmented, it is the most it
+// can hold.
 func (e *Engine) mappedBytes(ctx context.Context, j copyJob) (int64, error) {
-	extents, err := e.cfg.Images.Map(ctx, j.layers[0].file, qcow2.MapOptions{Backing: backing(j.layers), Timeout: checkLimit})
+	extents, err := e.cfg.Images.Map(ctx, j.layers[0].path(),
+		qcow2.MapOptions{Secret: j.layers[0].secret, Backing: backing(j.layers), Timeout: checkLimit})
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}

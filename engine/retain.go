@@ -7,14 +7,18 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// PlanRetain shows what Retain would do now. Only backups in the engine's repository count and are deleted. Those in others are left
-// alone, but one that stands on a backup here keeps that delete-pending.
-func (e *Engine) PlanRetain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy) (kvmbackup.RetentionPlan, error) {
+// PlanRetain shows what Retain would do now. Only backups in the engine's repository count and are deleted. Those in
+// others are left alone, but one that stands on a backup here keeps that delete-pending.
+func (e *Engine) PlanRetain(
+	ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy,
+) (kvmbackup.RetentionPlan, error) {
 	p, err := e.planRetain(ctx, vm, policy)
-	return p, (&op{name: "plan retain", vm: vm, at: "plan"}).wrap(ctx, err)
+	return p, e.query("plan retain", vm, "plan").wrap(ctx, err)
 }
 
-func (e *Engine) planRetain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy) (kvmbackup.RetentionPlan, error) {
+func (e *Engine) planRetain(
+	ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy,
+) (kvmbackup.RetentionPlan, error) {
 	if err := named(vm); err != nil {
 		return kvmbackup.RetentionPlan{}, err
 	}
@@ -25,20 +29,20 @@ func (e *Engine) planRetain(ctx context.Context, vm kvmbackup.VMID, policy kvmba
 	for i := range records {
 		records[i] = e.ofDomain(ctx, records[i])
 	}
-	p, err := kvmbackup.PlanRetention(policy, records, e.cfg.Repository.ID())
+	p, err := policy.Plan(records, e.cfg.Repository.ID())
 	p.VM = vm
 	return p, err
 }
 
-// Retain deletes what the policy doesn't keep, under the VM's lease, newest first, and returns what the plan was, for which see PlanRetain. It also
-// removes what an earlier deletion could not. It goes on after a deletion that fails; errors are joined, and what failed is left delete-pending.
-func (e *Engine) Retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy) (kvmbackup.RetentionPlan, error) {
-	o := e.newOp("retain", vm)
-	if err := named(vm); err != nil {
-		return kvmbackup.RetentionPlan{}, o.fail(ctx, err)
-	}
+// Retain deletes what the policy doesn't keep, under the VM's lease, newest first, and returns what the plan was, for
+// which see PlanRetain. It also removes what an earlier deletion could not. It goes on after a deletion that fails;
+// errors are joined, and what failed is left delete-pending.
+func (e *Engine) Retain(
+	ctx context.Context, vm kvmbackup.VMID, policy kvmbackup.RetentionPolicy,
+) (kvmbackup.RetentionPlan, error) {
+	o := e.open("retain", vm)
 	var p kvmbackup.RetentionPlan
-	err := o.withLease(ctx, func(ctx context.Context, h *heldLease) (err error) {
+	err := o.do(ctx, named(vm), func(ctx context.Context) (err error) {
 		o.step("plan")
 		if p, err = e.planRetain(ctx, vm, policy); err != nil {
 			return err
@@ -47,7 +51,7 @@ func (e *Engine) Retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup
 		var cleared []kvmbackup.Backup
 		var errs []error
 		for _, id := range unwanted(p) {
-			done, err := e.deleterFor(o).Delete(ctx, h.lease(), id, kvmbackup.DeleteOptions{})
+			done, err := o.deleter().Delete(ctx, o.lease(), id, kvmbackup.DeleteOptions{})
 			if errors.Is(err, kvmbackup.ErrNotFound) {
 				err = nil // it went along with a descendant
 			}
@@ -60,15 +64,15 @@ func (e *Engine) Retain(ctx context.Context, vm kvmbackup.VMID, policy kvmbackup
 			}
 		}
 		if ctx.Err() == nil { // what an earlier deletion could not remove
-			_, err = e.settleDeletes(ctx, o, h)
+			_, err = o.settleDeletes(ctx)
 			errs = append(errs, err)
 		}
 		for _, b := range cleared {
-			e.dropCleared(ctx, o, b)
+			o.dropCleared(ctx, b)
 		}
 		return errors.Join(errs...)
 	})
-	return p, o.fail(ctx, err)
+	return p, err
 }
 
 // unwanted lists what is deleted, in this order.
@@ -100,8 +104,8 @@ func (e *Engine) annotate(ctx context.Context, name string, id kvmbackup.BackupI
 	if err != nil {
 		return err
 	}
-	return o.fail(ctx, o.withLease(ctx, func(ctx context.Context, h *heldLease) error {
+	return o.do(ctx, nil, func(ctx context.Context) error {
 		o.step("record")
-		return e.cfg.Store.Annotate(ctx, h.lease(), id, a)
-	}))
+		return e.cfg.Store.Annotate(ctx, o.lease(), id, a)
+	})
 }

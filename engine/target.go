@@ -2,8 +2,9 @@ package engine
 
 import "github.com/kvmbackup/kvmbackup"
 
-// Target names a VM for what is done to it beside a backup: [Engine.Recover], [Engine.Forget], [Engine.Inspect], [Engine.Repair] and
-// [Engine.RequireFull]. Only VM is required. The fields are those of a BackupRequest, which makes one with its Target method.
+// Target names a VM for what is done to it beside a backup: [Engine.Recover], [Engine.Forget], [Engine.Inspect],
+// [Engine.Repair] and [Engine.RequireFull]. Only VM is required. The fields are those of a BackupRequest, which makes
+// one with its Target method.
 type Target struct {
 	VM kvmbackup.VMID
 	// Domain is libvirt's name of the VM. Defaults to VM; with Recover to the name in the records.
@@ -21,14 +22,16 @@ type Target struct {
 // Target is the VM that the request is about, and what it says of its disks.
 func (r BackupRequest) Target() Target {
 	return Target{
-		VM: r.VM, Domain: r.Domain, DomainUUID: r.DomainUUID, Disks: r.Disks, Volumes: r.Volumes, Only: r.Only, Exclude: r.Exclude,
+		VM: r.VM, Domain: r.Domain, DomainUUID: r.DomainUUID, Disks: r.Disks, Volumes: r.Volumes, Only: r.Only,
+		Exclude: r.Exclude,
 	}
 }
 
 // request is the one for a backup of the target, with all defaults.
 func (t Target) request() BackupRequest {
 	return BackupRequest{
-		VM: t.VM, Domain: t.Domain, DomainUUID: t.DomainUUID, Disks: t.Disks, Volumes: t.Volumes, Only: t.Only, Exclude: t.Exclude,
+		VM: t.VM, Domain: t.Domain, DomainUUID: t.DomainUUID, Disks: t.Disks, Volumes: t.Volumes, Only: t.Only,
+		Exclude: t.Exclude,
 	}
 }
 

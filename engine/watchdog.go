@@ -9,7 +9,7 @@ import (
 )
 
 // follow waits for the job's proved end under the watchdog, then takes the figures into the record.
-func (r *run) follow(ctx context.Context) error {
+func (r *running) follow(ctx context.Context) error {
 	r.step("follow job")
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -19,10 +19,20 @@ func (r *run) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.made = res
+	if res.Transfer != kvmbackup.TransferAuto {
+		r.record.Transfer = res.Transfer
+	}
 	for i := range r.record.Volumes {
 		v := &r.record.Volumes[i]
 		if n, ok := res.CopiedBytes[v.VolumeID]; ok {
 			v.DirtyBytes = n
+		}
+		if n := res.MissedBytes[v.VolumeID]; n > 0 {
+			r.bitmapMissed(*v, n)
+		}
+		if n := res.UnreadableBytes[v.VolumeID]; n > 0 {
+			r.parentUnreadable(ctx, *v, n)
 		}
 	}
 	c, done := r.e.cleanup(ctx)
@@ -34,14 +44,14 @@ func (r *run) follow(ctx context.Context) error {
 // watchdog ends a job that stands still. The timer, not the progress calls, ends it, so that it also works when the
 // hypervisor doesn't answer.
 type watchdog struct {
-	r      *run
+	r      *running
 	moved  time.Time
 	last   int64
 	warned bool
 	timer  *time.Timer
 }
 
-func (r *run) watch(cancel context.CancelCauseFunc) *watchdog {
+func (r *running) watch(cancel context.CancelCauseFunc) *watchdog {
 	w := &watchdog{r: r, moved: time.Now(), last: -1}
 	if limit := r.e.cfg.StallAbort; limit != Never {
 		w.timer = time.AfterFunc(limit, func() {

@@ -92,7 +92,8 @@ func (e *executor) RegisterCheckpoint(ctx context.Context, ref kvmbackup.DomainR
 				return err
 			}
 			if k.image == nil || !k.image.usable(string(cp.Name)) {
-				return fmt.Errorf("%w: missing or broken bitmap %q for disk %q", kvmbackup.ErrCheckpointInconsistent, cp.Name, device)
+				return fmt.Errorf("%w: missing or broken bitmap %q for disk %q", kvmbackup.ErrCheckpointInconsistent,
+					cp.Name, device)
 			}
 		}
 		m.checkpoints[string(cp.Name)] = checkpoint{slices.Sorted(slices.Values(cp.Devices)), cp.CreatedAt}
@@ -103,7 +104,7 @@ func (e *executor) RegisterCheckpoint(ctx context.Context, ref kvmbackup.DomainR
 // DropCheckpoint implements kvmbackup.Executor. While the domain's job hangs in its target, so does this.
 func (e *executor) DropCheckpoint(ctx context.Context, ref kvmbackup.DomainRef, name kvmbackup.CheckpointName) error {
 	return e.do(ctx, "DropCheckpoint", ref, func(m *machine) error {
-		for m.domain != nil && m.domain.job != nil && m.domain.job.hung() {
+		for m.domain != nil && m.domain.job != nil && m.domain.job.stuck() {
 			if err := e.await(ctx, 0); err != nil {
 				return err
 			}
@@ -135,7 +136,9 @@ func (e *executor) HeldBytes(ctx context.Context, ref kvmbackup.DomainRef, devic
 }
 
 // DirtyBytes implements kvmbackup.Executor.
-func (e *executor) DirtyBytes(ctx context.Context, ref kvmbackup.DomainRef, name kvmbackup.CheckpointName) (map[string]int64, error) {
+func (e *executor) DirtyBytes(
+	ctx context.Context, ref kvmbackup.DomainRef, name kvmbackup.CheckpointName,
+) (map[string]int64, error) {
 	out := map[string]int64{}
 	err := e.do(ctx, "DirtyBytes", ref, func(m *machine) error {
 		for _, k := range m.disks {

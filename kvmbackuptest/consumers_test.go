@@ -20,7 +20,7 @@ import (
 // the first one's.
 func (s *teller) beside(prefix string, shared bool) *teller {
 	s.t.Helper()
-	second := *s.lab
+	second := *s.world
 	second.store, second.contents = memstore.New(), map[kvmbackup.BackupID]map[kvmbackup.VolumeID]kvmbackuptest.Content{}
 	if !shared {
 		second.dir = filepath.Join(s.dir, "second")
@@ -31,7 +31,7 @@ func (s *teller) beside(prefix string, shared bool) *teller {
 	}
 	second.cfg.Prefix = prefix
 	s.must(second.open(plan{}))
-	return &teller{lab: &second, t: s.t}
+	return &teller{world: &second, t: s.t}
 }
 
 // inTurns lets two consumers take three backups each, with writes between them.
@@ -112,7 +112,7 @@ func TestCheckpointOfALostStore(t *testing.T) {
 // A consumer that changes its prefix goes on incrementally, and what it has left under the old one goes: here at once,
 // and also when a crash comes before that.
 func TestPrefixThatChanges(t *testing.T) {
-	for _, before := range []string{kvmbackup.DefaultPrefix, "nas-1"} {
+	for _, before := range []string{"kvmbackup", "nas-1"} {
 		for _, p := range []plan{{}, {op: "DropCheckpoint", mode: killBefore}} {
 			story(t, false, func(t *testing.T, s *teller) {
 				s.cfg.Prefix = before

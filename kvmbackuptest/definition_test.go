@@ -1,8 +1,10 @@
 package kvmbackuptest_test
 
 import (
+	"errors"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -29,12 +31,28 @@ func TestSecretsOfTheFirmware(t *testing.T) {
 				t.Errorf("%s is %q with mode %v", name, data, info.Mode())
 			}
 		}
-		if slices.ContainsFunc(b.Reasons, func(r kvmbackup.Reason) bool { return r.Code == kvmbackup.ReasonTPMNotSaved }) {
+		def, err := s.engine.Definition(t.Context(), b.ID)
+		if s.must(err); string(def.NVRAM) != "variables" || string(def.TPM) != "state" || !strings.Contains(string(def.XML), "uefi") {
+			t.Errorf("the definition is %q", def)
+		}
+		if slices.ContainsFunc(b.Reasons, func(r kvmbackup.Reason) bool { return r.Code == engine.ReasonTPMNotSaved }) {
 			t.Errorf("reasons are %v", b.Reasons)
 		}
 		report, err := s.engine.Verify(t.Context(), b.ID, engine.VerifyOptions{})
 		if s.must(err); !report.OK() {
 			t.Error(report.Problems)
+		}
+		for name, want := range map[string]error{repository.NVRAMName: kvmbackup.ErrDamaged, repository.DomainXMLName: kvmbackup.ErrMissingFile} {
+			path := s.repo.FilePath(b.Path, name)
+			was, err := os.ReadFile(path)
+			s.must(err)
+			if s.must(os.Remove(path)); name == repository.NVRAMName {
+				s.must(os.WriteFile(path, []byte("variablex"), 0o600))
+			}
+			if def, err := s.engine.Definition(t.Context(), b.ID); !errors.Is(err, want) || def.XML != nil {
+				t.Errorf("%s: %q, %v; want %v", name, def, err, want)
+			}
+			s.must(os.WriteFile(path, was, 0o600))
 		}
 		_, err = s.engine.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{})
 		s.must(err)

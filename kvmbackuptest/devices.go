@@ -15,7 +15,8 @@ func (h *Hypervisor) plug(d *domain, s Disk) error {
 		return fmt.Errorf("%w: device %q of %q is there or has no name", kvmbackup.ErrInvalid, s.Device, d.name)
 	}
 	k := &disk{
-		device: s.Device, serial: s.Serial, encryption: s.Encryption, skip: s.skipReason(), remote: s.Remote, shareable: s.Shareable,
+		device: s.Device, serial: s.Serial, encryption: s.Encryption, skip: s.skipReason(), remote: s.Remote,
+		shareable: s.Shareable,
 	}
 	if !s.NoMedia {
 		im, err := h.store.image(d.name, s)
@@ -137,8 +138,8 @@ func (h *Hypervisor) RenameImage(name, device, path string) error {
 	})
 }
 
-// Resize changes the size of a disk, running or off. What is behind the new end is lost. ErrBusy while the domain has a job,
-// ErrCheckpointInconsistent while the image has a broken bitmap: QEMU refuses it then.
+// Resize changes the size of a disk, running or off. What is behind the new end is lost. ErrBusy while the domain has a
+// job, ErrCheckpointInconsistent while the image has a broken bitmap: QEMU refuses it then.
 func (h *Hypervisor) Resize(name, device string, sizeBytes int64) error {
 	return h.on(name, device, func(d *domain, k *disk) error {
 		if err := d.idle(); err != nil {
@@ -160,8 +161,8 @@ func (h *Hypervisor) Resize(name, device string, sizeBytes int64) error {
 	})
 }
 
-// Snapshot puts a new layer on top of a disk of a running domain, as virsh snapshot-create --disk-only does; the disk's source
-// is then PATH.snapN. libvirt gives the new layer bitmaps of the same names, so that incrementals go on.
+// Snapshot puts a new layer on top of a disk of a running domain, as virsh snapshot-create --disk-only does; the disk's
+// source is then PATH.snapN. libvirt gives the new layer bitmaps of the same names, so that incrementals go on.
 func (h *Hypervisor) Snapshot(name, device string) error { return h.snapshot(name, device, true) }
 
 // SnapshotByHand is Snapshot with the monitor's own command: the new layer has no bitmaps.
@@ -178,7 +179,8 @@ func (h *Hypervisor) snapshot(name, device string, withBitmaps bool) error {
 			return fmt.Errorf("%w: snapshot of %s of %q", kvmbackup.ErrUnsupported, device, name)
 		}
 		im := k.image
-		above := &layer{image: image{size: im.size(), clusters: map[int64][]byte{}}, path: fmt.Sprintf("%s.snap%d", im.layers[len(im.layers)-1].path, len(im.layers))}
+		above := &layer{image: image{size: im.size(), clusters: map[int64][]byte{}},
+			path: fmt.Sprintf("%s.snap%d", im.layers[len(im.layers)-1].path, len(im.layers))}
 		for _, b := range im.top().bitmaps {
 			if withBitmaps && !b.inconsistent {
 				above.bitmaps = append(above.bitmaps, newBitmap(b.name))
@@ -191,7 +193,8 @@ func (h *Hypervisor) snapshot(name, device string, withBitmaps bool) error {
 	})
 }
 
-// InternalSnapshot keeps a disk's content under a name in its image, as qemu-img snapshot -c does. The simulator has its name only.
+// InternalSnapshot keeps a disk's content under a name in its image, as qemu-img snapshot -c does. The simulator has
+// its name only.
 func (h *Hypervisor) InternalSnapshot(name, device, snapshot string) error {
 	return h.on(name, device, func(_ *domain, k *disk) error {
 		if k.image.untrackable() != "" {

@@ -7,7 +7,7 @@ import (
 	"os"
 	"slices"
 
-	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // Disk describes a simulated disk and the image behind it.
@@ -72,13 +72,14 @@ func (im *storedImage) untrackable() string {
 	case im.format != "qcow2":
 		return im.format
 	case im.version == 2:
-		return kvmbackup.UntrackableVersion2
+		return qcow2.Version2
 	}
 	return ""
 }
 
-// usable says whether a bitmap tells all that changed since it began: it records on the top layer, and there is neither a gap
-// nor a broken part below, nor one of another size. Without a QEMU that joins them, parts on several layers can't be used.
+// usable says whether a bitmap tells all that changed since it began: it records on the top layer, and there is neither
+// a gap nor a broken part below, nor one of another size. Without a QEMU that joins them, parts on several layers can't
+// be used.
 func (im *storedImage) usable(name string) bool {
 	ended := false
 	for i, l := range im.layers {
@@ -138,10 +139,17 @@ func (im *storedImage) crash() {
 	im.top().bitmaps = im.top().bitmaps.crash()
 }
 
-// write changes a range; nil data discards it. Clusters are never changed in place, so that Contents stay.
-func (im *storedImage) write(offset, length int64, data []byte) error {
+func (im *storedImage) fits(offset, length int64) error {
 	if offset < 0 || length < 0 || offset+length > im.size() {
 		return fmt.Errorf("range %d+%d is outside of the disk of %d bytes", offset, length, im.size())
+	}
+	return nil
+}
+
+// write changes a range; nil data discards it. Clusters are never changed in place, so that Contents stay.
+func (im *storedImage) write(offset, length int64, data []byte) error {
+	if err := im.fits(offset, length); err != nil {
+		return err
 	}
 	for end := offset + length; offset < end; {
 		i, in := offset/ClusterBytes, offset%ClusterBytes
@@ -209,7 +217,8 @@ func (im *storedImage) resize(size int64) {
 	top.bitmaps.resize(size)
 }
 
-// load replaces the image by what something else has put at its path, if it has. It fails when the file that stood there is gone.
+// load replaces the image by what something else has put at its path, if it has. It fails when the file that stood
+// there is gone.
 func (im *storedImage) load() error {
 	info, err := os.Stat(im.path)
 	switch {

@@ -35,6 +35,7 @@ type domain struct {
 	foreign       *foreignJob
 	guest         guest
 	target        Target
+	pull          Pull
 	nvram, tpm    []byte
 }
 
@@ -68,8 +69,8 @@ func (d *domain) disk(device string) (*disk, error) {
 	return nil, fmt.Errorf("%w: domain %q has no device %q", kvmbackup.ErrNoVolume, d.name, device)
 }
 
-// Define defines a domain, switched off, and makes the images of its disks that are not there yet, with nothing but zeroes. A
-// transient one is known to libvirt only once it is started.
+// Define defines a domain, switched off, and makes the images of its disks that are not there yet, with nothing but
+// zeroes. A transient one is known to libvirt only once it is started.
 func (h *Hypervisor) Define(spec Domain) error {
 	defer h.lock()()
 	if _, ok := h.domains[spec.Name]; ok || spec.Name == "" {
@@ -77,7 +78,8 @@ func (h *Hypervisor) Define(spec Domain) error {
 	}
 	d := &domain{
 		name: spec.Name, uuid: spec.UUID, persistent: !spec.Transient, state: kvmbackup.DomainStopped,
-		checkpoints: map[string]checkpoint{}, guest: guest{agent: spec.Agent}, nvram: slices.Clone(spec.NVRAM), tpm: slices.Clone(spec.TPM),
+		checkpoints: map[string]checkpoint{}, guest: guest{agent: spec.Agent}, nvram: slices.Clone(spec.NVRAM),
+		tpm: slices.Clone(spec.TPM),
 	}
 	if d.uuid == "" {
 		d.uuid = derivedUUID(spec.Name)
@@ -249,8 +251,8 @@ func (h *Hypervisor) State(name string) (state kvmbackup.DomainState, pausedByEr
 	return state, pausedByError, err
 }
 
-// Migrate moves a running domain to another hypervisor that shares the storage, which it is defined on from then on. Its bitmaps
-// move with the images, the checkpoints that libvirt knew don't. ErrBusy while it has a job.
+// Migrate moves a running domain to another hypervisor that shares the storage, which it is defined on from then on.
+// Its bitmaps move with the images, the checkpoints that libvirt knew don't. ErrBusy while it has a job.
 func (h *Hypervisor) Migrate(name string, to *Hypervisor) error {
 	return h.with(name, func(d *domain) error {
 		switch {

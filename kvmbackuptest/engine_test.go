@@ -256,7 +256,7 @@ func TestSkippedDrives(t *testing.T) {
 		for i := range 2 {
 			b, err := s.engine.Backup(t.Context(), s.request(everyday))
 			s.must(err)
-			if len(b.Volumes) != 2 || !hasReason(b, kvmbackup.ReasonDiskSkipped) {
+			if len(b.Volumes) != 2 || !hasReason(b, engine.ReasonDiskSkipped) {
 				t.Errorf("backup %d: %+v", i, b.Volumes)
 			}
 		}

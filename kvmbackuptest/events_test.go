@@ -56,7 +56,7 @@ func TestRecoveredIsTold(t *testing.T) {
 			t.Run(name+"/"+at, func(t *testing.T) {
 				story(t, false, func(t *testing.T, s *teller) {
 					older := s.backup(everyday)
-					s.must(killedAt(at)(s.lab))
+					s.must(killedAt(at)(s.world))
 					left, err := s.store.List(t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
 					s.must(err)
 					told := map[engine.EventType]int{}

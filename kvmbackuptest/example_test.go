@@ -8,10 +8,9 @@ import (
 	"os"
 	"testing"
 
-	"github.com/stretchr/testify/require"
-
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
@@ -21,24 +20,26 @@ import (
 func TestFirst(t *testing.T) {
 	ctx := t.Context()
 	h := kvmbackuptest.NewHypervisor()
-	require.NoError(t, h.Define(kvmbackuptest.Domain{Name: "vm1", Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}}}))
-	require.NoError(t, h.Start("vm1"))
-	require.NoError(t, h.Write("vm1", "vda", 0, []byte("hello")))
+	lab.OK(t, h.Define(kvmbackuptest.Domain{Name: "vm1", Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}}}))
+	lab.OK(t, h.Start("vm1"))
+	lab.OK(t, h.Write("vm1", "vda", 0, []byte("hello")))
 
 	repo, err := repository.Init(ctx, t.TempDir(), repository.Options{NoSync: true})
-	require.NoError(t, err)
+	lab.OK(t, err)
 	eng, err := engine.New(engine.Config{
 		Store: memstore.New(), Repository: repo, Executor: h.Executor(), Images: kvmbackuptest.Images{},
 	})
-	require.NoError(t, err)
+	lab.OK(t, err)
 	b, err := eng.Backup(ctx, engine.BackupRequest{VM: "vm1"})
-	require.NoError(t, err)
+	lab.OK(t, err)
 
 	backedUp, err := kvmbackuptest.ReadChain(repo.FilePath(b.Path, b.Volumes[0].File))
-	require.NoError(t, err)
+	lab.OK(t, err)
 	now, err := h.Content("vm1", "vda")
-	require.NoError(t, err)
-	require.True(t, backedUp.Equal(now))
+	lab.OK(t, err)
+	if !backedUp.Equal(now) {
+		t.Error(backedUp.Diff(now))
+	}
 }
 
 // A VM is backed up three times; the second time only what has changed, and the third time in full, because QEMU crashed and lost

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -20,16 +21,16 @@ import (
 type faultCase struct {
 	name      string
 	transient bool
-	prepare   func(l *lab) error
-	act       func(l *lab) error
+	prepare   func(l *world) error
+	act       func(l *world) error
 	// next is the kind that the backup after the accident must have; unknown: any.
 	next kvmbackup.Kind
 }
 
 var everyday = kvmbackup.Policy{FullEvery: 100}
 
-func act(p kvmbackup.Policy, q engine.Quiesce) func(l *lab) error {
-	return func(l *lab) error {
+func act(p kvmbackup.Policy, q engine.Quiesce) func(l *world) error {
+	return func(l *world) error {
 		req := l.request(p)
 		req.Quiesce = q
 		_, err := l.engine.Backup(context.Background(), req)
@@ -38,8 +39,8 @@ func act(p kvmbackup.Policy, q engine.Quiesce) func(l *lab) error {
 }
 
 // taken takes n backups with a write before each.
-func taken(n int) func(l *lab) error {
-	return func(l *lab) error {
+func taken(n int) func(l *world) error {
+	return func(l *world) error {
 		for i := range n {
 			if err := errors.Join(l.write("vda", int64(i), 2), act(everyday, engine.QuiesceNo)(l)); err != nil {
 				return err
@@ -49,8 +50,8 @@ func taken(n int) func(l *lab) error {
 	}
 }
 
-func inOrder(steps ...func(l *lab) error) func(l *lab) error {
-	return func(l *lab) error {
+func inOrder(steps ...func(l *world) error) func(l *world) error {
+	return func(l *world) error {
 		for _, f := range steps {
 			if err := f(l); err != nil {
 				return err
@@ -60,11 +61,13 @@ func inOrder(steps ...func(l *lab) error) func(l *lab) error {
 	}
 }
 
-func shutdown(l *lab) error { return l.h.Shutdown(vm) }
+func pulls(l *world) error { return l.withScratch() }
+
+func shutdown(l *world) error { return l.h.Shutdown(vm) }
 
 // deleted deletes the backup at that place in the list.
-func deleted(at int, force bool) func(l *lab) error {
-	return func(l *lab) error {
+func deleted(at int, force bool) func(l *world) error {
+	return func(l *world) error {
 		list, err := l.store.List(context.Background(), kvmbackup.Query{VM: vm})
 		if err != nil {
 			return err
@@ -74,8 +77,8 @@ func deleted(at int, force bool) func(l *lab) error {
 	}
 }
 
-func restoredInPlace(at int) func(l *lab) error {
-	return func(l *lab) error {
+func restoredInPlace(at int) func(l *world) error {
+	return func(l *world) error {
 		list, err := l.store.List(context.Background(), kvmbackup.Query{VM: vm})
 		if err != nil {
 			return err
@@ -88,8 +91,8 @@ func restoredInPlace(at int) func(l *lab) error {
 }
 
 // killedAt takes a backup whose process dies just before the first call of that name.
-func killedAt(op string) func(l *lab) error {
-	return func(l *lab) error {
+func killedAt(op string) func(l *world) error {
+	return func(l *world) error {
 		if err := l.open(plan{op: op, mode: killBefore}); err != nil {
 			return err
 		}
@@ -104,9 +107,9 @@ var faultCases = []faultCase{
 	{name: "first", act: act(everyday, engine.QuiesceNo)},
 	{name: "incremental", prepare: taken(2), act: act(everyday, engine.QuiesceNo), next: kvmbackup.KindIncremental},
 	{name: "quiesced", prepare: taken(1), act: act(everyday, engine.QuiesceRequire), next: kvmbackup.KindIncremental},
-	{name: "restarted transient", transient: true, prepare: inOrder(taken(2), func(l *lab) error { return l.h.Restart(vm) }),
+	{name: "restarted transient", transient: true, prepare: inOrder(taken(2), func(l *world) error { return l.h.Restart(vm) }),
 		act: act(everyday, engine.QuiesceTry), next: kvmbackup.KindIncremental},
-	{name: "crashed", prepare: inOrder(taken(2), func(l *lab) error { return errors.Join(l.h.Crash(vm), l.h.Start(vm)) }),
+	{name: "crashed", prepare: inOrder(taken(2), func(l *world) error { return errors.Join(l.h.Crash(vm), l.h.Start(vm)) }),
 		act: act(everyday, engine.QuiesceNo)},
 	{name: "stopped full", prepare: inOrder(taken(1), shutdown), act: act(everyday, engine.QuiesceNo)},
 	{name: "stopped incremental", prepare: inOrder(taken(2), shutdown),
@@ -114,6 +117,12 @@ var faultCases = []faultCase{
 	{name: "untracked", prepare: taken(1), act: act(kvmbackup.Policy{DisableIncremental: true}, engine.QuiesceNo)},
 	{name: "recovering a job", prepare: inOrder(taken(1), killedAt("Wait")), act: act(everyday, engine.QuiesceNo)},
 	{name: "recovering a folder", prepare: inOrder(taken(1), killedAt("Complete")), act: act(everyday, engine.QuiesceNo)},
+	{name: "pull first", prepare: pulls, act: act(everyday, engine.QuiesceNo)},
+	{name: "pull incremental", prepare: inOrder(pulls, taken(2)), act: act(everyday, engine.QuiesceNo), next: kvmbackup.KindIncremental},
+	{name: "pull quiesced", prepare: inOrder(taken(1), pulls), act: act(everyday, engine.QuiesceRequire), next: kvmbackup.KindIncremental},
+	{name: "pull transient", transient: true, prepare: inOrder(pulls, taken(1)), act: act(everyday, engine.QuiesceTry), next: kvmbackup.KindIncremental},
+	{name: "recovering a pull job", prepare: inOrder(pulls, taken(1), killedAt("Wait")), act: act(everyday, engine.QuiesceNo),
+		next: kvmbackup.KindIncremental},
 	{name: "delete newest", prepare: taken(3), act: deleted(2, false)},
 	{name: "delete middle", prepare: taken(3), act: deleted(1, false), next: kvmbackup.KindIncremental},
 	{name: "delete cascade", prepare: inOrder(taken(3), deleted(0, false), deleted(1, false)), act: deleted(2, false)},
@@ -123,14 +132,16 @@ var faultCases = []faultCase{
 
 // TestFaults makes every call of every case fail in every mode, one at a time, until a run gets through.
 func TestFaults(t *testing.T) {
+	half, modes := lab.Every(t, 2) // in the quick tier a case has every other mode
 	for i, c := range faultCases {
 		for m := failBefore; m <= killAfter; m++ {
+			if (i+int(m)+half)%modes != 0 {
+				continue
+			}
 			t.Run(c.name+"/"+m.String(), func(t *testing.T) {
 				t.Parallel()
-				n, stride := 1, 1
-				if raceEnabled || testing.Short() { // a sample, another one of each case and mode
-					n, stride = 1+(i+int(m))%8, 8
-				}
+				first, stride := lab.Every(t, 8)
+				n := 1 + first
 				for ; t.Context().Err() == nil; n += stride {
 					hit, err := runFault(t, c, plan{n: n, mode: m})
 					if err != nil {
@@ -157,7 +168,7 @@ func runFault(t *testing.T, c faultCase, p plan) (hit string, err error) {
 }
 
 func (c faultCase) run(dir string, p plan) (hit string, err error) {
-	l, err := newLab(dir, c.transient, kvmbackuptest.AgentPresent)
+	l, err := newWorld(dir, c.transient, kvmbackuptest.AgentPresent)
 	if err != nil {
 		return "", err
 	}
@@ -187,7 +198,7 @@ func (c faultCase) run(dir string, p plan) (hit string, err error) {
 }
 
 // after goes on as a host does.
-func (c faultCase) after(l *lab, p plan) error {
+func (c faultCase) after(l *world, p plan) error {
 	ctx := context.Background()
 	if !p.mode.kills() {
 		if err := l.checkFailed(); err != nil {
@@ -212,7 +223,7 @@ func (c faultCase) after(l *lab, p plan) error {
 }
 
 // checkFailed says what a failed operation has left in spite of its process being alive.
-func (l *lab) checkFailed() error {
+func (l *world) checkFailed() error {
 	if err := l.checkThawed(); err != nil {
 		return err
 	}
@@ -232,7 +243,7 @@ func (l *lab) checkFailed() error {
 }
 
 // carryOn takes two more backups and restores everything.
-func (c faultCase) carryOn(l *lab) error {
+func (c faultCase) carryOn(l *world) error {
 	if st, _, err := l.h.State(vm); err != nil || st == kvmbackup.DomainStopped {
 		if err := errors.Join(err, restoreAgain(c, l), l.h.Start(vm)); err != nil {
 			return err
@@ -260,7 +271,7 @@ func (c faultCase) carryOn(l *lab) error {
 }
 
 // restoreAgain repeats a restore in place and checks what it has written.
-func restoreAgain(c faultCase, l *lab) error {
+func restoreAgain(c faultCase, l *world) error {
 	if c.name != "restore in place" {
 		return nil
 	}
@@ -284,7 +295,7 @@ func restoreAgain(c faultCase, l *lab) error {
 }
 
 // leftFiles looks for files beside the images.
-func leftFiles(l *lab) error {
+func leftFiles(l *world) error {
 	list, err := os.ReadDir(filepath.Join(l.dir, "images"))
 	for _, e := range list {
 		if strings.Contains(e.Name(), "kvmbackup-") {

@@ -32,8 +32,9 @@ func (h *Hypervisor) EndForeignJob(name string) error {
 	return h.with(name, func(d *domain) error { d.foreign, d.last = nil, nil; return nil })
 }
 
-// TakeOutcome has another program read the outcome of the domain's last job, as virsh domjobinfo --completed does: libvirt has it no
-// more then. A Wait under way has heard how its job ended; a job that nobody followed can't be adopted any more.
+// TakeOutcome has another program read the outcome of the domain's last job, as virsh domjobinfo --completed does:
+// libvirt has it no more then. A Wait under way has heard how its job ended; a job that nobody followed can't be
+// adopted any more.
 func (h *Hypervisor) TakeOutcome(name string) error {
 	return h.with(name, func(d *domain) error { d.last = nil; return nil })
 }
@@ -56,7 +57,8 @@ func (h *Hypervisor) CreateCheckpoint(name, checkpoint string, devices ...string
 	})
 }
 
-// ForgetCheckpoint removes libvirt's record of a checkpoint and leaves its bitmaps, as virsh checkpoint-delete --metadata does.
+// ForgetCheckpoint removes libvirt's record of a checkpoint and leaves its bitmaps, as virsh checkpoint-delete
+// --metadata does.
 func (h *Hypervisor) ForgetCheckpoint(name, checkpoint string) error {
 	return h.with(name, func(d *domain) error { delete(d.checkpoints, checkpoint); return nil })
 }
@@ -86,6 +88,18 @@ func (h *Hypervisor) BreakBitmap(name, device, bitmap string) error {
 			}
 		}
 		return nil
+	})
+}
+
+// WriteBehind changes a disk behind QEMU's back, as another program does while the VM is off, or a rollback of the
+// storage: no bitmap marks it.
+func (h *Hypervisor) WriteBehind(name, device string, offset int64, data []byte) error {
+	return h.on(name, device, func(_ *domain, k *disk) error {
+		top := k.image.top()
+		bitmaps := top.bitmaps
+		top.bitmaps = nil
+		defer func() { top.bitmaps = bitmaps }()
+		return k.image.write(offset, int64(len(data)), data)
 	})
 }
 

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -208,12 +208,12 @@ func (g *gate) aroundCall(_ context.Context, op string, call func() error) error
 }
 
 type gatedImages struct {
-	engine.Images
+	kvmbackuptest.Images
 	g *gate
 }
 
-func (i gatedImages) Header(ctx context.Context, path string) (qcow2.Header, error) {
-	return through(i.g, "Header", func() (qcow2.Header, error) { return i.Images.Header(ctx, path) })
+func (i gatedImages) Header(ctx context.Context, path string, secret *qcow2.Secret) (qcow2.Header, error) {
+	return through(i.g, "Header", func() (qcow2.Header, error) { return i.Images.Header(ctx, path, secret) })
 }
 
 func (i gatedImages) Check(ctx context.Context, path string, o qcow2.CheckOptions) (qcow2.CheckResult, error) {
@@ -224,10 +224,18 @@ func (i gatedImages) Convert(ctx context.Context, src, dst string, o qcow2.Conve
 	return pass(i.g, "Convert", func() error { return i.Images.Convert(ctx, src, dst, o) })
 }
 
+func (i gatedImages) Digest(ctx context.Context, path string, backing []qcow2.Layer) (string, error) {
+	return through(i.g, "Digest", func() (string, error) { return i.Images.Digest(ctx, path, backing) })
+}
+
+func (i gatedImages) FileDigest(ctx context.Context, path string) (string, error) {
+	return through(i.g, "FileDigest", func() (string, error) { return i.Images.FileDigest(ctx, path) })
+}
+
 type gatedExecutor struct {
 	kvmbackup.Executor
 	g *gate
-	l *lab
+	l *world
 }
 
 func (e gatedExecutor) Inspect(ctx context.Context, d kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
@@ -239,7 +247,7 @@ func (e gatedExecutor) RegisterCheckpoint(ctx context.Context, d kvmbackup.Domai
 }
 
 func (e gatedExecutor) DropCheckpoint(ctx context.Context, d kvmbackup.DomainRef, name kvmbackup.CheckpointName) error {
-	if !kvmbackup.Owns(e.l.prefix(), string(name)) {
+	if !name.HasPrefix(e.l.prefix()) {
 		e.l.stray = append(e.l.stray, "DropCheckpoint "+string(name))
 	}
 	return pass(e.g, "DropCheckpoint", func() error { return e.Executor.DropCheckpoint(ctx, d, name) })
@@ -289,7 +297,7 @@ func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, op
 type gatedJob struct {
 	kvmbackup.Job
 	g    *gate
-	l    *lab
+	l    *world
 	spec kvmbackup.JobSpec
 }
 

@@ -31,6 +31,7 @@ type guest struct {
 	frozen         bool
 	freezes, thaws int // calls that had an effect
 	thawFailures   int
+	failedWrites   int
 }
 
 // GuestState is what can be seen of a guest.
@@ -38,6 +39,8 @@ type GuestState struct {
 	Frozen bool
 	// Freezes and Thaws count the calls that froze and thawed something, since the domain was defined.
 	Freezes, Thaws int
+	// FailedWrites counts the writes that failed for a full scratch.
+	FailedWrites int
 }
 
 // SetAgent changes what the guest agent does.
@@ -52,7 +55,7 @@ func (h *Hypervisor) SetAgent(name string, a Agent) error {
 func (h *Hypervisor) Guest(name string) (GuestState, error) {
 	var out GuestState
 	err := h.with(name, func(d *domain) error {
-		out = GuestState{d.guest.frozen, d.guest.freezes, d.guest.thaws}
+		out = GuestState{d.guest.frozen, d.guest.freezes, d.guest.thaws, d.guest.failedWrites}
 		return nil
 	})
 	return out, err
@@ -77,6 +80,12 @@ func (h *Hypervisor) change(name, device string, offset, length int64, data []by
 			return ErrFrozen
 		case k.image == nil || k.skip != "":
 			return fmt.Errorf("%w: %s of %q", kvmbackup.ErrUnsupported, device, name)
+		}
+		if err := k.image.fits(offset, length); err != nil {
+			return err
+		}
+		if err := d.keep(k.image, offset, length); err != nil {
+			return err
 		}
 		return k.image.write(offset, length, data)
 	})

@@ -53,9 +53,9 @@ func (h *Hypervisor) lock() func() {
 	return h.store.mu.Unlock
 }
 
-// OnCall sets a function that is called before and after every call of an Executor and its Jobs, with the method's name, "Begin",
-// and then "Begin done". An error before keeps the call from having its effect, one after hides that it had
-// it; both come out of the call. It may use the Hypervisor. nil removes it.
+// OnCall sets a function that is called before and after every call of an Executor and its Jobs, with the method's
+// name, "Begin", and then "Begin done". An error before keeps the call from having its effect, one after hides that it
+// had it; both come out of the call. It may use the Hypervisor. nil removes it.
 func (h *Hypervisor) OnCall(f func(op string) error) {
 	defer h.lock()()
 	h.onCall = f
@@ -68,8 +68,8 @@ func (h *Hypervisor) OnStep(f func(domain string, doneBytes, totalBytes int64)) 
 	h.onStep = f
 }
 
-// KillHost kills the host process: every call of the Executors made so far fails with ErrHostKilled from now on, also those
-// under way. Jobs of stopped domains end with it. Jobs of running domains go on, as far as a new Executor's
+// KillHost kills the host process: every call of the Executors made so far fails with ErrHostKilled from now on, also
+// those under way. Jobs of stopped domains end with it. Jobs of running domains go on, as far as a new Executor's
 // Wait, or RunJob, takes them.
 func (h *Hypervisor) KillHost() {
 	defer h.lock()()

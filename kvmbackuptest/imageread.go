@@ -1,6 +1,7 @@
 package kvmbackuptest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,8 +12,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// ReadChain returns what a guest would see on a qcow2 image whose backing links lead to the rest of its content. No tool
-// is run. It reads what the simulator and qemu-img write; compressed, encrypted and extended images are a
+// ReadChain returns what a guest would see on a qcow2 image whose backing links lead to the rest of its content. No
+// tool is run. It reads what the simulator and qemu-img write; compressed, encrypted and extended images are a
 // qcow2.ErrUnsupported.
 func ReadChain(path string) (Content, error) {
 	var layers []image
@@ -21,7 +22,7 @@ func ReadChain(path string) (Content, error) {
 			return Content{}, fmt.Errorf("%w: %s is below itself", qcow2.ErrBackingFile, next)
 		}
 		seen[next] = true
-		im, err := readImage(next)
+		im, err := readImage(next, nil)
 		if err != nil {
 			return Content{}, err
 		}
@@ -39,9 +40,17 @@ func ReadChain(path string) (Content, error) {
 
 // ReadFiles returns the content of the first file over the others, whatever their own links say.
 func ReadFiles(paths ...string) (Content, error) {
-	var layers []image
+	var layers []qcow2.Layer
 	for _, p := range paths {
-		im, err := readImage(p)
+		layers = append(layers, qcow2.Layer{Path: p})
+	}
+	return readLayers(layers)
+}
+
+func readLayers(of []qcow2.Layer) (Content, error) {
+	var layers []image
+	for _, l := range of {
+		im, err := readImage(l.Path, l.Secret)
 		if err != nil {
 			return Content{}, err
 		}
@@ -61,13 +70,14 @@ func ReadRaw(path string) (c Content, err error) {
 		return Content{}, err
 	}
 	c.clusters = map[int64][]byte{}
+	data := make([]byte, ClusterBytes)
 	for i := int64(0); i*ClusterBytes < c.size; i++ {
-		data := make([]byte, ClusterBytes)
-		if _, err := f.ReadAt(data, i*ClusterBytes); err != nil && !errors.Is(err, io.EOF) {
+		n, err := f.ReadAt(data, i*ClusterBytes)
+		if err != nil && !errors.Is(err, io.EOF) {
 			return Content{}, err
 		}
-		if firstDifference(data, zeroes, ClusterBytes) >= 0 {
-			c.clusters[i] = data
+		if clear(data[n:]); firstDifference(data, zeroes, ClusterBytes) >= 0 {
+			c.clusters[i] = bytes.Clone(data)
 		}
 	}
 	return c, nil
@@ -117,8 +127,8 @@ func cutTail(data []byte, left int64) []byte {
 }
 
 // readImage reads what one qcow2 file holds of its own.
-func readImage(path string) (im image, err error) {
-	f, err := openImage(path)
+func readImage(path string, secret *qcow2.Secret) (im image, err error) {
+	f, err := openImage(path, secret)
 	if err != nil {
 		return image{}, err
 	}
@@ -129,7 +139,8 @@ func readImage(path string) (im image, err error) {
 	}
 	im = image{t.header.VirtualSizeBytes, t.header.BackingFile, map[int64][]byte{}}
 	if t.header.ClusterBits != clusterBits {
-		return image{}, fmt.Errorf("%w: image %q has clusters of %d bytes", qcow2.ErrUnsupported, path, t.header.ClusterSizeBytes())
+		return image{}, fmt.Errorf("%w: image %q has clusters of %d bytes", qcow2.ErrUnsupported, path,
+			t.header.ClusterSizeBytes())
 	}
 	for i, e := range t.entries {
 		if e.zero {
@@ -145,15 +156,15 @@ func readImage(path string) (im image, err error) {
 	return im, nil
 }
 
-func openImage(path string) (*os.File, error) {
-	f, err := os.Open(path)
+// openError marks errors of opening a file as qcow2.Tool does.
+func openError(err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("%w: %w", qcow2.ErrNotFound, err)
+		return fmt.Errorf("%w: %w", qcow2.ErrNotFound, err)
 	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("%w: %w", qcow2.ErrPermission, err)
+		return fmt.Errorf("%w: %w", qcow2.ErrPermission, err)
 	}
-	return f, err
+	return err
 }
 
 // tables is the cluster map of a qcow2 file.
@@ -175,13 +186,9 @@ const (
 	flagCompressed = 1 << 62
 )
 
-func readTables(f *os.File) (tables, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return tables{}, err
-	}
-	t := tables{entries: map[int64]entry{}, file: info.Size()}
-	if t.header, err = qcow2.ReadHeader(f, info.Size()); err != nil {
+func readTables(f imageFile) (t tables, err error) {
+	t = tables{entries: map[int64]entry{}, file: f.Size()}
+	if t.header, err = qcow2.ReadHeader(f, f.Size()); err != nil {
 		return tables{}, err
 	}
 	if t.header.ExtendedL2() || t.header.Encrypted() || t.header.ExternalDataFile() {
@@ -201,7 +208,7 @@ func readTables(f *os.File) (tables, error) {
 	return t, nil
 }
 
-func (t *tables) readL2(f *os.File, n, offset int64) error {
+func (t *tables) readL2(f io.ReaderAt, n, offset int64) error {
 	perTable := t.header.ClusterSizeBytes() / 8
 	clusters := (t.header.VirtualSizeBytes + t.header.ClusterSizeBytes() - 1) / t.header.ClusterSizeBytes()
 	t.l2 = append(t.l2, offset)

@@ -5,26 +5,38 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/nbd"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// Images is a engine.Images in pure Go: it starts no process and needs no qemu-img. It understands qcow2 files of version
-// 2 and 3 with clusters of 64 KiB, uncompressed and unencrypted, and raw files. Its options are those of qcow2.Tool,
-// as far as they change what is written; limits of time and bandwidth do nothing. The zero value is ready to use, and
-// safe for concurrent use.
+// Images is an engine.Images and an engine.Digester in pure Go: it starts no process and needs no qemu-img. It
+// understands qcow2 files of version 2 and 3 with clusters of 64 KiB, uncompressed and unencrypted, raw files, and the
+// simulator's own sealed ones. Its options are those of qcow2.Tool, as far as they change what is written; limits of
+// time and bandwidth do nothing. The zero value is ready to use, and safe for concurrent use.
 type Images struct{}
 
 var _ engine.Images = Images{}
 
 // Header implements engine.Images.
-func (Images) Header(ctx context.Context, path string) (qcow2.Header, error) {
+func (Images) Header(ctx context.Context, path string, secret *qcow2.Secret) (h qcow2.Header, err error) {
 	if ctx.Err() != nil {
-		return qcow2.Header{}, context.Cause(ctx)
+		return h, context.Cause(ctx)
 	}
-	return qcow2.ReadHeaderFile(path)
+	if secret == nil {
+		return qcow2.ReadHeaderFile(path)
+	}
+	f, err := openImage(path, secret)
+	if err != nil {
+		return h, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return qcow2.ReadHeader(f, f.Size())
 }
 
 // Create implements engine.Images. Clusters always have 64 KiB.
@@ -53,7 +65,7 @@ func (Images) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptio
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	c, err := readSource(src, o.SourceFormat, o.Backing)
+	c, err := readSource(src, o.SourceFormat, o.Secret, o.Backing)
 	if err != nil {
 		return fmt.Errorf("convert image %q: %w", src, err)
 	}
@@ -66,18 +78,14 @@ func (Images) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptio
 	return nil
 }
 
-func readSource(src string, format qcow2.Format, below []qcow2.Layer) (Content, error) {
+func readSource(src string, format qcow2.Format, secret *qcow2.Secret, below []qcow2.Layer) (Content, error) {
 	switch {
 	case format == qcow2.FormatRaw:
 		return ReadRaw(src)
-	case below == nil:
+	case below == nil && secret == nil:
 		return ReadChain(src)
 	}
-	paths := []string{src}
-	for _, l := range below {
-		paths = append(paths, l.Path)
-	}
-	return ReadFiles(paths...)
+	return readLayers(append([]qcow2.Layer{{Path: src, Secret: secret}}, below...))
 }
 
 func writeTarget(dst string, c Content, o qcow2.ConvertOptions) error {
@@ -108,7 +116,7 @@ func sizeOf(path string, format qcow2.Format) (int64, error) {
 
 func writeRaw(path string, c Content, exclusive bool) (err error) {
 	flags := os.O_WRONLY
-	if exclusive {
+	if exclusive && !qcow2.IsDescriptor(path) {
 		flags |= os.O_CREATE | os.O_EXCL
 	}
 	f, err := os.OpenFile(path, flags, 0o600)
@@ -143,8 +151,8 @@ func (Images) Map(ctx context.Context, path string, o qcow2.MapOptions) ([]qcow2
 		return extents([]image{{size: c.size, clusters: c.clusters}}), err
 	}
 	var layers []image
-	for _, p := range append([]qcow2.Layer{{Path: path}}, o.Backing...) {
-		im, err := readImage(p.Path)
+	for _, p := range append([]qcow2.Layer{{Path: path, Secret: o.Secret}}, o.Backing...) {
+		im, err := readImage(p.Path, p.Secret)
 		if err != nil {
 			return nil, err
 		}
@@ -179,11 +187,11 @@ func extentAt(layers []image, i int64) qcow2.Extent {
 }
 
 // Check implements engine.Images. It compares the reference counts with what the tables refer to; it repairs nothing.
-func (Images) Check(ctx context.Context, path string, _ qcow2.CheckOptions) (r qcow2.CheckResult, err error) {
+func (Images) Check(ctx context.Context, path string, o qcow2.CheckOptions) (r qcow2.CheckResult, err error) {
 	if ctx.Err() != nil {
 		return r, context.Cause(ctx)
 	}
-	f, err := openImage(path)
+	f, err := openImage(path, o.Secret)
 	if err != nil {
 		return r, err
 	}
@@ -199,9 +207,30 @@ func (Images) Check(ctx context.Context, path string, _ qcow2.CheckOptions) (r q
 	return t.check(counts), nil
 }
 
-// ServeNBD implements engine.Images: there is no server, so it fails with qcow2.ErrToolMissing.
-func (Images) ServeNBD(context.Context, qcow2.NBDOptions) (*qcow2.NBDServer, error) {
-	return nil, fmt.Errorf("%w: the simulator serves no NBD", qcow2.ErrToolMissing)
+// ServeNBD implements engine.Images. What is served is what the files had when it was called; nobody can write it.
+func (Images) ServeNBD(ctx context.Context, o qcow2.NBDOptions) (*qcow2.NBDServer, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if !o.ReadOnly {
+		return nil, fmt.Errorf("%w: the simulator serves nothing to be written", qcow2.ErrUnsupported)
+	}
+	c, err := readSource(o.Path, o.Format, o.Secret, o.Backing)
+	if err != nil {
+		return nil, fmt.Errorf("serve image %q over NBD: %w", o.Path, err)
+	}
+	if _, err := os.Lstat(o.Socket); err == nil {
+		return nil, fmt.Errorf("%w: socket %q", qcow2.ErrExist, o.Socket)
+	}
+	socket, err := filepath.Abs(o.Socket)
+	if err != nil {
+		return nil, err
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	return qcow2.ServedBy(socket, nbd.Serve(listener, o.ExportName, c.size, c).Close), nil
 }
 
 // check counts the references to each cluster of the file.
@@ -234,7 +263,7 @@ func (t tables) check(counts map[int64]uint16) qcow2.CheckResult {
 }
 
 // readCounts reads the reference counts that are not 0.
-func readCounts(f *os.File, h qcow2.Header) (map[int64]uint16, error) {
+func readCounts(f io.ReaderAt, h qcow2.Header) (map[int64]uint16, error) {
 	if h.RefcountBits != 16 {
 		return nil, fmt.Errorf("%w: reference counts of %d bits", qcow2.ErrUnsupported, h.RefcountBits)
 	}

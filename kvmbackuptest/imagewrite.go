@@ -28,7 +28,8 @@ type image struct {
 	clusters map[int64][]byte
 }
 
-// layout places an image's tables and data in clusters of the file: header, reference count table and blocks, L1, L2, data.
+// layout places an image's tables and data in clusters of the file: header, reference count table and blocks, L1, L2,
+// data.
 type layout struct {
 	blocks, l1Clusters int64
 	tables             []int64         // indexes of the L2 tables that are needed, in order
@@ -65,13 +66,10 @@ func newLayout(im image) layout {
 func (l layout) l1() int64         { return 2 + l.blocks }
 func (l layout) firstTable() int64 { return l.l1() + l.l1Clusters }
 
-// writeImage writes a qcow2 version 3 file that QEMU accepts, over what is there; it must be there when exclusive is not set.
+// writeImage writes a qcow2 version 3 file that QEMU accepts, over what is there; it must be there when exclusive is
+// not set.
 func writeImage(path string, im image, exclusive bool) (err error) {
-	flags := os.O_WRONLY | os.O_TRUNC
-	if exclusive {
-		flags |= os.O_CREATE | os.O_EXCL
-	}
-	f, err := os.OpenFile(path, flags, 0o600)
+	f, err := openToWrite(path, exclusive)
 	if err != nil {
 		return err
 	}
@@ -80,6 +78,18 @@ func writeImage(path string, im image, exclusive bool) (err error) {
 	if err := f.Truncate(l.total * ClusterBytes); err != nil {
 		return err
 	}
+	return writeContent(f, im, l)
+}
+
+func openToWrite(path string, exclusive bool) (*os.File, error) {
+	flags := os.O_WRONLY | os.O_TRUNC
+	if exclusive && !qcow2.IsDescriptor(path) {
+		flags |= os.O_CREATE | os.O_EXCL
+	}
+	return os.OpenFile(path, flags, 0o600)
+}
+
+func writeContent(f io.WriterAt, im image, l layout) error {
 	if err := writeMetadata(f, im, l); err != nil {
 		return err
 	}

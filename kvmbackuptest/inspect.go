@@ -13,7 +13,8 @@ import (
 // Inspect implements kvmbackup.Executor.
 func (e *executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (st kvmbackup.DomainStatus, err error) {
 	err = e.do(ctx, "Inspect", ref, func(m *machine) error {
-		st = kvmbackup.DomainStatus{Name: ref.Name, UUID: ref.UUID, State: kvmbackup.DomainStopped, Job: kvmbackup.JobNone}
+		st = kvmbackup.DomainStatus{Name: ref.Name, UUID: ref.UUID, State: kvmbackup.DomainStopped,
+			Job: kvmbackup.JobNone, CanCompare: true}
 		if m.known {
 			m.domain.inspect(&st)
 		}
@@ -33,6 +34,7 @@ func (e *executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (st kvm
 func (d *domain) inspect(st *kvmbackup.DomainStatus) {
 	st.Defined, st.UUID, st.Persistent = true, d.uuid, d.persistent
 	st.State, st.PausedByError, st.CleanShutdown, st.ManagedSave = d.state, d.pausedByError, d.clean, d.saved
+	st.CanPull, st.NoPull = d.running() && d.pull.Refused == "", d.pull.Refused
 	switch {
 	case d.foreign != nil:
 		st.Job, st.JobDetail = d.foreign.state, d.foreign.detail
@@ -41,7 +43,8 @@ func (d *domain) inspect(st *kvmbackup.DomainStatus) {
 	}
 	for _, name := range sortedKeys(d.checkpoints) {
 		cp := d.checkpoints[name]
-		st.Checkpoints = append(st.Checkpoints, kvmbackup.CheckpointStatus{Name: name, Devices: slices.Clone(cp.devices), CreatedAt: cp.created})
+		st.Checkpoints = append(st.Checkpoints, kvmbackup.CheckpointStatus{Name: name,
+			Devices: slices.Clone(cp.devices), CreatedAt: cp.created})
 	}
 }
 
@@ -116,7 +119,9 @@ func (k *disk) readable(m *machine, st *kvmbackup.DiskStatus) {
 func (k *disk) jobBitmap() string { return "backup-" + k.device }
 
 // Definition implements kvmbackup.Executor.
-func (e *executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (def kvmbackup.Definition, err error) {
+func (e *executor) Definition(
+	ctx context.Context, ref kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions,
+) (def kvmbackup.Definition, err error) {
 	err = e.do(ctx, "Definition", ref, func(m *machine) error {
 		if m.known {
 			def = kvmbackup.Definition{XML: m.xml(opts.Secrets), NVRAM: slices.Clone(m.nvram), TPM: slices.Clone(m.tpm)}
@@ -135,7 +140,8 @@ func (d *domain) xml(secrets bool) []byte {
 		if k.image != nil {
 			source, format = fmt.Sprintf("<source file='%s'/>", escape(k.image.path)), k.image.format
 		}
-		fmt.Fprintf(&s, "    <disk type='file' device='disk'><driver name='qemu' type='%s'/>%s<target dev='%s' bus='virtio'/></disk>\n",
+		fmt.Fprintf(&s, "    <disk type='file' device='disk'><driver name='qemu' type='%s'/>%s<target dev='%s' "+
+			"bus='virtio'/></disk>\n",
 			format, source, escape(k.device))
 	}
 	password := ""

@@ -10,9 +10,11 @@ import (
 	"syscall"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// job is one backup job: of a running domain, where it belongs to QEMU, or of a stopped one, where it belongs to the process.
+// job is one backup job: of a running domain, where it belongs to QEMU, or of a stopped one, where it belongs to the
+// process.
 type job struct {
 	h       *Hypervisor
 	name    string
@@ -23,7 +25,9 @@ type job struct {
 	begun, over, aborted bool
 	err                  error
 	queue                []step
-	done, total          int64 // bytes
+	done, total          int64          // bytes
+	process              chan struct{}  // of the host process that prepared it, closed when that is killed
+	kept                 map[place]bool // what a pull job has in its scratch
 	bandwidth            int64
 }
 
@@ -35,6 +39,9 @@ type jobVolume struct {
 	copied map[int64][]byte
 	bytes  int64 // to be copied, as QEMU counts
 	done   int64
+	parent Content      // what it is compared with, or
+	index  *qcow2.Index // all that is known of it
+	missed int64        // bytes that differ outside of the base's bitmap
 }
 
 // step is one cluster to be copied.
@@ -50,7 +57,10 @@ func (j *job) target() Target {
 	return Target{}
 }
 
-// hung says whether nothing moves, not even the job's end.
+// stuck says whether the job can't even be ended. A pull job's end doesn't wait for its target.
+func (j *job) stuck() bool { return j.hung() && !j.pulls() }
+
+// hung says whether nothing moves.
 func (j *job) hung() bool {
 	t := j.target()
 	return j.begun && !j.over && t.State == TargetHung && j.done >= t.AfterBytes
@@ -82,7 +92,8 @@ func (j *job) advance() {
 func (j *job) write() error {
 	for _, v := range j.volumes {
 		im := image{v.spec.VirtualSize, v.spec.ParentFile, v.copied}
-		if err := writeImage(filepath.Join(j.spec.Dir, v.spec.File), im, false); err != nil {
+		secret := qcow2.NewSecret(j.spec.DataKey.ImageSecret(v.spec.File))
+		if err := writeSealed(filepath.Join(j.spec.Dir, v.spec.File), im, secret, false); err != nil {
 			return fmt.Errorf("%w: %w", kvmbackup.ErrJobFailed, err)
 		}
 		v.done = v.bytes
@@ -109,21 +120,37 @@ func (j *job) end(err error) {
 }
 
 // PrepareJob implements kvmbackup.Executor.
-func (e *executor) PrepareJob(ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+func (e *executor) PrepareJob(
+	ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec,
+) (kvmbackup.Job, error) {
 	var j *job
 	err := e.do(ctx, "PrepareJob", ref, func(m *machine) (err error) {
-		j = &job{h: e.h, name: ref.Name, spec: spec, bandwidth: spec.BandwidthBytes}
+		j = &job{h: e.h, name: ref.Name, spec: spec, bandwidth: spec.BandwidthBytes, process: e.process,
+			kept: map[place]bool{}}
 		if m.running() {
 			j.dom = m.domain
+			if err := spec.Pushable(); err != nil && !j.pulls() {
+				return err
+			}
 		}
 		for _, v := range spec.Volumes {
 			k, err := m.disk(v.Device)
 			if err != nil {
 				return err
 			}
-			j.volumes = append(j.volumes, &jobVolume{spec: v, image: k.image, copied: map[int64][]byte{}})
+			volume := &jobVolume{spec: v, image: k.image, copied: map[int64][]byte{}}
+			if err := j.readParent(volume); err != nil {
+				return err
+			}
+			j.volumes = append(j.volumes, volume)
 		}
-		return createTargets(spec)
+		if err := j.makeScratch(); err != nil {
+			return err
+		}
+		if err := createTargets(spec); err != nil {
+			return errors.Join(err, j.removeScratch())
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -134,7 +161,8 @@ func (e *executor) PrepareJob(ctx context.Context, ref kvmbackup.DomainRef, spec
 func createTargets(spec kvmbackup.JobSpec) error {
 	for _, v := range spec.Volumes {
 		path := filepath.Join(spec.Dir, v.File)
-		err := writeImage(path, image{size: v.VirtualSize, backing: v.ParentFile}, true)
+		secret := qcow2.NewSecret(spec.DataKey.ImageSecret(v.File))
+		err := writeSealed(path, image{size: v.VirtualSize, backing: v.ParentFile}, secret, true)
 		switch {
 		case errors.Is(err, os.ErrExist):
 			return fmt.Errorf("%w: %w", kvmbackup.ErrTargetExists, err)
@@ -148,9 +176,14 @@ func createTargets(spec kvmbackup.JobSpec) error {
 }
 
 // AdoptJob implements kvmbackup.Executor.
-func (e *executor) AdoptJob(ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+func (e *executor) AdoptJob(
+	ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec,
+) (kvmbackup.Job, error) {
 	var j *job
 	err := e.do(ctx, "AdoptJob", ref, func(m *machine) (err error) {
+		if err := checkScratch(spec); err != nil {
+			return err
+		}
 		if m.running() && m.job != nil && sameTargets(m.job.spec, spec) {
 			j = m.job
 			return nil
@@ -167,7 +200,7 @@ func (e *executor) AdoptJob(ctx context.Context, ref kvmbackup.DomainRef, spec k
 // ended returns a job that has ended well while nobody followed it. Of an incremental that takes the bitmaps too.
 func (m *machine) ended(spec kvmbackup.JobSpec) (*job, error) {
 	none := fmt.Errorf("%w: %q has no job to %s", kvmbackup.ErrNoJob, spec.ID, spec.Dir)
-	if !m.known || m.last == nil || !sameTargets(m.last.spec, spec) {
+	if !m.known || m.last == nil || !sameTargets(m.last.spec, spec) || m.last.pulls() {
 		return nil, none
 	}
 	if m.last.err != nil {
@@ -177,8 +210,13 @@ func (m *machine) ended(spec kvmbackup.JobSpec) (*job, error) {
 		return nil, none
 	}
 	for _, v := range m.last.volumes {
-		if v.spec.Kind == kvmbackup.KindIncremental && !(v.image.usable(string(spec.Base)) && v.image.usable(string(spec.Checkpoint))) {
+		if v.spec.Kind == kvmbackup.KindIncremental && !(v.image.usable(string(spec.Base)) &&
+			v.image.usable(string(spec.Checkpoint))) {
 			return nil, fmt.Errorf("%w: that all of %s was copied can't be proved", none, v.spec.Device)
+		}
+		if m.last.total == 0 && len(v.image.dirty(string(spec.Base))) > 0 {
+			// A record of no bytes could be any job's, and the guest has written since: what was marked can't be told any more.
+			return nil, fmt.Errorf("%w: that %s had nothing to copy can't be proved", none, v.spec.Device)
 		}
 	}
 	return m.last, nil
@@ -208,8 +246,9 @@ func (h *Hypervisor) Job(name string) (info JobInfo, ok bool, err error) {
 	return info, ok, err
 }
 
-// RunJob takes the job of a running domain to its end, as QEMU does whether or not a process waits for it. It returns the
-// error that the job ended with. ErrJobStuck when it hangs, ErrNoJob when there is none.
+// RunJob takes the job of a running domain to its end, as QEMU does whether or not a process waits for it. It returns
+// the error that the job ended with. ErrJobStuck when it hangs, and for a pull job, which never ends by itself;
+// ErrNoJob when there is none.
 func (h *Hypervisor) RunJob(name string) error {
 	return h.with(name, func(d *domain) error {
 		j := d.job
@@ -217,7 +256,7 @@ func (h *Hypervisor) RunJob(name string) error {
 			return fmt.Errorf("%w: %q", kvmbackup.ErrNoJob, name)
 		}
 		for !j.over {
-			if j.hung() {
+			if j.hung() || j.pulls() {
 				return fmt.Errorf("%w: %q", kvmbackup.ErrJobStuck, name)
 			}
 			j.advance()

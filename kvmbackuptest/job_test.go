@@ -151,7 +151,7 @@ func TestGuestPausedInMidJob(t *testing.T) {
 				if state, _, _ := s.h.State(vm); (state == kvmbackup.DomainRunning) != byError {
 					t.Errorf("guest is %v", state)
 				}
-				if hasReason(b, kvmbackup.ReasonGuestResumed) != byError {
+				if hasReason(b, engine.ReasonGuestResumed) != byError {
 					t.Errorf("reasons: %v", b.Reasons)
 				}
 			})

@@ -36,6 +36,9 @@ func (t *handle) Begin(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := j.fillScratch(); err != nil {
+			return err
+		}
 		if err := j.track(m); err != nil {
 			return err
 		}
@@ -84,7 +87,7 @@ func (j *job) beginVolume(m *machine, v *jobVolume) error {
 		return fmt.Errorf("%w: another domain has %s (%s) open", kvmbackup.ErrImageLocked, v.spec.Device, v.image.path)
 	}
 	v.source = v.image.content()
-	if v.spec.Kind != kvmbackup.KindIncremental {
+	if !v.spec.ByBitmap() {
 		return nil
 	}
 	base := string(j.spec.Base)
@@ -92,12 +95,22 @@ func (j *job) beginVolume(m *machine, v *jobVolume) error {
 		return fmt.Errorf("%w: %q for disk %q", kvmbackup.ErrNoCheckpoint, base, v.spec.Device)
 	}
 	if !v.image.usable(base) {
-		return fmt.Errorf("%w: missing or broken bitmap %q for disk %q", kvmbackup.ErrCheckpointInconsistent, base, v.spec.Device)
+		return fmt.Errorf("%w: missing or broken bitmap %q for disk %q", kvmbackup.ErrCheckpointInconsistent, base,
+			v.spec.Device)
 	}
 	if name := k.jobBitmap(); j.dom != nil && v.image.top().bitmaps.find(name) != nil {
 		return fmt.Errorf("%w: bitmap %s of %s", kvmbackup.ErrCheckpointExists, name, v.spec.Device)
 	}
+	if v.spec.Compare {
+		return nil
+	}
 	v.bytes = int64(len(v.image.dirty(base))) * ClusterBytes
+	if j.pulls() { // what is read ends with the disk
+		v.bytes = 0
+		for _, i := range v.image.dirty(base) {
+			v.bytes += min(ClusterBytes, v.image.size()-i*ClusterBytes)
+		}
+	}
 	return nil
 }
 
@@ -136,14 +149,18 @@ func (j *job) track(m *machine) error {
 	return nil
 }
 
-// plan lists the clusters to copy: those with data for a full, those that the base's bitmap has marked for an incremental.
+// plan lists the clusters to copy: those with data for a full, those that the base's bitmap has marked for an
+// incremental.
 func (j *job) plan() {
 	for _, v := range j.volumes {
 		if j.dom == nil {
 			v.image.user = j
 		}
 		clusters := sortedKeys(v.source.clusters)
-		if v.spec.Kind == kvmbackup.KindIncremental {
+		switch {
+		case v.spec.Compare:
+			clusters = v.differing(string(j.spec.Base))
+		case v.spec.Kind == kvmbackup.KindIncremental:
 			clusters = v.image.dirty(string(j.spec.Base))
 		}
 		for _, i := range clusters {

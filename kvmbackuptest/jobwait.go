@@ -15,6 +15,9 @@ func (t *handle) Wait(ctx context.Context, progress func(kvmbackup.JobProgress))
 			return fmt.Errorf("%w: the job has not begun", kvmbackup.ErrNoJob)
 		}
 		if err := t.follow(ctx, progress); err != nil {
+			if t.j.pulls() && ctx.Err() != nil && !t.e.killed() {
+				t.j.end(errAborted) // nobody reads on
+			}
 			return err
 		}
 		res = t.j.result()
@@ -29,6 +32,9 @@ func (t *handle) Wait(ctx context.Context, progress func(kvmbackup.JobProgress))
 // follow takes the job to its end, letting go of the lock after every step.
 func (t *handle) follow(ctx context.Context, progress func(kvmbackup.JobProgress)) error {
 	for !t.j.over {
+		if t.j.pulls() && t.j.left() {
+			return errNoReader
+		}
 		if t.j.hung() {
 			if err := t.e.await(ctx, time.Second); err != nil {
 				return err
@@ -42,7 +48,10 @@ func (t *handle) follow(ctx context.Context, progress func(kvmbackup.JobProgress
 			return err
 		}
 	}
-	return t.j.err
+	if t.j.err != nil {
+		return t.j.err
+	}
+	return t.j.removeScratch()
 }
 
 // pace is the time that a slow target takes for a cluster.
@@ -89,9 +98,13 @@ func (j *job) progress() kvmbackup.JobProgress {
 }
 
 func (j *job) result() kvmbackup.JobResult {
-	r := kvmbackup.JobResult{CopiedBytes: map[kvmbackup.VolumeID]int64{}, TotalBytes: j.total}
+	r := kvmbackup.JobResult{CopiedBytes: map[kvmbackup.VolumeID]int64{}, MissedBytes: map[kvmbackup.VolumeID]int64{},
+		TotalBytes: j.total, Transfer: j.transfer()}
 	for _, v := range j.volumes {
 		r.CopiedBytes[v.spec.VolumeID] = v.bytes
+		if v.spec.CheckBitmap {
+			r.MissedBytes[v.spec.VolumeID] = v.missed
+		}
 	}
 	return r
 }
@@ -100,7 +113,7 @@ func (j *job) result() kvmbackup.JobResult {
 func (t *handle) Abort(ctx context.Context) error {
 	return t.e.call(ctx, "Abort", func() error {
 		for t.j.begun && !t.j.over {
-			if !t.j.hung() {
+			if !t.j.stuck() {
 				t.j.end(errAborted)
 				break
 			}
@@ -109,7 +122,7 @@ func (t *handle) Abort(ctx context.Context) error {
 				return fmt.Errorf("%w: %w", kvmbackup.ErrJobStuck, err)
 			}
 		}
-		return nil
+		return t.j.removeScratch()
 	})
 }
 
@@ -118,11 +131,14 @@ func (t *handle) SetBandwidth(ctx context.Context, bytesPerSecond int64) error {
 	return t.e.call(ctx, "SetBandwidth", func() error { t.j.bandwidth = bytesPerSecond; return nil })
 }
 
-// Close implements kvmbackup.Job. A job of a stopped domain ends with it.
+// Close implements kvmbackup.Job. A job of a stopped domain ends with it, and so does a pull.
 func (t *handle) Close(ctx context.Context) error {
 	return t.e.call(ctx, "Close", func() error {
-		if t.j.dom == nil {
+		if t.j.dom == nil || t.j.pulls() {
 			t.j.end(errAborted)
+		}
+		if !t.j.begun || t.j.pulls() {
+			return t.j.removeScratch()
 		}
 		return nil
 	})

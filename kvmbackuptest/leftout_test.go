@@ -56,7 +56,7 @@ func TestUnreadableDisk(t *testing.T) {
 		s.must(s.open(plan{}))
 		b := s.backup(offline)
 		for device, id := range map[string]kvmbackup.VolumeID{"vdb": "vol-vdb", "vdc": "vol-vdc"} {
-			if reasonFor(b, device) != kvmbackup.ReasonDiskUnreadable || hasReasonOf(b, kvmbackup.ReasonVolumeGone, id) {
+			if reasonFor(b, device) != engine.ReasonDiskUnreadable || hasReasonOf(b, kvmbackup.ReasonVolumeGone, id) {
 				t.Errorf("%s: reasons are %v", device, b.Reasons)
 			}
 		}
@@ -105,7 +105,7 @@ func TestNamedAndExcludedDisks(t *testing.T) {
 		s.backup(everyday)
 		s.volumes = all[:1]
 		b := s.backup(everyday)
-		if reasonFor(b, "vdb") != kvmbackup.ReasonDiskNotNamed || hasReasonOf(b, kvmbackup.ReasonVolumeGone, "vol-vdb") {
+		if reasonFor(b, "vdb") != engine.ReasonDiskNotNamed || hasReasonOf(b, kvmbackup.ReasonVolumeGone, "vol-vdb") {
 			t.Errorf("reasons are %v", b.Reasons)
 		}
 		st, err := s.h.Executor().Inspect(t.Context(), kvmbackup.DomainRef{Name: vm, Disks: s.disks})
@@ -122,7 +122,7 @@ func TestNamedAndExcludedDisks(t *testing.T) {
 		p, err := s.engine.Plan(t.Context(), req)
 		s.must(err)
 		if len(p.Decision.Volumes) != 1 || p.Decision.Volumes[0].Device != "vdb" ||
-			!slices.ContainsFunc(p.Decision.Reasons, func(r kvmbackup.Reason) bool { return r.Code == kvmbackup.ReasonDiskExcluded && r.Detail == "vda" }) {
+			!slices.ContainsFunc(p.Decision.Reasons, func(r kvmbackup.Reason) bool { return r.Code == engine.ReasonDiskExcluded && r.Detail == "vda" }) {
 			t.Errorf("the plan is %+v", p.Decision)
 		}
 		req.Exclude = []string{"vdz"}
@@ -172,7 +172,7 @@ func TestImagesInUse(t *testing.T) {
 
 		user(s.h, "neighbour")
 		b := s.backup(everyday)
-		if reasonFor(b, "vdb") != kvmbackup.ReasonDiskUnreadable || len(b.Volumes) != 1 {
+		if reasonFor(b, "vdb") != engine.ReasonDiskUnreadable || len(b.Volumes) != 1 {
 			t.Errorf("%+v: %v", b.Volumes, b.Reasons)
 		}
 		req = s.request(everyday)

@@ -1,7 +1,6 @@
 package kvmbackuptest_test
 
 import (
-	"flag"
 	"fmt"
 	"hash/crc32"
 	"os"
@@ -12,20 +11,15 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // TestModel plays random histories. A failing one is made as short as possible, printed as a scenario, and written to
 // testdata/scenarios, where TestScenarios plays it from then on.
 func TestModel(t *testing.T) {
-	checks := 2000
-	if raceEnabled {
-		checks /= 20
-	}
-	if testing.Short() {
-		checks /= 10
-	}
-	setDefault(t, "rapid.checks", strconv.Itoa(checks))
-	setDefault(t, "rapid.nofailfile", "true")
+	lab.Histories(t, 50, 2000)
+	lab.SetFlag(t, "rapid.nofailfile", "true")
 	dir := memoryDir(t)
 	var failing scenario // the last one to fail is the shortest
 	t.Cleanup(func() { keep(t, failing) })
@@ -67,7 +61,7 @@ func TestModel(t *testing.T) {
 
 // mustHappen are the steps without which TestModel would say little.
 var mustHappen = []string{
-	"write", "discard", "backup", "backup off", "backup offline", "restart", "crash", "shutdown", "start", "attach", "detach", "replace", "grow", "snapshot",
+	"write", "discard", "backup", "backup by push", "backup by pull", "backup off", "backup offline", "backup compared", "restart", "crash", "shutdown", "start", "attach", "detach", "replace", "grow", "snapshot",
 	"commit", "delete", "delete!", "restore", "retain", "forget", "kill", "kill!", "fail", "fail!",
 }
 
@@ -92,22 +86,16 @@ func steady(err error, dir string) string {
 	return ids.ReplaceAllString(strings.ReplaceAll(err.Error(), dir, "DIR"), "UUID")
 }
 
-// setDefault sets a flag that wasn't given on the command line.
-func setDefault(t *testing.T, name, value string) {
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
-	if given {
-		return
-	}
-	if err := flag.Set(name, value); err != nil {
-		t.Fatal(err)
-	}
-}
-
 var histories = rapid.Custom(func(t *rapid.T) []string {
 	var sc []string
 	if rapid.Bool().Draw(t, "transient") {
 		sc = append(sc, "transient")
+	}
+	if rapid.Bool().Draw(t, "pull") {
+		sc = append(sc, "pull")
+	}
+	if rapid.Bool().Draw(t, "compare") {
+		sc = append(sc, "compare")
 	}
 	for range 4 { // one slice alone would mostly be short
 		sc = append(sc, rapid.SliceOfN(lines, 0, 9).Draw(t, "lines")...)
@@ -121,13 +109,13 @@ var weighted = []struct {
 	line   string
 }{
 	{20, "write DEVICE CLUSTER COUNT"}, {2, "scribble DEVICE CLUSTER"}, {3, "discard DEVICE CLUSTER COUNT"},
-	{14, "backup"}, {2, "backup quiesce"}, {1, "backup off"}, {1, "backup full"}, {2, "backup offline"},
+	{14, "backup"}, {2, "backup quiesce"}, {1, "backup off"}, {1, "backup full"}, {2, "backup offline"}, {1, "backup compare"},
 	{2, "restart"}, {2, "crash"}, {2, "shutdown"}, {1, "destroy"}, {4, "start"}, {1, "pause"}, {1, "pause-error"}, {1, "resume"},
 	{5, "attach DEVICE"}, {2, "detach DEVICE"}, {1, "replace DEVICE"}, {1, "grow DEVICE SECTORS"},
 	{2, "snapshot DEVICE"}, {1, "snapshot-by-hand DEVICE"}, {5, "commit DEVICE"}, {1, "forget"},
 	{2, "delete NUMBER"}, {1, "delete! NUMBER"}, {4, "retain RULE KEEP"}, {2, "retain RULE KEEP RULE KEEP"}, {2, "pin NUMBER"}, {1, "unpin NUMBER"},
 	{2, "later HOURS"}, {4, "restore NUMBER"}, {2, "recover"}, {1, "check"},
-	{1, "busy"}, {1, "quiet"}, {1, "job-ends"}, {1, "agent AGENT"}, {1, "target TARGET CLUSTER"}, {1, "target good"},
+	{1, "busy"}, {1, "quiet"}, {1, "scratch ROOM"}, {1, "job-ends"}, {1, "agent AGENT"}, {1, "target TARGET CLUSTER"}, {1, "target good"},
 	{5, "ACCIDENT CALL backup"}, {1, "ACCIDENT CALL backup quiesce"}, {1, "ACCIDENT CALL delete NUMBER"},
 	{2, "ACCIDENT CALL retain RULE KEEP"}, {1, "ACCIDENT CALL restore NUMBER"}, {2, "ACCIDENT CALL recover"},
 }
@@ -168,6 +156,8 @@ func word(t *rapid.T, w string) string {
 		return of("vda", "vdb")
 	case "CLUSTER":
 		return number(0, 7)
+	case "ROOM":
+		return number(0, 4)
 	case "COUNT":
 		return number(1, 3)
 	case "SECTORS":

@@ -25,7 +25,8 @@ func patience() (context.Context, context.CancelFunc) {
 // backup takes a backup, which must succeed unless the scenario has broken something.
 func (p *play) backup(words []string) error {
 	has := func(w string) bool { return slices.Contains(words, w) }
-	req := p.request(kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"), OfflineIncremental: has("offline")})
+	req := p.request(kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"), OfflineIncremental: has("offline"),
+		Compare: p.compare, ForceCompare: has("compare")})
 	if has("quiesce") {
 		req.Quiesce = engine.QuiesceTry
 	}
@@ -45,17 +46,31 @@ func (p *play) backup(words []string) error {
 		}
 	}
 	if err != nil {
+		if has("compare") && errors.Is(err, kvmbackup.ErrUnsupported) && len(p.cfg.Scratch) == 0 {
+			return nil
+		}
+		if p.room > 0 && p.busy && errors.Is(err, kvmbackup.ErrScratchFull) {
+			p.taken["scratch full"]++
+			return nil
+		}
 		if p.target != kvmbackuptest.TargetGood && !errors.Is(err, errEndless) {
 			return nil
 		}
 		return err
 	}
 	p.done.backups++
+	p.taken["backup "+b.Transfer.Phrase()]++
 	for _, w := range append([]string{""}, words...) {
 		p.taken[strings.TrimSpace("backup "+w)]++
 	}
 	if b.Kind == kvmbackup.KindIncremental {
 		p.done.incrementals++
+	}
+	if hasReason(b, kvmbackup.ReasonVolumeCompared) {
+		p.taken["backup compared"]++
+	}
+	if hasReason(b, engine.ReasonBitmapMissed) {
+		return fmt.Errorf("a bitmap has missed what the guest wrote: %v", b.Reasons)
 	}
 	if err := p.verify(b); err != nil {
 		return err

@@ -49,7 +49,7 @@ func (s *teller) tryQuiesce(consistent bool) {
 	if got := b.Consistency == kvmbackup.ConsistencyFilesystem; got != consistent {
 		s.t.Errorf("try: %v", b.Consistency)
 	}
-	if hasReason(b, kvmbackup.ReasonQuiesceFailed) == consistent || hasReason(b, kvmbackup.ReasonThawFailed) {
+	if hasReason(b, engine.ReasonQuiesceFailed) == consistent || hasReason(b, engine.ReasonThawFailed) {
 		s.t.Errorf("try: %v", b.Reasons)
 	}
 	if b.FrozenFor > 15*time.Second {
@@ -175,7 +175,7 @@ func TestSubscriberBlocksWhileFrozen(t *testing.T) {
 		b, err := eng.Backup(t.Context(), req)
 		s.must(err)
 		s.thawed()
-		if b.Consistency != kvmbackup.ConsistencyCrash || !hasReason(b, kvmbackup.ReasonQuiesceFailed) || b.FrozenFor > 11*time.Second {
+		if b.Consistency != kvmbackup.ConsistencyCrash || !hasReason(b, engine.ReasonQuiesceFailed) || b.FrozenFor > 11*time.Second {
 			t.Errorf("%v, frozen for %v: %v", b.Consistency, b.FrozenFor, b.Reasons)
 		}
 		s.must(s.verify(b))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
-	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // more defines and starts further VMs.
@@ -109,7 +107,7 @@ func TestRecoverAllErrors(t *testing.T) {
 		}
 		s.must(s.open(plan{}))
 		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
-		s.must(killedAt("Wait")(s.lab))
+		s.must(killedAt("Wait")(s.world))
 		s.cfg.AbortLeftJobs = true
 		s.must(s.open(plan{}))
 		all, err := s.engine.RecoverAll(t.Context())
@@ -134,23 +132,6 @@ func (d definer) Definition(ctx context.Context, dom kvmbackup.DomainRef, opts k
 	return d.Executor.Definition(ctx, dom, opts)
 }
 
-// digests is an Images that computes digests.
-type digests struct{ kvmbackuptest.Images }
-
-var _ engine.Digester = digests{}
-
-func (digests) Digest(context.Context, string, []qcow2.Layer) (string, error) {
-	return "sha256:" + strings.Repeat("00", 32), nil
-}
-
-func (digests) FileDigest(context.Context, string) (string, error) {
-	return "sha256:" + strings.Repeat("00", 32), nil
-}
-
-func (digests) DeviceDigest(context.Context, string, int64) (string, error) {
-	return "sha256:" + strings.Repeat("00", 32), nil
-}
-
 // What the request asked of the end of a backup is done by whoever finishes it.
 func TestRecoveryDoesWhatWasAsked(t *testing.T) {
 	for _, asked := range []bool{true, false} {
@@ -169,7 +150,7 @@ func TestRecoveryDoesWhatWasAsked(t *testing.T) {
 					var secrets []bool
 					s.must(s.open(plan{}))
 					cfg := s.cfg
-					cfg.Executor, cfg.Images = definer{cfg.Executor, &secrets}, digests{kvmbackuptest.Images{}}
+					cfg.Executor = definer{cfg.Executor, &secrets}
 					eng, err := engine.New(cfg)
 					s.must(err)
 					all, err := eng.RecoverAll(t.Context())

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +26,7 @@ func TestDeleteDoesNotWaitForAHungTarget(t *testing.T) {
 		b := s.backup(everyday)
 		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
 		s.must(s.write("vda", 0, 2))
-		s.must(killedAt("Wait")(s.lab))
+		s.must(killedAt("Wait")(s.world))
 		s.must(s.open(plan{}))
 		begun := time.Now()
 		if _, err := s.engine.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{}); err != nil {
@@ -65,7 +67,7 @@ func (s *teller) interrupted(op string) {
 	s.t.Helper()
 	s.backup(everyday)
 	s.must(s.write("vda", 1, 2))
-	s.must(killedAt(op)(s.lab))
+	s.must(killedAt(op)(s.world))
 	s.must(s.open(plan{}))
 }
 
@@ -175,7 +177,7 @@ func TestRecoveryThatHasToWait(t *testing.T) {
 		t.Run(fmt.Sprintf("abort=%v", abort), func(t *testing.T) {
 			story(t, false, func(t *testing.T, s *teller) {
 				s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
-				s.must(killedAt("Wait")(s.lab))
+				s.must(killedAt("Wait")(s.world))
 				s.cfg.AbortLeftJobs = abort
 				s.must(s.open(plan{}))
 				found, err := s.engine.Recover(t.Context(), engine.Target{VM: vm, Domain: vm})
@@ -202,7 +204,7 @@ func TestRecoveryOfAPausedGuest(t *testing.T) {
 						s.must(s.h.PauseByError(vm))
 						want = kvmbackup.DomainPaused
 					}
-					s.must(killedAt("Wait")(s.lab))
+					s.must(killedAt("Wait")(s.world))
 					if ran {
 						s.must(s.h.PauseByError(vm))
 					}
@@ -237,6 +239,77 @@ func TestBusyVMTakesNoPlace(t *testing.T) {
 		if err := <-waited; !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
+	})
+}
+
+// The time for which a busy VM is waited for doesn't run while others have all places.
+func TestLeaseWaitStandsStillInTheQueue(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.cfg.HostLimit, s.cfg.LeaseWait = engine.NewLimiter(1), time.Minute
+		s.cfg.StallWarn, s.cfg.StallAbort = engine.Never, engine.Never
+		s.must(s.open(plan{}))
+		s.more("busy")
+		keep := func() {
+			_, err := s.store.AcquireLease(t.Context(), "busy", "somebody else", 40*time.Second)
+			s.must(err)
+		}
+		var all sync.WaitGroup
+		backup := func(name kvmbackup.VMID) {
+			all.Go(func() {
+				if _, err := s.engine.Backup(t.Context(), engine.BackupRequest{VM: name}); err != nil {
+					t.Error(name, err)
+				}
+			})
+			synctest.Wait()
+		}
+		keep()
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+		backup("busy")
+		backup(vm)
+		<-time.After(time.Hour)
+		keep()
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
+		all.Wait()
+	})
+}
+
+// An adopted job takes part in the bandwidth.
+func TestAdoptedJobSharesBandwidth(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+		s.must(killedAt("Wait")(s.world))
+		repo := engine.NewLimiter(10)
+		repo.SetBandwidth(3000)
+		s.cfg.RepositoryLimit, s.cfg.StallWarn, s.cfg.StallAbort = repo, engine.Never, engine.Never
+		s.must(s.open(plan{}))
+		s.more("a")
+		s.must(s.h.SetTarget("a", kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+		var all sync.WaitGroup
+		all.Go(func() {
+			_, err := s.engine.Recover(t.Context(), engine.Target{VM: vm, Domain: vm})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		<-time.After(time.Minute) // the lease of the one that died
+		type parts = map[kvmbackup.VMID]int64
+		if got, want := s.parts(vm, "a"), (parts{vm: 3000}); !maps.Equal(got, want) {
+			t.Errorf("alone: %v", got)
+		}
+		all.Go(func() {
+			if _, err := s.engine.Backup(t.Context(), engine.BackupRequest{VM: "a", Turn: engine.Turn{Weight: 2}}); err != nil {
+				t.Error(err)
+			}
+		})
+		if got, want := s.parts(vm, "a"), (parts{vm: 1000, "a": 2000}); !maps.Equal(got, want) {
+			t.Errorf("by weight: %v", got)
+		}
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
+		if got, want := s.parts("a"), (parts{"a": 3000}); !maps.Equal(got, want) {
+			t.Errorf("the adopted one has ended: %v", got)
+		}
+		s.must(s.h.SetTarget("a", kvmbackuptest.Target{}))
+		all.Wait()
 	})
 }
 
@@ -307,7 +380,7 @@ func TestTargetsCheckedTogether(t *testing.T) {
 // and its right content.
 func (s *teller) damagedFolder(content string) (kvmbackup.Backup, string, []byte) {
 	s.t.Helper()
-	s.must(killedAt("Complete")(s.lab))
+	s.must(killedAt("Complete")(s.world))
 	s.must(s.open(plan{}))
 	running, err := s.store.List(s.t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
 	s.must(err)

@@ -26,12 +26,14 @@ func (sc scenario) String() string { return strings.Join(sc, "\n") + "\n" }
 
 // play is a scenario under way.
 type play struct {
-	*lab
+	*world
 	ref      kvmbackup.DomainRef
 	detached map[string]engine.Volume // by device
 	replaced int
 	target   kvmbackuptest.TargetState
-	busy     bool // the guest writes while a job copies
+	room     int64 // of the scratch, in clusters; 0: endless
+	compare  bool  // the policy's
+	busy     bool  // the guest writes while a job copies
 	agent    kvmbackuptest.Agent
 	noThaw   bool // something happened while the guest was frozen and the agent could not thaw it: recovery tries once
 	done     struct{ backups, incrementals, retired, faults int }
@@ -53,11 +55,17 @@ func (sc scenario) run(t *testing.T, dir string) (p *play, err error) {
 }
 
 func (sc scenario) play(dir string) (*play, error) {
-	l, err := newLab(dir, slices.Contains(sc, "transient"), kvmbackuptest.AgentPresent)
+	l, err := newWorld(dir, slices.Contains(sc, "transient"), kvmbackuptest.AgentPresent)
 	if err != nil {
 		return nil, err
 	}
-	p := &play{lab: l, detached: map[string]engine.Volume{}, taken: map[string]int{}}
+	if slices.Contains(sc, "pull") {
+		if err := l.withScratch(); err != nil {
+			return nil, err
+		}
+	}
+	p := &play{world: l, detached: map[string]engine.Volume{}, taken: map[string]int{}}
+	p.compare = slices.Contains(sc, "compare")
 	p.ref = kvmbackup.DomainRef{Name: vm, Disks: l.disks}
 	if err := p.setUp(); err != nil {
 		return p, err
@@ -87,7 +95,7 @@ func (p *play) setUp() error {
 
 // step carries one line out.
 func (p *play) step(words []string) error {
-	if len(words) == 0 || strings.HasPrefix(words[0], "#") || words[0] == "transient" {
+	if len(words) == 0 || strings.HasPrefix(words[0], "#") || slices.Contains([]string{"transient", "pull", "compare"}, words[0]) {
 		return nil
 	}
 	p.describe()
@@ -156,6 +164,9 @@ func (p *play) operate(verb, device string, n int64) error {
 	case verb == "target":
 		p.target = targets[device]
 		return p.h.SetTarget(vm, kvmbackuptest.Target{State: p.target, AfterBytes: n * cluster})
+	case verb == "scratch":
+		p.room = n
+		return p.h.SetPull(vm, kvmbackuptest.Pull{ScratchBytes: n * cluster})
 	case verb == "busy", verb == "quiet":
 		p.busy = verb == "busy"
 	case verb == "forget":
@@ -178,7 +189,7 @@ func (p *play) took(verb string, err error) {
 func (p *play) forget() {
 	names, _ := p.h.Checkpoints(vm)
 	for _, n := range names {
-		if kvmbackup.Owns(p.prefix(), n) {
+		if kvmbackup.CheckpointName(n).HasPrefix(p.prefix()) {
 			_ = p.h.ForgetCheckpoint(vm, n)
 		}
 	}

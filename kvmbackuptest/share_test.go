@@ -68,7 +68,7 @@ func TestForeignFilesInPartialFolders(t *testing.T) {
 				s.backup(everyday)
 				s.must(s.write("vda", 1, 2))
 				if settle != nil {
-					s.must(killedAt("Begin")(s.lab))
+					s.must(killedAt("Begin")(s.world))
 					s.must(s.open(plan{}))
 					s.index(s.partial())
 					settle(s)

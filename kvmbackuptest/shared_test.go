@@ -31,7 +31,7 @@ func TestSharedDisk(t *testing.T) {
 		unnamed.Volumes = nil
 		b, err := s.engine.Backup(t.Context(), unnamed)
 		s.must(err)
-		isShared := func(r kvmbackup.Reason) bool { return r.Code == kvmbackup.ReasonDiskShared }
+		isShared := func(r kvmbackup.Reason) bool { return r.Code == engine.ReasonDiskShared }
 		if len(b.Volumes) != 2 || !slices.ContainsFunc(b.Reasons, isShared) {
 			t.Errorf("volumes %v, reasons %v", b.Volumes, b.Reasons)
 		}

@@ -35,9 +35,7 @@ func (j *job) abort(ctx context.Context) error {
 		}
 		// Once is enough; asking again does no harm and helps if the first was lost in a reconnect.
 		if time.Since(asked) > 5*time.Second {
-			err := do(ctx, j.dom, (*libvirt.Domain).AbortJob)
-			// No job, no QEMU or no domain any more: the next look tells.
-			if err != nil && !isCode(err, libvirt.ERR_OPERATION_INVALID) && !isCode(err, libvirt.ERR_NO_DOMAIN) {
+			if err := j.end(ctx); err != nil {
 				return err
 			}
 			asked = time.Now()
@@ -48,6 +46,15 @@ func (j *job) abort(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// end has libvirt abort the domain's job. No job, no QEMU or no domain any more: the next look tells.
+func (j *job) end(ctx context.Context) error {
+	err := do(ctx, j.dom, (*libvirt.Domain).AbortJob)
+	if isCode(err, libvirt.ERR_OPERATION_INVALID) || isCode(err, libvirt.ERR_NO_DOMAIN) {
+		return nil
+	}
+	return err
 }
 
 // settled waits until it is known whether the job began.
@@ -76,7 +83,8 @@ func (j *job) ours(ctx context.Context) (bool, error) {
 	}
 	targets, err := backupTargets(ctx, j.dom)
 	switch {
-	case errors.Is(err, kvmbackup.ErrNoJob), errors.Is(err, kvmbackup.ErrDomainStopped), errors.Is(err, kvmbackup.ErrNoDomain):
+	case errors.Is(err, kvmbackup.ErrNoJob), errors.Is(err, kvmbackup.ErrDomainStopped),
+		errors.Is(err, kvmbackup.ErrNoDomain):
 		return false, nil
 	case err != nil:
 		return false, err
@@ -84,13 +92,13 @@ func (j *job) ours(ctx context.Context) (bool, error) {
 	return sameTargets(j.spec, targets), nil
 }
 
-// sameTargets says whether a job's targets are exactly the spec's.
+// sameTargets says whether a job's targets, or scratches, are exactly the spec's.
 func sameTargets(spec kvmbackup.JobSpec, targets map[string]string) bool {
 	if len(targets) != len(spec.Volumes) {
 		return false
 	}
 	for _, v := range spec.Volumes {
-		if targets[v.Device] != targetPath(spec, v) {
+		if targets[v.Device] != jobFile(spec, v) {
 			return false
 		}
 	}

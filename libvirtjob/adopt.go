@@ -9,18 +9,18 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// AdoptJob implements kvmbackup.Executor. A running job is known by its targets, which are the spec's own; one that has ended while
-// nobody followed it, by what is in them: see ended. Jobs of stopped domains end with the process that began them.
-func (e *Executor) AdoptJob(ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+// AdoptJob implements kvmbackup.Executor. A running job is known by its targets, which are the spec's own; one that has
+// ended while nobody followed it, by what is in them: see ended. Jobs of stopped domains end with the process that
+// began them.
+func (e *Executor) AdoptJob(
+	ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec,
+) (kvmbackup.Job, error) {
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
 	m, err := e.open(ctx, ref)
 	if err != nil {
 		return nil, err
-	}
-	if m.domain == nil {
-		return nil, fmt.Errorf("%w: domain %q is stopped", kvmbackup.ErrNoJob, ref.Name)
 	}
 	j, err := e.adopt(ctx, m, spec)
 	if err != nil {
@@ -30,7 +30,29 @@ func (e *Executor) AdoptJob(ctx context.Context, ref kvmbackup.DomainRef, spec k
 	return j, nil
 }
 
-func (e *Executor) adopt(ctx context.Context, m *machine, spec kvmbackup.JobSpec) (*job, error) {
+func (e *Executor) adopt(
+	ctx context.Context, m *machine, spec kvmbackup.JobSpec,
+) (j kvmbackup.Job, err error) {
+	switch {
+	case spec.Transfer == kvmbackup.TransferPull:
+		j, err = e.adoptPull(ctx, m, spec)
+	case m.domain == nil:
+		return nil, fmt.Errorf("%w: the domain is stopped", kvmbackup.ErrNoJob)
+	default:
+		j, err = e.adoptPush(ctx, m, spec)
+	}
+	if errors.Is(err, errForgotten) {
+		err = adoptForgotten(ctx, m.domain, err)
+	}
+	if spec.Transfer == kvmbackup.TransferPull && errors.Is(err, kvmbackup.ErrNoJob) {
+		if removing := removeScratch(ctx, spec.Scratch); removing != nil {
+			return nil, removing // asked again, there is no job still
+		}
+	}
+	return j, err
+}
+
+func (e *Executor) adoptPush(ctx context.Context, m *machine, spec kvmbackup.JobSpec) (*job, error) {
 	d := m.domain
 	j := &job{exec: e, dom: d, spec: spec, bandwidth: spec.BandwidthBytes, beginning: make(chan struct{})}
 	close(j.beginning)
@@ -40,9 +62,6 @@ func (e *Executor) adopt(ctx context.Context, m *machine, spec kvmbackup.JobSpec
 	}
 	looked := time.Now()
 	info, err := stats(ctx, d, 0)
-	if errors.Is(err, errForgotten) {
-		err = adoptForgotten(ctx, d, err)
-	}
 	if err != nil {
 		return nil, err
 	}

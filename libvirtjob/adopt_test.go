@@ -12,12 +12,14 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 // TestAdopt kills the process that began a job, and follows the job to its end from another. A process has only one
 // libvirt root, so both are helpers: this test binary again, on a root of their own.
-func TestAdopt(t *testing.T) {
+func TestAdopt(t *testing.T) { both(t, testAdopt) }
+
+func testAdopt(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	realguest.Need(t)
 	root, err := realguest.NewRoot()
@@ -27,7 +29,7 @@ func TestAdopt(t *testing.T) {
 	t.Cleanup(func() { realguest.RemoveRoot(root) })
 	dir := t.TempDir()
 
-	first, lines := startHelper(t, "TestHelperBegins", root, dir)
+	first, lines := startHelper(t, way, "TestHelperBegins", root, dir)
 	for lines.Scan() && lines.Text() != "begun" {
 		t.Log(lines.Text())
 	}
@@ -36,7 +38,7 @@ func TestAdopt(t *testing.T) {
 	}
 	_ = first.Wait()
 
-	second, lines := startHelper(t, "TestHelperAdopts", root, dir)
+	second, lines := startHelper(t, way, "TestHelperAdopts", root, dir)
 	var text strings.Builder
 	for lines.Scan() {
 		text.WriteString(lines.Text() + "\n")
@@ -46,12 +48,15 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
-const helperDirEnv = "KVMBACKUP_HELPER_DIR"
+const (
+	helperDirEnv = "KVMBACKUP_HELPER_DIR"
+	helperWayEnv = "KVMBACKUP_HELPER_WAY"
+)
 
-func startHelper(t *testing.T, test, root, dir string) (*exec.Cmd, *bufio.Scanner) {
+func startHelper(t *testing.T, way kvmbackup.Transfer, test, root, dir string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.v")
-	cmd.Env = append(os.Environ(), helperDirEnv+"="+dir, "KVMBACKUP_REALGUEST_ROOT="+root, "TMPDIR="+dir, "LIBVIRT_LOG_OUTPUTS=")
+	cmd.Env = append(os.Environ(), helperDirEnv+"="+dir, helperWayEnv+"="+way.String(), "KVMBACKUP_REALGUEST_ROOT="+root, "TMPDIR="+dir, "LIBVIRT_LOG_OUTPUTS=")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -78,6 +83,7 @@ func TestHelperBegins(t *testing.T) {
 		return // only for TestAdopt
 	}
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda"), Persistent: true})
+	b.must(b.way.UnmarshalText([]byte(os.Getenv(helperWayEnv))))
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	b.backup("c0", "", full("vda")) // an outcome that must not be taken for the next job's
 	b.spread("vda", 0x12)
@@ -108,13 +114,22 @@ func TestHelperAdopts(t *testing.T) {
 		t.Errorf("status is %+v", got)
 	}
 	other := s.Spec
-	other.Dir = "/elsewhere"
+	other.Dir, other.Scratch = "/elsewhere", filepath.Join(dir, "elsewhere")
 	_, err = b.exec.AdoptJob(b.ctx, b.ref, other)
 	b.wantErr(err, kvmbackup.ErrNoJob)
 
-	job, err := b.exec.AdoptJob(b.ctx, b.ref, s.Spec)
+	known := s.Spec
+	if known.Scratch != "" { // the host's configuration has changed since
+		known.Scratch = filepath.Join(dir, filepath.Base(known.Scratch))
+	}
+	job, err := b.exec.AdoptJob(b.ctx, b.ref, known)
 	b.must(err)
 	b.must(job.SetBandwidth(b.ctx, 0))
+	if s.Spec.Transfer == kvmbackup.TransferPull {
+		b.endLeftPull(job, s.Spec)
+		fmt.Println("adopted")
+		return
+	}
 	result, err := job.Wait(b.ctx, nil)
 	b.must(err)
 	if result.TotalBytes != big || result.CopiedBytes["id-vda"] != big {
@@ -134,4 +149,22 @@ func TestHelperAdopts(t *testing.T) {
 	_, err = b.exec.AdoptJob(b.ctx, b.ref, s.Spec)
 	b.wantErr(err, kvmbackup.ErrNoJob)
 	fmt.Println("adopted")
+}
+
+// endLeftPull ends a pull job whose process was killed: nobody reads what it exports.
+func (b *bench) endLeftPull(job kvmbackup.Job, spec kvmbackup.JobSpec) {
+	b.Helper()
+	_, err := job.Wait(b.ctx, nil)
+	b.wantErr(err, kvmbackup.ErrJobFailed)
+	b.must(job.Abort(b.ctx))
+	b.must(job.Close(b.ctx))
+	if got := b.inspect().Job; got != kvmbackup.JobNone {
+		b.Errorf("job is %v", got)
+	}
+	if _, err := os.Stat(spec.Scratch); !os.IsNotExist(err) {
+		b.Errorf("the scratch is there: %v", err)
+	}
+	_, err = b.exec.AdoptJob(b.ctx, b.ref, spec)
+	b.wantErr(err, kvmbackup.ErrNoJob)
+	b.must(b.exec.DropCheckpoint(b.ctx, b.ref, spec.Checkpoint))
 }

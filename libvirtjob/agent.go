@@ -109,7 +109,8 @@ func (e *Executor) agent(ctx context.Context, ref kvmbackup.DomainRef, command s
 	return countOf(reply.Return), nil
 }
 
-// countOf is what an agent says is frozen or thawed. The guest may say anything: what is no count of file systems counts for none.
+// countOf is what an agent says is frozen or thawed. The guest may say anything: what is no count of file systems
+// counts for none.
 func countOf(said any) int {
 	const most = 1 << 20
 	n, ok := said.(float64)

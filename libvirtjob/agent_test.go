@@ -9,8 +9,9 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 func TestFreeze(t *testing.T) {
@@ -46,7 +47,7 @@ func TestFreeze(t *testing.T) {
 	if err := guest.Domain().ShutdownFlags(libvirt.DOMAIN_SHUTDOWN_GUEST_AGENT); err != nil {
 		t.Log(err) // the guest may be off before its agent has answered, which is what counts
 	}
-	realguest.Eventually(t, "the guest is off", func() bool { return !guest.Running() })
+	lab.Eventually(t, "the guest is off", func() bool { return !guest.Running() })
 	b.must(b.exec.Thaw(b.ctx, b.ref))
 	if got := b.inspect(); got.State != kvmbackup.DomainStopped || !got.CleanShutdown {
 		t.Errorf("status is %+v", got)

@@ -5,12 +5,15 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
-func TestFullAndIncrementals(t *testing.T) {
+func TestFullAndIncrementals(t *testing.T) { both(t, testFullAndIncrementals) }
+
+func testFullAndIncrementals(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb"), Persistent: true})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 8<<20)
 	b.guest.Write("vdb", 0x22, 1<<20, 4<<20)
 	b.backup("c1", "", full("vda"), full("vdb"))
@@ -48,9 +51,12 @@ func TestFullAndIncrementals(t *testing.T) {
 	b.compareAll()
 }
 
-func TestMixedModes(t *testing.T) {
+func TestMixedModes(t *testing.T) { both(t, testMixedModes) }
+
+func testMixedModes(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	b.backup("c1", "", full("vda"))
 
@@ -88,9 +94,12 @@ func TestMixedModes(t *testing.T) {
 	b.wantBitmaps("vda", "c4")
 }
 
-func TestUntracked(t *testing.T) {
+func TestUntracked(t *testing.T) { both(t, testUntracked) }
+
+func testUntracked(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	spec := b.spec("", "", untracked(full("vda")), untracked(full("vdb")))
 	job := b.begin(spec)
@@ -111,9 +120,12 @@ func TestUntracked(t *testing.T) {
 	}
 }
 
-func TestTransientCreatedAgain(t *testing.T) {
+func TestTransientCreatedAgain(t *testing.T) { both(t, testTransientCreatedAgain) }
+
+func testTransientCreatedAgain(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	b.backup("c1", "", full("vda"), full("vdb"))
 	b.guest.Write("vda", 0x22, 0, 1<<20)
@@ -136,9 +148,12 @@ func TestTransientCreatedAgain(t *testing.T) {
 	b.wantBitmaps("vdb", "c2")
 }
 
-func TestSnapshotAndCommit(t *testing.T) {
+func TestSnapshotAndCommit(t *testing.T) { both(t, testSnapshotAndCommit) }
+
+func testSnapshotAndCommit(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 4<<20)
 	b.backup("c1", "", full("vda"))
 	b.guest.Write("vda", 0x22, 1<<20, 1<<20)
@@ -160,9 +175,12 @@ func TestSnapshotAndCommit(t *testing.T) {
 	b.wantCheckpoints("c3")
 }
 
-func TestGrow(t *testing.T) {
+func TestGrow(t *testing.T) { both(t, testGrow) }
+
+func testGrow(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	b.backup("c1", "", full("vda"))
 	b.guest.Resize("vda", 96<<20)

@@ -13,8 +13,8 @@ import (
 )
 
 // SetBandwidth implements kvmbackup.Job. QEMU limits each volume by itself, so the volumes that are still being copied
-// get equal shares, and Wait shares out anew when one of them is done, and lets holes pass from 1 MiB a second and volume on.
-// Before Begin it replaces the spec's limit.
+// get equal shares, and Wait shares out anew when one of them is done, and lets holes pass from 1 MiB a second and
+// volume on. Before Begin it replaces the spec's limit.
 func (j *job) SetBandwidth(ctx context.Context, bytesPerSecond int64) error {
 	if bytesPerSecond < 0 {
 		return fmt.Errorf("%w: negative bandwidth", kvmbackup.ErrInvalid)
@@ -38,8 +38,8 @@ func (j *job) SetBandwidth(ctx context.Context, bytesPerSecond int64) error {
 	return j.shareBandwidth(ctx, copying)
 }
 
-// applyBandwidth sets the spec's limit on a job that has just begun: libvirt's begin takes none. What QEMU copies between the two calls
-// goes at full speed, and so do the 64 MiB that it has under way at a time.
+// applyBandwidth sets the spec's limit on a job that has just begun: libvirt's begin takes none. What QEMU copies
+// between the two calls goes at full speed, and so do the 64 MiB that it has under way at a time.
 func (j *job) applyBandwidth(ctx context.Context) {
 	j.mu.Lock()
 	limit := j.bandwidth
@@ -75,8 +75,8 @@ func (j *job) shareBandwidth(ctx context.Context, devices []string) error {
 	return errors.Join(errs...)
 }
 
-// setSpeed limits one volume's part of the job. One that is done meanwhile is no error. QEMU itself is told: libvirt 11.3
-// has virDomainBlockJobSetSpeed wait for the backup's end, for 30 s, and then fail, while the guest may be frozen.
+// setSpeed limits one volume's part of the job. One that is done meanwhile is no error. QEMU itself is told: libvirt
+// 11.3 has virDomainBlockJobSetSpeed wait for the backup's end, for 30 s, and then fail, while the guest may be frozen.
 func (j *job) setSpeed(ctx context.Context, device string, bytesPerSecond int64) error {
 	err := j.setJobSpeed(ctx, device, bytesPerSecond)
 	if err == nil {

@@ -11,7 +11,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -23,6 +23,8 @@ type bench struct {
 	guest *realguest.Guest
 	ref   kvmbackup.DomainRef
 	dir   string // of the backups
+	way   kvmbackup.Transfer
+	room  string // where scratches are made
 
 	models map[string]*realguest.Model // file in dir: what it has to hold
 	last   map[string]string           // device: its newest file
@@ -39,7 +41,28 @@ func newBench(t *testing.T, cfg realguest.Config) *bench {
 		exec: newExecutor(t), models: map[string]*realguest.Model{}, last: map[string]string{},
 	}
 	b.must(os.Chmod(b.dir, 0o777))
+	b.room = shortDir(t)
 	return b
+}
+
+// shortDir is a folder with a path that leaves room for a socket's.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "s-") //nolint:usetesting // see above
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// both runs a test by push and by pull.
+func both(t *testing.T, test func(*testing.T, kvmbackup.Transfer)) {
+	t.Helper()
+	t.Parallel()
+	for _, way := range []kvmbackup.Transfer{kvmbackup.TransferPush, kvmbackup.TransferPull} {
+		t.Run(way.String(), func(t *testing.T) { test(t, way) })
+	}
 }
 
 func newExecutor(t *testing.T) *libvirtjob.Executor {
@@ -92,7 +115,10 @@ func (b *bench) spec(checkpoint, base string, volumes ...kvmbackup.JobVolume) kv
 	b.Helper()
 	spec := kvmbackup.JobSpec{
 		ID: kvmbackup.NewBackupID(), Checkpoint: kvmbackup.CheckpointName(checkpoint), Base: kvmbackup.CheckpointName(base),
-		Dir: b.dir, CreatedAt: time.Now(),
+		Dir: b.dir, CreatedAt: time.Now(), Transfer: b.way,
+	}
+	if b.way == kvmbackup.TransferPull {
+		spec.Scratch = filepath.Join(b.room, string(spec.ID))
 	}
 	for _, v := range volumes {
 		v.VolumeID = kvmbackup.VolumeID("id-" + v.Device)
@@ -142,6 +168,10 @@ func (b *bench) backup(checkpoint, base string, volumes ...kvmbackup.JobVolume) 
 	result, err := job.Wait(b.ctx, nil)
 	b.must(err)
 	b.keep(spec)
+	b.must(job.Close(b.ctx))
+	if files := realguest.Files(b.room); len(files) > 0 {
+		b.Errorf("left in the scratch: %q", files)
+	}
 	return result
 }
 

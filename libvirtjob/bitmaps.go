@@ -22,7 +22,8 @@ type node struct {
 		Encrypted   bool  `json:"encrypted"`
 		Specific    struct {
 			Data struct {
-				Compat string `json:"compat"`
+				Compat   string `json:"compat"`
+				DataFile string `json:"data-file"`
 			} `json:"data"`
 		} `json:"format-specific"`
 	} `json:"image"`
@@ -32,7 +33,8 @@ type node struct {
 	storage string // driver of the node that has the file or device
 }
 
-// allocated is what the layer holds, of which QEMU knows nothing for block devices and most of what is in a network: they count as full.
+// allocated is what the layer holds, of which QEMU knows nothing for block devices and most of what is in a network:
+// they count as full.
 func (n node) allocated() int64 {
 	if n.Image.ActualSize > 0 || n.storage == "file" {
 		return n.Image.ActualSize
@@ -120,10 +122,13 @@ func (g graph) chain(d disk) []node {
 	for _, index := range d.layers {
 		storage, stored := g[fmt.Sprintf("libvirt-%d-storage", index)]
 		n, ok := g[fmt.Sprintf("libvirt-%d-format", index)]
+		if !ok { // newer libvirt, 11.3 for one, gives a raw layer none above its slice or its file
+			n, ok = g[fmt.Sprintf("libvirt-%d-slice-sto", index)]
+		}
 		switch {
 		case !ok && !stored:
 			return nodes
-		case !ok: // a raw layer may have no node above its protocol's
+		case !ok:
 			n = storage
 		case stored: // the node above may say json:{...} instead
 			n.File = storage.File
@@ -170,8 +175,8 @@ func files(chain []node) []string {
 	return out
 }
 
-// usable says whether the bitmap of that name tells everything that changed on the disk since it began. Parts of different sizes, as
-// when a disk has grown after a snapshot, are of no use: QEMU can't merge them.
+// usable says whether the bitmap of that name tells everything that changed on the disk since it began. Parts of
+// different sizes, as when a disk has grown after a snapshot, are of no use: QEMU can't merge them.
 func usable(chain []node, name string) bool {
 	ended := false
 	for i, n := range chain {
@@ -200,7 +205,9 @@ func dirtyBytes(chain []node, name string) int64 {
 
 // DirtyBytes implements kvmbackup.Executor. A running domain's QEMU is asked; a bitmap that goes on over several layers
 // counts a cluster once per layer.
-func (e *Executor) DirtyBytes(ctx context.Context, ref kvmbackup.DomainRef, name kvmbackup.CheckpointName) (map[string]int64, error) {
+func (e *Executor) DirtyBytes(
+	ctx context.Context, ref kvmbackup.DomainRef, name kvmbackup.CheckpointName,
+) (map[string]int64, error) {
 	t, err := e.open(ctx, ref)
 	if err != nil {
 		return nil, err

@@ -57,7 +57,8 @@ func registerCheckpoint(ctx context.Context, m *machine, cp kvmbackup.Checkpoint
 }
 
 // redefine tells libvirt of a checkpoint with bitmaps on the devices.
-func redefine(ctx context.Context, m *machine, name kvmbackup.CheckpointName, created time.Time, devices []string, flags libvirt.DomainCheckpointCreateFlags) error {
+func redefine(ctx context.Context, m *machine, name kvmbackup.CheckpointName, created time.Time, devices []string,
+	flags libvirt.DomainCheckpointCreateFlags) error {
 	if created.IsZero() {
 		created = time.Now()
 	}
@@ -111,7 +112,8 @@ func (e *Executor) dropStoppedBitmaps(ctx context.Context, m *machine, name kvmb
 		err := e.offline.DropBitmap(ctx, []offline.Disk{d}, name)
 		if errors.Is(err, kvmbackup.ErrImageLocked) && m.domain != nil {
 			if user := e.userOf(ctx, m, d); user != "" {
-				logctx.Logger(ctx, e.log).Warn("a disk is in use, and may have a bitmap still", "device", d.Device, "bitmap", name, "user", user)
+				logctx.Logger(ctx, e.log).Warn("a disk is in use, and may have a bitmap still", "device", d.Device,
+					"bitmap", name, "user", user)
 				continue
 			}
 		}
@@ -131,7 +133,8 @@ func deleteCheckpoint(ctx context.Context, d *domain, name kvmbackup.CheckpointN
 		defer func() { _ = cp.Free() }()
 		err = cp.Delete(0)
 		// A bitmap is missing, a disk is gone, or there is no QEMU to remove bitmaps.
-		if isCode(err, libvirt.ERR_INTERNAL_ERROR) || isCode(err, libvirt.ERR_OPERATION_UNSUPPORTED) || isCode(err, libvirt.ERR_INVALID_ARG) {
+		if isCode(err, libvirt.ERR_INTERNAL_ERROR) || isCode(err, libvirt.ERR_OPERATION_UNSUPPORTED) ||
+			isCode(err, libvirt.ERR_INVALID_ARG) {
 			err = cp.Delete(libvirt.DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
 		}
 		return err
@@ -156,7 +159,8 @@ func (e *Executor) dropLiveBitmaps(ctx context.Context, m *machine, name kvmback
 	if len(left) == 0 {
 		return nil
 	}
-	logctx.Logger(ctx, e.log).Debug("removing bitmaps without a checkpoint", "domain", m.name, "bitmap", name, "devices", left)
+	logctx.Logger(ctx, e.log).Debug("removing bitmaps without a checkpoint", "domain", m.name, "bitmap", name,
+		"devices", left)
 	err = redefine(ctx, m, name, time.Time{}, left, libvirt.DOMAIN_CHECKPOINT_CREATE_REDEFINE)
 	if err == nil {
 		err = deleteCheckpoint(ctx, m.domain, name)
@@ -192,7 +196,8 @@ func removeBitmaps(ctx context.Context, m *machine, name kvmbackup.CheckpointNam
 	for _, d := range m.disks {
 		for _, n := range g.chain(d) {
 			if _, ok := n.bitmap(string(name)); ok {
-				errs = append(errs, qmp(ctx, m.domain, "block-dirty-bitmap-remove", map[string]any{"node": n.Name, "name": string(name)}, nil))
+				errs = append(errs, qmp(ctx, m.domain, "block-dirty-bitmap-remove",
+					map[string]any{"node": n.Name, "name": string(name)}, nil))
 			}
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 func TestCrash(t *testing.T) {

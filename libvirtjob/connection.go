@@ -25,15 +25,15 @@ const (
 	keepAliveCount   = 5
 )
 
-// connectLimit bounds the making of a connection, which libvirt doesn't. The embedded driver asks every QEMU what it can do
-// there, which takes seconds.
+// connectLimit bounds the making of a connection, which libvirt doesn't. The embedded driver asks every QEMU what it
+// can do there, which takes seconds.
 const connectLimit = 2 * time.Minute
 
 // closeLimit bounds Close, which is not told how long it may take.
 const closeLimit = 5 * time.Second
 
-// attempt is the making of a connection: one at a time, whoever waits for it. With a daemon that doesn't answer it goes on when
-// nobody waits any more, and what it makes is used, or closed, when the daemon does.
+// attempt is the making of a connection: one at a time, whoever waits for it. With a daemon that doesn't answer it goes
+// on when nobody waits any more, and what it makes is used, or closed, when the daemon does.
 type attempt struct {
 	done chan struct{}
 	err  error // when done
@@ -73,7 +73,8 @@ func (e *Executor) wait(ctx context.Context, a *attempt) error {
 	case <-ctx.Done():
 		return fmt.Errorf("connect to %s: %w", e.uri, context.Cause(ctx))
 	case <-limit.C:
-		return fmt.Errorf("%w: %w: connect to %s: libvirt hasn't answered for %v; does its daemon hang?", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, e.uri, e.connectLimit)
+		return fmt.Errorf("%w: %w: connect to %s: libvirt hasn't answered for %v; does its daemon hang?",
+			kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, e.uri, e.connectLimit)
 	}
 }
 
@@ -93,7 +94,8 @@ func (e *Executor) dial() (*connection, error) {
 	return &connection{Connect: conn, cancelEvents: e.events.register(conn)}, nil
 }
 
-// connection returns a connection that the caller has to Close, which only counts down. The context bounds the making of a new one.
+// connection returns a connection that the caller has to Close, which only counts down. The context bounds the making
+// of a new one.
 func (e *Executor) connection(ctx context.Context) (*libvirt.Connect, error) {
 	if again := e.reconnect(); again != nil {
 		if err := e.wait(ctx, again); err != nil {
@@ -132,7 +134,8 @@ func (c *connection) release() {
 }
 
 // Close ends the Executor. A job that runs goes on and can be adopted later. The connection is closed if Open made it.
-// Where libvirt doesn't answer within 5 s the error is kvmbackup.ErrBusy; all ends when libvirt answers, without another call.
+// Where libvirt doesn't answer within 5 s the error is kvmbackup.ErrBusy; all ends when libvirt answers, without
+// another call.
 func (e *Executor) Close() error {
 	closed := make(chan struct{})
 	go func() {
@@ -151,6 +154,7 @@ func (e *Executor) Close() error {
 	case <-closed:
 		return nil
 	case <-limit.C:
-		return fmt.Errorf("%w: libvirt hasn't answered the closing of its connection for %v; does its daemon hang?", kvmbackup.ErrBusy, closeLimit)
+		return fmt.Errorf("%w: libvirt hasn't answered the closing of its connection for %v; does its daemon hang?",
+			kvmbackup.ErrBusy, closeLimit)
 	}
 }

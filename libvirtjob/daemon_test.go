@@ -12,8 +12,9 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -70,7 +71,7 @@ func TestDaemonRestarts(t *testing.T) {
 	host.KillDaemon(t)
 	b.must(job.Close(b.ctx))
 	target := filepath.Join(b.dir, spec.Volumes[0].File)
-	realguest.Eventually(t, "QEMU is done", func() bool { return allocated(target) >= 24<<20 })
+	lab.Eventually(t, "QEMU is done", func() bool { return allocated(target) >= 24<<20 })
 	host.StartDaemon(t)
 	job, err = b.exec.AdoptJob(b.ctx, b.ref, spec)
 	b.must(err)
@@ -161,7 +162,7 @@ func TestDaemonEndsWithItsGuests(t *testing.T) {
 	if pid == 0 {
 		t.Fatal("no guest")
 	}
-	realguest.Eventually(t, "QEMU is gone", func() bool {
+	lab.Eventually(t, "QEMU is gone", func() bool {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err != nil || strings.Contains(string(text), ") Z ")
 	})

@@ -19,7 +19,9 @@ const maxNVRAMBytes = 64 << 20
 
 // Definition implements kvmbackup.Executor. The UEFI variable store is read from this machine's file system; one that
 // is not there yet, because the domain was never started, is nil.
-func (e *Executor) Definition(ctx context.Context, ref kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
+func (e *Executor) Definition(
+	ctx context.Context, ref kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions,
+) (kvmbackup.Definition, error) {
 	d, err := e.lookUp(ctx, ref)
 	if err != nil || d == nil {
 		return kvmbackup.Definition{}, err
@@ -46,7 +48,7 @@ func definition(ctx context.Context, d *domain, opts kvmbackup.DefinitionOptions
 		return kvmbackup.Definition{}, err
 	}
 	out := kvmbackup.Definition{XML: []byte(text)}
-	path, template := nvram(def)
+	path, template, _ := variableStore(def)
 	out.NVRAMTemplate = template
 	if path != "" {
 		out.NVRAM, err = detached(ctx, path, func() ([]byte, error) { return readNVRAM(path) }, nil)
@@ -55,21 +57,27 @@ func definition(ctx context.Context, d *domain, opts kvmbackup.DefinitionOptions
 	return out, err
 }
 
-// nvram returns the paths of the variable store and its template. One that is not a local file has no path.
-func nvram(def libvirtxml.Domain) (path, template string) {
-	if def.OS == nil || def.OS.NVRam == nil {
-		return "", ""
+// variableStore returns the paths of the UEFI variable store and its template. One that is not a local file has no
+// path.
+func variableStore(def libvirtxml.Domain) (path, template string, has bool) {
+	if def.OS == nil {
+		return "", "", false
+	}
+	if v := def.OS.VarStore; v != nil {
+		return v.Path, v.Template, true
 	}
 	n := def.OS.NVRam
 	switch {
+	case n == nil:
+		return "", "", false
 	case n.Source == nil:
-		return n.NVRam, n.Template
+		return n.NVRam, n.Template, true
 	case n.Source.File != nil:
-		return n.Source.File.File, n.Template
+		return n.Source.File.File, n.Template, true
 	case n.Source.Block != nil:
-		return n.Source.Block.Dev, n.Template
+		return n.Source.Block.Dev, n.Template, true
 	}
-	return "", n.Template
+	return "", n.Template, true
 }
 
 func readNVRAM(path string) ([]byte, error) {
@@ -86,7 +94,8 @@ func readNVRAM(path string) ([]byte, error) {
 		return nil, fmt.Errorf("read UEFI variables: %w", err)
 	}
 	if len(data) > maxNVRAMBytes {
-		return nil, fmt.Errorf("%w: UEFI variable store %s is larger than %d bytes", kvmbackup.ErrUnsupported, path, maxNVRAMBytes)
+		return nil, fmt.Errorf("%w: UEFI variable store %s is larger than %d bytes", kvmbackup.ErrUnsupported, path,
+			maxNVRAMBytes)
 	}
 	return data, nil
 }

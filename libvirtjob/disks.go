@@ -131,8 +131,8 @@ func skipReason(d libvirtxml.DomainDisk, empty bool) string {
 	return ""
 }
 
-// describeSource returns a source for people, and its path if it is a file or a block device, and all of it: one that is only a part
-// of a file has none.
+// describeSource returns a source for people, and its path if it is a file or a block device, and all of it: one that
+// is only a part of a file has none.
 func describeSource(s *libvirtxml.DomainDiskSource) (text, path string) {
 	switch {
 	case s == nil:
@@ -197,8 +197,10 @@ func (e *Executor) images(ctx context.Context, disks []disk) []offline.Disk {
 	var out []offline.Disk
 	for _, d := range disks {
 		out = append(out, offline.Disk{
-			Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip, SkipsData: d.skipsData,
-			Shareable: d.shareable, Encryption: d.encryption, Below: e.belowPaths(ctx, d), BelowFormats: d.belowFormats, Ends: d.ends,
+			Device: d.device, Path: d.path, Description: d.source, Format: d.format, Serial: d.serial, Skip: d.skip,
+			SkipsData: d.skipsData,
+			Shareable: d.shareable, Encryption: d.encryption, Below: e.belowPaths(ctx, d), BelowFormats: d.belowFormats,
+			Ends: d.ends,
 		})
 	}
 	return out
@@ -220,12 +222,7 @@ func (e *Executor) belowPaths(ctx context.Context, d disk) []string {
 
 // volumePath returns the path of a volume that is a file or a block device here, or nothing.
 func (e *Executor) volumePath(ctx context.Context, v *poolVolume) string {
-	path, err := detached(ctx, v.Pool, func() (string, error) {
-		conn, err := e.connection(ctx)
-		if err != nil {
-			return "", err
-		}
-		defer func() { _, _ = conn.Close() }()
+	path, err := onConnection(ctx, e, v.Pool, func(conn *libvirt.Connect) (string, error) {
 		pool, err := conn.LookupStoragePoolByName(v.Pool)
 		if err != nil {
 			return "", err
@@ -239,7 +236,8 @@ func (e *Executor) volumePath(ctx context.Context, v *poolVolume) string {
 		return volume.GetPath()
 	}, nil)
 	if err != nil || len(path) == 0 || path[0] != '/' {
-		logctx.Logger(ctx, e.log).Warn("a disk's storage volume has no path here", "pool", v.Pool, "volume", v.Volume, "error", err)
+		logctx.Logger(ctx, e.log).Warn("a disk's storage volume has no path here", "pool", v.Pool, "volume", v.Volume,
+			"error", err)
 		return ""
 	}
 	return path

@@ -21,5 +21,6 @@
 // # Building
 //
 // The package links with libvirt's libraries. With the build tag libvirt_dlopen it opens them when the program runs
-// and needs neither headers nor pkg-config to build.
+// and needs neither headers nor pkg-config to build. It needs cgo either way: without it the compiler's one error says
+// so.
 package libvirtjob

@@ -24,12 +24,7 @@ type domain struct {
 // lookUp finds the domain and checks its UUID. It returns nil without an error for one that libvirt doesn't know
 // and the reference describes.
 func (e *Executor) lookUp(ctx context.Context, ref kvmbackup.DomainRef) (*domain, error) {
-	found, err := detached(ctx, ref.Name, func() (*domain, error) {
-		conn, err := e.connection(ctx)
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _, _ = conn.Close() }()
+	found, err := onConnection(ctx, e, ref.Name, func(conn *libvirt.Connect) (*domain, error) {
 		return findDomain(conn, ref.Name)
 	}, func(d *domain) { d.close() })
 	if isCode(err, libvirt.ERR_NO_DOMAIN) && len(ref.Disks) > 0 {
@@ -99,22 +94,38 @@ func call[T any](ctx context.Context, d *domain, f func(*libvirt.Domain) (T, err
 	return v, translate(err)
 }
 
+// onConnection runs f, as detached does, on a connection of the executor. The error is libvirt's own: see translate.
+func onConnection[T any](
+	ctx context.Context, e *Executor, about string, f func(*libvirt.Connect) (T, error), late func(T),
+) (T, error) {
+	return detached(ctx, about, func() (none T, err error) {
+		conn, err := e.connection(ctx)
+		if err != nil {
+			return none, err
+		}
+		defer func() { _, _ = conn.Close() }()
+		return f(conn)
+	}, late)
+}
+
 // do is call for what has no result.
 func do(ctx context.Context, d *domain, f func(*libvirt.Domain) error) error {
 	_, err := call(ctx, d, func(dom *libvirt.Domain) (struct{}, error) { return struct{}{}, f(dom) })
 	return err
 }
 
-// hung knows the calls that were left behind, by what they are about, over all Executors of the process. Each keeps a thread.
+// hung knows the calls that were left behind, by what they are about, over all Executors of the process. Each keeps a
+// thread.
 var hung = leave.Register{PerPlace: 32}
 
-// detached runs f, which is about the domain or whatever is named, and returns its result, or the cause of ctx when that ends first. late, if not nil, gets the result
-// of an f that has succeeded when nobody waited any more.
+// detached runs f, which is about the domain or whatever is named, and returns its result, or the cause of ctx when
+// that ends first. late, if not nil, gets the result of an f that has succeeded when nobody waited any more.
 func detached[T any](ctx context.Context, about string, f func() (T, error), late func(T)) (T, error) {
 	if ctx.Done() == nil {
 		return f()
 	}
-	v, err := leave.Do(ctx, &hung, leave.Options{What: "libvirt", Places: []string{about}}, func(*leave.Work) (T, error) { return f() },
+	v, err := leave.Do(ctx, &hung, leave.Options{What: "libvirt", Places: []string{about}},
+		func(*leave.Work) (T, error) { return f() },
 		func(_ *leave.Work, v T, err error) {
 			if err == nil && late != nil {
 				late(v)

@@ -12,8 +12,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// ended returns the outcome of a job that has ended while nobody followed it. libvirt's record carries no name, so that its success counts
-// only where the targets prove that it is this job's: they hold all that this job had to copy. Otherwise the error is an ErrNoJob.
+// ended returns the outcome of a job that has ended while nobody followed it. libvirt's record carries no name, so that
+// its success counts only where the targets prove that it is this job's: they hold all that this job had to copy.
+// Otherwise the error is an ErrNoJob.
 func (e *Executor) ended(ctx context.Context, m *machine, spec kvmbackup.JobSpec) (*outcome, error) {
 	info, err := stats(ctx, m.domain, recorded)
 	if err != nil {
@@ -21,7 +22,8 @@ func (e *Executor) ended(ctx context.Context, m *machine, spec kvmbackup.JobSpec
 	}
 	switch {
 	case info == nil:
-		return nil, fmt.Errorf("%w: the domain has no backup job to these targets, and libvirt no outcome of one", kvmbackup.ErrNoJob)
+		return nil, fmt.Errorf("%w: the domain has no backup job to these targets, and libvirt no outcome of one",
+			kvmbackup.ErrNoJob)
 	case info.Operation != libvirt.DOMAIN_JOB_OPERATION_BACKUP:
 		return nil, fmt.Errorf("%w: the domain's last job was another: %s", kvmbackup.ErrNoJob, describeJob(info))
 	case !succeeded(info):
@@ -55,8 +57,8 @@ func checkpointListed(ctx context.Context, d *domain, spec kvmbackup.JobSpec) er
 	return nil
 }
 
-// heldBytes returns, per device, the size of the clusters that a target has itself, as QEMU counts what it copies: of a full all, since it
-// writes a zero cluster for a hole, of an incremental those that the bitmap had marked.
+// heldBytes returns, per device, the size of the clusters that a target has itself, as QEMU counts what it copies: of a
+// full all, since it writes a zero cluster for a hole, of an incremental those that the bitmap had marked.
 func (e *Executor) heldBytes(ctx context.Context, spec kvmbackup.JobSpec) (map[string]int64, error) {
 	held := map[string]int64{}
 	for _, v := range spec.Volumes {
@@ -77,10 +79,13 @@ func (e *Executor) heldBytes(ctx context.Context, spec kvmbackup.JobSpec) (map[s
 
 func inUnits(n int64) int64 { return (n + copyUnit - 1) / copyUnit * copyUnit }
 
-// proveWhole wants every full to be there from end to end. An incremental is whole if it has as much as its base's bitmap has marked even now,
-// which is no less than when the job began; or, where the guest wrote on, if it has at least what was marked before that, and all targets
-// together have just as much as the record says that its job copied: then it is their job's.
-func (e *Executor) proveWhole(ctx context.Context, m *machine, spec kvmbackup.JobSpec, held map[string]int64, total int64) error {
+// proveWhole wants every full to be there from end to end. An incremental is whole if it has as much as its base's
+// bitmap has marked even now, which is no less than when the job began; or, where the guest wrote on, if it has at
+// least what was marked before that, and all targets together have just as much as the record says that its job copied:
+// then it is their job's.
+func (e *Executor) proveWhole(
+	ctx context.Context, m *machine, spec kvmbackup.JobSpec, held map[string]int64, total int64,
+) error {
 	marked, err := e.markedSince(ctx, m, spec)
 	if err != nil {
 		return err
@@ -94,11 +99,13 @@ func (e *Executor) proveWhole(ctx context.Context, m *machine, spec kvmbackup.Jo
 		switch {
 		case v.Kind == kvmbackup.KindFull && n == inUnits(v.VirtualSize):
 		case v.Kind == kvmbackup.KindFull:
-			return fmt.Errorf("%w: it has ended with %d bytes of %s copied, of %d", kvmbackup.ErrNoJob, n, v.Device, v.VirtualSize)
+			return fmt.Errorf("%w: it has ended with %d bytes of %s copied, of %d", kvmbackup.ErrNoJob, n, v.Device,
+				v.VirtualSize)
 		case base.exact && n == inUnits(base.now):
 		case base.known && n >= base.before && total > 0 && sum == total:
 		default:
-			return fmt.Errorf("%w: it has ended unobserved, and that all of %s was copied can't be proved: the targets hold %d bytes, libvirt's record says %d",
+			return fmt.Errorf("%w: it has ended unobserved, and that all of %s was copied can't be proved: the "+
+				"targets hold %d bytes, libvirt's record says %d",
 				kvmbackup.ErrNoJob, v.Device, sum, total)
 		}
 	}
@@ -145,7 +152,8 @@ func (e *Executor) markedSince(ctx context.Context, m *machine, spec kvmbackup.J
 	return found, nil
 }
 
-// countsUnits says whether a bit of the bitmap stands for what QEMU copies at once. With smaller ones more is copied than is marked.
+// countsUnits says whether a bit of the bitmap stands for what QEMU copies at once. With smaller ones more is copied
+// than is marked.
 func (g graph) countsUnits(disks []disk, device string, name kvmbackup.CheckpointName) bool {
 	d, ok := byDevice(disks, device)
 	if !ok {

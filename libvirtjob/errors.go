@@ -12,9 +12,9 @@ import (
 )
 
 // translation maps one kind of libvirt error to a sentinel. libvirt has far fewer numbers than causes, so some need
-// a part of the message too; the texts are of libvirt 9.0 and QEMU 7.2. A daemon gives libvirt's own texts in the language of its
-// host, QEMU's in English: where something depends on the sentinel it must come from a number or from a text of QEMU's,
-// or the caller has to find it out in another way.
+// a part of the message too; the texts are of libvirt 9.0 and QEMU 7.2. A daemon gives libvirt's own texts in the
+// language of its host, QEMU's in English: where something depends on the sentinel it must come from a number or from a
+// text of QEMU's, or the caller has to find it out in another way.
 type translation struct {
 	code     libvirt.ErrorNumber
 	contains string // empty: any message
@@ -53,7 +53,10 @@ var translations = []translation{
 
 	{libvirt.ERR_SYSTEM_ERROR, "No space left on device", kvmbackup.ErrNoSpace},
 	{libvirt.ERR_SYSTEM_ERROR, "Disk quota exceeded", kvmbackup.ErrNoSpace},
-	{libvirt.ERR_INTERNAL_ERROR, "cannot accept command verb 'set-speed'", kvmbackup.ErrNoJob}, // it has ended in QEMU, and libvirt doesn't know yet
+	// It has ended in QEMU, and libvirt doesn't know yet.
+	{libvirt.ERR_INTERNAL_ERROR, "cannot accept command verb 'set-speed'", kvmbackup.ErrNoJob},
+	{libvirt.ERR_INTERNAL_ERROR, "NBD server already running", kvmbackup.ErrBusy},  // a QEMU has one
+	{libvirt.ERR_INTERNAL_ERROR, "Failed to bind socket to", kvmbackup.ErrScratch}, // in which it is; see operations.md
 	{libvirt.ERR_INTERNAL_ERROR, "has a blockjob assigned", kvmbackup.ErrBusy},
 	{libvirt.ERR_INTERNAL_ERROR, "is in use by block job", kvmbackup.ErrBusy}, // a job of QEMU's that libvirt doesn't know
 	{libvirt.ERR_INTERNAL_ERROR, "' already in use", kvmbackup.ErrBusy},       // its name
@@ -76,7 +79,8 @@ func translate(err error) error {
 	if !errors.As(err, &lv) {
 		return err
 	}
-	if lv.Code == libvirt.ERR_OPERATION_INVALID && lv.Domain == libvirt.FROM_DOMAIN { // all drivers' common check, in any language
+	// All drivers' common check, in any language.
+	if lv.Code == libvirt.ERR_OPERATION_INVALID && lv.Domain == libvirt.FROM_DOMAIN {
 		return fmt.Errorf("%w: %w", kvmbackup.ErrDomainStopped, err)
 	}
 	if lv.Domain == libvirt.FROM_RPC { // the client's own: the daemon can't be reached, or the connection broke

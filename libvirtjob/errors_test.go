@@ -2,6 +2,7 @@ package libvirtjob
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"libvirt.org/go/libvirt"
@@ -123,5 +124,21 @@ func TestRefused(t *testing.T) {
 	}
 	if refused(errors.New("Permission denied")) {
 		t.Error("not libvirt's")
+	}
+}
+
+// TestMonitorFails: what libvirt says in the moment in which QEMU goes is no outcome of a job.
+func TestMonitorFails(t *testing.T) {
+	for err, want := range map[libvirt.Error]bool{
+		{Code: libvirt.ERR_SYSTEM_ERROR, Domain: libvirt.FROM_QEMU}:       true, // "Unable to write to monitor"
+		{Code: libvirt.ERR_INTERNAL_ERROR, Domain: libvirt.FROM_QEMU}:     true, // "End of file from qemu monitor"
+		{Code: libvirt.ERR_OPERATION_INVALID, Domain: libvirt.FROM_QEMU}:  false,
+		{Code: libvirt.ERR_INTERNAL_ERROR, Domain: libvirt.FROM_RPC}:      false,
+		{Code: libvirt.ERR_OPERATION_TIMEOUT, Domain: libvirt.FROM_QEMU}:  false,
+		{Code: libvirt.ERR_OPERATION_FAILED, Domain: libvirt.FROM_DOMAIN}: false,
+	} {
+		if got := (&watch{}).dying(fmt.Errorf("read job state: %w", err)); got != want {
+			t.Errorf("%+v: Wait looks again: %v", err, got)
+		}
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"libvirt.org/go/libvirt"
 )
 
-// events tells those who wait for a domain's job that one has ended. An event names no job, may belong to an earlier one, and comes
-// while QEMU still has the targets open: it is a hint to look. Only where libvirt has no record of the outcome does what it says count.
+// events tells those who wait for a domain's job that one has ended. An event names no job, may belong to an earlier
+// one, and comes while QEMU still has the targets open: it is a hint to look. Only where libvirt has no record of the
+// outcome does what it says count.
 type events struct {
 	log *slog.Logger
 
@@ -31,7 +32,8 @@ func newEvents(log *slog.Logger) *events {
 	return &events{log: log, listeners: map[*listener]struct{}{}}
 }
 
-// hubs has a subscription for every connection, for the executors on it: libvirt takes one function for all domains per connection only.
+// hubs has a subscription for every connection, for the executors on it: libvirt takes one function for all domains per
+// connection only.
 var hubs = struct {
 	sync.Mutex
 	of map[*libvirt.Connect]*hub
@@ -163,8 +165,9 @@ func (l *listener) close() {
 	delete(l.events.listeners, l)
 }
 
-// outcome returns what was heard of a backup job that took between shortest and longest; nil: nothing. Where several could be meant, a
-// failure counts. An event of no length is one that libvirt sends when it starts and finds a job that has ended: of whom nobody knows.
+// outcome returns what was heard of a backup job that took between shortest and longest; nil: nothing. Where several
+// could be meant, a failure counts. An event of no length is one that libvirt sends when it starts and finds a job that
+// has ended: of whom nobody knows.
 func (l *listener) outcome(shortest, longest time.Duration) *libvirt.DomainJobInfo {
 	l.events.mu.Lock()
 	defer l.events.mu.Unlock()

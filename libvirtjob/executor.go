@@ -47,8 +47,9 @@ type Executor struct {
 
 var _ kvmbackup.Executor = (*Executor)(nil)
 
-// New returns an Executor on a connection that stays the caller's, who closes it as if there were no Executor; both have
-// to be closed for it to end. Whether an event loop runs is the caller's choice. A libvirt before 7.2 is a kvmbackup.ErrUnsupported.
+// New returns an Executor on a connection that stays the caller's, who closes it as if there were no Executor; both
+// have to be closed for it to end. Whether an event loop runs is the caller's choice. A libvirt before 7.2 is a
+// kvmbackup.ErrUnsupported.
 func New(conn *libvirt.Connect, cfg Config) (*Executor, error) {
 	e, err := newExecutor(cfg)
 	if err != nil {
@@ -68,9 +69,10 @@ func New(conn *libvirt.Connect, cfg Config) (*Executor, error) {
 }
 
 // Open starts the default event loop, if RunEventLoop hasn't yet, and connects to the URI. The connection is the
-// Executor's, which makes a new one when it was lost. The caller must Close it. The context bounds the connecting, and nothing after
-// that; when it ends Open returns its cause at once, and the connection is closed when libvirt makes it after all. Where libvirt doesn't
-// answer within 2 minutes the error is kvmbackup.ErrBusy; one before 7.2 is a kvmbackup.ErrUnsupported.
+// Executor's, which makes a new one when it was lost. The caller must Close it. The context bounds the connecting, and
+// nothing after that; when it ends Open returns its cause at once, and the connection is closed when libvirt makes it
+// after all. Where libvirt doesn't answer within 2 minutes the error is kvmbackup.ErrBusy; one before 7.2 is a
+// kvmbackup.ErrUnsupported.
 func Open(ctx context.Context, uri string, cfg Config) (*Executor, error) {
 	return open(ctx, uri, cfg, connectLimit)
 }

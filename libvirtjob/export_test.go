@@ -27,13 +27,27 @@ func (e *Executor) References() (int, error) {
 
 // BeginAtOnce is Begin without the look at the domain that comes before libvirt's call.
 func BeginAtOnce(ctx context.Context, begun kvmbackup.Job) error {
-	j := begun.(*job)
+	j, ok := begun.(*job)
+	if !ok {
+		j = begun.(*pullJob).job
+	}
 	done, err := j.enter()
 	if err != nil {
 		return err
 	}
 	j.listen(time.Now())
 	return j.start(ctx, done)
+}
+
+// BeginUnforeseen is Begin of a push without the look at the domain and at the targets that comes before libvirt's call:
+// what happens in between, and what comes after it.
+func BeginUnforeseen(ctx context.Context, begun kvmbackup.Job) error {
+	j := begun.(*job)
+	done, err := j.enter()
+	if err != nil {
+		return err
+	}
+	return j.launch(ctx, done)
 }
 
 // CountOf is how many file systems an agent froze that says so.
@@ -52,4 +66,16 @@ func Heard(shortest, longest time.Duration, events ...libvirt.DomainJobInfo) *li
 		ev.tell("another", libvirt.DomainJobInfo{Operation: libvirt.DOMAIN_JOB_OPERATION_BACKUP, TimeElapsed: info.TimeElapsed})
 	}
 	return l.outcome(shortest, longest)
+}
+
+// Copied is how many bytes a pull job has seen to.
+func Copied(j kvmbackup.Job) int64 { return j.(*pullJob).begun().progress().DoneBytes }
+
+// DaemonPID is the process of a pull job's targets.
+func DaemonPID(j kvmbackup.Job) int { return j.(*pullJob).targets.PID() }
+
+// EditXML changes what libvirt is asked for.
+func EditXML(j kvmbackup.Job, edit func(string) string) {
+	p := j.(*pullJob)
+	p.backup = edit(p.backup)
 }

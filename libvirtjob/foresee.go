@@ -37,8 +37,10 @@ func (j *job) foresee(ctx context.Context, disks []disk) error {
 }
 
 func (j *job) foreseePart(ctx context.Context, p part) error {
-	if err := j.sameTarget(ctx, p); err != nil {
-		return err
+	if j.spec.Transfer != kvmbackup.TransferPull { // whose targets are held open
+		if err := j.sameTarget(ctx, p); err != nil {
+			return err
+		}
 	}
 	if len(p.chain) == 0 {
 		return nil
@@ -46,7 +48,7 @@ func (j *job) foreseePart(ctx context.Context, p part) error {
 	if size := p.chain[0].Image.VirtualSize; size != p.VirtualSize {
 		return j.busy(fmt.Sprintf("a resize of %s, from %d to %d bytes since the decision", p.Device, p.VirtualSize, size))
 	}
-	if p.Kind == kvmbackup.KindIncremental && !usable(p.chain, string(j.spec.Base)) {
+	if p.ByBitmap() && !usable(p.chain, string(j.spec.Base)) {
 		return fmt.Errorf("%w: missing or broken bitmap %s on %s",
 			kvmbackup.ErrCheckpointInconsistent, j.spec.Base, p.Device)
 	}
@@ -56,7 +58,7 @@ func (j *job) foreseePart(ctx context.Context, p part) error {
 // sameTarget makes sure that the target is still the image that PrepareJob has made.
 func (j *job) sameTarget(ctx context.Context, p part) error {
 	path := targetPath(j.spec, p.JobVolume)
-	h, err := j.exec.cfg.Images.Header(ctx, path)
+	h, err := j.exec.cfg.Images.Header(ctx, path, nil) // by the name that QEMU will be told
 	if err != nil {
 		return fmt.Errorf("target of %s: %w", p.Device, err)
 	}
@@ -72,7 +74,7 @@ func (j *job) namesFree(p part) error {
 	if p.Tracked {
 		names = append(names, string(j.spec.Checkpoint))
 	}
-	if p.Kind == kvmbackup.KindIncremental {
+	if p.ByBitmap() {
 		names = append(names, jobBitmap(p.disk))
 	}
 	for _, name := range names {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 // brief returns a context that ends soon, with a cause.
@@ -19,9 +19,12 @@ func (b *bench) brief() (context.Context, error) {
 	return ctx, cause
 }
 
-func TestHungBegin(t *testing.T) {
+func TestHungBegin(t *testing.T) { both(t, testHungBegin) }
+
+func testHungBegin(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	spec := b.spec("c1", "", full("vda"))
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
@@ -46,9 +49,12 @@ func TestHungBegin(t *testing.T) {
 }
 
 // A QEMU that hangs before libvirt was asked has begun nothing.
-func TestHungBeforeBegin(t *testing.T) {
+func TestHungBeforeBegin(t *testing.T) { both(t, testHungBeforeBegin) }
+
+func testHungBeforeBegin(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda")})
+	b.way = way
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, b.spec("c1", "", full("vda")))
 	b.must(err)
 	goOn := b.guest.Hang()
@@ -63,9 +69,12 @@ func TestHungBeforeBegin(t *testing.T) {
 	b.must(job.Close(b.ctx))
 }
 
-func TestHungJob(t *testing.T) {
+func TestHungJob(t *testing.T) { both(t, testHungJob) }
+
+func testHungJob(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda", "vdb")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	job, spec := b.slow("c1", "", full("vda"), full("vdb"))
 	goOn := b.guest.Hang()

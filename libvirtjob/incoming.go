@@ -12,10 +12,10 @@ import (
 // notTakenOver is the job of a paused guest whose QEMU waits to be resumed before it works on the images.
 const notTakenOver = "incoming migration or saved memory, which ends when the paused guest is resumed"
 
-// takenOver says whether a paused guest's QEMU works on its images. One whose memory came from elsewhere, by a migration
-// or from a saved state, may leave them alone until the guest is resumed: it has read their tables when it started, knows
-// nothing of what was written until the memory had come, and has not loaded their bitmaps. Whether it does so differs
-// from version to version. QEMU before 10.0 then copies what it takes for the content.
+// takenOver says whether a paused guest's QEMU works on its images. One whose memory came from elsewhere, by a
+// migration or from a saved state, may leave them alone until the guest is resumed: it has read their tables when it
+// started, knows nothing of what was written until the memory had come, and has not loaded their bitmaps. Whether it
+// does so differs from version to version. QEMU before 10.0 then copies what it takes for the content.
 func (e *Executor) takenOver(ctx context.Context, m *machine) (bool, error) {
 	var migration struct {
 		Status string `json:"status"`

@@ -13,17 +13,27 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // Inspect implements kvmbackup.Executor. Beside what BitmapStatus says, a bitmap counts as inconsistent when it isn't
 // recording, is only below the disk's top layer, or has a gap in between: then it doesn't tell all changes.
 func (e *Executor) Inspect(ctx context.Context, ref kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
+	status, err := e.inspect(ctx, ref)
+	if errors.Is(err, kvmbackup.ErrDomainStopped) { // since it was looked up
+		return e.inspect(ctx, ref)
+	}
+	return status, err
+}
+
+func (e *Executor) inspect(ctx context.Context, ref kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
 	m, err := e.open(ctx, ref)
 	if err != nil {
 		return kvmbackup.DomainStatus{}, err
 	}
 	defer m.close()
-	status := kvmbackup.DomainStatus{Name: ref.Name, UUID: ref.UUID, State: kvmbackup.DomainStopped, Job: kvmbackup.JobNone}
+	status := kvmbackup.DomainStatus{Name: ref.Name, UUID: ref.UUID, State: kvmbackup.DomainStopped,
+		Job: kvmbackup.JobNone, CanCompare: true}
 	if m.domain != nil {
 		if err := e.inspectDomain(ctx, m, &status); err != nil {
 			return kvmbackup.DomainStatus{}, fmt.Errorf("inspect %q: %w", ref.Name, err)
@@ -62,13 +72,15 @@ func (e *Executor) inspectDomain(ctx context.Context, m *machine, status *kvmbac
 		if err != nil {
 			return err
 		}
+		status.NoPull = e.noPull(m)
+		status.CanPull = status.NoPull == ""
 	}
 	status.Checkpoints, err = checkpoints(ctx, m.domain)
 	return err
 }
 
-// state fills in what the guest is doing. Whatever has a QEMU and doesn't run is paused, whatever libvirt calls it: a guest that has
-// crashed may be kept, with its disks open, and one that is shutting down still writes.
+// state fills in what the guest is doing. Whatever has a QEMU and doesn't run is paused, whatever libvirt calls it: a
+// guest that has crashed may be kept, with its disks open, and one that is shutting down still writes.
 func state(ctx context.Context, m *machine, status *kvmbackup.DomainStatus) error {
 	type pair struct {
 		state  libvirt.DomainState
@@ -83,15 +95,33 @@ func state(ctx context.Context, m *machine, status *kvmbackup.DomainStatus) erro
 		return err
 	case !m.active:
 		status.State = kvmbackup.DomainStopped
-		status.CleanShutdown = p.state == libvirt.DOMAIN_SHUTOFF && libvirt.DomainShutoffReason(p.reason) == libvirt.DOMAIN_SHUTOFF_SHUTDOWN
-		status.ManagedSave, err = call(ctx, m.domain, func(dom *libvirt.Domain) (bool, error) { return dom.HasManagedSaveImage(0) })
+		status.CleanShutdown = p.state == libvirt.DOMAIN_SHUTOFF &&
+			libvirt.DomainShutoffReason(p.reason) == libvirt.DOMAIN_SHUTOFF_SHUTDOWN
+		status.ManagedSave, err = call(ctx, m.domain, func(dom *libvirt.Domain) (bool, error) {
+			return dom.HasManagedSaveImage(0)
+		})
 	case p.state == libvirt.DOMAIN_RUNNING, p.state == libvirt.DOMAIN_BLOCKED:
 		status.State = kvmbackup.DomainRunning
 	default:
 		status.State = kvmbackup.DomainPaused
-		status.PausedByError = p.state == libvirt.DOMAIN_PAUSED && libvirt.DomainPausedReason(p.reason) == libvirt.DOMAIN_PAUSED_IOERROR
+		status.PausedByError = p.state == libvirt.DOMAIN_PAUSED &&
+			libvirt.DomainPausedReason(p.reason) == libvirt.DOMAIN_PAUSED_IOERROR
+		if status.PausedByError {
+			status.IOErrors = ioErrors(ctx, m.domain)
+		}
 	}
 	return err
+}
+
+// ioErrors returns what libvirt has on record of errors of the domain's disks: from 11.1 on, the last of each disk.
+func ioErrors(ctx context.Context, d *domain) []string {
+	messages, err := call(ctx, d, func(dom *libvirt.Domain) ([]string, error) {
+		return dom.GetMessages(libvirt.DOMAIN_MESSAGE_IOERRORS)
+	})
+	if err != nil {
+		return nil // an older one doesn't know the flag
+	}
+	return messages
 }
 
 // jobState tells what a backup would have to wait for. libvirt would wait too, for up to 30 s and without saying so.
@@ -190,7 +220,9 @@ func hasBlockJob(disks []disk) bool {
 
 // liveDisk fills in sizes and bitmaps of one disk.
 func liveDisk(ctx context.Context, dom *domain, d disk, chain []node, status *kvmbackup.DiskStatus) error {
-	info, err := call(ctx, dom, func(dom *libvirt.Domain) (*libvirt.DomainBlockInfo, error) { return dom.GetBlockInfo(d.device, 0) })
+	info, err := call(ctx, dom, func(dom *libvirt.Domain) (*libvirt.DomainBlockInfo, error) {
+		return dom.GetBlockInfo(d.device, 0)
+	})
 	if err != nil {
 		return fmt.Errorf("size of %s: %w", d.device, err)
 	}
@@ -202,7 +234,7 @@ func liveDisk(ctx context.Context, dom *domain, d disk, chain []node, status *kv
 	case len(chain) == 0:
 		status.BitmapsUnknown = "QEMU has no block node of the name that libvirt gives it"
 	case chain[0].Image.Specific.Data.Compat == "0.10":
-		status.Untrackable = kvmbackup.UntrackableVersion2
+		status.Untrackable = qcow2.Version2
 	default:
 		status.Layers, status.Bitmaps = files(chain), bitmapStatuses(chain)
 		status.NameTaken = nameTaken(d, chain[0])
@@ -210,9 +242,9 @@ func liveDisk(ctx context.Context, dom *domain, d disk, chain []node, status *kv
 	return nil
 }
 
-// allocated adds up what QEMU says of the layers, the top one's being no more than its file or device can hold. libvirt's own figure
-// of a block device is how far the guest has written since its start: nothing, after a restart. Where QEMU wasn't asked, it's what
-// the top layer's file or device can hold.
+// allocated adds up what QEMU says of the layers, the top one's being no more than its file or device can hold.
+// libvirt's own figure of a block device is how far the guest has written since its start: nothing, after a restart.
+// Where QEMU wasn't asked, it's what the top layer's file or device can hold.
 func allocated(chain []node, info *libvirt.DomainBlockInfo) int64 {
 	holds := int64(info.Physical)
 	if holds == 0 {
@@ -256,9 +288,11 @@ func checkpointXMLs(dom *libvirt.Domain) ([]string, error) {
 		})
 }
 
-// textsOf returns the XML of each of libvirt's objects and frees them all. One that was deleted meanwhile, for which libvirt has the
-// error gone, is passed over.
-func textsOf[T any](list []T, gone libvirt.ErrorNumber, free func(*T) error, xml func(*T) (string, error)) ([]string, error) {
+// textsOf returns the XML of each of libvirt's objects and frees them all. One that was deleted meanwhile, for which
+// libvirt has the error gone, is passed over.
+func textsOf[T any](
+	list []T, gone libvirt.ErrorNumber, free func(*T) error, xml func(*T) (string, error),
+) ([]string, error) {
 	defer func() {
 		for i := range list {
 			_ = free(&list[i])

@@ -3,19 +3,18 @@ package libvirtjob_test
 import (
 	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 // loopDevice returns a block device over a new sparse file.
 func loopDevice(t *testing.T, size int64) string {
 	t.Helper()
-	realguest.NeedRoot(t)
 	file := filepath.Join(t.TempDir(), "loop")
 	if err := os.WriteFile(file, nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -23,13 +22,7 @@ func loopDevice(t *testing.T, size int64) string {
 	if err := os.Truncate(file, size); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command("losetup", "--find", "--show", file).CombinedOutput()
-	if err != nil {
-		t.Skipf("no loop devices: %v: %s", err, out)
-	}
-	device := strings.TrimSpace(string(out))
-	t.Cleanup(func() { _ = exec.Command("losetup", "-d", device).Run() })
-	return device
+	return lab.LoopDevice(t, file)
 }
 
 func TestKindsOfDisks(t *testing.T) {
@@ -171,7 +164,7 @@ func TestDefinitionWithNVRAM(t *testing.T) {
 	t.Parallel()
 	const code, vars = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 	if _, err := os.Stat(vars); err != nil {
-		t.Skip(err)
+		lab.Missing(t, err)
 	}
 	nvram := filepath.Join(t.TempDir(), "vars.fd")
 	b := newBench(t, realguest.Config{

@@ -18,12 +18,7 @@ var _ kvmbackup.ImageUsers = (*Executor)(nil)
 
 // ImageUsers implements kvmbackup.ImageUsers.
 func (e *Executor) ImageUsers(ctx context.Context, except kvmbackup.DomainRef) (map[string]string, error) {
-	users, err := detached(ctx, "the running domains", func() (map[string]string, error) {
-		conn, err := e.connection(ctx)
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _, _ = conn.Close() }()
+	users, err := onConnection(ctx, e, "the running domains", func(conn *libvirt.Connect) (map[string]string, error) {
 		return imageUsers(conn, except)
 	}, nil)
 	if err != nil {
@@ -67,8 +62,8 @@ func addImages(users map[string]string, dom *libvirt.Domain, except kvmbackup.Do
 	return nil
 }
 
-// nameUsers finds out who has the images open that are in use, as far as they are other domains of this host. A domain that libvirt
-// doesn't know may itself run here under another name, so nobody is named for its disks.
+// nameUsers finds out who has the images open that are in use, as far as they are other domains of this host. A domain
+// that libvirt doesn't know may itself run here under another name, so nobody is named for its disks.
 func (e *Executor) nameUsers(ctx context.Context, m *machine, disks []kvmbackup.DiskStatus) {
 	if m.domain == nil {
 		return

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,6 +28,7 @@ type job struct {
 	backup     string           // XML
 	checkpoint string           // XML; empty: untracked
 	estimates  map[string]int64 // device: what its base bitmap marked before Begin
+	targets    []fs.FileInfo    // of a push, as they were made
 
 	pacing sync.Mutex // held while speeds are set, so that none of an earlier limit comes last
 	// What tells its outcome from other jobs', from before it began or was adopted.
@@ -33,6 +36,7 @@ type job struct {
 	earlier *libvirt.DomainJobInfo // libvirt's record of the one before it; nil: none
 	asked   time.Time              // no later than libvirt was asked to begin it
 
+	called    atomic.Bool // libvirt was asked to begin it
 	mu        sync.Mutex
 	beginning chan struct{} // closed when libvirt's call has returned; nil before Begin
 	began     time.Time     // no later than the job's start, on libvirt's clock for its age; zero: not begun
@@ -41,8 +45,10 @@ type job struct {
 }
 
 // PrepareJob implements kvmbackup.Executor. A stopped domain's job is package offline's.
-func (e *Executor) PrepareJob(ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
-	if err := checkSpec(spec); err != nil {
+func (e *Executor) PrepareJob(
+	ctx context.Context, ref kvmbackup.DomainRef, spec kvmbackup.JobSpec,
+) (kvmbackup.Job, error) {
+	if err := errors.Join(checkSpec(spec), offline.CheckCompared(spec)); err != nil {
 		return nil, err
 	}
 	m, err := e.open(ctx, ref)
@@ -53,7 +59,21 @@ func (e *Executor) PrepareJob(ctx context.Context, ref kvmbackup.DomainRef, spec
 		m.close()
 		return e.offline.PrepareJob(ctx, ref.Name, m.images, spec)
 	}
-	j, err := e.prepare(ctx, m, spec)
+	if spec.Transfer == kvmbackup.TransferPull {
+		j, err := e.preparePull(ctx, m, spec)
+		if err != nil {
+			m.close()
+			return nil, fmt.Errorf("prepare backup of %q: %w", ref.Name, err)
+		}
+		return j, nil
+	}
+	j, err := (*job)(nil), spec.Pushable()
+	if err == nil {
+		j, err = e.prepare(ctx, m, spec)
+	}
+	if err == nil {
+		j.targets, err = offline.CreateTargets(ctx, e.cfg.Images, spec)
+	}
 	if err != nil {
 		m.close()
 		return nil, fmt.Errorf("prepare backup of %q: %w", ref.Name, err)
@@ -61,6 +81,7 @@ func (e *Executor) PrepareJob(ctx context.Context, ref kvmbackup.DomainRef, spec
 	return j, nil
 }
 
+// prepare does everything except making the targets.
 func (e *Executor) prepare(ctx context.Context, m *machine, spec kvmbackup.JobSpec) (*job, error) {
 	for _, v := range spec.Volumes {
 		if d, ok := byDevice(m.disks, v.Device); !ok || d.empty {
@@ -87,7 +108,7 @@ func (e *Executor) prepare(ctx context.Context, m *machine, spec kvmbackup.JobSp
 			return nil, err
 		}
 	}
-	return j, offline.CreateTargets(ctx, e.cfg.Images, spec)
+	return j, nil
 }
 
 func createdAt(spec kvmbackup.JobSpec) time.Time {
@@ -125,12 +146,20 @@ func (j *job) begin(ctx context.Context) error {
 		close(done)
 		return err
 	}
+	return j.launch(ctx, done)
+}
+
+// launch begins the job, and looks at what QEMU has made of it.
+func (j *job) launch(ctx context.Context, done chan struct{}) error {
 	j.listen(time.Now())
 	if err := j.start(ctx, done); err != nil {
 		return j.beginError(ctx, err)
 	}
+	if j.spec.Transfer == kvmbackup.TransferPull { // which is limited where it is copied, to targets that are held open
+		return nil
+	}
 	j.applyBandwidth(ctx)
-	return nil
+	return j.checkOpened(ctx)
 }
 
 // start makes libvirt's call, and closes done when that has returned.
@@ -140,10 +169,10 @@ func (j *job) start(ctx context.Context, done chan struct{}) error {
 		close(done)
 		return err
 	}
+	j.called.Store(true)
 	begin := func() (struct{}, error) {
 		defer close(done)
-		err := dom.BackupBegin(j.backup, j.checkpoint, libvirt.DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL)
-		if err != nil {
+		if err := backupBegin(dom, j.backup, j.checkpoint); err != nil {
 			_ = dom.Free()
 			return struct{}{}, err
 		}
@@ -153,13 +182,25 @@ func (j *job) start(ctx context.Context, done chan struct{}) error {
 		return struct{}{}, nil
 	}
 	late := func(struct{}) {
-		logctx.Logger(ctx, j.exec.log).Warn("aborting a backup job that began after its context had ended", "domain", j.dom.name, "error", dom.AbortJob())
+		logctx.Logger(ctx, j.exec.log).Warn("aborting a backup job that began after its context had ended", "domain",
+			j.dom.name, "error", dom.AbortJob())
 		_ = dom.Free()
 	}
 	if _, err := detached(ctx, j.dom.name, begin, late); err != nil {
 		return err
 	}
 	return dom.Free()
+}
+
+// backupBegin has libvirt keep the domain when its guest shuts down in mid-backup, where it can: from 11.10 on. QEMU
+// then goes off when the job ends.
+func backupBegin(dom *libvirt.Domain, backup, checkpoint string) error {
+	const needed = libvirt.DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL // targets and scratches are there: see makeScratches
+	err := dom.BackupBegin(backup, checkpoint, needed|libvirt.DOMAIN_BACKUP_BEGIN_PRESERVE_SHUTDOWN_DOMAIN)
+	if isCode(err, libvirt.ERR_INVALID_ARG) { // a flag that it doesn't know, of which it says so before it does anything
+		return dom.BackupBegin(backup, checkpoint, needed)
+	}
+	return err
 }
 
 // enter allows one Begin.
@@ -173,9 +214,9 @@ func (j *job) enter() (chan struct{}, error) {
 	return j.beginning, nil
 }
 
-// claim makes sure that the domain has no job, because libvirt would wait for its end, and that it can have this one. It notes the outcome of
-// the last one, which carries no name. The questions that follow the first give the event of a job that has just ended the time to arrive
-// before this one's begin.
+// claim makes sure that the domain has no job, because libvirt would wait for its end, and that it can have this one.
+// It notes the outcome of the last one, which carries no name. The questions that follow the first give the event of a
+// job that has just ended the time to arrive before this one's begin.
 func (j *job) claim(ctx context.Context) error {
 	info, err := stats(ctx, j.dom, 0)
 	if err != nil {
@@ -222,10 +263,14 @@ func (j *job) sameDisks(ctx context.Context) ([]disk, error) {
 // beginError translates what BackupBegin said.
 func (j *job) beginError(ctx context.Context, err error) error {
 	switch translated := translate(err); {
-	case isCode(err, libvirt.ERR_OPERATION_UNSUPPORTED) && !errors.Is(translated, kvmbackup.ErrDomainStopped) && j.stopped(ctx):
+	case isCode(err, libvirt.ERR_OPERATION_UNSUPPORTED) && !errors.Is(translated, kvmbackup.ErrDomainStopped) &&
+		j.stopped(ctx):
 		return fmt.Errorf("%w: %w", kvmbackup.ErrDomainStopped, err)
 	case errors.Is(translated, kvmbackup.ErrBusy):
-		return errors.Join(&kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name), Holder: "another job of the domain or a disk"}, translated)
+		return errors.Join(&kvmbackup.BusyError{VM: kvmbackup.VMID(j.dom.name),
+			Holder: "another job of the domain or a disk"}, translated)
+	case refused(err) && j.spec.Transfer == kvmbackup.TransferPull:
+		return fmt.Errorf("%w: QEMU can't use %s: give its user access: %w", kvmbackup.ErrScratch, j.spec.Scratch, err)
 	case refused(err):
 		return fmt.Errorf("%w: %s: %w", kvmbackup.ErrTargetAccess, j.describeTargets(err), err)
 	default:
@@ -233,8 +278,8 @@ func (j *job) beginError(ctx context.Context, err error) error {
 	}
 }
 
-// describeTargets names the files that the message is about, or all, with owner and mode of each and of the folder, and the folders above
-// that stand in QEMU's way if it runs as another user than their owner.
+// describeTargets names the files that the message is about, or all, with owner and mode of each and of the folder, and
+// the folders above that stand in QEMU's way if it runs as another user than their owner.
 func (j *job) describeTargets(err error) string {
 	var named, all []string
 	for _, v := range j.spec.Volumes {

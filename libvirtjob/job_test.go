@@ -11,7 +11,8 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 // big is so much that a job isn't through before its bandwidth is limited, which libvirt can do only after the begin:
@@ -41,9 +42,12 @@ func (b *bench) slow(checkpoint, base string, volumes ...kvmbackup.JobVolume) (k
 	return b.begin(spec), spec
 }
 
-func TestAbort(t *testing.T) {
+func TestAbort(t *testing.T) { both(t, testAbort) }
+
+func testAbort(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda", "vdb"), Persistent: true})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 8<<20)
 	b.backup("c1", "", full("vda"), full("vdb"))
 	b.spread("vda", 0x22)
@@ -110,10 +114,42 @@ func TestBandwidthAndProgress(t *testing.T) {
 	b.keep(spec)
 }
 
+// TestGuestLatency: while a job runs its progress tells how the guest's own requests fare, and nothing of the job's.
+func TestGuestLatency(t *testing.T) { both(t, testGuestLatency) }
+
+func testGuestLatency(t *testing.T, way kvmbackup.Transfer) {
+	t.Parallel()
+	b := newBench(t, realguest.Config{Disks: bigDisks("vda")})
+	b.way = way
+	b.guest.Write("vda", 0x11, 0, 16<<20)
+	job, _ := b.slow("c1", "", full("vda"))
+	b.guest.Resume()
+	var most kvmbackup.JobProgress
+	reports, lifted := 0, false
+	_, err := job.Wait(b.ctx, func(p kvmbackup.JobProgress) {
+		most = p
+		if reports++; reports == 5 { // it has been looked at
+			b.guest.StartWrite("vda", 0x22, 1<<20, 64<<10)
+			b.guest.StartWrite("vda", 0x22, 3<<20, 64<<10)
+		}
+		if most.GuestRequests >= 2 && !lifted {
+			lifted = true
+			b.must(job.SetBandwidth(b.ctx, 0))
+		}
+	})
+	b.must(err)
+	if most.GuestRequests < 2 || most.GuestTime <= 0 || most.GuestTime > time.Minute {
+		t.Errorf("the guest's two writes are %d requests of %v together", most.GuestRequests, most.GuestTime)
+	}
+}
+
 // A limit is on what is written: the holes of a thin disk pass. At QEMU's own measure this job takes more than two hours.
-func TestHolesPassALimit(t *testing.T) {
+func TestHolesPassALimit(t *testing.T) { both(t, testHolesPassALimit) }
+
+func testHolesPassALimit(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda", "vdb")})
+	b.way = way
 	const data = 80 << 20
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	b.guest.Write("vdb", 0x22, big-data, data)
@@ -130,9 +166,12 @@ func TestHolesPassALimit(t *testing.T) {
 	b.compareAll()
 }
 
-func TestBusy(t *testing.T) {
+func TestBusy(t *testing.T) { both(t, testBusy) }
+
+func testBusy(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 1<<20)
 	theirs, _ := b.slow("theirs", "", full("vda"))
 	spec := b.spec("ours", "", full("vda"))
@@ -162,12 +201,15 @@ func TestBusy(t *testing.T) {
 	b.must(theirs.Abort(b.ctx))
 }
 
-func TestCrashDuringJob(t *testing.T) {
+func TestCrashDuringJob(t *testing.T) { both(t, testCrashDuringJob) }
+
+func testCrashDuringJob(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	huge := bigDisks("vda")
 	huge[0].SizeBytes = 2 << 40 // whose holes take seconds: a busy machine may be late with the limit
 	for _, persistent := range []bool{true, false} {
 		b := newBench(t, realguest.Config{Disks: huge, Persistent: persistent})
+		b.way = way
 		b.guest.Write("vda", 0x11, 0, 1<<20)
 		job, _ := b.slow("c1", "", full("vda"))
 		b.guest.Kill9()
@@ -189,9 +231,12 @@ func (b *bench) describe() {
 	b.ref.Disks = []kvmbackup.DiskRef{{Device: "vda", Source: b.guest.Image("vda"), Format: "qcow2"}}
 }
 
-func TestTargetExists(t *testing.T) {
+func TestTargetExists(t *testing.T) { both(t, testTargetExists) }
+
+func testTargetExists(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb")})
+	b.way = way
 	spec := b.spec("c1", "", full("vda"), full("vdb"))
 	b.must(os.WriteFile(filepath.Join(b.dir, spec.Volumes[1].File), []byte("precious"), 0o644))
 	_, err := b.exec.PrepareJob(b.ctx, b.ref, spec)
@@ -204,9 +249,12 @@ func TestTargetExists(t *testing.T) {
 	b.wantErr(err, os.ErrNotExist)
 }
 
-func TestBeginEndedByContext(t *testing.T) {
+func TestBeginEndedByContext(t *testing.T) { both(t, testBeginEndedByContext) }
+
+func testBeginEndedByContext(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 16<<20)
 	spec := b.spec("c1", "", full("vda"))
 	spec.BandwidthBytes = 256 << 10
@@ -225,10 +273,13 @@ func TestBeginEndedByContext(t *testing.T) {
 	}
 }
 
-func TestNoSpace(t *testing.T) {
+func TestNoSpace(t *testing.T) { both(t, testNoSpace) }
+
+func testNoSpace(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
-	realguest.NeedRoot(t)
+	lab.NeedRoot(t)
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
+	b.way = way
 	b.guest.Write("vda", 0x11, 0, 32<<20)
 	small := filepath.Join(b.dir, "small")
 	b.must(os.Mkdir(small, 0o777))

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 // foreign are messages of libvirt and what becomes of them where the host's language isn't English.

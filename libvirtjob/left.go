@@ -20,11 +20,12 @@ var errForgotten = errors.New("libvirt was interrupted when it began a backup jo
 // forgotten says whether libvirt's error means that.
 func forgotten(err error) bool {
 	var lv libvirt.Error
-	return errors.As(err, &lv) && lv.Code == libvirt.ERR_INTERNAL_ERROR && strings.Contains(lv.Message, "backup job data missing")
+	return errors.As(err, &lv) && lv.Code == libvirt.ERR_INTERNAL_ERROR &&
+		strings.Contains(lv.Message, "backup job data missing")
 }
 
-// jobBitmap is the name that libvirt gives to the bitmap that it makes on a disk for the length of an incremental job. It is
-// never persistent: a persistent one of that name is another program's.
+// jobBitmap is the name that libvirt gives to the bitmap that it makes on a disk for the length of an incremental job.
+// It is never persistent: a persistent one of that name is another program's.
 func jobBitmap(d disk) string { return "backup-" + d.device }
 
 // nameTaken returns that name where another program's bitmap has it. Full backups are not in its way.
@@ -53,8 +54,10 @@ func (e *Executor) dropJobBitmaps(ctx context.Context, m *machine, g graph) erro
 	}
 	var errs []error
 	for node, name := range left {
-		logctx.Logger(ctx, e.log).Warn("removing a bitmap of an interrupted backup job of libvirt", "domain", m.name, "bitmap", name)
-		if err := qmp(ctx, m.domain, "block-dirty-bitmap-remove", map[string]any{"node": node, "name": name}, nil); err != nil {
+		logctx.Logger(ctx, e.log).Warn("removing a bitmap of an interrupted backup job of libvirt", "domain", m.name,
+			"bitmap", name)
+		if err := qmp(ctx, m.domain, "block-dirty-bitmap-remove", map[string]any{"node": node, "name": name},
+			nil); err != nil {
 			errs = append(errs, fmt.Errorf("bitmap %s of an interrupted job: %w", name, err))
 		}
 	}

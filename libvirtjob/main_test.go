@@ -4,7 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 func TestMain(m *testing.M) { os.Exit(realguest.Main(m)) }

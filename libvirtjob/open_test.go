@@ -8,7 +8,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 

@@ -10,8 +10,9 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 // domain is the guest for whoever else uses libvirt on it.
@@ -26,7 +27,7 @@ func (b *bench) domain() *libvirt.Domain {
 // ended waits until libvirt says that the domain has no job.
 func (b *bench) ended(dom *libvirt.Domain) {
 	b.Helper()
-	realguest.Eventually(b.T, "the job has ended", func() bool {
+	lab.Eventually(b.T, "the job has ended", func() bool {
 		info, err := dom.GetJobStats(0)
 		b.must(err)
 		return info.Type == libvirt.DOMAIN_JOB_NONE

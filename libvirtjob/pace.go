@@ -7,7 +7,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/internal/logctx"
-	"github.com/kvmbackup/kvmbackup/qcow2"
+	"github.com/kvmbackup/kvmbackup/internal/pace"
 )
 
 // paceInterval is the least time between two looks at what a limited job has written.
@@ -17,7 +17,7 @@ const paceInterval = 50 * time.Millisecond
 type pacing struct {
 	at      time.Time
 	targets map[kvmbackup.VolumeID]string // the volumes' target nodes in QEMU; nil: not looked for yet
-	pacers  map[kvmbackup.VolumeID]*qcow2.Pacer
+	pacers  map[kvmbackup.VolumeID]*pace.Pacer
 }
 
 // pace gives each volume's part of the job the speed at which it writes no more than its share of the limit. What can't
@@ -30,7 +30,7 @@ func (w *watch) pace(ctx context.Context) {
 	w.job.mu.Lock()
 	limit := w.job.bandwidth
 	w.job.mu.Unlock()
-	if limit < qcow2.MinPaced || w.copying == 0 || time.Since(w.pacing.at) < paceInterval {
+	if limit < pace.Least || w.copying == 0 || time.Since(w.pacing.at) < paceInterval {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, measureLimit)
@@ -79,12 +79,12 @@ func (w *watch) findTargets(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.pacing.targets, w.pacing.pacers = map[kvmbackup.VolumeID]string{}, map[kvmbackup.VolumeID]*qcow2.Pacer{}
+	w.pacing.targets, w.pacing.pacers = map[kvmbackup.VolumeID]string{}, map[kvmbackup.VolumeID]*pace.Pacer{}
 	for _, v := range w.job.spec.Volumes {
 		file := filepath.Join(w.job.spec.Dir, v.File)
 		for name, n := range g {
 			if n.Drv == "file" && n.File == file {
-				w.pacing.targets[v.VolumeID], w.pacing.pacers[v.VolumeID] = name, &qcow2.Pacer{}
+				w.pacing.targets[v.VolumeID], w.pacing.pacers[v.VolumeID] = name, &pace.Pacer{}
 			}
 		}
 	}

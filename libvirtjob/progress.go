@@ -17,6 +17,7 @@ const measureLimit = time.Second
 func (w *watch) measure(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, measureLimit) // the report must not wait for a QEMU that hangs
 	defer cancel()
+	w.guest.look(ctx).in(&w.last)
 	var copying []string
 	for i, v := range w.job.spec.Volumes {
 		info, err := w.job.blockJob(ctx, v.Device)
@@ -39,7 +40,8 @@ func (w *watch) measure(ctx context.Context) {
 	w.job.mu.Unlock()
 	if limited {
 		if err := w.job.shareBandwidth(ctx, copying); err != nil {
-			logctx.Logger(ctx, w.job.exec.log).Warn("could not share out the bandwidth anew", "domain", w.job.dom.name, "error", err)
+			logctx.Logger(ctx, w.job.exec.log).Warn("could not share out the bandwidth anew", "domain", w.job.dom.name,
+				"error", err)
 			return // the next measure tries again
 		}
 	}

@@ -15,23 +15,25 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// RewriteOptions says what RewriteDefinition changes. What is zero stays as it is.
+// RewriteOptions says what RewriteDefinition makes of a definition.
 type RewriteOptions struct {
-	Name string // new name
-	UUID string // new UUID; NewUUID makes one up
-	// NewUUID, if UUID is empty, gives the domain a random UUID. One host can't have two domains with the same.
-	NewUUID bool
+	// Name is the new domain's. Required. Its UUID is a random one: one host can't have two domains with the same.
+	Name string
 	// Disks are the restored disks by target, e.g. vda.
 	Disks map[string]DefinitionDisk
-	// DropOthers removes disks with media that Disks doesn't name. Otherwise each of them is an error: the new domain would
-	// use, and perhaps write to, the original's disk. CD-ROMs and floppies stay, without their media.
+	// DropOthers removes disks with media that Disks doesn't name. Otherwise each of them is an error: the new domain
+	// would use, and perhaps write to, the original's disk. CD-ROMs and floppies stay, without their media.
 	DropOthers bool
 	// NVRAM is the absolute path of the restored UEFI variable store. It is required for a domain that has one, unless
 	// NewNVRAM has libvirt make a fresh one from the firmware's template, without the guest's boot entries.
 	NVRAM    string
 	NewNVRAM bool
-	// NewMACs gives every network interface a random address in QEMU's range. Needed where original and copy run in one network.
-	NewMACs bool
+	// KeepMACs leaves the network interfaces their addresses, for a network that the original isn't in any more. Otherwise
+	// each gets a random one in QEMU's range.
+	KeepMACs bool
+	// HostAccess keeps what reaches into the host, instead of refusing the definition with a *HostAccessError. Only for
+	// XML that is trusted as much as the host's own definitions.
+	HostAccess bool
 }
 
 // DefinitionDisk is a restored disk.
@@ -41,17 +43,19 @@ type DefinitionDisk struct {
 	Block  bool   // Path is a block device, not a file
 }
 
-// RewriteDefinition turns the domain XML that was saved with a backup into a definition of a domain on restored disks. It
-// changes what RewriteOptions names, and drops what belongs to the original's run: backing chains and numbers of its
-// images, the place of its TPM's state (see TPMStateFile), generated security labels, names of its network devices on
-// the host, and sockets and log files that libvirt made up from its name. Everything else is kept, also what this
-// library doesn't know of: paths of other things on the host, such as kernels, shared folders or passed-through
-// devices, are the caller's to look after.
+// RewriteDefinition turns the domain XML that was saved with a backup into a definition of another domain, on restored
+// disks, that runs beside the original. It changes what RewriteOptions names. It drops what only one domain can have or
+// what belongs to the original's run: backing chains and numbers of its images, the place of its TPM's state (see
+// TPMStateFile), its generation ID, generated security labels, names of its network devices on the host, fixed ports of
+// its consoles, its address on vsock, and sockets that libvirt made up from its name. The emulator is left to libvirt
+// to choose. What libvirtxml doesn't know is lost.
+//
+// The XML is not trusted. What of it would reach into the host is a *HostAccessError; that type says what counts.
 //
 // Secrets are only in it if the backup was told to save them. It is pure: no file is looked at.
 //
-// kvmbackup.ErrNoVolume for a device that is not in the definition; kvmbackup.ErrInvalid for what is no domain XML, for options that
-// libvirt would refuse, and for disks or an NVRAM that would stay the original's.
+// Returns kvmbackup.ErrNoVolume for a device that is not in the definition; kvmbackup.ErrInvalid for what is no domain
+// XML, for options that libvirt would refuse, and for disks or an NVRAM that would stay the original's.
 func RewriteDefinition(xml []byte, o RewriteOptions) ([]byte, error) {
 	var def libvirtxml.Domain
 	if err := def.Unmarshal(string(xml)); err != nil {
@@ -60,16 +64,23 @@ func RewriteDefinition(xml []byte, o RewriteOptions) ([]byte, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
+	original := def.Name
 	r := redefinition{&def, o}
 	r.identity()
 	if err := errors.Join(r.disks(), r.nvram()); err != nil {
-		return nil, fmt.Errorf("rewrite definition of %q: %w", def.Name, err)
+		return nil, fmt.Errorf("rewrite definition of %q: %w", original, err)
 	}
 	if err := r.devices(); err != nil {
 		return nil, err
 	}
 	text, err := def.Marshal()
-	return []byte(text), err
+	if err == nil && !o.HostAccess {
+		err = refuseHostAccess(text, o)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("rewrite definition of %q: %w", original, err)
+	}
+	return []byte(text), nil
 }
 
 func (o RewriteOptions) validate() error {
@@ -77,11 +88,8 @@ func (o RewriteOptions) validate() error {
 		return fmt.Errorf("%w definition options: %s %q", kvmbackup.ErrInvalid, what, value)
 	}
 	var errs []error
-	if strings.ContainsAny(o.Name, "/\n") || !xmlText(o.Name) {
+	if o.Name == "" || strings.ContainsAny(o.Name, "/\n") || !xmlText(o.Name) {
 		errs = append(errs, bad("name", o.Name))
-	}
-	if _, err := uuid.Parse(o.UUID); o.UUID != "" && err != nil {
-		errs = append(errs, bad("UUID", o.UUID))
 	}
 	if o.NVRAM != "" && !goodPath(o.NVRAM) {
 		errs = append(errs, bad("NVRAM path, which has to be absolute,", o.NVRAM))
@@ -108,15 +116,10 @@ type redefinition struct {
 
 func (r redefinition) identity() {
 	d := r.def
-	d.ID = nil
-	if r.o.Name != "" {
-		d.Name = r.o.Name
-	}
-	switch {
-	case r.o.UUID != "":
-		d.UUID = r.o.UUID
-	case r.o.NewUUID:
-		d.UUID = uuid.NewString()
+	d.ID, d.HWUUID = nil, ""
+	d.Name, d.UUID = r.o.Name, uuid.NewString()
+	if d.GenID != nil {
+		d.GenID.Value = uuid.NewString() // tells the guest that it is a copy
 	}
 	// libvirt fills in labels that it generated, and refuses them for another UUID.
 	d.SecLabel = slices.DeleteFunc(d.SecLabel, func(l libvirtxml.DomainSecLabel) bool { return l.Type == "dynamic" })
@@ -176,7 +179,8 @@ func (r redefinition) disk(d *libvirtxml.DomainDisk, left map[string]DefinitionD
 		return false, nil
 	default:
 		text, _ := describeSource(d.Source)
-		return true, fmt.Errorf("%w: disk %s would stay on %s; name its new place, or drop it", kvmbackup.ErrInvalid, device, text)
+		return true, fmt.Errorf("%w: disk %s would stay on %s; name its new place, or drop it", kvmbackup.ErrInvalid,
+			device, text)
 	}
 	return true, nil
 }
@@ -199,60 +203,92 @@ func aim(d *libvirtxml.DomainDisk, to DefinitionDisk) {
 }
 
 func (r redefinition) nvram() error {
-	if r.def.OS == nil || r.def.OS.NVRam == nil {
-		if r.o.NVRAM != "" {
-			return fmt.Errorf("%w: the definition has no UEFI variable store for %s", kvmbackup.ErrInvalid, r.o.NVRAM)
-		}
+	old, _, has := variableStore(*r.def)
+	switch {
+	case !has && r.o.NVRAM != "":
+		return fmt.Errorf("%w: the definition has no UEFI variable store for %s", kvmbackup.ErrInvalid, r.o.NVRAM)
+	case has && r.o.NVRAM == "" && !r.o.NewNVRAM:
+		return fmt.Errorf("%w: the UEFI variable store would stay %s; name its new place, or ask for a new one",
+			kvmbackup.ErrInvalid, old)
+	case !has:
 		return nil
 	}
-	n := r.def.OS.NVRam
-	switch {
-	case r.o.NVRAM != "":
+	if n := r.def.OS.NVRam; n != nil {
 		n.NVRam, n.Source = r.o.NVRAM, nil
-	case r.o.NewNVRAM:
-		n.NVRam, n.Source = "", nil
-	default:
-		path, _ := nvram(*r.def)
-		return fmt.Errorf("%w: the UEFI variable store would stay %s; name its new place, or ask for a new one", kvmbackup.ErrInvalid, path)
+	}
+	if v := r.def.OS.VarStore; v != nil {
+		v.Path = r.o.NVRAM
 	}
 	return nil
 }
 
-// devices drops what libvirt has made up for the original and makes up anew.
+// devices drops what libvirt has made up for the original and makes up anew, and what two domains can't both have.
 func (r redefinition) devices() error {
-	if r.def.Devices == nil {
+	d := r.def.Devices
+	if d == nil {
 		return nil
 	}
-	for i := range r.def.Devices.Interfaces {
-		n := &r.def.Devices.Interfaces[i]
-		if n.Target != nil && generated(n.Target.Dev) {
-			n.Target = nil
-		}
-		if r.o.NewMACs {
-			mac, err := newMAC()
-			if err != nil {
-				return err
-			}
-			n.MAC = &libvirtxml.DomainInterfaceMAC{Address: mac}
+	if !r.o.HostAccess {
+		d.Emulator = ""
+	}
+	for i := range d.Interfaces {
+		if err := r.networkDevice(&d.Interfaces[i]); err != nil {
+			return err
 		}
 	}
-	for i := range r.def.Devices.TPMs {
-		if b := r.def.Devices.TPMs[i].Backend; b != nil && b.Emulator != nil {
+	for i := range d.TPMs {
+		if b := d.TPMs[i].Backend; b != nil && b.Emulator != nil {
 			b.Emulator.Source = nil // the original's state; libvirt has a place of its own for each UUID
 		}
 	}
-	for i := range r.def.Devices.Channels {
-		c := &r.def.Devices.Channels[i]
-		if c.Target != nil && c.Target.VirtIO != nil && c.Source != nil && c.Source.UNIX != nil && strings.Contains(c.Source.UNIX.Path, "/channel/target/") {
+	for i := range d.Channels {
+		c := &d.Channels[i]
+		if c.Target != nil && c.Target.VirtIO != nil && c.Source != nil && c.Source.UNIX != nil &&
+			strings.Contains(c.Source.UNIX.Path, "/channel/target/") {
 			c.Source.UNIX.Path = ""
 		}
 	}
+	for i := range d.Graphics {
+		freePorts(&d.Graphics[i])
+	}
+	if d.VSock != nil {
+		d.VSock.CID = &libvirtxml.DomainVSockCID{Auto: "yes"}
+	}
 	return nil
+}
+
+func (r redefinition) networkDevice(n *libvirtxml.DomainInterface) error {
+	if n.Target != nil && generated(n.Target.Dev) {
+		n.Target = nil
+	}
+	if r.o.KeepMACs {
+		return nil
+	}
+	mac, err := newMAC()
+	n.MAC = &libvirtxml.DomainInterfaceMAC{Address: mac}
+	return err
+}
+
+// freePorts leaves it to libvirt to find ports for a console.
+func freePorts(g *libvirtxml.DomainGraphic) {
+	const auto = -1
+	switch {
+	case g.VNC != nil && g.VNC.Port != 0:
+		g.VNC.Port, g.VNC.AutoPort = auto, "yes"
+		if g.VNC.WebSocket > 0 {
+			g.VNC.WebSocket = auto
+		}
+	case g.Spice != nil && (g.Spice.Port != 0 || g.Spice.TLSPort != 0):
+		g.Spice.Port, g.Spice.TLSPort, g.Spice.AutoPort = auto, auto, "yes"
+	case g.RDP != nil && g.RDP.Port != 0:
+		g.RDP.Port, g.RDP.AutoPort = auto, "yes"
+	}
 }
 
 // generated says whether libvirt has made up the name of a network device.
 func generated(dev string) bool {
-	return slices.ContainsFunc([]string{"vnet", "vif", "macvtap", "macvlan"}, func(prefix string) bool { return strings.HasPrefix(dev, prefix) })
+	return slices.ContainsFunc([]string{"vnet", "vif", "macvtap", "macvlan"},
+		func(prefix string) bool { return strings.HasPrefix(dev, prefix) })
 }
 
 // newMAC returns a random address with QEMU's prefix.

@@ -13,15 +13,17 @@ import (
 const savedXML = `<domain type='kvm' id='7'>
   <name>shop</name>
   <uuid>11111111-2222-3333-4444-555555555555</uuid>
+  <genid>11111111-9999-3333-4444-555555555555</genid>
   <metadata><mine:app xmlns:mine='urn:mine'>kept</mine:app></metadata>
   <memory unit='KiB'>65536</memory>
   <sysinfo type='smbios'><system><entry name='uuid'>11111111-2222-3333-4444-555555555555</entry></system></sysinfo>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
-    <loader readonly='yes' type='pflash'>/fw/CODE.fd</loader>
-    <nvram template='/fw/VARS.fd'>/old/shop_VARS.fd</nvram>
+    <loader readonly='yes' type='pflash'>/usr/share/fw/CODE.fd</loader>
+    <nvram template='/usr/share/fw/VARS.fd'>/old/shop_VARS.fd</nvram>
   </os>
   <devices>
+    <emulator>/old/qemu</emulator>
     <disk type='network' device='disk'>
       <driver name='qemu' type='raw' cache='none' discard='unmap'/>
       <auth username='u'><secret type='ceph' uuid='99999999-2222-3333-4444-555555555555'/></auth>
@@ -39,15 +41,17 @@ const savedXML = `<domain type='kvm' id='7'>
     <interface type='network'><mac address='52:54:00:11:22:33'/><source network='default'/><target dev='vnet4'/></interface>
     <interface type='bridge'><mac address='52:54:00:11:22:34'/><source bridge='br0'/><target dev='shop0'/></interface>
     <channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-7-shop/org.qemu.guest_agent.0'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <graphics type='vnc' port='5901' autoport='no' listen='127.0.0.1'/>
+    <vsock model='virtio'><cid auto='no' address='3'/></vsock>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
     <tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='dir' path='/old/tpm'/></backend></tpm>
   </devices>
   <seclabel type='dynamic' model='apparmor' relabel='yes'><label>libvirt-11111111-2222-3333-4444-555555555555</label></seclabel>
-  <seclabel type='none' model='dac'/>
 </domain>`
 
 func goodOptions() RewriteOptions {
 	return RewriteOptions{
-		Name: "shop2", NewUUID: true, NVRAM: "/new/VARS.fd", NewMACs: true,
+		Name: "shop2", NVRAM: "/new/VARS.fd",
 		Disks: map[string]DefinitionDisk{"vda": {Path: "/new/a.qcow2", Format: "qcow2"}, "vdb": {Path: "/dev/vg/b", Format: "raw", Block: true}},
 	}
 }
@@ -58,12 +62,12 @@ func TestRewriteDefinition(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(out)
-	for _, stale := range []string{"/old/", "11111111", "99999999", "backingStore", "id=\"7\"", "index=", "vnet4", "52:54:00:11:22:3", "channel/target", "dynamic", "rbd", "ceph"} {
+	for _, stale := range []string{"/old/", "11111111", "99999999", "backingStore", "id=\"7\"", "index=", "vnet4", "52:54:00:11:22:3", "channel/target", "dynamic", "rbd", "ceph", "5901", "address=\"3\""} {
 		if strings.Contains(text, stale) {
 			t.Errorf("%q is still in\n%s", stale, text)
 		}
 	}
-	for _, kept := range []string{"shop2", "/new/VARS.fd", "/fw/VARS.fd", "/fw/CODE.fd", "kept", "shop0", "cache=\"none\"", "discard=\"unmap\"", "<serial>s1</serial>", "org.qemu.guest_agent.0", "type=\"none\"", "tpm-crb"} {
+	for _, kept := range []string{"shop2", "/new/VARS.fd", "/usr/share/fw/VARS.fd", "/usr/share/fw/CODE.fd", "kept", "shop0", "cache=\"none\"", "discard=\"unmap\"", "<serial>s1</serial>", "org.qemu.guest_agent.0", "127.0.0.1", "tpm-crb"} {
 		if !strings.Contains(text, kept) {
 			t.Errorf("%q is not in\n%s", kept, text)
 		}
@@ -83,14 +87,14 @@ func TestRewriteDefinition(t *testing.T) {
 
 func TestRewriteDefinitionKeeps(t *testing.T) {
 	o := goodOptions()
-	o.Name, o.NewUUID, o.NewMACs = "", false, false
+	o.KeepMACs = true
 	out, err := RewriteDefinition([]byte(savedXML), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, kept := range []string{"<name>shop<", "<uuid>11111111-2222-3333-4444-555555555555<", "52:54:00:11:22:33"} {
-		if !strings.Contains(string(out), kept) {
-			t.Errorf("%q is not in\n%s", kept, out)
+	for _, mac := range []string{"52:54:00:11:22:33", "52:54:00:11:22:34"} {
+		if !strings.Contains(string(out), mac) {
+			t.Errorf("%s is not in\n%s", mac, out)
 		}
 	}
 	delete(o.Disks, "vda")
@@ -111,8 +115,8 @@ func TestRewriteDefinitionRefuses(t *testing.T) {
 		"relative path":           {func(o *RewriteOptions) { o.Disks["vda"] = DefinitionDisk{Path: "a", Format: "raw"} }, kvmbackup.ErrInvalid},
 		"path that XML can't say": {func(o *RewriteOptions) { o.NVRAM = "/new/\x01" }, kvmbackup.ErrInvalid},
 		"format":                  {func(o *RewriteOptions) { o.Disks["vda"] = DefinitionDisk{Path: "/a"} }, kvmbackup.ErrInvalid},
-		"UUID":                    {func(o *RewriteOptions) { o.UUID = "x" }, kvmbackup.ErrInvalid},
 		"name":                    {func(o *RewriteOptions) { o.Name = "a/b" }, kvmbackup.ErrInvalid},
+		"no name":                 {func(o *RewriteOptions) { o.Name = "" }, kvmbackup.ErrInvalid},
 	} {
 		o := goodOptions()
 		c.change(&o)
@@ -120,7 +124,7 @@ func TestRewriteDefinitionRefuses(t *testing.T) {
 			t.Errorf("%s: error is %v", name, err)
 		}
 	}
-	if _, err := RewriteDefinition([]byte("<network/>"), RewriteOptions{}); !errors.Is(err, kvmbackup.ErrInvalid) {
+	if _, err := RewriteDefinition([]byte("<network/>"), RewriteOptions{Name: "n"}); !errors.Is(err, kvmbackup.ErrInvalid) {
 		t.Errorf("a network's XML: error is %v", err)
 	}
 }

@@ -30,8 +30,8 @@ func stats(ctx context.Context, d *domain, flags libvirt.DomainGetJobStatsFlags)
 	return info, nil
 }
 
-// backupTargets returns the targets of the domain's running backup job by device. kvmbackup.ErrNoJob is within reach
-// when there is none.
+// backupTargets returns the files of the domain's running backup job by device: of a push job the targets, of a pull
+// job the scratches. kvmbackup.ErrNoJob is within reach when there is none.
 func backupTargets(ctx context.Context, d *domain) (map[string]string, error) {
 	text, err := call(ctx, d, func(dom *libvirt.Domain) (string, error) { return dom.BackupGetXMLDesc(0) })
 	if err != nil {
@@ -42,6 +42,13 @@ func backupTargets(ctx context.Context, d *domain) (map[string]string, error) {
 		return nil, fmt.Errorf("read backup job of %q: %w", d.name, err)
 	}
 	targets := map[string]string{}
+	if def.Pull != nil && def.Pull.Disks != nil {
+		for _, disk := range def.Pull.Disks.Disks {
+			if disk.Backup != "no" && disk.Scratch != nil && disk.Scratch.File != nil {
+				targets[disk.Name] = disk.Scratch.File.File
+			}
+		}
+	}
 	if def.Push == nil || def.Push.Disks == nil {
 		return targets, nil
 	}

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 func TestStopped(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 // A libvirt before 11.3 dies when the transaction of a begin fails after its first disk's job was made. These tests

@@ -3,7 +3,6 @@ package libvirtjob_test
 import (
 	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,8 +10,9 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
-	"github.com/kvmbackup/kvmbackup/libvirtjob/realguest"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 const emulatedTPM = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
@@ -21,12 +21,7 @@ const emulatedTPM = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'
 // the guest's again.
 func TestTPM(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("swtpm_setup"); err != nil {
-		if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	lab.Need(t, "swtpm_setup")
 	b := newBench(t, realguest.Config{Disks: disks("vda"), Persistent: true, DevicesXML: emulatedTPM})
 	uri, err := b.guest.Host.Conn.GetURI()
 	b.must(err)

@@ -9,8 +9,8 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// oldest is the first libvirt with all that the executor uses: backup modes by disk, and checkpoints that are validated when they
-// are defined again. An older one refuses the XML with a message that speaks of schemas.
+// oldest is the first libvirt with all that the executor uses: backup modes by disk, and checkpoints that are validated
+// when they are defined again. An older one refuses the XML with a message that speaks of schemas.
 const oldest = 7002000
 
 // checkVersion asks the daemon, which may be older than the client's library.
@@ -24,15 +24,8 @@ func checkVersion(conn *libvirt.Connect) error {
 
 // libvirtVersion is the daemon's, in libvirt's numbers.
 func (e *Executor) libvirtVersion(ctx context.Context) (uint32, error) {
-	return detached(ctx, "the version", func() (uint32, error) {
-		conn, err := e.connection(ctx)
-		if err != nil {
-			return 0, err
-		}
-		defer func() { _, _ = conn.Close() }()
-		version, err := conn.GetLibVersion()
-		return version, translate(err)
-	}, nil)
+	version, err := onConnection(ctx, e, "the version", (*libvirt.Connect).GetLibVersion, nil)
+	return version, translate(err)
 }
 
 func newEnough(version uint32) error {

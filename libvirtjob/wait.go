@@ -61,22 +61,26 @@ type watch struct {
 
 	looked  time.Time // just before the last look that saw the job
 	last    kvmbackup.JobProgress
+	silent  time.Time // since when QEMU's monitor fails; zero: it doesn't
 	copying int       // volumes that were being copied at the last measure
 	idle    time.Time // since when none is; zero: one is
 	pacing  pacing
+	guest   guestMeter
 }
 
-// lostAfter is how long a job may be listed without a block job on any disk. libvirt ends the job in the same breath as the
-// last block job, unless it died while it was at that: then it lists the job until somebody aborts it.
+// lostAfter is how long a job may be listed without a block job on any disk. libvirt ends the job in the same breath as
+// the last block job, unless it died while it was at that: then it lists the job until somebody aborts it.
 const lostAfter = 2 * time.Second
 
 func newWatch(j *job, began time.Time, progress func(kvmbackup.JobProgress)) *watch {
-	w := &watch{job: j, began: began, progress: progress, looked: began, ticker: time.NewTicker(j.exec.cfg.ProgressInterval)}
+	w := &watch{job: j, began: began, progress: progress, looked: began,
+		ticker: time.NewTicker(j.exec.cfg.ProgressInterval)}
 	w.events = j.exec.events.listen(j.dom.uuid)
 	for _, v := range j.spec.Volumes {
 		w.last.Volumes = append(w.last.Volumes, kvmbackup.VolumeProgress{VolumeID: v.VolumeID, Device: v.Device})
 	}
 	w.copying = len(j.spec.Volumes)
+	w.guest = guestMeter{dom: j.dom, volumes: j.spec.Volumes}
 	return w
 }
 
@@ -90,6 +94,12 @@ func (w *watch) run(ctx context.Context) (kvmbackup.JobResult, error) {
 	for {
 		looked := time.Now()
 		info, err := w.look(ctx)
+		if w.dying(err) {
+			if err := w.pause(ctx); err != nil {
+				return kvmbackup.JobResult{}, err
+			}
+			continue
+		}
 		if err != nil {
 			return kvmbackup.JobResult{}, err
 		}
@@ -118,6 +128,24 @@ func (w *watch) run(ctx context.Context) (kvmbackup.JobResult, error) {
 			return kvmbackup.JobResult{}, err
 		}
 	}
+}
+
+// dyingLimit is how long libvirt may take to see that a QEMU is gone whose monitor fails.
+const dyingLimit = 5 * time.Second
+
+// dying says whether a look has failed because QEMU's monitor does, as it does when QEMU is about to be gone. libvirt
+// then has the outcome in a moment.
+func (w *watch) dying(err error) bool {
+	var lv libvirt.Error
+	if !errors.As(err, &lv) || lv.Domain != libvirt.FROM_QEMU ||
+		lv.Code != libvirt.ERR_SYSTEM_ERROR && lv.Code != libvirt.ERR_INTERNAL_ERROR { // a failed write; end of file
+		w.silent = time.Time{}
+		return false
+	}
+	if w.silent.IsZero() {
+		w.silent = time.Now()
+	}
+	return time.Since(w.silent) < dyingLimit
 }
 
 // report tells the caller what is known.
@@ -185,7 +213,8 @@ func (w *watch) lost() error {
 	case w.idle.IsZero():
 		w.idle = time.Now()
 	case time.Since(w.idle) >= lostAfter:
-		return fmt.Errorf("%w: libvirt lists it, and no disk has a block job: libvirt was interrupted while it ended", kvmbackup.ErrJobFailed)
+		return fmt.Errorf("%w: libvirt lists it, and no disk has a block job: libvirt was interrupted while it ended",
+			kvmbackup.ErrJobFailed)
 	}
 	return nil
 }
@@ -219,8 +248,8 @@ func (w *watch) finish(ctx context.Context) (kvmbackup.JobResult, error) {
 	return result, nil
 }
 
-// outcome returns libvirt's record of the job, or what its event said where somebody else has taken the record, as whoever reads it
-// without asking libvirt to keep it does, or another job's has replaced it.
+// outcome returns libvirt's record of the job, or what its event said where somebody else has taken the record, as
+// whoever reads it without asking libvirt to keep it does, or another job's has replaced it.
 func (w *watch) outcome(ctx context.Context) (*libvirt.DomainJobInfo, error) {
 	ended := time.Now()
 	info, err := stats(ctx, w.job.dom, recorded)
@@ -237,7 +266,8 @@ func (w *watch) outcome(ctx context.Context) (*libvirt.DomainJobInfo, error) {
 	return info, nil
 }
 
-// proof returns nil only if the record can be no other job's: that one would have been shorter than ours was when it was last seen.
+// proof returns nil only if the record can be no other job's: that one would have been shorter than ours was when it
+// was last seen.
 func (w *watch) proof(info *libvirt.DomainJobInfo) error {
 	seen := w.looked.Sub(w.began)
 	switch {
@@ -249,11 +279,12 @@ func (w *watch) proof(info *libvirt.DomainJobInfo) error {
 	return nil
 }
 
-// eventLimit is for the way of an event, which libvirt sends before it says that the domain has no job, and through a queue of its own.
+// eventLimit is for the way of an event, which libvirt sends before it says that the domain has no job, and through a
+// queue of its own.
 const eventLimit = 5 * time.Second
 
-// heard returns what an event says that can be no other job's: it came after the begin, before which the domain had no job, and its job
-// was as long as ours has lived.
+// heard returns what an event says that can be no other job's: it came after the begin, before which the domain had no
+// job, and its job was as long as ours has lived.
 func (w *watch) heard(ctx context.Context, ended time.Time) *libvirt.DomainJobInfo {
 	limit := time.NewTimer(eventLimit)
 	defer limit.Stop()

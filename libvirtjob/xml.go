@@ -20,7 +20,8 @@ var namePattern = regexp.MustCompile(`^[a-zA-Z0-9_\-][a-zA-Z0-9_\-.]*$`)
 
 func checkName(name kvmbackup.CheckpointName) error {
 	if !namePattern.MatchString(string(name)) {
-		return fmt.Errorf("%w: checkpoint name %q; a letter, digit, - or _ comes first, then also dots", kvmbackup.ErrInvalid, name)
+		return fmt.Errorf("%w: checkpoint name %q; a letter, digit, - or _ comes first, then also dots",
+			kvmbackup.ErrInvalid, name)
 	}
 	return nil
 }
@@ -37,6 +38,11 @@ func checkSpec(spec kvmbackup.JobSpec) error {
 	}
 	if len(spec.Volumes) == 0 {
 		return fmt.Errorf("%w: the job has no volumes", kvmbackup.ErrNothingToBackUp)
+	}
+	if spec.Transfer == kvmbackup.TransferPull {
+		if err := checkScratch(spec.Scratch); err != nil {
+			return err
+		}
 	}
 	for _, v := range spec.Volumes {
 		if err := checkVolume(spec, v); err != nil {
@@ -55,7 +61,7 @@ func checkVolume(spec kvmbackup.JobSpec, v kvmbackup.JobVolume) error {
 		return bad("target is not a plain name")
 	case !xmlText(filepath.Join(spec.Dir, v.File)):
 		return bad("target path can't be written in XML")
-	case v.Kind == kvmbackup.KindIncremental && checkName(spec.Base) != nil:
+	case v.ByBitmap() && checkName(spec.Base) != nil:
 		return bad("incremental without a base checkpoint")
 	case v.Kind != kvmbackup.KindIncremental && v.Kind != kvmbackup.KindFull:
 		return bad("kind is not set")
@@ -67,14 +73,19 @@ func checkVolume(spec kvmbackup.JobSpec, v kvmbackup.JobVolume) error {
 
 // xmlText says whether XML can hold the text: it has no place for control characters or broken UTF-8.
 func xmlText(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0xFFFE || r == 0xFFFF || r == utf8.RuneError })
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool {
+		return r < 0x20 || r == 0xFFFE || r == 0xFFFF || r == utf8.RuneError
+	})
 }
 
-// backupXML describes a push backup into files that are there. Every disk with media is listed; what is not in the spec
-// is not backed up. (An empty drive may not even be named.) Shareable disks come first: QEMU may refuse one for what
-// another process does at that moment, and libvirt keeps the order and survives when the first is refused. See
-// rehearse.
+// backupXML describes a pull backup, or a push backup into files that are there. Every disk with media is listed; what
+// is not in the spec is not backed up. (An empty drive may not even be named.) Shareable disks come first: QEMU may
+// refuse one for what another process does at that moment, and libvirt keeps the order and survives when the first is
+// refused. See rehearse.
 func backupXML(spec kvmbackup.JobSpec, disks []disk) (string, error) {
+	if spec.Transfer == kvmbackup.TransferPull {
+		return pullXML(spec, disks)
+	}
 	list := &libvirtxml.DomainBackupPushDisks{}
 	for _, d := range shareableFirst(disks) {
 		if d.empty {
@@ -140,6 +151,7 @@ func checkpointXML(name kvmbackup.CheckpointName, created time.Time, disks []dis
 		}
 		list.Disks = append(list.Disks, libvirtxml.DomainCheckpointDisk{Name: d.device, Checkpoint: mode})
 	}
-	def := libvirtxml.DomainCheckpoint{Name: string(name), CreationTime: strconv.FormatInt(created.Unix(), 10), Disks: list}
+	def := libvirtxml.DomainCheckpoint{Name: string(name), CreationTime: strconv.FormatInt(created.Unix(), 10),
+		Disks: list}
 	return def.Marshal()
 }

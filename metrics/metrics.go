@@ -1,12 +1,13 @@
-// Package metrics turns the engine's event stream into Prometheus metrics. It is optional: nothing else of the library imports it or the
-// Prometheus client.
+// Package metrics turns the engine's event stream into Prometheus metrics. It is optional: nothing else of the library
+// imports it or the Prometheus client.
 //
 //	m := metrics.New()
 //	registry.MustRegister(m)
 //	config.OnEvent = m.Observe // the engine.Config that the engine is made with
 //
-// Metrics know what they have observed. After a start of the host program, give them every VM's newest backup with Seed, or the age
-// of a VM's last success is unknown until its next one. Metrics have the label vm, and some have more; see [Metrics].
+// Metrics know what they have observed. After a start of the host program, give them every VM's newest backup with
+// Seed, or the age of a VM's last success is unknown until its next one. Metrics have the label vm, and some have more;
+// see [Metrics].
 package metrics
 
 import (
@@ -30,6 +31,7 @@ import (
 //	kvmbackup_stored_bytes_total{vm,kind}         bytes written by completed backups
 //	kvmbackup_failures_total{vm,op,cause}         failed operations; cause is its kvmbackup.Code
 //	kvmbackup_stalls_total{vm}                    times that a job was reported as standing still
+//	kvmbackup_bitmap_missed_bytes_total{vm}       changes that a comparison found outside of a bitmap's marks
 //	kvmbackup_deleted_total{vm}, kvmbackup_deleted_bytes_total{vm}
 //	kvmbackup_recovered_total{vm}                 what was settled after crashes
 //	kvmbackup_last_verified_timestamp_seconds{vm} when a verification of one of its backups last found nothing
@@ -37,11 +39,15 @@ import (
 //	kvmbackup_running_done_bytes{vm,op}           how far the step is that runs now; not there when none runs
 //	kvmbackup_running_total_bytes{vm,op}          how much there is to do in it
 //	kvmbackup_transferred_bytes_total{vm,op,step} bytes copied, checked or read, counted while it is done
+//	kvmbackup_guest_requests_total{vm}            requests of the guest to its disks while a backup of them ran
+//	kvmbackup_guest_request_seconds_total{vm}     how long they took: by the former it is the mean latency under backup
 //	kvmbackup_operation_duration_seconds{op,outcome}  a histogram over all VMs; outcome is done or failed
+//	kvmbackup_waiting{op}                         operations that wait for a place of a Limiter, or for their VM, now
+//	kvmbackup_wait_seconds{op}                    how long operations waited to start, a histogram over all VMs
 type Metrics struct {
 	lastSuccess, duration, stored, dirtyRatio, frozen, chainLength *prometheus.GaugeVec
 	backups, storedTotal, failures, stalls                         *prometheus.CounterVec
-	deleted, deletedBytes, recovered                               *prometheus.CounterVec
+	deleted, deletedBytes, recovered, missed                       *prometheus.CounterVec
 	lastVerified                                                   *prometheus.GaugeVec
 	running                                                        *running
 }
@@ -54,24 +60,28 @@ func New() *Metrics {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "kvmbackup", Name: name, Help: help}, []string{"vm"})
 	}
 	counter := func(name, help string, more ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kvmbackup", Name: name, Help: help}, append([]string{"vm"}, more...))
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kvmbackup", Name: name, Help: help},
+			append([]string{"vm"}, more...))
 	}
 	return &Metrics{
-		lastSuccess:  gauge("last_success_timestamp_seconds", "Unix time at which the VM's last backup was completed."),
-		duration:     gauge("last_duration_seconds", "How long the last completed backup took."),
-		stored:       gauge("last_stored_bytes", "Bytes that the last completed backup takes in the repository."),
-		dirtyRatio:   gauge("last_dirty_ratio", "Bytes that the last completed backup copied, divided by the virtual size."),
-		frozen:       gauge("last_frozen_seconds", "How long the guest was frozen for the last completed backup."),
-		chainLength:  gauge("chain_length", "Number of backups in the chain of the last completed backup."),
-		backups:      counter("backups_total", "Completed backups.", "kind"),
-		storedTotal:  counter("stored_bytes_total", "Bytes written to the repository by completed backups.", "kind"),
-		failures:     counter("failures_total", "Failed operations.", "op", "cause"),
-		stalls:       counter("stalls_total", "Times that a job was reported as standing still."),
+		lastSuccess: gauge("last_success_timestamp_seconds", "Unix time at which the VM's last backup was completed."),
+		duration:    gauge("last_duration_seconds", "How long the last completed backup took."),
+		stored:      gauge("last_stored_bytes", "Bytes that the last completed backup takes in the repository."),
+		dirtyRatio:  gauge("last_dirty_ratio", "Bytes that the last completed backup copied, divided by the virtual size."),
+		frozen:      gauge("last_frozen_seconds", "How long the guest was frozen for the last completed backup."),
+		chainLength: gauge("chain_length", "Number of backups in the chain of the last completed backup."),
+		backups:     counter("backups_total", "Completed backups.", "kind"),
+		storedTotal: counter("stored_bytes_total", "Bytes written to the repository by completed backups.", "kind"),
+		failures:    counter("failures_total", "Failed operations.", "op", "cause"),
+		stalls:      counter("stalls_total", "Times that a job was reported as standing still."),
+		missed: counter("bitmap_missed_bytes_total", "Bytes of changes that a comparison found outside of a "+
+			"bitmap's marks."),
 		deleted:      counter("deleted_total", "Backups whose files and record were removed."),
 		deletedBytes: counter("deleted_bytes_total", "Bytes that removed backups gave back."),
 		recovered:    counter("recovered_total", "Backups settled after a crash."),
-		lastVerified: gauge("last_verified_timestamp_seconds", "Unix time at which a verification of one of the VM's backups last found nothing."),
-		running:      newRunning(),
+		lastVerified: gauge("last_verified_timestamp_seconds",
+			"Unix time at which a verification of one of the VM's backups last found nothing."),
+		running: newRunning(),
 	}
 }
 
@@ -90,6 +100,8 @@ func (m *Metrics) Observe(ev engine.Event) {
 		m.failures.WithLabelValues(vm, ev.Op, kvmbackup.Code(ev.Err)).Inc()
 	case engine.EventStalled:
 		m.stalls.WithLabelValues(vm).Inc()
+	case engine.EventMissed:
+		m.missed.WithLabelValues(vm).Add(float64(ev.Bytes))
 	case engine.EventDeleted:
 		m.deleted.WithLabelValues(vm).Inc()
 		m.deletedBytes.WithLabelValues(vm).Add(float64(ev.Bytes))
@@ -104,8 +116,8 @@ func (m *Metrics) completed(vm string, ev engine.Event) {
 	m.storedTotal.WithLabelValues(vm, ev.Backup.Kind.String()).Add(float64(ev.Backup.StoredBytes()))
 }
 
-// Seed sets the gauges of a VM from its newest backup, as Store.Newest returns it, before the engine's first operation. Counters begin
-// at 0 with every process, as Prometheus expects.
+// Seed sets the gauges of a VM from its newest backup, as Store.Newest returns it, before the engine's first operation.
+// Counters begin at 0 with every process, as Prometheus expects.
 func (m *Metrics) Seed(newest kvmbackup.Backup) {
 	b, vm := newest, string(newest.VM)
 	var dirty, size int64
@@ -141,8 +153,9 @@ type vector interface {
 }
 
 func (m *Metrics) vectors() []vector {
-	return append(m.running.vectors(), m.lastSuccess, m.duration, m.stored, m.dirtyRatio, m.frozen, m.chainLength, m.backups, m.storedTotal,
-		m.failures, m.stalls, m.deleted, m.deletedBytes, m.recovered, m.lastVerified)
+	return append(m.running.vectors(), m.lastSuccess, m.duration, m.stored, m.dirtyRatio, m.frozen, m.chainLength,
+		m.backups, m.storedTotal,
+		m.failures, m.stalls, m.deleted, m.deletedBytes, m.recovered, m.missed, m.lastVerified)
 }
 
 // Describe implements prometheus.Collector.

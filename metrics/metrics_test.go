@@ -122,3 +122,28 @@ func Example() {
 	// kvmbackup_deleted_bytes_total 4096 <nil>
 	// kvmbackup_deleted_total 1 <nil>
 }
+
+// TestWaiting: who waits is counted until it starts or gives up, and how long it waited is kept.
+func TestWaiting(t *testing.T) {
+	m := metrics.New()
+	event := func(typ engine.EventType, id int64, elapsed time.Duration) {
+		m.Observe(engine.Event{Type: typ, OpID: id, Op: "backup", VM: "vm1", Elapsed: elapsed})
+	}
+	for id := range int64(3) {
+		event(engine.EventWaiting, id, 0)
+	}
+	event(engine.EventWaiting, 0, time.Second)
+	event(engine.EventStarted, 0, 2*time.Second)
+	event(engine.EventFailed, 1, 0)
+	want := `
+# HELP kvmbackup_waiting Operations that wait for a place or for their VM now.
+# TYPE kvmbackup_waiting gauge
+kvmbackup_waiting{op="backup"} 1
+`
+	if err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_waiting"); err != nil {
+		t.Error(err)
+	}
+	if n := testutil.CollectAndCount(m, "kvmbackup_wait_seconds"); n != 1 {
+		t.Errorf("%d histograms of waits", n)
+	}
+}

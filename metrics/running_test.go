@@ -65,6 +65,33 @@ kvmbackup_transferred_bytes_total{op="backup",step="follow job",vm="vm1"} 400
 	}
 }
 
+// TestGuestLatency: what each operation tells of the guest's requests adds up, whether the hypervisor tells it or not.
+func TestGuestLatency(t *testing.T) {
+	m := metrics.New()
+	at := func(op int64, guest kvmbackup.JobProgress) {
+		m.Observe(engine.Event{Type: engine.EventProgress, OpID: op, Op: "backup", VM: "vm1", Progress: &guest})
+	}
+	for op := range int64(2) {
+		m.Observe(engine.Event{Type: engine.EventStarted, OpID: op, Op: "backup", VM: "vm1"})
+		at(op, kvmbackup.JobProgress{})
+		at(op, kvmbackup.JobProgress{GuestRequests: 10, GuestTime: time.Second})
+		at(op, kvmbackup.JobProgress{GuestRequests: 30, GuestTime: 5 * time.Second})
+		m.Observe(engine.Event{Type: engine.EventDone, OpID: op, Op: "backup", VM: "vm1"})
+	}
+	const want = `
+# HELP kvmbackup_guest_request_seconds_total How long the guest's requests took while a backup ran.
+# TYPE kvmbackup_guest_request_seconds_total counter
+kvmbackup_guest_request_seconds_total{vm="vm1"} 10
+# HELP kvmbackup_guest_requests_total Requests of the guest to its disks while a backup of them ran.
+# TYPE kvmbackup_guest_requests_total counter
+kvmbackup_guest_requests_total{vm="vm1"} 60
+`
+	err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_guest_requests_total", "kvmbackup_guest_request_seconds_total")
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLastVerified: the last verification that found nothing, also after a restart.
 func TestLastVerified(t *testing.T) {
 	const want = `

@@ -20,14 +20,15 @@ import (
 )
 
 var (
-	_ kvmbackup.Store        = (*mocks.MockStore)(nil)
-	_ kvmbackup.Executor     = (*mocks.MockExecutor)(nil)
-	_ kvmbackup.ImageUsers   = (*mocks.MockImageUsers)(nil)
-	_ kvmbackup.Job          = (*mocks.MockJob)(nil)
-	_ engine.Images          = (*mocks.MockImages)(nil)
-	_ kvmbackup.ChainDecider = (*mocks.MockChainDecider)(nil)
-	_ kvmbackup.Files        = (*mocks.MockFiles)(nil)
-	_ engine.JobControl      = (*mocks.MockJobControl)(nil)
+	_ kvmbackup.Store      = (*mocks.MockStore)(nil)
+	_ kvmbackup.Executor   = (*mocks.MockExecutor)(nil)
+	_ kvmbackup.ImageUsers = (*mocks.MockImageUsers)(nil)
+	_ kvmbackup.Job        = (*mocks.MockJob)(nil)
+	_ engine.Images        = (*mocks.MockImages)(nil)
+	_ engine.Keys          = (*mocks.MockKeys)(nil)
+	_ engine.Decider       = (*mocks.MockDecider)(nil)
+	_ kvmbackup.Files      = (*mocks.MockFiles)(nil)
+	_ engine.JobControl    = (*mocks.MockJobControl)(nil)
 )
 
 // Every interface of the root package has a mock.
@@ -66,7 +67,7 @@ func declared(t *testing.T, dir string) map[string]bool {
 type host struct {
 	store    *mocks.MockStore
 	executor *mocks.MockExecutor
-	decider  *mocks.MockChainDecider
+	decider  *mocks.MockDecider
 	engine   *engine.Engine
 }
 
@@ -76,7 +77,7 @@ func newHost(t *testing.T) host {
 	require.NoError(t, err)
 	h := host{
 		store:    mocks.NewMockStore(c),
-		executor: mocks.NewMockExecutor(c), decider: mocks.NewMockChainDecider(c),
+		executor: mocks.NewMockExecutor(c), decider: mocks.NewMockDecider(c),
 	}
 	h.engine, err = engine.New(engine.Config{
 		Store: h.store, Repository: repo, Executor: h.executor, Images: mocks.NewMockImages(c), Decider: h.decider,
@@ -99,7 +100,7 @@ func TestPlanAsksTheDecider(t *testing.T) {
 	h.decider.EXPECT().Decide(gomock.Any()).DoAndReturn(func(in kvmbackup.DecideInput) (kvmbackup.Decision, error) {
 		assert.Nil(t, in.Newest)
 		assert.Equal(t, kvmbackup.DomainRunning, in.State)
-		return kvmbackup.Decider{}.Decide(in)
+		return kvmbackup.ChainDecider{}.Decide(in)
 	})
 
 	p, err := h.engine.Plan(t.Context(), engine.BackupRequest{VM: "vm1"})

@@ -22,8 +22,8 @@ var translations = []struct{ tool, sentinel error }{
 	{qcow2.ErrSizeMismatch, kvmbackup.ErrInvalid},
 }
 
-// translate gives a tool's error, which says it all, its sentinel.
-func translate(err error) error {
+// Translate gives a tool's error, which says it all, its sentinel.
+func Translate(err error) error {
 	for _, t := range translations {
 		if errors.Is(err, t.tool) {
 			return mark.As(t.sentinel, err)

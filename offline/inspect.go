@@ -28,8 +28,10 @@ func (im *Images) Inspect(ctx context.Context, disks []Disk) ([]kvmbackup.DiskSt
 		switch {
 		case d.Skip != "":
 		case d.Path == "":
-			status.Unreadable = "it has no local path, so it can be read only while the domain runs: start it, or leave the disk out"
-		case d.Encryption != "" && d.Format != string(qcow2.FormatQcow2): // nothing but ciphertext, whose size is not the disk's
+			status.Unreadable = "it has no local path, so it can be read only while the domain runs: start it, or " +
+				"leave the disk out"
+		case d.Encryption != "" && d.Format != string(qcow2.FormatQcow2):
+			// Nothing but ciphertext, whose size is not the disk's.
 			status.Unreadable, status.Untrackable = sealed(d.Encryption), d.Format
 		default:
 			if err := im.inspect(ctx, d, &status); aboutTheDisk(ctx, err) {
@@ -80,7 +82,7 @@ func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskSta
 	case d.Format != string(qcow2.FormatQcow2):
 		status.Untrackable = d.Format
 	case top.Compat == "0.10":
-		status.Untrackable = kvmbackup.UntrackableVersion2
+		status.Untrackable = qcow2.Version2
 	case status.Encryption != "": // its bitmaps can't be changed without the secret either
 		status.Layers, status.BitmapsUnknown = paths(chain), "the image is encrypted"
 	default:
@@ -94,7 +96,8 @@ func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskSta
 
 // sealed is why an encrypted image can't be read, with the way out.
 func sealed(kind string) string {
-	return "it is encrypted (" + kind + "), and QEMU has its secret only while the domain runs; start the domain for a backup of it, paused is enough"
+	return "it is encrypted (" + kind + "), and QEMU has its secret only while the domain runs; start the domain for " +
+		"a backup of it, paused is enough"
 }
 
 // encryption is the kind of the first encrypted layer.
@@ -107,9 +110,9 @@ func encryption(chain []layer) string {
 	return ""
 }
 
-// DropBitmap removes the bitmap of that name from every layer of the disks. What can't be read, or has no such bitmap, is no error; a disk
-// that is in use is a kvmbackup.ErrImageLocked. The bitmap of an encrypted one, which can't be changed without its secret, stays until the
-// domain runs, and is a warning.
+// DropBitmap removes the bitmap of that name from every layer of the disks. What can't be read, or has no such bitmap,
+// is no error; a disk that is in use is a kvmbackup.ErrImageLocked. The bitmap of an encrypted one, which can't be
+// changed without its secret, stays until the domain runs, and is a warning.
 func (im *Images) DropBitmap(ctx context.Context, disks []Disk, name kvmbackup.CheckpointName) error {
 	var errs []error
 	for _, d := range disks {
@@ -127,12 +130,14 @@ func (im *Images) dropBitmap(ctx context.Context, d Disk, name string) error {
 	case errors.Is(err, qcow2.ErrNotFound) && len(chain) == 0:
 		return nil
 	case aboutTheDisk(ctx, err) && (len(chain) > 0 || !errors.Is(err, qcow2.ErrLocked)): // those above it can be cleaned
-		im.log.WarnContext(ctx, "a disk can't be read, and may have a bitmap still", "device", d.Device, "bitmap", name, "error", err)
+		im.log.WarnContext(ctx, "a disk can't be read, and may have a bitmap still", "device", d.Device, "bitmap", name,
+			"error", err)
 	default:
 		return err
 	}
 	if kind := encryption(chain); kind != "" && len(having(chain, name)) > 0 {
-		im.log.WarnContext(ctx, "a bitmap stays until the domain runs: the image is encrypted", "device", d.Device, "bitmap", name, "encryption", kind)
+		im.log.WarnContext(ctx, "a bitmap stays until the domain runs: the image is encrypted", "device", d.Device,
+			"bitmap", name, "encryption", kind)
 		return nil
 	}
 	for _, l := range chain {
@@ -140,13 +145,14 @@ func (im *Images) dropBitmap(ctx context.Context, d Disk, name string) error {
 			continue
 		}
 		if err := im.tool.BitmapRemove(ctx, l.path, name); err != nil && !errors.Is(err, qcow2.ErrBitmapNotFound) {
-			return fmt.Errorf("disk %s: %w", d.Device, translate(err))
+			return fmt.Errorf("disk %s: %w", d.Device, Translate(err))
 		}
 	}
 	return nil
 }
 
-// HeldBytes returns per device what the disk holds, over all its layers, in clusters of 64 KiB. Devices that can't be measured are left out.
+// HeldBytes returns per device what the disk holds, over all its layers, in clusters of 64 KiB. Devices that can't be
+// measured are left out.
 func (im *Images) HeldBytes(ctx context.Context, disks []Disk, devices []string) (map[string]int64, error) {
 	sizes := map[string]int64{}
 	for _, d := range disks {
@@ -175,12 +181,15 @@ func (im *Images) held(ctx context.Context, d Disk) (int64, error) {
 	for i, l := range chain[1:] {
 		below = append(below, qcow2.Layer{Path: l.path, Format: chain[i].info.BackingFormat})
 	}
-	m, err := im.tool.Measure(ctx, d.Path, qcow2.MeasureOptions{Format: qcow2.Format(d.Format), Backing: below, Timeout: qcow2.NoLimit})
+	m, err := im.tool.Measure(ctx, d.Path, qcow2.MeasureOptions{Format: qcow2.Format(d.Format), Backing: below,
+		Timeout: qcow2.NoLimit})
 	return m.DataBytes(chain[0].info.VirtualSizeBytes), err
 }
 
 // DirtyBytes returns per device what the bitmap of that name marks. Devices without a usable one are left out.
-func (im *Images) DirtyBytes(ctx context.Context, disks []Disk, name kvmbackup.CheckpointName) (map[string]int64, error) {
+func (im *Images) DirtyBytes(
+	ctx context.Context, disks []Disk, name kvmbackup.CheckpointName,
+) (map[string]int64, error) {
 	sizes := map[string]int64{}
 	for _, d := range disks {
 		if d.Skip != "" || d.Path == "" || d.Format != string(qcow2.FormatQcow2) {
@@ -197,7 +206,7 @@ func (im *Images) DirtyBytes(ctx context.Context, disks []Disk, name kvmbackup.C
 			continue
 		}
 		if sizes[d.Device], err = im.tool.DirtyBytes(ctx, d.Path, string(name)); err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.Device, translate(err))
+			return nil, fmt.Errorf("disk %s: %w", d.Device, Translate(err))
 		}
 	}
 	return sizes, nil

@@ -37,14 +37,15 @@ func (im *Images) layers(ctx context.Context, d Disk) ([]layer, error) {
 	for {
 		info, err := im.tool.Info(ctx, path, qcow2.InfoOptions{Format: format})
 		if err != nil {
-			return chain, fmt.Errorf("disk %s: %w", d.Device, translate(err))
+			return chain, fmt.Errorf("disk %s: %w", d.Device, Translate(err))
 		}
 		chain = append(chain, layer{path, format, info})
 		if info.BackingFile == "" {
 			return chain, nil
 		}
 		if len(chain) == maxLayers {
-			return chain, fmt.Errorf("%w: disk %s: the backing chain has more than %d layers", kvmbackup.ErrUnsupported, d.Device, maxLayers)
+			return chain, fmt.Errorf("%w: disk %s: the backing chain has more than %d layers", kvmbackup.ErrUnsupported,
+				d.Device, maxLayers)
 		}
 		if path, format, err = below(d, chain); err != nil {
 			return chain, fmt.Errorf("disk %s: %w", d.Device, err)
@@ -62,13 +63,14 @@ func below(d Disk, chain []layer) (path string, format qcow2.Format, err error) 
 	said, defined := image.info.BackingFormat, d.formatBelow(len(chain)-1, path)
 	switch {
 	case said == "" && defined == "":
-		return "", "", fmt.Errorf("%w: neither %s nor the definition says which format its backing file has, and formats are not guessed; "+
-			"while the VM is off tell it the right one: qemu-img rebase -u -b %s -F FORMAT %s",
+		return "", "", fmt.Errorf("%w: neither %s nor the definition says which format its backing file has, and "+
+			"formats are not guessed; while the VM is off tell it the right one: qemu-img rebase -u -b %s -F FORMAT %s",
 			kvmbackup.ErrUnsupported, image.path, image.info.BackingFile, image.path)
 	case said == "":
 		return path, defined, nil
 	case defined != "" && defined != said:
-		return "", "", fmt.Errorf("%w: the definition says that %s is %s, and %s says %s; it can be backed up only while the domain runs",
+		return "", "", fmt.Errorf("%w: the definition says that %s is %s, and %s says %s; it can be backed up only "+
+			"while the domain runs",
 			kvmbackup.ErrUnsupported, path, defined, image.path, said)
 	}
 	return path, said, nil
@@ -80,14 +82,15 @@ func backingPath(path string, info qcow2.Info) (string, error) {
 	if filepath.IsAbs(name) {
 		return name, nil
 	}
-	if colon, slash := strings.IndexByte(name, ':'), strings.IndexByte(name, '/'); colon >= 0 && (slash < 0 || colon < slash) {
+	if colon, slash := strings.IndexByte(name, ':'), strings.IndexByte(name, '/'); colon >= 0 &&
+		(slash < 0 || colon < slash) {
 		return "", fmt.Errorf("%w: backing file %q of %s %w", kvmbackup.ErrUnsupported, name, path, errNotLocal)
 	}
 	return filepath.Join(filepath.Dir(path), name), nil
 }
 
-// agree compares what the definition says is below the image with what the images say themselves. libvirt starts with the first, so
-// that the guest sees other data than a tool that follows the second.
+// agree compares what the definition says is below the image with what the images say themselves. libvirt starts with
+// the first, so that the guest sees other data than a tool that follows the second.
 func agree(d Disk, chain []layer) error {
 	below := paths(chain[1:])
 	same := len(d.Below) <= len(below) && (!d.Ends || len(d.Below) == len(below)) &&
@@ -95,7 +98,8 @@ func agree(d Disk, chain []layer) error {
 	if same {
 		return nil
 	}
-	return fmt.Errorf("%w: the definition puts disk %s over %q, and its image says %q; it can be backed up only while the domain runs",
+	return fmt.Errorf("%w: the definition puts disk %s over %q, and its image says %q; it can be backed up only "+
+		"while the domain runs",
 		kvmbackup.ErrUnsupported, d.Device, d.Below, below)
 }
 

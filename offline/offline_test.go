@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/offline"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -28,18 +29,9 @@ const size = 64 << 20
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	t.Parallel()
+	lab.Need(t, "qemu-img", "qemu-storage-daemon", "qemu-io")
 	tool, err := qcow2.New(qcow2.Config{})
-	for _, name := range []string{"qemu-storage-daemon", "qemu-io"} {
-		if _, missing := exec.LookPath(name); err == nil {
-			err = missing
-		}
-	}
-	if err != nil {
-		if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	lab.OK(t, err)
 	return &bench{t, offline.New(tool, offline.Config{ProgressInterval: 50 * time.Millisecond}), t.TempDir()}
 }
 
@@ -55,7 +47,7 @@ func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
 // create makes an image; options go to qemu-img create.
 func (b *bench) create(name, format string, options ...string) offline.Disk {
 	b.Helper()
-	b.run("qemu-img", append(append([]string{"create", "-q", "-f", format}, options...), b.path(name), strconv.Itoa(size))...)
+	lab.CreateImage(b, append(append([]string{"-f", format}, options...), b.path(name), strconv.Itoa(size))...)
 	return offline.Disk{Device: strings.TrimSuffix(name, filepath.Ext(name)), Path: b.path(name), Format: format}
 }
 
@@ -487,4 +479,90 @@ func TestErrors(t *testing.T) {
 		b.Errorf("status is %+v", status)
 	}
 	b.must(b.images.DropBitmap(b.Context(), []offline.Disk{gone}, "c1"))
+}
+
+// A thin disk takes what it holds, neither time nor tables for its holes.
+func TestThinDisk(t *testing.T) {
+	b := newBench(t)
+	const thin = 16 << 40
+	vda := offline.Disk{Device: "vda", Path: b.path("thin"), Format: "qcow2"}
+	b.run("qemu-img", "create", "-q", "-f", "qcow2", vda.Path, strconv.Itoa(thin))
+	b.write(vda, 1, 0, 32<<20)
+	b.write(vda, 2, thin-32<<20, 32<<20)
+	v := volume(vda, "full", "")
+	v.VirtualSize = thin
+	job := b.prepare(b.spec("c1", "", v), vda)
+	began := time.Now()
+	b.must(job.Begin(b.Context()))
+	result, err := job.Wait(b.Context(), nil)
+	b.must(err)
+	took := time.Since(began)
+	info, err := os.Stat(b.path("full"))
+	b.must(err)
+	t.Logf("%v, %d bytes", took, info.Size())
+	if took > time.Minute || info.Size() > 70<<20 || result.TotalBytes != thin || result.Transfer != kvmbackup.TransferOffline {
+		t.Errorf("it took %v and has %d bytes; result %+v", took, info.Size(), result)
+	}
+}
+
+// While a job runs no guest can start on any of the disks, whatever its format.
+func TestDisksAreLocked(t *testing.T) {
+	b := newBench(t)
+	vda, vdb := b.create("vda.qcow2", "qcow2"), b.create("vdb.raw", "raw")
+	b.write(vda, 1, 0, 4<<20)
+	b.write(vdb, 1, 0, 4<<20)
+	spec := b.spec("c1", "", volume(vda, "a", ""), volume(vdb, "b", ""))
+	spec.BandwidthBytes = 1024
+	job := b.prepare(spec, vda, vdb)
+	b.must(job.Begin(b.Context()))
+	for _, d := range []offline.Disk{vda, vdb} {
+		out, err := exec.Command("qemu-io", "-f", d.Format, "-c", "write 0 512", d.Path).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "lock") {
+			t.Errorf("%s could be written: %v, %s", d.Device, err, out)
+		}
+	}
+	b.must(job.SetBandwidth(b.Context(), 0))
+	_, err := job.Wait(b.Context(), nil)
+	b.must(err)
+	b.write(vdb, 2, 0, 4096)
+}
+
+// What is put in a target's place after it was made is neither written nor opened.
+func TestTargetIsExchanged(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	b.write(vda, 1, 0, 4<<20)
+	b.must(os.WriteFile(b.path("canary"), []byte("untouched"), 0o600))
+	job := b.prepare(b.spec("c1", "", volume(vda, "a", "")), vda)
+	b.must(errors.Join(os.Rename(b.path("a"), b.path("moved")), os.Symlink(b.path("canary"), b.path("a"))))
+	b.must(job.Begin(b.Context()))
+	_, err := job.Wait(b.Context(), nil)
+	b.must(err)
+	b.run("qemu-img", "compare", vda.Path, b.path("moved"))
+	if text, err := os.ReadFile(b.path("canary")); err != nil || string(text) != "untouched" {
+		t.Errorf("canary is %q, %v", text, err)
+	}
+}
+
+// TestFolderOfTargetsExchanged: where the folder of the targets is a link, or a FIFO, nothing is made, and nobody waits.
+func TestFolderOfTargetsExchanged(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	spec := b.spec("c1", "", volume(vda, "t", ""))
+	elsewhere := t.TempDir()
+	for name, put := range map[string]func(string) error{
+		"a link": func(dir string) error { return os.Symlink(elsewhere, dir) },
+		"a FIFO": func(dir string) error { return exec.Command("mkfifo", dir).Run() },
+	} {
+		spec.Dir = filepath.Join(t.TempDir(), "folder")
+		b.must(put(spec.Dir))
+		ctx, cancel := context.WithTimeout(b.Context(), 10*time.Second)
+		if _, err := b.images.PrepareJob(ctx, "vm", []offline.Disk{vda}, spec); err == nil || ctx.Err() != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		cancel()
+	}
+	if made, err := os.ReadDir(elsewhere); err != nil || len(made) > 0 {
+		t.Errorf("made elsewhere: %v, %v", made, err)
+	}
 }

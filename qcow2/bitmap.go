@@ -78,7 +78,7 @@ func (t *Tool) bitmap(ctx context.Context, step, path, name string, action ...st
 	}
 	if err == nil {
 		args := append([]string{"bitmap", "-f", string(FormatQcow2)}, action...)
-		err = t.modify(ctx, []string{file}, append(args, "--", file, name)...)
+		err = t.modify(ctx, file, append(args, "--", file, name)...)
 	}
 	if err != nil {
 		return fmt.Errorf("%s %q of %q: %w", step, name, path, err)
@@ -89,7 +89,8 @@ func (t *Tool) bitmap(ctx context.Context, step, path, name string, action ...st
 // checkBitmapName refuses names that the format can't hold.
 func checkBitmapName(name string) error {
 	if name == "" || len(name) > maxBitmapName || strings.ContainsRune(name, 0) {
-		return fmt.Errorf("%w: bitmap %.40q of %d bytes, the format allows 1 to %d", ErrBadName, name, len(name), maxBitmapName)
+		return fmt.Errorf("%w: bitmap %.40q of %d bytes, the format allows 1 to %d", ErrBadName, name, len(name),
+			maxBitmapName)
 	}
 	return nil
 }

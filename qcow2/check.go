@@ -7,28 +7,16 @@ import (
 	"time"
 )
 
-// Repair says what Check may mend.
-type Repair string
-
-const (
-	// RepairNone only reports. It is the default.
-	RepairNone Repair = ""
-	// RepairLeaks frees clusters that nothing refers to, which is safe.
-	RepairLeaks Repair = "leaks"
-	// RepairAll also mends corruption. Dangerous: QEMU may choose wrong and hide damage.
-	RepairAll Repair = "all"
-)
-
 // CheckOptions say how to check an image.
 type CheckOptions struct {
 	// Format defaults to FormatQcow2.
 	Format Format
+	// Secret opens a sealed image; nil: it is plain.
+	Secret *Secret
 	// WithBacking opens the backing chain too, as plain qemu-img check does, and fails
 	// when that is not possible; the chain itself is not checked either way. By default
 	// no other file is opened (the path must then be UTF-8).
 	WithBacking bool
-	// Repair defaults to RepairNone.
-	Repair Repair
 	// Timeout replaces Config.InspectTimeout; may be NoLimit. A check reads all
 	// metadata: with clusters of 64 KiB some 160 MiB for each TiB of data, 128 MiB of
 	// L2 tables and 32 MiB of refcounts.
@@ -40,8 +28,6 @@ type CheckResult struct {
 	// Corruptions are errors in the metadata, Leaks are clusters that nothing refers to
 	// (harmless but for the space), CheckErrors are errors while checking.
 	Corruptions, Leaks, CheckErrors int64
-	// CorruptionsFixed and LeaksFixed count what was mended.
-	CorruptionsFixed, LeaksFixed int64
 	// AllocatedClusters of TotalClusters are in the file.
 	AllocatedClusters, TotalClusters int64
 	// ImageEndOffsetBytes is where the used part of the file ends.
@@ -51,16 +37,14 @@ type CheckResult struct {
 // Clean says whether nothing is wrong. Leaks count as clean: they lose no data.
 func (r CheckResult) Clean() bool { return r.Corruptions == 0 && r.CheckErrors == 0 }
 
-// Whole says whether a new image has all its tables: it is clean, and has no leaks, which in a new image are data that a table
-// should refer to.
+// Whole says whether a new image has all its tables: it is clean, and has no leaks, which in a new image are data that
+// a table should refer to.
 func (r CheckResult) Whole() bool { return r.Clean() && r.Leaks == 0 }
 
 type checkJSON struct {
 	Corruptions       int64 `json:"corruptions"`
 	Leaks             int64 `json:"leaks"`
 	CheckErrors       int64 `json:"check-errors"`
-	CorruptionsFixed  int64 `json:"corruptions-fixed"`
-	LeaksFixed        int64 `json:"leaks-fixed"`
 	AllocatedClusters int64 `json:"allocated-clusters"`
 	TotalClusters     int64 `json:"total-clusters"`
 	ImageEndOffset    int64 `json:"image-end-offset"`
@@ -74,18 +58,21 @@ const (
 )
 
 // Check reads the metadata of the image. Corruptions and leaks are a result, not
-// an error; an error means that the check could not be done: ErrNotFound, ErrLocked,
+// an error, and nothing is repaired; an error means that the check could not be done: ErrNotFound, ErrLocked,
 // ErrFormat, ErrCorrupt when the image can't even be opened, ErrUnsupported for
 // formats without a check (raw), ErrTimeout.
 func (t *Tool) Check(ctx context.Context, path string, o CheckOptions) (CheckResult, error) {
 	result, err := t.check(ctx, path, o)
 	if err != nil {
-		return CheckResult{}, fmt.Errorf("check image %q: %w", path, err)
+		return CheckResult{}, fmt.Errorf("check image %q: %w", FileName(path), err)
 	}
 	return result, nil
 }
 
 func (t *Tool) check(ctx context.Context, path string, o CheckOptions) (CheckResult, error) {
+	if o.Secret != nil {
+		return t.checkSealed(ctx, path, o)
+	}
 	backing := []Layer{}
 	if o.WithBacking {
 		backing = nil
@@ -95,15 +82,9 @@ func (t *Tool) check(ctx context.Context, path string, o CheckOptions) (CheckRes
 		return CheckResult{}, err
 	}
 	args := append([]string{"check", "--output=json"}, format...)
-	switch o.Repair {
-	case RepairNone:
-	case RepairLeaks, RepairAll:
-		args = append(args, "-r", string(o.Repair))
-	default:
-		return CheckResult{}, fmt.Errorf("%w: Repair %q", ErrInvalidOption, string(o.Repair))
-	}
 	data, err := t.run(ctx, command{
-		program: t.img, args: append(args, "--", name), names: []string{path, name}, limitMemory: true,
+		program: t.img, args: append(args, "--", name), names: []string{path, name}, images: 1 + len(backing),
+		room:    roomFor(path, backing, false),
 		timeout: orDefault(o.Timeout, t.cfg.InspectTimeout),
 	})
 	return checkResult(data, err)
@@ -129,8 +110,16 @@ func checkResult(data []byte, err error) (CheckResult, error) {
 	}
 	return CheckResult{
 		Corruptions: raw.Corruptions, Leaks: raw.Leaks, CheckErrors: raw.CheckErrors,
-		CorruptionsFixed: raw.CorruptionsFixed, LeaksFixed: raw.LeaksFixed,
 		AllocatedClusters: raw.AllocatedClusters, TotalClusters: raw.TotalClusters,
 		ImageEndOffsetBytes: raw.ImageEndOffset,
 	}, nil
+}
+
+// checkSealed checks an image by its secret.
+func (t *Tool) checkSealed(ctx context.Context, path string, o CheckOptions) (CheckResult, error) {
+	if o.WithBacking {
+		return CheckResult{}, fmt.Errorf("%w: a sealed image is checked alone", ErrUnsupported)
+	}
+	data, err := t.inspectSealed(ctx, "check", path, o.Format, o.Secret, o.Timeout)
+	return checkResult(data, err)
 }

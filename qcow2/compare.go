@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -16,6 +17,8 @@ type CompareOptions struct {
 	// BackingA and BackingB, when not nil, are the images below each; see
 	// ConvertOptions.Backing.
 	BackingA, BackingB []Layer
+	// SecretA and SecretB open sealed images; nil: they are plain. A sealed chain needs its Backing.
+	SecretA, SecretB *Secret
 	// Strict also tells images apart whose virtual size or allocation differs. Without
 	// it a larger image whose rest reads as zeroes is identical.
 	Strict bool
@@ -41,7 +44,7 @@ const exitDifferent = 1
 
 // Compare reads both images with their chains. It returns nil when a VM would see
 // the same content, and an error that wraps a DifferenceError (ErrDifferent) when
-// not. There is no time limit but ctx.
+// not. There is no time limit but ctx, and Config.StallTimeout.
 func (t *Tool) Compare(ctx context.Context, a, b string, o CompareOptions) error {
 	if err := t.compare(ctx, a, b, o); err != nil {
 		return fmt.Errorf("compare image %q with %q: %w", a, b, err)
@@ -50,20 +53,22 @@ func (t *Tool) Compare(ctx context.Context, a, b string, o CompareOptions) error
 }
 
 func (t *Tool) compare(ctx context.Context, a, b string, o CompareOptions) error {
-	formatA, nameA, err := t.source(ctx, "-f", a, o.FormatA, o.BackingA)
-	if err != nil {
-		return err
+	withB := func(argsA []string, nameA string, namesA []string) error {
+		compare := func(argsB []string, nameB string, namesB []string) error {
+			args := slices.Concat([]string{"compare"}, argsA, argsB)
+			if o.Strict {
+				args = append(args, "-s")
+			}
+			return t.runCompare(ctx, append(args, "--", nameA, nameB), append(namesA, namesB...))
+		}
+		return t.withSource(ctx, "-F", b, o.FormatB, o.SecretB, o.BackingB, compare)
 	}
-	formatB, nameB, err := t.source(ctx, "-F", b, o.FormatB, o.BackingB)
-	if err != nil {
-		return err
-	}
-	args := append(append([]string{"compare"}, formatA...), formatB...)
-	if o.Strict {
-		args = append(args, "-s")
-	}
-	args = append(args, "--", nameA, nameB)
-	out, err := t.run(ctx, command{program: t.img, args: args, names: []string{nameA, nameB, a, b}})
+	return t.withSource(ctx, "-f", a, o.FormatA, o.SecretA, o.BackingA, withB)
+}
+
+// runCompare tells a difference from a failure.
+func (t *Tool) runCompare(ctx context.Context, args, names []string) error {
+	out, err := t.run(ctx, command{program: t.img, args: args, names: names})
 	var failed *ToolError
 	if errors.As(err, &failed) && failed.ExitCode == exitDifferent {
 		failed.Err = difference(out)

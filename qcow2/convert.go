@@ -29,6 +29,8 @@ const (
 type ConvertOptions struct {
 	// SourceFormat and TargetFormat default to FormatQcow2.
 	SourceFormat, TargetFormat Format
+	// Secret opens a sealed source; nil: it is plain.
+	Secret *Secret
 	// Backing, when not nil, are the images below the source, nearest first: exactly
 	// these are opened, and the links in the headers are not followed. An empty list
 	// opens the source alone. Names must be UTF-8.
@@ -65,22 +67,38 @@ type ConvertOptions struct {
 // Convert copies the content of src, with its backing chain, to dst, and flushes that. The source is
 // opened without -U: while a VM has it open the call fails with ErrLocked, and while
 // the call runs a VM that uses it can't start. Bitmaps are not copied. There is no
-// time limit but ctx. A failed call removes the dst that it created,
-// unless with ErrHung.
+// time limit but ctx, and Config.StallTimeout. A failed call removes the dst that it created,
+// unless with ErrHung. A dst that is a Descriptor is the caller's own: it is
+// empty, open for writing, and stays when the call fails.
 // Errors: ErrExist, ErrNotFound, ErrBackingFile, ErrLocked, ErrFormat, ErrNoSpace,
 // ErrSizeMismatch (an existing target is too small), ErrIO.
 func (t *Tool) Convert(ctx context.Context, src, dst string, o ConvertOptions) error {
 	if err := t.convert(ctx, src, dst, o); err != nil {
-		return fmt.Errorf("convert image %q to %q: %w", src, dst, err)
+		return fmt.Errorf("convert image %q to %q: %w", FileName(src), FileName(dst), err)
 	}
 	return nil
 }
 
 func (t *Tool) convert(ctx context.Context, src, dst string, o ConvertOptions) error {
-	format, from, err := t.source(ctx, "-f", src, o.SourceFormat, o.Backing)
-	if err != nil {
-		return err
+	if !anySealed(o.Secret, o.Backing) {
+		format, from, err := t.source(ctx, "-f", src, o.SourceFormat, o.Backing)
+		if err != nil {
+			return err
+		}
+		return t.convertFrom(ctx, from, dst, o, format, roomFor(src, o.Backing, false), from, src)
 	}
+	if o.Backing == nil {
+		return fmt.Errorf("%w: a sealed image is read with exactly the layers given", ErrInvalidOption)
+	}
+	return t.sealedChain(ctx, layersOf(src, o.SourceFormat, o.Secret, o.Backing), func(from string, names []string) error {
+		return t.convertFrom(ctx, from, dst, o, nil, &room{}, append(names, from, src)...)
+	})
+}
+
+// convertFrom copies what qemu-img finds by the name, with the arguments that name its format.
+func (t *Tool) convertFrom(
+	ctx context.Context, from, dst string, o ConvertOptions, format []string, room *room, names ...string,
+) error {
 	to, err := absolute(dst)
 	if err != nil {
 		return err
@@ -90,7 +108,11 @@ func (t *Tool) convert(ctx context.Context, src, dst string, o ConvertOptions) e
 		return err
 	}
 	args = append(append(args, format...), "--", from, to)
-	c := command{program: t.img, args: args, names: []string{from, src, to}}
+	c := command{program: t.img, args: args, names: append(names, to), room: room,
+		images: imagesOf(o.Backing), bandwidth: o.BandwidthBytes}
+	if c.room != nil {
+		c.room.write = append(c.room.write, to)
+	}
 	if o.Progress != nil {
 		c.stdout = &progressWriter{report: o.Progress}
 	}
@@ -102,16 +124,21 @@ func (t *Tool) convert(ctx context.Context, src, dst string, o ConvertOptions) e
 	if o.TargetExists {
 		return work()
 	}
-	return t.claimed(ctx, to, func() error {
+	whole := func() error {
 		if err := work(); err != nil || o.TargetFormat.orDefault() != FormatQcow2 {
 			return err
 		}
 		return t.wholeTables(ctx, to)
-	})
+	}
+	if IsDescriptor(to) {
+		return whole()
+	}
+	return t.claimed(ctx, to, whole)
 }
 
-// flushed makes durable what f writes to the file. It is open while f runs, so that it hears of every write that the storage
-// loses: qemu-img flushes when it closes an image and drops what it is told, and who opens the file after that is told nothing.
+// flushed makes durable what f writes to the file. It is open while f runs, so that it hears of every write that the
+// storage loses: qemu-img flushes when it closes an image and drops what it is told, and who opens the file after that
+// is told nothing.
 func (t *Tool) flushed(ctx context.Context, name string, f func() error) error {
 	var file *os.File
 	open := func() (err error) { file, err = os.Open(name); return err }
@@ -140,12 +167,13 @@ func (t *Tool) flushed(ctx context.Context, name string, f func() error) error {
 	}
 }
 
-// wholeTables finds what qemu-img loses without an error when its last flush fails: it doesn't write the tables then, and leaves data
-// that nothing refers to.
+// wholeTables finds what qemu-img loses without an error when its last flush fails: it doesn't write the tables then,
+// and leaves data that nothing refers to.
 func (t *Tool) wholeTables(ctx context.Context, name string) error {
 	res, err := t.check(ctx, name, CheckOptions{Timeout: NoLimit})
 	if err == nil && !res.Whole() {
-		err = fmt.Errorf("%w: the tables were not all written: %d clusters that nothing refers to, %d corruptions", ErrIO, res.Leaks, res.Corruptions)
+		err = fmt.Errorf("%w: the tables were not all written: %d clusters that nothing refers to, %d corruptions",
+			ErrIO, res.Leaks, res.Corruptions)
 	}
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -58,7 +59,7 @@ func TestConvertChain(t *testing.T) {
 		if err := tool.Compare(t.Context(), inc2, dst, qcow2.CompareOptions{BackingA: layers}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := qcow2.VerifyLink(dst, qcow2.Expect{VirtualSizeBytes: 16 * mib}); err != nil {
+		if _, err := verifyLink(dst, qcow2.Expect{VirtualSizeBytes: 16 * mib}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -74,9 +75,8 @@ func TestExplicitLayersIgnoreHeaders(t *testing.T) {
 	if err := os.WriteFile(secret, bytes.Repeat([]byte{0xee}, 16*mib), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := tool.Rebase(t.Context(), inc2, qcow2.RebaseOptions{BackingFile: secret, BackingFormat: qcow2.FormatRaw, HeaderOnly: true})
-	if err != nil {
-		t.Fatal(err)
+	if out, err := run("qemu-img", "rebase", "-u", "-b", secret, "-F", "raw", inc2); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 	checkRange(t, content(t, tool, inc2, qcow2.FormatQcow2), 0xee, 0, mib)
 	dst := filepath.Join(dir, "dst")
@@ -89,7 +89,7 @@ func TestExplicitLayersIgnoreHeaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkChainContent(t, data)
-	if _, err := qcow2.VerifyLink(inc2, qcow2.Expect{BackingFile: "inc1"}); !errors.Is(err, qcow2.ErrBackingMismatch) {
+	if _, err := verifyLink(inc2, qcow2.Expect{BackingFile: "inc1"}); !errors.Is(err, qcow2.ErrBackingMismatch) {
 		t.Errorf("got %v, want ErrBackingMismatch", err)
 	}
 }
@@ -167,7 +167,7 @@ func TestConvertErrors(t *testing.T) {
 
 func TestConvertOutOfSpace(t *testing.T) {
 	t.Parallel()
-	requireTool(t, "qemu-img")
+	lab.Need(t, "qemu-img")
 	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, `ulimit -f 2000; exec qemu-img "$@"`)})
 	dir := t.TempDir()
 	_, _, top := chain(t, tool, dir)
@@ -178,6 +178,23 @@ func TestConvertOutOfSpace(t *testing.T) {
 	}
 	if _, err := os.Lstat(dst); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("left a target: %v", err)
+	}
+}
+
+// TestConvertOntoFullFileSystem: some versions of qemu-img fail to remove what they began, and say so first.
+func TestConvertOntoFullFileSystem(t *testing.T) {
+	t.Parallel()
+	tool, dir := newTool(t), t.TempDir()
+	_, _, top := chain(t, tool, dir)
+	for _, room := range []string{"size=64k", "size=256k", "size=640k"} {
+		dst := filepath.Join(lab.Tmpfs(t, room), "dst")
+		err := tool.Convert(t.Context(), top, dst, qcow2.ConvertOptions{})
+		if !errors.Is(err, qcow2.ErrNoSpace) || errors.Is(err, qcow2.ErrPermission) {
+			t.Errorf("%s: got %v, want ErrNoSpace alone", room, err)
+		}
+		if _, err := os.Lstat(dst); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: left a target: %v", room, err)
+		}
 	}
 }
 

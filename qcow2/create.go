@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -21,6 +23,9 @@ type CreateOptions struct {
 	// need not exist. A relative name is relative to the new image's directory. Empty
 	// means no backing file.
 	BackingFile string
+	// BackingSocket, in place of BackingFile, is the absolute path of a Unix socket on which an NBD server has the
+	// disk below under BackingExport. The header has both; the server is not asked. ErrBadName for what a URI can't have.
+	BackingSocket, BackingExport string
 	// BackingFormat is the backing file's format. Defaults to FormatQcow2.
 	BackingFormat Format
 	// ClusterSizeBytes is a power of two from 512 to 2 MiB, qcow2 only. Defaults to
@@ -30,7 +35,8 @@ type CreateOptions struct {
 
 // Create makes a new image at path, with mode 0600: it is to hold a guest's secrets.
 // The file is claimed first, exclusively, so that two calls can't both succeed:
-// ErrExist when it is there. A failed call leaves no file. Nothing is synced to disk.
+// ErrExist when it is there. A failed call leaves no file. A path that is a Descriptor is the caller's own: the file is
+// empty, open for reading and writing, and stays. Nothing is synced to disk.
 func (t *Tool) Create(ctx context.Context, path string, o CreateOptions) error {
 	name, err := absolute(path)
 	if err != nil {
@@ -41,9 +47,18 @@ func (t *Tool) Create(ctx context.Context, path string, o CreateOptions) error {
 		return fmt.Errorf("create image %q: %w", path, err)
 	}
 	args = append(args, "--", name, strconv.FormatInt(o.SizeBytes, 10))
-	err = t.claimed(ctx, name, func() error {
-		return t.modify(ctx, []string{name}, args...)
-	})
+	fill := func() error {
+		_, err := t.run(ctx, command{
+			program: t.img, args: args, names: []string{name}, images: 1, room: &room{write: []string{name}},
+			timeout: t.cfg.InspectTimeout,
+		})
+		return err
+	}
+	if IsDescriptor(name) {
+		err = fill()
+	} else {
+		err = t.claimed(ctx, name, fill)
+	}
 	if err != nil {
 		return fmt.Errorf("create image %q: %w", path, err)
 	}
@@ -55,10 +70,14 @@ func (o CreateOptions) args() ([]string, error) {
 	if o.SizeBytes <= 0 {
 		return nil, fmt.Errorf("%w: SizeBytes %d", ErrInvalidOption, o.SizeBytes)
 	}
-	if err := errors.Join(o.Format.explicit(), o.BackingFormat.explicit(), checkStoredName(o.BackingFile)); err != nil {
+	err := errors.Join(o.Format.explicit(), o.BackingFormat.explicit(), checkStoredName(o.BackingFile), o.checkSocket())
+	if err != nil {
 		return nil, err
 	}
 	args := []string{"create", "-q", "-f", string(o.Format.orDefault())}
+	if o.BackingSocket != "" {
+		args = append(args, "-u", "-b", o.backingURI(), "-F", string(FormatRaw))
+	}
 	if o.BackingFile != "" {
 		args = append(args, "-u", "-b", StoredName(o.BackingFile), "-F", string(o.BackingFormat.orDefault()))
 	}
@@ -67,6 +86,29 @@ func (o CreateOptions) args() ([]string, error) {
 		return nil, err
 	}
 	return append(args, optionList(settings)...), nil
+}
+
+// backingURI is how QEMU names an export on a socket.
+func (o CreateOptions) backingURI() string {
+	return "nbd+unix:///" + o.BackingExport + "?socket=" + o.BackingSocket
+}
+
+// uriSafe is all that QEMU and libvirt (which decodes nothing, as of 9.0) both take as it is.
+var uriSafe = regexp.MustCompile(`^[A-Za-z0-9._~/-]*$`)
+
+func (o CreateOptions) checkSocket() error {
+	switch {
+	case o.BackingSocket == "" && o.BackingExport == "":
+		return nil
+	case o.BackingFile != "" || !filepath.IsAbs(o.BackingSocket):
+		return fmt.Errorf("%w: BackingSocket %q with BackingFile %q", ErrInvalidOption, o.BackingSocket, o.BackingFile)
+	case !uriSafe.MatchString(o.BackingSocket) || !uriSafe.MatchString(o.BackingExport):
+		return fmt.Errorf("%w: no URI has the socket %q, or the export %q", ErrBadName, o.BackingSocket, o.BackingExport)
+	case len(o.BackingSocket) > maxSocketPath:
+		return fmt.Errorf("%w: socket path of %d bytes, the kernel allows %d",
+			ErrBadName, len(o.BackingSocket), maxSocketPath)
+	}
+	return checkStoredName(o.backingURI())
 }
 
 // clusterSetting returns the creation setting for a cluster size, if any.

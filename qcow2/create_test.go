@@ -143,13 +143,43 @@ func TestBackingNames(t *testing.T) {
 		if err := tool.Compare(t.Context(), base, top, qcow2.CompareOptions{}); err != nil {
 			t.Errorf("backing file %q: %v", name, err)
 		}
-		h, err := qcow2.VerifyLink(top, qcow2.Expect{BackingFile: name, VirtualSizeBytes: mib})
+		h, err := verifyLink(top, qcow2.Expect{BackingFile: name, VirtualSizeBytes: mib})
 		if err != nil || h.BackingFile != qcow2.StoredName(name) {
 			t.Errorf("backing file %q: header %q, %v", name, h.BackingFile, err)
 		}
 		info, err := tool.Info(t.Context(), top, qcow2.InfoOptions{})
 		if err != nil || info.BackingFile != qcow2.StoredName(name) {
 			t.Errorf("backing file %q: info %q, %v", name, info.BackingFile, err)
+		}
+	}
+}
+
+// TestCreateOverAnExport: the header names the export as QEMU and libvirt both read it; what one of them would misread is refused.
+func TestCreateOverAnExport(t *testing.T) {
+	t.Parallel()
+	tool, dir := newTool(t), t.TempDir()
+	path := filepath.Join(dir, "overlay")
+	create(t, tool, path, qcow2.CreateOptions{SizeBytes: mib, BackingSocket: "/run/s", BackingExport: "vda"})
+	if _, err := verifyLink(path, qcow2.Expect{BackingFile: "x"}); !errors.Is(err, qcow2.ErrBackingMismatch) {
+		t.Errorf("got %v", err)
+	}
+	h, err := qcow2.ReadHeaderFile(path)
+	if err != nil || h.BackingFile != "nbd+unix:///vda?socket=/run/s" || h.BackingFormat != qcow2.FormatRaw {
+		t.Errorf("the header has %q in %q, %v", h.BackingFile, h.BackingFormat, err)
+	}
+	for name, o := range map[string]qcow2.CreateOptions{
+		"a blank":       {BackingSocket: "/run/a b"},
+		"a second part": {BackingSocket: "/run/s&socket=/run/other"},
+		"a percent":     {BackingSocket: "/run/%41"},
+		"an export":     {BackingSocket: "/run/s", BackingExport: "a?b"},
+		"too long":      {BackingSocket: "/" + strings.Repeat("x", 200)},
+		"relative":      {BackingSocket: "s"},
+		"two":           {BackingSocket: "/run/s", BackingFile: "x"},
+		"no socket":     {BackingExport: "vda"},
+	} {
+		o.SizeBytes = mib
+		if err := tool.Create(t.Context(), path+name, o); !errors.Is(err, qcow2.ErrBadName) && !errors.Is(err, qcow2.ErrInvalidOption) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"github.com/kvmbackup/kvmbackup/internal/leave"
 	"github.com/kvmbackup/kvmbackup/internal/logctx"
@@ -29,7 +28,8 @@ func (t *Tool) detached(ctx context.Context, path string, f func() error, undo f
 		return err
 	}
 	work := func(*leave.Work) (struct{}, error) { return struct{}{}, f() }
-	_, err := leave.Do(ctx, &hung, leave.Options{What: "file operation", Places: []string{filepath.Dir(path)}, Grace: t.cfg.KillGrace}, work,
+	_, err := leave.Do(ctx, &hung, leave.Options{What: "file operation", Places: []string{placeOf(path)},
+		Grace: t.cfg.KillGrace}, work,
 		func(_ *leave.Work, _ struct{}, err error) {
 			logctx.Logger(ctx, t.log).Warn("file operation that hung has ended", "error", takeBack(err))
 		})

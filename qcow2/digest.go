@@ -12,31 +12,46 @@ import (
 //
 // A symbolic link in the last element of path is not followed, and only regular files
 // are opened: ErrNotRegular. It uses all processors and at most 32 MiB of memory. When
-// ctx ends, it returns an error that wraps the context's cause. Reads that the storage
+// ctx ends, it returns an error that wraps the context's cause, and ErrTimeout when nothing was read for
+// Config.StallTimeout. Reads that the storage
 // does not answer are left behind after Config.KillGrace, with ErrHung. A file whose
 // size changes meanwhile is an error. Other errors: ErrNotFound, ErrPermission, ErrIO.
 func (t *Tool) FileDigest(ctx context.Context, path string) (string, error) {
-	var sum string
-	err := t.detached(ctx, path, func() (err error) {
-		sum, err = fileDigest(ctx, path)
-		return err
-	}, nil)
+	sum, err := t.detachedDigest(ctx, path, func(ctx context.Context, source *countedSource) (sum string, err error) {
+		file, err := openDigestFile(path)
+		if err != nil {
+			return "", err
+		}
+		defer func() { err = errors.Join(err, file.Close()) }()
+		source.digestSource = file
+		if sum, err = digest(ctx, source); err != nil {
+			return "", err
+		}
+		return sum, file.unchanged()
+	})
 	if err != nil {
-		return "", fmt.Errorf("digest of file %q: %w", path, err)
+		return "", fmt.Errorf("digest of file %q: %w", FileName(path), err)
 	}
 	return sum, nil
 }
 
-func fileDigest(ctx context.Context, path string) (sum string, err error) {
-	file, err := openDigestFile(path)
+// detachedDigest runs f detached, which reads its source through source, and ends it when that stands still.
+func (t *Tool) detachedDigest(
+	ctx context.Context, path string, f func(ctx context.Context, source *countedSource) (string, error),
+) (sum string, err error) {
+	source := &countedSource{}
+	ctx, unwatch := withStall(ctx, t.cfg.StallTimeout, source.moved)
+	defer unwatch()
+	got := make(chan string, 1)
+	err = t.detached(ctx, path, func() error {
+		sum, err := f(ctx, source)
+		got <- sum
+		return err
+	}, nil)
 	if err != nil {
 		return "", err
 	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	if sum, err = digest(ctx, file); err != nil {
-		return "", err
-	}
-	return sum, file.unchanged()
+	return <-got, nil
 }
 
 // Digest returns the digest of the bytes that a guest sees in the qcow2 image at path,
@@ -48,28 +63,40 @@ func fileDigest(ctx context.Context, path string) (sum string, err error) {
 // The image is read through qemu-nbd, without -U: while a VM has it open the call fails
 // with ErrLocked, and while the call runs a VM that uses it can't start. It uses all
 // processors and, beside qemu-nbd, some 40 MiB of memory. There is no time limit but
-// ctx, except Config.InspectTimeout for opening the image; when ctx ends, qemu-nbd is
+// ctx and Config.StallTimeout, except Config.InspectTimeout for opening the image; when ctx ends, qemu-nbd is
 // killed. Errors: ErrNotFound, ErrPermission, ErrLocked, ErrFormat, ErrCorrupt, ErrIO,
 // ErrBadName, ErrToolMissing, ErrTimeout, ErrHung.
 func (t *Tool) Digest(ctx context.Context, path string, backing []Layer) (string, error) {
 	sum, err := t.imageDigest(ctx, path, backing)
 	if err != nil {
-		return "", fmt.Errorf("digest of image %q: %w", path, err)
+		return "", fmt.Errorf("digest of image %q: %w", FileName(path), err)
 	}
 	return sum, nil
 }
 
 func (t *Tool) imageDigest(ctx context.Context, path string, backing []Layer) (string, error) {
+	return t.digestWith(ctx, path, backing, digest)
+}
+
+// digestWith has f read what a guest sees.
+func (t *Tool) digestWith(
+	ctx context.Context, path string, backing []Layer, f func(context.Context, digestSource) (string, error),
+) (string, error) {
 	if ctx.Err() != nil {
 		return "", contextError(ctx)
+	}
+	if err := unsealed(secretsOf(nil, backing)...); err != nil {
+		return "", err
 	}
 	image, err := t.openDigestImage(ctx, path, backing)
 	if err != nil {
 		return "", err
 	}
-	stop := image.client.bind(ctx)
+	ctx, unwatch := withStall(ctx, t.cfg.StallTimeout, image.process.moved)
+	defer unwatch()
+	stop := image.client.Bind(ctx)
 	defer stop()
-	sum, err := digest(ctx, image.client)
+	sum, err := f(ctx, image.client)
 	if err := image.close(ctx, err); err != nil {
 		return "", err
 	}

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -120,8 +121,8 @@ func TestFileDigestKnown(t *testing.T) {
 func TestFileDigestHoles(t *testing.T) {
 	t.Parallel()
 	tool, dir := newTool(t), t.TempDir()
-	rnd := rand.New(rand.NewPCG(1, 2))
-	for i := range 30 {
+	rnd := rand.New(rand.NewPCG(lab.Seed(t), 2))
+	for i := range lab.Rounds(6, 30) {
 		data := make([]byte, rnd.IntN(12*digestPiece))
 		sparse := filepath.Join(dir, fmt.Sprint("sparse", i))
 		file, err := os.Create(sparse)
@@ -154,7 +155,7 @@ func TestFileDigestHugeHole(t *testing.T) {
 	}
 	const size = 4 << 40
 	if err := file.Truncate(size + 5); err != nil {
-		missing(t, err.Error()) // the file system has a limit
+		lab.Missing(t, err.Error()) // the file system has a limit
 	}
 	if _, err := file.WriteAt([]byte("x"), size/2+7); err != nil {
 		t.Fatal(err)
@@ -198,7 +199,7 @@ func TestFileDigestCancel(t *testing.T) {
 	tool, path := newTool(t), filepath.Join(t.TempDir(), "f")
 	writeFile(t, path, nil)
 	if err := os.Truncate(path, 1<<43); err != nil {
-		missing(t, err.Error())
+		lab.Missing(t, err.Error())
 	}
 	why := errors.New("why")
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -339,9 +340,9 @@ func TestDigestSeesEveryByte(t *testing.T) {
 	writeFile(t, raw, data)
 	convert(t, tool, raw, top, qcow2.FormatRaw, qcow2.FormatQcow2)
 	before := digest(t, tool, top)
-	rnd := rand.New(rand.NewPCG(5, 6))
+	rnd := rand.New(rand.NewPCG(lab.Seed(t), 6))
 	offsets := []int{0, size - 1, 3*mib - 1, 3 * mib, digestPiece - 1, digestPiece, 2*digestPiece - 1, 2 * digestPiece, 9*mib - 1, 9 * mib}
-	for range 30 {
+	for range lab.Rounds(3, 30) {
 		offsets = append(offsets, rnd.IntN(size))
 	}
 	for _, offset := range offsets {
@@ -365,7 +366,9 @@ func TestDigestSeesEveryByte(t *testing.T) {
 func TestDigestRandomChains(t *testing.T) {
 	t.Parallel()
 	tool := newTool(t)
-	for seed := range uint64(6) {
+	first := lab.Seed(t)
+	for n := range lab.Rounds(2, 6) {
+		seed := first + uint64(n)
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(seed, 8))

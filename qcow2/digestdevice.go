@@ -16,22 +16,21 @@ type digestDevice struct {
 	size int64
 }
 
-// DeviceDigest returns the digest of the first sizeBytes of a block device, which is the FileDigest of a raw file with these bytes. The
-// device is opened for reading, and may be in use. It uses all processors and at most 32 MiB of memory; for the rest see FileDigest.
-// Returns ErrNotRegular for anything but a block device, and ErrIO for one that is shorter.
+// DeviceDigest returns the digest of the first sizeBytes of a block device, which is the FileDigest of a raw file with
+// these bytes. The device is opened for reading, and may be in use. It uses all processors and at most 32 MiB of
+// memory; for the rest see FileDigest. Returns ErrNotRegular for anything but a block device, and ErrIO for one that is
+// shorter.
 func (t *Tool) DeviceDigest(ctx context.Context, path string, sizeBytes int64) (string, error) {
-	var sum string
-	err := t.detached(ctx, path, func() (err error) {
-		sum, err = deviceDigest(ctx, path, sizeBytes)
-		return err
-	}, nil)
+	sum, err := t.detachedDigest(ctx, path, func(ctx context.Context, source *countedSource) (string, error) {
+		return deviceDigest(ctx, path, sizeBytes, source)
+	})
 	if err != nil {
 		return "", fmt.Errorf("digest of device %q: %w", path, err)
 	}
 	return sum, nil
 }
 
-func deviceDigest(ctx context.Context, path string, size int64) (sum string, err error) {
+func deviceDigest(ctx context.Context, path string, size int64, source *countedSource) (sum string, err error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return "", fileError(err)
@@ -44,7 +43,8 @@ func deviceDigest(ctx context.Context, path string, size int64) (sum string, err
 	if info.Mode()&fs.ModeDevice == 0 || info.Mode()&fs.ModeCharDevice != 0 {
 		return "", fmt.Errorf("%w: it is no block device", ErrNotRegular)
 	}
-	return digest(ctx, &digestDevice{file, size})
+	source.digestSource = &digestDevice{file, size}
+	return digest(ctx, source)
 }
 
 func (d *digestDevice) sizeBytes() int64 { return d.size }

@@ -19,21 +19,11 @@ var errChanged = errors.New("file changed while it was read")
 
 // openDigestFile opens a regular file, and nothing else.
 func openDigestFile(path string) (*digestFile, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, syscall.ELOOP) {
-		return nil, fmt.Errorf("%w: %w", ErrNotRegular, err)
-	}
+	file, size, err := openRegular(path)
 	if err != nil {
-		return nil, fileError(err)
+		return nil, err
 	}
-	info, err := file.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = ErrNotRegular
-	}
-	if err != nil {
-		return nil, errors.Join(fileError(err), file.Close())
-	}
-	return &digestFile{File: file, size: info.Size()}, nil
+	return &digestFile{File: file, size: size}, nil
 }
 
 func (f *digestFile) sizeBytes() int64 { return f.size }

@@ -8,13 +8,17 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/mark"
+	"github.com/kvmbackup/kvmbackup/internal/nbd"
 )
 
 // digestImage is a qcow2 image, served by a qemu-nbd of its own to one client.
 type digestImage struct {
 	process *process
-	client  *nbdClient
+	client  *digestClient
 }
 
 // openDigestImage starts a server over exactly the given layers and connects to it.
@@ -29,7 +33,9 @@ func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer
 	if err != nil {
 		return nil, err
 	}
-	image, err := t.serveDigestImage(ctx, socket, name, names)
+	room := roomFor(path, append([]Layer{}, backing...), false)
+	room.sockets = []string{dir}
+	image, err := t.serveDigestImage(ctx, socket, name, names, 1+len(backing), room)
 	// Once the client is connected nobody needs the socket's name any more.
 	if removeErr := removeSocket(dir, socket); removeErr != nil {
 		if image != nil {
@@ -40,9 +46,11 @@ func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer
 	return image, err
 }
 
-func (t *Tool) serveDigestImage(ctx context.Context, socket, name string, names []string) (*digestImage, error) {
+func (t *Tool) serveDigestImage(
+	ctx context.Context, socket, name string, names []string, images int, room *room,
+) (*digestImage, error) {
 	p, err := t.start(command{
-		program: t.nbdServer, names: append(names, socket),
+		program: t.nbdServer, names: append(names, socket), room: room, images: images,
 		args: []string{"--read-only", "--shared=1", "--socket=" + socket, "--export-name=", "--", name},
 	})
 	if err != nil {
@@ -52,17 +60,52 @@ func (t *Tool) serveDigestImage(ctx context.Context, socket, name string, names 
 	if err != nil {
 		return nil, errors.Join(err, p.reap())
 	}
-	client, err := openNBDClient(ctx, conn)
-	image := &digestImage{process: p, client: client}
+	image := &digestImage{process: p}
+	client, err := nbd.Open(ctx, conn, nbd.Options{Context: nbd.Allocation})
 	if err != nil {
-		return nil, image.close(ctx, err)
+		return nil, image.close(ctx, NBDError(err))
 	}
+	image.client = &digestClient{client}
 	return image, nil
+}
+
+// digestClient is a connection as the source of a digest.
+type digestClient struct{ *nbd.Client }
+
+func (c *digestClient) sizeBytes() int64 { return c.SizeBytes() }
+
+func (c *digestClient) readAt(p []byte, offset int64) error { return NBDError(c.ReadAt(p, offset)) }
+
+// maxDigestStatus is how much of the disk one question for its state covers.
+const maxDigestStatus = 1 << 30
+
+func (c *digestClient) extents(offset int64) ([]digestExtent, error) {
+	extents, err := c.Extents(offset, min(maxDigestStatus, c.SizeBytes()-offset))
+	list := make([]digestExtent, len(extents))
+	for i, e := range extents {
+		list[i] = digestExtent{length: e.Length, zero: e.State&nbd.StateZero != 0}
+	}
+	return list, NBDError(err)
+}
+
+// NBDError adds this package's sentinel to an error of a connection that was made with a server's Dial: ErrProtocol,
+// ErrIO, ErrPermission or ErrNoSpace. Other errors and nil come back as they are.
+func NBDError(err error) error {
+	for _, s := range []struct{ is, sentinel error }{
+		{nbd.ErrProtocol, ErrProtocol}, {syscall.EIO, ErrIO}, {syscall.EPERM, ErrPermission}, {syscall.ENOSPC, ErrNoSpace},
+	} {
+		if errors.Is(err, s.is) {
+			return mark.As(s.sentinel, err)
+		}
+	}
+	return err
 }
 
 // explicitLayers describes the image with exactly the given layers, and lists the
 // names that may occur in messages.
-func (t *Tool) explicitLayers(ctx context.Context, path string, format Format, backing []Layer) (name string, names []string, err error) {
+func (t *Tool) explicitLayers(
+	ctx context.Context, path string, format Format, backing []Layer,
+) (name string, names []string, err error) {
 	top, err := t.layered(ctx, path, format, backing)
 	if err != nil {
 		return "", nil, err
@@ -137,7 +180,7 @@ func dialServer(ctx context.Context, p *process, socket string) (net.Conn, error
 func (i *digestImage) close(ctx context.Context, err error) error {
 	hung := i.process.reap()
 	if i.client != nil {
-		i.client.close()
+		i.client.Close()
 	}
 	switch {
 	case err == nil:

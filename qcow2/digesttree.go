@@ -5,7 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"hash"
+	"io"
 	"runtime"
 	"sync"
 )
@@ -40,7 +40,18 @@ type digestExtent struct {
 
 // digest computes the tree hash of src. All reads have returned when it does.
 func digest(ctx context.Context, src digestSource) (string, error) {
-	t := &treeHash{src: src, root: sha256.New(), slots: make([]digestSlot, min(4*runtime.GOMAXPROCS(0), maxDigestPieces))}
+	return digestKnown(ctx, src, nil, io.Discard)
+}
+
+// digestKnown doesn't read the pieces whose sums are known, and tells leaves the sums of all in their order.
+func digestKnown(
+	ctx context.Context, src digestSource, known func(piece, length int64) ([sha256.Size]byte, bool), leaves io.Writer,
+) (string, error) {
+	root := sha256.New()
+	t := &treeHash{
+		src: src, known: known, root: io.MultiWriter(root, leaves),
+		slots: make([]digestSlot, min(4*runtime.GOMAXPROCS(0), maxDigestPieces)),
+	}
 	defer t.wait()
 	if err := t.pieces(ctx); err != nil {
 		return "", err
@@ -50,15 +61,16 @@ func digest(ctx context.Context, src digestSource) (string, error) {
 			return "", err
 		}
 	}
-	return digestAlgorithm + ":" + hex.EncodeToString(t.root.Sum(nil)), nil
+	return digestAlgorithm + ":" + hex.EncodeToString(root.Sum(nil)), nil
 }
 
 // treeHash has the pieces of a source hashed side by side, and hashes their sums in
 // order. One goroutine uses it.
 type treeHash struct {
 	src   digestSource
-	root  hash.Hash
-	slots []digestSlot // a ring: slots[next] holds the oldest piece
+	known func(piece, length int64) ([sha256.Size]byte, bool) // nil: none is
+	root  io.Writer                                           // of the sums
+	slots []digestSlot                                        // a ring: slots[next] holds the oldest piece
 	next  int
 	ahead []digestExtent // what is known from position on
 	at    int64          // position of ahead
@@ -81,9 +93,18 @@ func (t *treeHash) pieces(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return contextError(ctx)
 		}
+		if added, err := t.addKnown(ctx, offset, min(digestPiece, size-offset)); err != nil {
+			return err
+		} else if added {
+			offset += digestPiece
+			continue
+		}
 		zeros, err := t.zeroPieces(offset)
 		if err != nil {
 			return err
+		}
+		if t.known != nil { // the next one may be
+			zeros = min(zeros, 1)
 		}
 		if zeros > 0 {
 			if err := t.addZeros(ctx, zeros); err != nil {
@@ -171,7 +192,7 @@ func (t *treeHash) writeZeros(ctx context.Context, n int64) error {
 			return contextError(ctx)
 		}
 		batch := min(n, int64(len(zeroSums())/sha256.Size))
-		t.root.Write(zeroSums()[:batch*sha256.Size])
+		_, _ = t.root.Write(zeroSums()[:batch*sha256.Size]) // neither fails
 		n -= batch
 	}
 	return nil
@@ -198,6 +219,23 @@ func (t *treeHash) add(ctx context.Context, offset, length int64, mask uint64) e
 	return nil
 }
 
+// addKnown adds a piece that needs no reading, if its sum is known.
+func (t *treeHash) addKnown(ctx context.Context, offset, length int64) (bool, error) {
+	if t.known == nil {
+		return false, nil
+	}
+	sum, ok := t.known(offset/digestPiece, length)
+	if !ok {
+		return false, nil
+	}
+	slot := &t.slots[t.next]
+	if err := t.advance(ctx); err != nil {
+		return false, err
+	}
+	slot.used, slot.sum = true, sum
+	return true, nil
+}
+
 // advance waits for the oldest piece, adds its sum, and makes its slot the newest.
 func (t *treeHash) advance(ctx context.Context) error {
 	slot := &t.slots[t.next]
@@ -210,7 +248,7 @@ func (t *treeHash) advance(ctx context.Context) error {
 	if slot.err != nil {
 		return slot.err
 	}
-	t.root.Write(slot.sum[:])
+	_, _ = t.root.Write(slot.sum[:]) // neither fails
 	zeros := slot.zeros
 	slot.zeros = 0
 	return t.writeZeros(ctx, zeros)

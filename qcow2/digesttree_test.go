@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"testing"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // memorySource is a disk in memory that knows of its zeroes what it likes to.
@@ -75,7 +77,9 @@ func randomSource(seed uint64) *memorySource {
 
 func TestTreeHash(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(12) {
+	first := lab.Seed(t)
+	for n := range lab.Rounds(3, 12) {
+		seed := first + uint64(n)
 		m := randomSource(seed)
 		if has, err := digest(t.Context(), m); err != nil || has != m.want() {
 			t.Errorf("seed %d, %d bytes: %s, %v, want %s", seed, len(m.data), has, err, m.want())

@@ -53,15 +53,26 @@
 // # Files that are not trusted
 //
 // A qcow2 header can name any backing file and any data file, and QEMU opens
-// both. For files that others could have written call [VerifyLink] (or
-// [ReadHeaderFile] and [Header.Validate]) on each layer first, and then hand the
+// both. For files that others could have written call
+// [ReadHeaderFile] and [Header.Validate] on each layer first, and then hand the
 // layers over explicitly with [ConvertOptions].Backing and its like, which keeps
 // QEMU from following the backing links in the headers at all. A data file has no
 // such option: QEMU opens the one that the header names when it opens the image.
 //
-// # Stopped virtual machines
+// # Copying over NBD
 //
-// [Tool.StartBackup] copies the disks of a stopped VM, in full or only what a
-// bitmap marks, in one qemu-storage-daemon. QEMU's image locks keep a VM from
-// starting meanwhile, and keep the backup from starting while a VM runs.
+// [Tool.ServeSources] serves the disks of a stopped VM, each with one of its bitmaps.
+// QEMU's image locks of one process keep a VM from starting meanwhile, and keep the
+// disks from being served while a VM runs. [Tool.ServeTargets] makes fresh images in
+// files that the caller has made, and serves them for writing; its Finish proves that
+// what was written is in them. What copies between the two is package internal/copier.
+//
+// # Sealed images
+//
+// [NewTarget].Secret has the image in a LUKS container, and [NewTarget].CompressionType has
+// it compressed; both go together. Wherever a layer is asked for, a [Secret] opens it:
+// [Tool.Header], [Tool.Check], [Tool.Convert], [Tool.Map] and [Tool.ServeNBD] take chains in
+// which plain and sealed layers mix, given layer by layer. Secrets reach the tools through
+// pipes alone. A container's header is refused by [ReadLUKSHeader]'s limits before any
+// tool sees it.
 package qcow2

@@ -37,8 +37,8 @@ var (
 	// ErrLocked is returned when another process (a running VM, another backup) holds
 	// the image in a way that excludes the call.
 	ErrLocked = errors.New("image is in use by another process")
-	// ErrNoLocks is returned when the storage below an image gives no locks at all, as NFS does without its lock service. Nobody is known
-	// to use the image.
+	// ErrNoLocks is returned when the storage below an image gives no locks at all, as NFS does without its lock
+	// service. Nobody is known to use the image.
 	ErrNoLocks = errors.New("storage gives no locks")
 	// ErrNoSpace is returned when the target has no space left, a quota is used up, or
 	// the file system's or the process's file size limit is reached.
@@ -60,8 +60,6 @@ var (
 	ErrDifferent = errors.New("images differ")
 	// ErrSizeMismatch is returned when a target's virtual size does not fit its source.
 	ErrSizeMismatch = errors.New("virtual sizes differ")
-	// ErrShrink is returned by Resize when the new size is smaller and Shrink is not set.
-	ErrShrink = errors.New("image would shrink")
 	// ErrUnsupported is returned when the format or driver can't do what was asked, for
 	// example a check of a raw image.
 	ErrUnsupported = errors.New("operation is not supported by the image format")
@@ -84,7 +82,7 @@ var (
 // Errors about running the tools.
 var (
 	// ErrTimeout is returned when a call ran into its own time limit rather than the
-	// caller's context.
+	// caller's context, or stood still for Config.StallTimeout.
 	ErrTimeout = errors.New("time limit exceeded")
 	// ErrHung is joined when a killed process, or an operation on a file, had not ended
 	// after Config.KillGrace. It may still hold locks and files until the kernel lets it
@@ -92,17 +90,22 @@ var (
 	ErrHung = errors.New("can't be ended, left behind")
 	// ErrOutputTooLarge is returned when a tool printed more than Config.MaxOutputBytes.
 	ErrOutputTooLarge = errors.New("tool printed too much")
-	// ErrAborted is returned by OfflineJob.Wait after OfflineJob.Abort or Close.
-	ErrAborted = errors.New("backup aborted")
+	// ErrMemory is returned when a tool needed more memory than it may use, or than there is.
+	ErrMemory = errors.New("tool ran out of memory")
 	// ErrProtocol is returned when a tool answered something that can't be understood.
 	ErrProtocol = errors.New("unexpected answer")
 )
 
-// Errors of the header reader and of VerifyLink.
+// Errors of the header reader and of Header.Validate.
 var (
 	// ErrHeader is returned when a qcow2 header is malformed or has values beyond the
 	// format's limits.
 	ErrHeader = errors.New("malformed qcow2 header")
+	// ErrLUKS is returned when the header of a LUKS container is malformed, asks for more than the limits, or is not of
+	// the kind that this package makes.
+	ErrLUKS = errors.New("malformed or unacceptable LUKS header")
+	// ErrSecret is returned when a secret doesn't open a LUKS container.
+	ErrSecret = errors.New("the secret doesn't open the image")
 	// ErrNotRegular is returned when a path is not a regular file (or, where images may
 	// be devices, not a block device), for example a symbolic link or a FIFO.
 	ErrNotRegular = errors.New("not a regular file")
@@ -130,7 +133,8 @@ type ToolError struct {
 	Err error
 }
 
-// Error names the tool, its subcommand, why it failed and what it said, of which Stderr has more. What is told from what it said, isn't said again.
+// Error names the tool, its subcommand, why it failed and what it said, of which Stderr has more. What is told from
+// what it said, isn't said again.
 func (e *ToolError) Error() string {
 	name := e.Tool
 	if len(e.Args) > 0 && !strings.HasPrefix(e.Args[0], "-") {
@@ -209,19 +213,28 @@ var messages = []struct {
 	{regexp.MustCompile(`to be either a character or block device`), ErrNotRegular},
 	{regexp.MustCompile(`Unsupported qcow2 version`), ErrTooNew},
 	{regexp.MustCompile(`Unsupported qcow2 feature`), ErrTooNew},
+	{regexp.MustCompile(`Cannot allocate memory`), ErrMemory},
+	{regexp.MustCompile(`failed to allocate \d+ bytes`), ErrMemory},
+	{regexp.MustCompile(`Could not allocate metadata caches`), ErrMemory},
 	{regexp.MustCompile(`Image is corrupt`), ErrCorrupt},
 	{regexp.MustCompile(`qcow2: Marking image as corrupt`), ErrCorrupt},
 	{regexp.MustCompile(`Source and target image have different sizes`), ErrSizeMismatch},
 	{regexp.MustCompile(`output file is smaller than input file`), ErrSizeMismatch},
-	{regexp.MustCompile(`Use the --shrink option`), ErrShrink},
+	{regexp.MustCompile(`Invalid password, cannot unlock any keyslot`), ErrSecret},
 	{regexp.MustCompile(`does not support checks`), ErrUnsupported},
+	{regexp.MustCompile(`Parameter '(?s:.*)(compression-type|driver)' does not accept value`), ErrUnsupported},
+	{regexp.MustCompile(`Unknown driver '`), ErrUnsupported},
 	{regexp.MustCompile(`Bitmap already exists`), ErrBitmapExists},
 	{regexp.MustCompile(`Dirty bitmap '(?s:.*)' not found`), ErrBitmapNotFound},
-	{regexp.MustCompile(`Bitmap '(?s:.*)' could not be found`), ErrBitmapNotFound},
+	{regexp.MustCompile(`Bitmap '(?s:.*)' (could not be|is not) found`), ErrBitmapNotFound},
 	{regexp.MustCompile(`is inconsistent and cannot be used`), ErrBitmapInconsistent},
 	{regexp.MustCompile(`Cannot store dirty bitmaps in qcow2 v2 files`), ErrBitmapUnsupported},
 	{regexp.MustCompile(`Driver does not support persistent bitmaps`), ErrBitmapUnsupported},
 }
+
+// cleaning is what a later qemu-img, of QEMU 10.0 for one, says before the cause, when it can't remove the file that it
+// began: the room that it is in keeps the name.
+var cleaning = regexp.MustCompile(`(?m)^.*Error when deleting file .*$`)
 
 // classify tells what a tool's message means. Names that the caller passed are
 // cut out first, so that a file called "No such file or directory" confuses
@@ -232,6 +245,7 @@ func classify(text string, names []string) error {
 			text = strings.ReplaceAll(text, name, "")
 		}
 	}
+	text = cleaning.ReplaceAllString(text, "")
 	var found []error
 	for _, m := range messages {
 		if m.pattern.MatchString(text) && !slices.Contains(found, m.err) {

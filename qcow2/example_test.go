@@ -22,7 +22,7 @@ func ExampleTool_Create() {
 		if err != nil {
 			return err
 		}
-		h, err := tool.Header(ctx, filepath.Join(dir, "i1.qcow2"))
+		h, err := tool.Header(ctx, filepath.Join(dir, "i1.qcow2"), nil)
 		fmt.Println(h.VirtualSizeBytes, h.BackingFile)
 		return err
 	}

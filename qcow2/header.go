@@ -71,8 +71,6 @@ type Header struct {
 	L1OffsetBytes, L1Entries int64
 	// RefcountTableOffsetBytes and RefcountTableBytes place the reference counts.
 	RefcountTableOffsetBytes, RefcountTableBytes int64
-	// BitmapCount is the number of persistent bitmaps; see ReadBitmaps.
-	BitmapCount int
 
 	fileSize         int64
 	headerLength     int64

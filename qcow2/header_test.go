@@ -7,10 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -173,45 +173,19 @@ func TestReadHeaderRefuses(t *testing.T) {
 	}
 }
 
-func TestReadBitmaps(t *testing.T) {
+// TestBitmapDirectory: where the bitmaps are is checked like any table, as QEMU reads it when it opens the image.
+func TestBitmapDirectory(t *testing.T) {
 	t.Parallel()
-	read := func(image []byte) ([]qcow2.Bitmap, error) {
-		h, err := readHeader(image)
-		if err != nil {
-			return nil, err
-		}
-		return qcow2.ReadBitmaps(bytes.NewReader(image), h)
+	if _, err := readHeader(withBitmaps(bitmapEntry("a", 2, 16))); err != nil {
+		t.Error(err)
 	}
-	list, err := read(withBitmaps(bitmapEntry("a", 2, 16), bitmapEntry("b\n,", 3, 9), bitmapEntry(strings.Repeat("n", 1023), 0, 31)))
-	if err != nil || len(list) != 3 || list[0].InUse() || !list[0].Auto() || list[1].Name != "b\n," || !list[1].InUse() ||
-		list[1].GranularityBytes != 512 || len(list[2].Name) != 1023 || list[2].GranularityBytes != 1<<31 {
-		t.Errorf("got %+v, %v", list, err)
-	}
-	stale := withBitmaps(bitmapEntry("a", 2, 16))
-	put(88, 8, 0)(stale)
-	if list, err := read(stale); err != nil || len(list) != 0 {
-		t.Errorf("written by a program without bitmaps: %+v, %v", list, err)
-	}
-	truncated := withBitmaps(bitmapEntry("abc", 2, 16))
-	for name, image := range map[string][]byte{
-		"flags":            withBitmaps(bitmapEntry("a", 8, 16)),
-		"granularity 8":    withBitmaps(bitmapEntry("a", 2, 8)),
-		"granularity 32":   withBitmaps(bitmapEntry("a", 2, 32)),
-		"no name":          withBitmaps(bitmapEntry("", 2, 16)),
-		"long name":        withBitmaps(bitmapEntry(strings.Repeat("n", 1024), 2, 16)),
-		"twice":            withBitmaps(bitmapEntry("a", 2, 16), bitmapEntry("a", 2, 16)),
-		"name beyond end":  put(5<<16+18, 2, 1000)(slices.Clone(truncated)),
-		"extra data":       put(5<<16+20, 4, 1<<32-1)(slices.Clone(truncated)),
-		"type":             put(5<<16+16, 1, 2)(slices.Clone(truncated)),
-		"table":            put(5<<16+8, 4, 1<<31)(slices.Clone(truncated)),
-		"too many":         put(104+8, 4, 2)(slices.Clone(truncated)),
-		"count":            put(104+8, 4, 65536)(slices.Clone(truncated)),
-		"directory size":   put(104+16, 8, 1<<40)(slices.Clone(truncated)),
-		"directory longer": put(104+16, 8, 64)(slices.Clone(truncated)),
-		"directory away":   put(104+24, 8, 1<<61)(slices.Clone(truncated)),
+	for name, edit := range map[string]func([]byte) []byte{
+		"count":          put(104+8, 4, 65536),
+		"directory size": put(104+16, 8, 1<<40),
+		"directory away": put(104+24, 8, 1<<61),
 	} {
-		if list, err := read(image); !errors.Is(err, qcow2.ErrHeader) {
-			t.Errorf("%s: got %+v, %v, want ErrHeader", name, list, err)
+		if _, err := readHeader(edit(withBitmaps(bitmapEntry("a", 2, 16)))); !errors.Is(err, qcow2.ErrHeader) {
+			t.Errorf("%s: got %v, want ErrHeader", name, err)
 		}
 	}
 }
@@ -238,6 +212,8 @@ func TestValidate(t *testing.T) {
 		{"unnamed data file", put(72, 8, 4)(buildImage(3, "")), qcow2.Expect{}, qcow2.ErrDataFile},
 		{"corrupt", put(72, 8, 2)(buildImage(3, "")), qcow2.Expect{}, qcow2.ErrCorrupt},
 		{"encrypted", put(32, 4, 2)(buildImage(3, "")), qcow2.Expect{}, qcow2.ErrEncrypted},
+		{"snapshots", put(60, 4, 1)(buildImage(3, "")), qcow2.Expect{}, qcow2.ErrHeader},
+		{"bitmaps", withBitmaps(bitmapEntry("b", 0, 9)), qcow2.Expect{}, qcow2.ErrHeader},
 		{"allowed", put(32, 4, 2)(buildImage(3, "")), qcow2.Expect{AllowEncrypted: true}, nil},
 	} {
 		h, err := readHeader(c.image)
@@ -270,6 +246,42 @@ func TestReadHeaderFileRefuses(t *testing.T) {
 	}
 	if _, err := qcow2.ReadHeaderFile(file + "x"); !errors.Is(err, qcow2.ErrNotFound) {
 		t.Errorf("missing: got %v, want ErrNotFound", err)
+	}
+}
+
+// TestOneTableForAll: a file of a few clusters that has 16 TiB of data is refused by its header and its map, which are small.
+func TestOneTableForAll(t *testing.T) {
+	t.Parallel()
+	lab.Need(t, "qemu-img", "qemu-io")
+	path := filepath.Join(t.TempDir(), "a.qcow2")
+	const entries = 1 << 15 // of 512 MiB each
+	create(t, newTool(t), path, qcow2.CreateOptions{SizeBytes: entries << 29})
+	write(t, path, 1, 0, 1<<16)
+	h, err := qcow2.ReadHeaderFile(path)
+	if err != nil || h.L1Entries != entries {
+		t.Fatal(h, err)
+	}
+	image, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l1 := image[h.L1OffsetBytes:][:8*entries]
+	for at, name := range map[uint64]string{
+		0: "several entries", uint64(len(image)): "behind the end", 1 << 55: "far away", 512: "between clusters",
+	} {
+		bad := binary.BigEndian.Uint64(l1)
+		if at != 0 {
+			bad = 1<<63 | at
+		}
+		for i := 1; i < entries; i++ {
+			binary.BigEndian.PutUint64(l1[8*i:], bad)
+		}
+		if err := os.WriteFile(path, image, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := qcow2.ReadHeaderFile(path); !errors.Is(err, qcow2.ErrHeader) {
+			t.Errorf("%s: got %v, want ErrHeader", name, err)
+		}
 	}
 }
 
@@ -335,10 +347,6 @@ func FuzzReadHeader(f *testing.F) {
 			h.L1Entries > 0 && h.L1OffsetBytes+h.L1Entries*8 > int64(length) ||
 			h.RefcountTableOffsetBytes+h.RefcountTableBytes > int64(length) {
 			t.Errorf("accepted %+v in a file of %d bytes", h, length)
-		}
-		list, err := qcow2.ReadBitmaps(bytes.NewReader(image), h)
-		if err == nil && len(list) != h.BitmapCount {
-			t.Errorf("%d bitmaps of %d", len(list), h.BitmapCount)
 		}
 		if err := h.Validate(qcow2.Expect{BackingFile: "x"}); h.BackingFile != "x" && !errors.Is(err, qcow2.ErrBackingMismatch) {
 			t.Errorf("validated %q as %q", h.BackingFile, "x")

@@ -4,38 +4,20 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 const mib = 1 << 20
-
-// requireTool skips the test when a program is missing, or fails it where
-// KVMBACKUP_REQUIRE_TOOLS=1 says that all of them have to be there.
-func requireTool(t testing.TB, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			missing(t, fmt.Sprintf("%s is not installed", name))
-		}
-	}
-}
-
-// missing skips the test for want of something, or fails it; see requireTool.
-func missing(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
-		t.Fatal(what)
-	}
-	t.Skip(what)
-}
 
 // newTool returns a Tool over the installed programs.
 func newTool(t testing.TB) *qcow2.Tool {
@@ -45,7 +27,7 @@ func newTool(t testing.TB) *qcow2.Tool {
 
 func newToolWith(t testing.TB, cfg qcow2.Config) *qcow2.Tool {
 	t.Helper()
-	requireTool(t, "qemu-img", "qemu-storage-daemon", "qemu-nbd", "qemu-io")
+	lab.Need(t, "qemu-img", "qemu-storage-daemon", "qemu-nbd", "qemu-io")
 	tool, err := qcow2.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -140,22 +122,6 @@ func openForWriting(t testing.TB, path string, format qcow2.Format) (release fun
 	return release
 }
 
-// eventually polls until f holds.
-func eventually(t testing.TB, what string, f func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !f() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("never happened: %s", what)
-		}
-	}
-}
-
 // processesWith counts the living processes with text in their command line.
 func processesWith(t testing.TB, text string) int {
 	t.Helper()
@@ -194,4 +160,15 @@ var hostileNames = []string{
 func run(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	return string(out), err
+}
+
+func dialUnix(ctx context.Context, socket string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", socket)
+}
+
+// verifyLink reads the header of a file and validates it.
+func verifyLink(path string, want qcow2.Expect) (qcow2.Header, error) {
+	h, err := qcow2.ReadHeaderFile(path)
+	return h, errors.Join(err, h.Validate(want))
 }

@@ -7,10 +7,15 @@ import (
 	"slices"
 )
 
+// Version2 names an image of Info.Compat "0.10", which can't have bitmaps.
+const Version2 = "qcow2 version 2"
+
 // InfoOptions say how to look at an image.
 type InfoOptions struct {
 	// Format defaults to FormatQcow2. FormatAuto guesses; see there.
 	Format Format
+	// Secret opens a sealed image, alone and while nobody writes to it; nil: it is plain.
+	Secret *Secret
 	// ForceShare looks at an image that another process has open for writing. What it
 	// returns may be stale or torn: bitmaps of a running VM are missing or in use.
 	ForceShare bool
@@ -125,6 +130,9 @@ func (t *Tool) Info(ctx context.Context, path string, o InfoOptions) (Info, erro
 }
 
 func (t *Tool) info(ctx context.Context, path string, o InfoOptions) (Info, error) {
+	if o.Secret != nil {
+		return t.infoOfSealed(ctx, path, o)
+	}
 	format, name, err := t.source(ctx, "-f", path, o.Format, nil)
 	if err != nil {
 		return Info{}, err
@@ -133,11 +141,40 @@ func (t *Tool) info(ctx context.Context, path string, o InfoOptions) (Info, erro
 	if o.ForceShare {
 		args = append(args, "-U")
 	}
+	within, cancel := withTimeout(ctx, t.cfg.InspectTimeout)
+	defer cancel()
+	room, err := t.roomOfImages(within, false, Layer{Path: path, Format: o.Format})
+	if err != nil {
+		return Info{}, err
+	}
 	var raw infoJSON
-	if err := t.inspect(ctx, 0, []string{name}, append(args, "--", name), &raw); err != nil {
+	if err := t.inspect(ctx, 0, 1, room, []string{name}, append(args, "--", name), &raw); err != nil {
 		return Info{}, err
 	}
 	return raw.info()
+}
+
+// infoOfSealed asks for an image without what is below it, of which its header has the name.
+func (t *Tool) infoOfSealed(ctx context.Context, path string, o InfoOptions) (Info, error) {
+	if o.ForceShare {
+		return Info{}, fmt.Errorf("%w: a sealed image is looked at when nobody writes to it", ErrUnsupported)
+	}
+	h, err := t.Header(ctx, path, o.Secret)
+	if err != nil {
+		return Info{}, err
+	}
+	data, err := t.inspectSealed(ctx, "info", path, o.Format, o.Secret, 0)
+	if err != nil {
+		return Info{}, err
+	}
+	var raw infoJSON
+	if err := decode("info", data, &raw); err != nil {
+		return Info{}, err
+	}
+	raw.Backing, raw.BackingFormat, raw.Encrypted = h.BackingFile, h.BackingFormat, true
+	info, err := raw.info()
+	info.Encryption = "luks"
+	return info, err
 }
 
 // info converts the output of qemu-img.

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -46,7 +47,7 @@ ENTRY(fcntl64)
 
 // TestStorageWithoutLocks: nobody uses the image, so it must not be said; waiting would help nobody.
 func TestStorageWithoutLocks(t *testing.T) {
-	requireTool(t, "gcc")
+	lab.Need(t, "gcc")
 	dir := t.TempDir()
 	library := filepath.Join(dir, "locks.so")
 	if err := os.WriteFile(filepath.Join(dir, "locks.c"), []byte(withoutLocks), 0o600); err != nil {

@@ -10,6 +10,8 @@ import (
 type MapOptions struct {
 	// Format defaults to FormatQcow2.
 	Format Format
+	// Secret opens a sealed image; nil: it is plain.
+	Secret *Secret
 	// Backing, when not nil, are the images below; see ConvertOptions.Backing. An empty
 	// list maps the image alone: what an incremental holds itself is then Present.
 	Backing []Layer
@@ -42,16 +44,12 @@ type extentJSON struct {
 
 // Map lists the extents of the image, from the start, without gaps. One takes some
 // 120 bytes of output: a badly fragmented disk fails with ErrOutputTooLarge when
-// that exceeds Config.MaxOutputBytes. Other errors as for Info, and ErrBackingFile.
+// that exceeds Config.MaxOutputBytes. Of a chain with a sealed layer neither depths nor offsets are known: each extent
+// is of depth 0. Other errors as for Info, and ErrBackingFile.
 func (t *Tool) Map(ctx context.Context, path string, o MapOptions) ([]Extent, error) {
-	format, name, err := t.source(ctx, "-f", path, o.Format, o.Backing)
-	if err != nil {
-		return nil, fmt.Errorf("map image %q: %w", path, err)
-	}
-	args := append([]string{"map", "--output=json"}, format...)
 	var raw []extentJSON
-	if err := t.inspect(ctx, o.Timeout, []string{name, path}, append(args, "--", name), &raw); err != nil {
-		return nil, fmt.Errorf("map image %q: %w", path, err)
+	if err := t.mapped(ctx, path, o, &raw); err != nil {
+		return nil, fmt.Errorf("map image %q: %w", FileName(path), err)
 	}
 	extents := make([]Extent, len(raw))
 	for i, e := range raw {
@@ -61,4 +59,21 @@ func (t *Tool) Map(ctx context.Context, path string, o MapOptions) ([]Extent, er
 		}
 	}
 	return extents, nil
+}
+
+func (t *Tool) mapped(ctx context.Context, path string, o MapOptions, raw *[]extentJSON) error {
+	run := func(name string, args []string, room *room, names ...string) error {
+		return t.inspect(ctx, o.Timeout, 1+len(o.Backing), room, append(names, name, path),
+			append(append([]string{"map", "--output=json"}, args...), "--", name), raw)
+	}
+	if anySealed(o.Secret, o.Backing) {
+		return t.sealedChain(ctx, layersOf(path, o.Format, o.Secret, o.Backing), func(name string, names []string) error {
+			return run(name, nil, &room{}, names...)
+		})
+	}
+	format, name, err := t.source(ctx, "-f", path, o.Format, o.Backing)
+	if err != nil {
+		return err
+	}
+	return run(name, format, roomFor(path, o.Backing, false))
 }

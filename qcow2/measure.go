@@ -79,7 +79,14 @@ func (t *Tool) measure(ctx context.Context, path string, o MeasureOptions) (Meas
 		return Measure{}, err
 	}
 	var raw measureJSON
-	if err := t.inspect(ctx, o.Timeout, []string{name, path}, append(args, subject...), &raw); err != nil {
+	var room *room
+	if o.Backing != nil {
+		if room, err = t.roomOfImages(ctx, false, layersOf(path, o.Format, nil, o.Backing)...); err != nil {
+			return Measure{}, err
+		}
+	}
+	names := []string{name, path}
+	if err := t.inspect(ctx, o.Timeout, 1+len(o.Backing), room, names, append(args, subject...), &raw); err != nil {
 		return Measure{}, err
 	}
 	return Measure{RequiredBytes: raw.Required, FullyAllocatedBytes: raw.FullyAllocated, BitmapsBytes: raw.Bitmaps}, nil

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -18,6 +20,8 @@ type NBDOptions struct {
 	Path string
 	// Format defaults to FormatQcow2. Guessing is not allowed.
 	Format Format
+	// Secret opens a sealed image; nil: it is plain.
+	Secret *Secret
 	// Backing, when not nil, are the images below; see ConvertOptions.Backing.
 	Backing []Layer
 	// Socket is the path of the Unix socket to be made, at most 107 bytes.
@@ -32,8 +36,45 @@ type NBDOptions struct {
 
 // NBDServer is a running qemu-nbd. Its methods are safe for concurrent use.
 type NBDServer struct {
-	process *process
-	socket  string
+	server server
+	socket string
+}
+
+// server is what an NBDServer does with what runs.
+type server interface {
+	wait(ctx context.Context) error
+	terminate() error
+}
+
+// ServedBy returns the server of who implements engine.Images without qemu-nbd, as a simulator. end ends it, and is
+// called once.
+func ServedBy(socket string, end func() error) *NBDServer {
+	return &NBDServer{server: &ended{end: end, done: make(chan struct{})}, socket: socket}
+}
+
+// ended is a server that runs until it is told to end.
+type ended struct {
+	once sync.Once
+	end  func() error
+	err  error
+	done chan struct{}
+}
+
+func (e *ended) terminate() error {
+	e.once.Do(func() {
+		e.err = e.end()
+		close(e.done)
+	})
+	return e.err
+}
+
+func (e *ended) wait(ctx context.Context) error {
+	select {
+	case <-e.done:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(contextError(ctx), e.terminate())
+	}
 }
 
 // maxSocketPath is the kernel's limit for the name of a Unix socket.
@@ -51,7 +92,7 @@ const nbdPollInterval = 5 * time.Millisecond
 func (t *Tool) ServeNBD(ctx context.Context, o NBDOptions) (*NBDServer, error) {
 	s, err := t.serveNBD(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("serve image %q over NBD: %w", o.Path, err)
+		return nil, fmt.Errorf("serve image %q over NBD: %w", FileName(o.Path), err)
 	}
 	return s, nil
 }
@@ -70,10 +111,6 @@ func (t *Tool) serveNBD(ctx context.Context, o NBDOptions) (*NBDServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	image, names, err := t.served(ctx, o)
-	if err != nil {
-		return nil, err
-	}
 	err = t.detached(ctx, socket, func() error { _, err := os.Lstat(socket); return err }, nil)
 	if err == nil {
 		return nil, fmt.Errorf("%w: socket %q", ErrExist, socket)
@@ -81,12 +118,24 @@ func (t *Tool) serveNBD(ctx context.Context, o NBDOptions) (*NBDServer, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fileError(err)
 	}
-	p, err := t.start(command{program: t.nbdServer, args: append(args, image...), names: append(names, socket)})
+	if anySealed(o.Secret, o.Backing) {
+		return t.serveSealedNBD(ctx, o, socket)
+	}
+	image, names, err := t.served(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	s := &NBDServer{process: p, socket: socket}
-	if err := s.awaitReady(ctx); err != nil {
+	room := roomFor(o.Path, o.Backing, !o.ReadOnly)
+	if room != nil {
+		room.sockets = []string{filepath.Dir(socket)}
+	}
+	p, err := t.start(command{program: t.nbdServer, args: append(args, image...), names: append(names, socket),
+		room: room, images: imagesOf(o.Backing)})
+	if err != nil {
+		return nil, err
+	}
+	s := &NBDServer{server: p, socket: socket}
+	if err := s.awaitReady(ctx, p); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
@@ -115,7 +164,8 @@ func (o NBDOptions) args(socket string) ([]string, error) {
 		return nil, fmt.Errorf("%w: Shared %d", ErrInvalidOption, o.Shared)
 	}
 	args := []string{
-		"--persistent", "--socket=" + socket, "--shared=" + strconv.Itoa(orDefault(o.Shared, 1)), "--export-name=" + o.ExportName,
+		"--persistent", "--socket=" + socket, "--shared=" + strconv.Itoa(orDefault(o.Shared, 1)),
+		"--export-name=" + o.ExportName,
 	}
 	if o.ReadOnly {
 		args = append(args, "--read-only")
@@ -124,7 +174,7 @@ func (o NBDOptions) args(socket string) ([]string, error) {
 }
 
 // awaitReady tries the socket until the server greets, the process ends or ctx does.
-func (s *NBDServer) awaitReady(ctx context.Context) error {
+func (s *NBDServer) awaitReady(ctx context.Context, p *process) error {
 	tick := time.NewTicker(nbdPollInterval)
 	defer tick.Stop()
 	for {
@@ -133,8 +183,8 @@ func (s *NBDServer) awaitReady(ctx context.Context) error {
 		}
 		select {
 		case <-tick.C:
-		case <-s.process.done:
-			return errors.Join(s.process.exitError(), errNotServing)
+		case <-p.done:
+			return errors.Join(p.exitError(), errNotServing)
 		case <-ctx.Done():
 			return contextError(ctx)
 		}
@@ -170,7 +220,7 @@ func (s *NBDServer) Socket() string { return s.socket }
 // Wait returns when the server has ended; it is persistent, so nil only comes after
 // Close. When ctx ends first, the server is killed.
 func (s *NBDServer) Wait(ctx context.Context) error {
-	if err := s.process.wait(ctx); err != nil {
+	if err := s.server.wait(ctx); err != nil {
 		return fmt.Errorf("NBD server: %w", err)
 	}
 	return nil
@@ -180,7 +230,7 @@ func (s *NBDServer) Wait(ctx context.Context) error {
 // Config.KillGrace, waits for that, and removes the socket: ErrHung after another
 // KillGrace. It may be called more than once.
 func (s *NBDServer) Close() error {
-	err := s.process.terminate()
+	err := s.server.terminate()
 	if removeErr := os.Remove(s.socket); !errors.Is(removeErr, fs.ErrNotExist) {
 		err = errors.Join(err, removeErr)
 	}

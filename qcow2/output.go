@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 )
@@ -25,21 +26,36 @@ func brief(messages string) string {
 	return strings.Join(lines, "\n")
 }
 
-// tailBuffer keeps the end of what is written to it. It never fails, and is safe
-// for concurrent use, since a process that hangs is left writing to it.
+// tailBuffer keeps the end of what is written to it, and says when it was more than max bytes. It never fails, and is
+// safe for concurrent use, since a process that hangs is left writing to it.
 type tailBuffer struct {
-	mu  sync.Mutex
-	buf []byte
+	max      int64
+	overflow func() // called when there is too much
+
+	mu    sync.Mutex
+	buf   []byte
+	total int64
 }
 
 func (b *tailBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.buf = append(b.buf, p...)
 	if over := len(b.buf) - maxStderr; over > 0 {
 		b.buf = append(b.buf[:0], b.buf[over:]...)
 	}
+	b.total += int64(len(p))
+	tooMuch := b.total > b.max
+	b.mu.Unlock()
+	if tooMuch {
+		b.overflow()
+	}
 	return len(p), nil
+}
+
+func (b *tailBuffer) exceeded() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.total > b.max
 }
 
 func (b *tailBuffer) String() string {
@@ -75,4 +91,19 @@ func (b *limitedBuffer) bytes() []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf
+}
+
+// boundedWriter hands on up to left bytes, and fails beyond.
+type boundedWriter struct {
+	to       io.Writer
+	left     int64
+	overflow func() // called when there is too much
+}
+
+func (w *boundedWriter) Write(p []byte) (int, error) {
+	if w.left -= int64(len(p)); w.left < 0 {
+		w.overflow()
+		return 0, ErrOutputTooLarge
+	}
+	return w.to.Write(p)
 }

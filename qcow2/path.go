@@ -20,6 +20,8 @@ type Layer struct {
 	Path string
 	// Format is the image's format. Defaults to FormatQcow2.
 	Format Format
+	// Secret opens a sealed image; nil: it is plain.
+	Secret *Secret
 }
 
 // absolute returns the absolute form of path. QEMU looks for a protocol or an
@@ -87,7 +89,7 @@ func (t *Tool) protocolNode(ctx context.Context, path string) (node, error) {
 	case info.Mode()&(fs.ModeDevice|fs.ModeCharDevice) == fs.ModeDevice:
 		return node{"driver": "host_device", "filename": abs}, nil
 	}
-	return nil, fmt.Errorf("%w: %q", ErrNotRegular, path)
+	return nil, fmt.Errorf("%w: %q", ErrNotRegular, FileName(path))
 }
 
 // imageNode describes an image over its file.
@@ -127,10 +129,20 @@ func (t *Tool) layered(ctx context.Context, path string, format Format, backing 
 	return top, nil
 }
 
+// imagesOf is how many images a tool opens that is given these below one; 0: nobody knows, as it follows their links.
+func imagesOf(backing []Layer) int {
+	if backing == nil {
+		return 0
+	}
+	return 1 + len(backing)
+}
+
 // source returns how to name an image to be read on qemu-img's command line:
 // the arguments with its format, and its name. A nil backing follows the links
 // in the headers.
-func (t *Tool) source(ctx context.Context, option, path string, format Format, backing []Layer) (args []string, name string, err error) {
+func (t *Tool) source(
+	ctx context.Context, option, path string, format Format, backing []Layer,
+) (args []string, name string, err error) {
 	if backing == nil {
 		if name, err = absolute(path); err != nil {
 			return nil, "", err

@@ -23,16 +23,21 @@ func (t *Tool) run(ctx context.Context, c command) ([]byte, error) {
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	out := &limitedBuffer{max: t.cfg.MaxOutputBytes, overflow: func() { stop(ErrOutputTooLarge) }}
+	tooMuch := func() { stop(ErrOutputTooLarge) }
+	out := &limitedBuffer{max: t.cfg.MaxOutputBytes, overflow: tooMuch}
 	if c.stdout == nil {
 		c.stdout = out
+	} else {
+		c.stdout = &boundedWriter{to: c.stdout, left: t.cfg.MaxOutputBytes, overflow: tooMuch}
 	}
 	began := time.Now()
 	p, err := t.start(c)
 	if err != nil {
 		return nil, err
 	}
-	err = p.wait(ctx)
+	watched, unwatch := withStall(ctx, t.stallLimit(c.bandwidth), p.moved)
+	err = p.wait(watched)
+	unwatch()
 	if errors.Is(context.Cause(ctx), ErrOutputTooLarge) {
 		// Whether it was killed, or had ended before that because nobody read on.
 		err = p.failure(ErrOutputTooLarge)
@@ -42,10 +47,12 @@ func (t *Tool) run(ctx context.Context, c command) ([]byte, error) {
 }
 
 // inspect runs qemu-img for a subcommand that reads metadata and prints JSON
-// into out, with bounded memory.
-func (t *Tool) inspect(ctx context.Context, timeout time.Duration, names, args []string, out any) error {
+// into out, with the memory for so many images.
+func (t *Tool) inspect(
+	ctx context.Context, timeout time.Duration, images int, room *room, names, args []string, out any,
+) error {
 	data, err := t.run(ctx, command{
-		program: t.img, args: args, names: names, limitMemory: true,
+		program: t.img, args: args, names: names, images: images, room: room,
 		timeout: orDefault(timeout, t.cfg.InspectTimeout),
 	})
 	if err != nil {
@@ -54,9 +61,15 @@ func (t *Tool) inspect(ctx context.Context, timeout time.Duration, names, args [
 	return decode(args[0], data, out)
 }
 
-// modify runs qemu-img for a subcommand that is quick and prints nothing of use.
-func (t *Tool) modify(ctx context.Context, names []string, args ...string) error {
-	_, err := t.run(ctx, command{program: t.img, args: args, names: names, timeout: t.cfg.InspectTimeout})
+// modify runs qemu-img for a subcommand that is quick, changes one of a VM's own images, and prints nothing of use.
+func (t *Tool) modify(ctx context.Context, file string, args ...string) error {
+	ctx, cancel := withTimeout(ctx, t.cfg.InspectTimeout)
+	defer cancel()
+	room, err := t.roomOfImages(ctx, true, Layer{Path: file})
+	if err != nil {
+		return err
+	}
+	_, err = t.run(ctx, command{program: t.img, args: args, names: []string{file}, images: 1, room: room})
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 )
 
 // storageDaemon is a running qemu-storage-daemon with its QMP connection over
@@ -17,9 +18,17 @@ type storageDaemon struct {
 	once    sync.Once
 }
 
-// startStorageDaemon starts a daemon without any block nodes. The caller ends it
-// with quit or close.
-func (t *Tool) startStorageDaemon(ctx context.Context, limitMemory bool) (*storageDaemon, error) {
+// startStorageDaemon starts a daemon without any block nodes, which inherits the files as
+// descriptors from 3 on, and opens no others if there are any. images is as in command. The caller ends it with quit or
+// close.
+func (t *Tool) startStorageDaemon(ctx context.Context, images int, files ...*os.File) (*storageDaemon, error) {
+	return t.startConfinedDaemon(ctx, images, roomOf(files, false), files...)
+}
+
+// startConfinedDaemon is startStorageDaemon with another room.
+func (t *Tool) startConfinedDaemon(
+	ctx context.Context, images int, room *room, files ...*os.File,
+) (*storageDaemon, error) {
 	theirIn, ourOut, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -31,7 +40,8 @@ func (t *Tool) startStorageDaemon(ctx context.Context, limitMemory bool) (*stora
 	p, err := t.start(command{
 		program: t.daemon,
 		args:    []string{"--chardev", "stdio,id=mon,signal=off", "--monitor", "chardev=mon,mode=control"},
-		stdin:   theirIn, stdout: theirOut, limitMemory: limitMemory,
+		stdin:   theirIn, stdout: theirOut, images: images, files: files,
+		room: room,
 	})
 	closeErr := errors.Join(theirIn.Close(), theirOut.Close())
 	if err = errors.Join(err, closeErr); err != nil {
@@ -61,20 +71,28 @@ func (d *storageDaemon) explain(err error) error {
 	return d.process.failure(errors.Join(err, d.process.exitError()))
 }
 
-// quit has the daemon close its nodes, which flushes them, and waits for its end.
-// When ctx ends first, it is killed.
+// quit has the daemon close its nodes, which flushes them, and waits for its end. The
+// caller closes it after an error.
 func (d *storageDaemon) quit(ctx context.Context) error {
 	err := d.qmp.execute(ctx, "quit", nil, nil)
 	if err != nil && !errors.Is(err, errClosed) {
-		return errors.Join(err, d.close())
+		return err
 	}
-	return errors.Join(d.process.wait(ctx), d.close())
+	select {
+	case <-d.process.done:
+		return errors.Join(d.process.exitError(), d.close())
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
 }
 
 // close kills the daemon if it still runs, waits for its end and frees the
 // connection. Further calls only wait.
-func (d *storageDaemon) close() error {
-	err := d.process.reap()
+func (d *storageDaemon) close() error { return d.closeWithin(d.process.tool.cfg.KillGrace) }
+
+// closeWithin is close that waits no longer than limit for a daemon that doesn't end.
+func (d *storageDaemon) closeWithin(limit time.Duration) error {
+	err := d.process.reapWithin(limit)
 	d.once.Do(func() {
 		for _, f := range d.pipes {
 			err = errors.Join(err, f.Close())
@@ -114,7 +132,11 @@ func (t *Tool) dirtyBytes(ctx context.Context, path, bitmap string) (int64, erro
 		return 0, err
 	}
 	image["node-name"], image["read-only"] = "image", true
-	d, err := t.startStorageDaemon(ctx, true)
+	room, err := t.roomOfImages(ctx, false, Layer{Path: path})
+	if err != nil {
+		return 0, err
+	}
+	d, err := t.startConfinedDaemon(ctx, 1, room)
 	if err != nil {
 		return 0, err
 	}

@@ -1,6 +1,9 @@
 package qcow2
 
 import (
+	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 )
@@ -42,4 +45,24 @@ func limitAddressSpace(pid int, bytes int64) error {
 func killGroup(pid int) {
 	// ESRCH, the only error possible for a child, means that nothing is left.
 	_ = syscall.Kill(-pid, syscall.SIGKILL)
+}
+
+// movedBytes is what a process has asked to read and to write (rchar and wchar in proc(5)), the page cache included.
+func movedBytes(pid int) (n int64, ok bool) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/io")
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(data)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		if name != "rchar" && name != "wchar" {
+			continue
+		}
+		bytes, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return 0, false
+		}
+		n, ok = n+bytes, true
+	}
+	return n, ok
 }

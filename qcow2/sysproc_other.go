@@ -5,7 +5,7 @@ package qcow2
 import "syscall"
 
 // Outside Linux the package compiles and runs qemu-img, without the death
-// signal, the memory limit and the process groups.
+// signal, the limits of memory and of standing still, and the process groups.
 
 func sysProcAttr() *syscall.SysProcAttr { return nil }
 
@@ -14,3 +14,5 @@ func waitExited(int) {}
 func limitAddressSpace(int, int64) error { return nil }
 
 func killGroup(int) {}
+
+func movedBytes(int) (int64, bool) { return 0, false }

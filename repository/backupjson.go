@@ -25,6 +25,7 @@ type document struct {
 	Sequence    int64                    `json:"sequence"`
 	StartedAt   time.Time                `json:"started_at"`
 	CompletedAt time.Time                `json:"completed_at"`
+	Transfer    string                   `json:"transfer,omitempty"`
 	Consistency string                   `json:"consistency"`
 	FrozenMS    int64                    `json:"frozen_ms"`
 	Pinned      bool                     `json:"pinned"`
@@ -32,6 +33,14 @@ type document struct {
 	Reasons     []reasonJSON             `json:"reasons,omitempty"`
 	Volumes     []volumeJSON             `json:"volumes"`
 	Files       []fileJSON               `json:"files,omitempty"`
+	ParentMAC   string                   `json:"parent_mac,omitempty"`
+	Keys        []keyJSON                `json:"keys,omitempty"`
+	MAC         string                   `json:"mac,omitempty"`
+}
+
+type keyJSON struct {
+	ID      string `json:"id"`
+	Wrapped []byte `json:"wrapped"`
 }
 
 type reasonJSON struct {
@@ -51,9 +60,12 @@ type volumeJSON struct {
 	DirtyBytes   int64              `json:"dirty_bytes"`
 	SourceFormat string             `json:"source_format,omitempty"`
 	Encryption   string             `json:"encryption,omitempty"`
+	Compression  string             `json:"compression,omitempty"`
 	Tracked      bool               `json:"tracked,omitempty"`
 	Digest       *digestJSON        `json:"digest,omitempty"`
 	FileDigest   *digestJSON        `json:"file_digest,omitempty"`
+
+	FileEncryption string `json:"file_encryption,omitempty"`
 }
 
 type digestJSON struct {
@@ -67,9 +79,9 @@ type fileJSON struct {
 	SHA256 string `json:"sha256"`
 }
 
-// sealed is a document as it is written. The checksum is not a manifest's own: it is of the bytes, not of what they
+// summed is a document as it is written. The checksum is not a manifest's own: it is of the bytes, not of what they
 // mean.
-type sealed struct {
+type summed struct {
 	document
 	Checksum string `json:"checksum"`
 }
@@ -78,11 +90,14 @@ type sealed struct {
 // understands.
 func (m Manifest) document() document {
 	d := document{
-		Version: ManifestVersion, ID: m.ID, VM: m.VM, Domain: m.Domain, DomainUUID: m.DomainUUID, Kind: m.Kind.String(),
+		Version: m.version(), ID: m.ID, VM: m.VM, Domain: m.Domain, DomainUUID: m.DomainUUID, Kind: m.Kind.String(),
 		ChainID: m.ChainID, Position: m.Position, ParentID: m.ParentID, ParentPath: m.ParentPath(),
 		Tracked: m.Tracked(), Checkpoint: m.Checkpoint, Path: m.Path, Sequence: m.Sequence,
 		StartedAt: inUTC(m.StartedAt), CompletedAt: inUTC(m.CompletedAt), VerifiedAt: inUTC(m.VerifiedAt),
 		Consistency: m.Consistency.String(), FrozenMS: m.FrozenFor.Milliseconds(), Pinned: m.Pinned,
+	}
+	if m.Transfer != kvmbackup.TransferAuto {
+		d.Transfer = m.Transfer.String()
 	}
 	for _, r := range m.Reasons {
 		d.Reasons = append(d.Reasons, reasonJSON(r))
@@ -91,12 +106,18 @@ func (m Manifest) document() document {
 		d.Volumes = append(d.Volumes, volumeJSON{
 			VolumeID: v.VolumeID, Device: v.Device, Kind: v.Kind.String(), File: v.File, ParentFile: v.ParentFile,
 			VirtualSize: v.VirtualSize, StoredSize: v.StoredSize, DirtyBytes: v.DirtyBytes, SourceFormat: v.SourceFormat,
-			Encryption: v.Encryption, Tracked: v.Tracked, Digest: digestOf(v.Digest), FileDigest: digestOf(v.FileDigest),
+			Encryption: v.Encryption, Compression: string(v.Compression), Tracked: v.Tracked,
+			Digest: digestOf(v.Digest), FileDigest: digestOf(v.FileDigest),
+			FileEncryption: string(v.FileEncryption),
 		})
 	}
 	for _, f := range m.Files {
 		d.Files = append(d.Files, fileJSON(f))
 	}
+	for _, k := range m.Keys {
+		d.Keys = append(d.Keys, keyJSON{k.KeyID, k.Wrapped})
+	}
+	d.ParentMAC, d.MAC = m.ParentMAC, m.MAC
 	return d
 }
 
@@ -104,29 +125,41 @@ func (m Manifest) document() document {
 func (d document) manifest() Manifest {
 	m := Manifest{Backup: kvmbackup.Backup{
 		ID: d.ID, VM: d.VM, Domain: d.Domain, DomainUUID: d.DomainUUID, Kind: kindOf(d.Kind),
-		Status: kvmbackup.StatusCompleted, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID, Checkpoint: d.Checkpoint, Path: d.Path,
+		Status: kvmbackup.StatusCompleted, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID,
+		Checkpoint: d.Checkpoint, Path: d.Path,
 		Sequence: d.Sequence, StartedAt: inUTC(d.StartedAt), CompletedAt: inUTC(d.CompletedAt),
 		FrozenFor: time.Duration(d.FrozenMS) * time.Millisecond, Pinned: d.Pinned,
 	}, VerifiedAt: inUTC(d.VerifiedAt)}
-	m.Consistency, _ = kvmbackup.ParseConsistency(d.Consistency)
+	_ = m.Transfer.UnmarshalText([]byte(d.Transfer)) // one that this version doesn't know is not known
+	_ = m.Consistency.UnmarshalText([]byte(d.Consistency))
 	for _, r := range d.Reasons {
+		r.Detail = kvmbackup.Printable(r.Detail)
 		m.Reasons = append(m.Reasons, kvmbackup.Reason(r))
 	}
 	for _, v := range d.Volumes {
 		m.Volumes = append(m.Volumes, kvmbackup.VolumeBackup{
 			VolumeID: v.VolumeID, Device: v.Device, Kind: kindOf(v.Kind), File: v.File, ParentFile: v.ParentFile,
 			VirtualSize: v.VirtualSize, StoredSize: v.StoredSize, DirtyBytes: v.DirtyBytes, SourceFormat: v.SourceFormat,
-			Encryption: v.Encryption, Tracked: v.Tracked, Digest: v.Digest.String(), FileDigest: v.FileDigest.String(),
+			Encryption: v.Encryption, Compression: kvmbackup.Compression(v.Compression), Tracked: v.Tracked,
+			Digest: v.Digest.String(), FileDigest: v.FileDigest.String(),
+			FileEncryption: kvmbackup.Encryption(v.FileEncryption),
 		})
 	}
 	for _, f := range d.Files {
-		m.Files = append(m.Files, FileEntry(f))
+		m.Files = append(m.Files, kvmbackup.SideFile(f))
 	}
+	for _, k := range d.Keys {
+		m.Keys, m.KeyIDs = append(m.Keys, kvmbackup.WrappedKey{KeyID: k.ID, Wrapped: k.Wrapped}), append(m.KeyIDs, k.ID)
+	}
+	m.ParentMAC, m.MAC = d.ParentMAC, d.MAC
 	return m
 }
 
 // kindOf returns KindUnknown for what is no kind.
-func kindOf(s string) kvmbackup.Kind { k, _ := kvmbackup.ParseKind(s); return k }
+func kindOf(s string) (k kvmbackup.Kind) {
+	_ = k.UnmarshalText([]byte(s)) // the zero Kind where it is none
+	return k
+}
 
 func inUTC(t time.Time) time.Time { return t.UTC().Round(0) }
 

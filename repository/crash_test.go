@@ -171,7 +171,7 @@ var stories = []story{
 		name:  "probe",
 		setup: func(*testing.T, *repository.Repository) repository.Manifest { return full() },
 		run: func(ctx context.Context, r *repository.Repository, _ repository.Manifest) error {
-			_, err := r.Probe(ctx)
+			_, err := r.Probe(ctx, "")
 			return err
 		},
 		after: empty,
@@ -256,7 +256,9 @@ func consistent(t *testing.T, r *repository.Repository) {
 		if e.Kind != repository.FolderPublished {
 			continue
 		}
-		for _, f := range fileNames(e.Manifest) {
+		m, err := r.ReadManifest(t.Context(), e.Path)
+		want(t, err)
+		for _, f := range fileNames(m) {
 			if _, err := r.Stat(t.Context(), e.Path, f); err != nil {
 				t.Fatal(err)
 			}
@@ -276,7 +278,7 @@ func TestInitBrokenOffAtEveryStep(t *testing.T) {
 		want(t, err, errInjected)
 		r := initRepo(t, dir, repository.Options{})
 		again := initRepo(t, dir, repository.Options{})
-		if r.ID() != again.ID() || kvmbackup.ValidName(r.ID()) != nil {
+		if r.ID() != again.ID() || kvmbackup.ValidName("ID", r.ID()) != nil {
 			t.Fatal(r.ID(), again.ID())
 		}
 	}
@@ -332,6 +334,46 @@ func TestRemovedBytesAfterCrash(t *testing.T) {
 		got, _ := measure(i)
 		if got.Bytes > whole.Bytes || got.Bytes < whole.Bytes-4096 || got.AlreadyGone {
 			t.Fatalf("broken off at step %d: %v, else %v", i, got, whole)
+		}
+	}
+}
+
+// TestPowerCutAfterBrokenOffCreate: a process dies while it makes the VM's folder, another publishes a backup there, and
+// then a power cut takes all names that were not flushed.
+func TestPowerCutAfterBrokenOffCreate(t *testing.T) {
+	for i := 0; ; i++ {
+		dir := t.TempDir()
+		r := initRepo(t, dir, repository.Options{})
+		f := &faults{at: i, dead: true}
+		broken, err := repository.Open(t.Context(), dir, repository.Options{BeforeStep: f.before})
+		want(t, err)
+		_, err = broken.CreatePartial(t.Context(), incremental().Path, incID)
+		steps := slices.Clone(f.steps)
+		if i < len(steps) {
+			want(t, err, errInjected)
+			steps = steps[:i]
+		}
+		next := &faults{at: -1}
+		other, err := repository.Open(t.Context(), dir, repository.Options{BeforeStep: next.before})
+		want(t, err)
+		m := publish(t, other, full())
+		loseUnflushedFolders(t, dir, append(steps, next.steps...))
+		if _, ok, err := r.Published(t.Context(), m.Path, m.ID); !ok || err != nil {
+			t.Fatalf("broken off at step %d of %q: the power cut has taken the backup (%v)", i, f.steps, err)
+		}
+		if i >= len(f.steps) {
+			return
+		}
+	}
+}
+
+// loseUnflushedFolders takes the folders that were made and whose names were not flushed after that.
+func loseUnflushedFolders(t *testing.T, root string, steps []string) {
+	t.Helper()
+	for i, step := range steps {
+		made, ok := strings.CutPrefix(step, "mkdir ")
+		if ok && !slices.Contains(steps[i:], "syncdir "+filepath.Dir(made)) {
+			want(t, os.RemoveAll(filepath.Join(root, made)))
 		}
 	}
 }

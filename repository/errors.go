@@ -23,8 +23,8 @@ var (
 	// or, as ErrHung, not at all. Nothing is known about the backups then: absence has not been seen.
 	ErrUnavailable = kvmbackup.ErrUnavailable
 	// ErrHung is returned when an operation got no answer in time and was left behind, and by every further call for the
-	// same folder until it comes back; by those for the same VM alone if only its caller's context had ended. It is also an
-	// ErrUnavailable.
+	// same folder until it comes back; by those for the same VM alone if only its caller's context had ended. It is
+	// also an ErrUnavailable.
 	ErrHung = fmt.Errorf("%w: no answer", ErrUnavailable)
 	// ErrReadOnly is returned when the storage refuses to be written: read-only, or without permission.
 	ErrReadOnly = kvmbackup.ErrReadOnly
@@ -47,7 +47,8 @@ var (
 	ErrUnsafe = errors.New("not a regular file or folder")
 	// ErrTooLarge is returned by ReadSideFile for a file that is larger than the caller wants.
 	ErrTooLarge = errors.New("too large")
-	// ErrInUse is returned when a folder can't be renamed because somebody has a file in it open, which SMB refuses: call again.
+	// ErrInUse is returned when a folder can't be renamed because somebody has a file in it open, which SMB refuses:
+	// call again.
 	ErrInUse = errors.New("still in use")
 	// ErrFlush is returned by Publish when a file could not be flushed, and again for the same backup ever after: what
 	// the kernel has thrown away, a second flush does not report. Take the backup again.
@@ -65,8 +66,9 @@ var (
 	ErrMisplaced = errors.New("manifest names another path")
 )
 
-// Error is what the methods of Repository return: the repository's folder, the operation, the path below the folder ("" for the
-// folder itself) and the reason, which matches one of the sentinels where one fits, and the error of the system beside it.
+// Error is what the methods of Repository return: the repository's folder, the operation, the path below the folder (""
+// for the folder itself) and the reason, which matches one of the sentinels where one fits, and the error of the system
+// beside it.
 type Error struct {
 	Root string
 	Op   string
@@ -118,7 +120,8 @@ func (e *hungError) Error() string {
 func (e *hungError) Unwrap() []error { return []error{ErrHung, e.cause} }
 
 // ours are the sentinels that classify must not add to.
-var ours = []error{ErrNotRepository, ErrOtherRepository, ErrVersion, ErrUnavailable, ErrReadOnly, ErrNoSpace, ErrNotFound,
+var ours = []error{ErrNotRepository, ErrOtherRepository, ErrVersion, ErrUnavailable, ErrReadOnly, ErrNoSpace,
+	ErrNotFound,
 	ErrExist, ErrForeign, kvmbackup.ErrForeignFiles, ErrDenied, ErrUnsafe, ErrTooLarge, ErrInUse, ErrFlush, ErrManifest,
 	ErrManifestVersion, ErrMisplaced}
 

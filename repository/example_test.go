@@ -23,14 +23,14 @@ func Example() {
 	check(err)
 	r, err := repository.Open(ctx, dir, repository.Options{})
 	check(err)
-	_, err = r.Probe(ctx)
+	_, err = r.Probe(ctx, "")
 	check(err)
 
 	now := time.Date(2026, 11, 23, 7, 4, 50, 0, time.UTC)
 	newest := kvmbackup.Stamp{} // none yet
 	taken, err := r.Stamps(ctx, "web1")
 	check(err)
-	stamp := kvmbackup.NextStamp(now, newest, func(s kvmbackup.Stamp) bool { return slices.Contains(taken, s) })
+	stamp := newest.Next(now, func(s kvmbackup.Stamp) bool { return slices.Contains(taken, s) })
 	b := kvmbackup.Backup{
 		ID: "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7a01", VM: "web1", Kind: kvmbackup.KindFull,
 		ChainID:   "0b2f4d53-1c1f-4c9b-9a57-0d4a3b1f7aff",
@@ -43,7 +43,8 @@ func Example() {
 	check(os.WriteFile(filepath.Join(partial, "root.7f2d.qcow2"), []byte("QEMU writes here"), 0o600))
 	xml, err := r.WriteFile(ctx, b.Path, b.ID, repository.DomainXMLName, []byte("<domain/>"))
 	check(err)
-	err = r.Publish(ctx, repository.NewManifest(b, []repository.FileEntry{xml}))
+	b.Files = []kvmbackup.SideFile{xml}
+	err = r.Publish(ctx, repository.NewManifest(b))
 	check(err)
 
 	entries, err := r.List(ctx, "")

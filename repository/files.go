@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 
 	"github.com/kvmbackup/kvmbackup"
 )
@@ -20,8 +21,9 @@ func fileInfo(name string, info fs.FileInfo) FileInfo {
 	return FileInfo{name, info.Size(), allocated(info), info.Mode().IsRegular()}
 }
 
-// FilePath returns the absolute path of a file in a folder of ours, there or not: path is VM/STAMP, or that of a partial or
-// deleting folder. It is empty if path or file are not valid, so that nothing outside of the folder can come of it.
+// FilePath returns the absolute path of a file in a folder of ours, there or not: path is VM/STAMP, or that of a
+// partial or deleting folder. It is empty if path or file are not valid, so that nothing outside of the folder can
+// come of it.
 func (r *Repository) FilePath(path, file string) string {
 	f, err := parseFolder(path)
 	if errors.Join(err, kvmbackup.ValidFileName(file)) != nil {
@@ -55,8 +57,9 @@ func (s *session) stat(rel, name string) (fi FileInfo, err error) {
 	return fi, err
 }
 
-// ReadSideFile reads a file of a folder (see FilePath) of at most maxBytes bytes. Errors: ErrNotFound, ErrUnsafe for anything
-// but a regular file, ErrTooLarge. The content isn't compared with the manifest's checksum.
+// ReadSideFile reads a file of a folder (see FilePath) of at most maxBytes bytes. Errors: ErrNotFound, ErrUnsafe for
+// anything but a regular file, ErrTooLarge. The content isn't compared with anything: Engine.Definition compares it
+// with the record.
 func (r *Repository) ReadSideFile(ctx context.Context, path, name string, maxBytes int64) ([]byte, error) {
 	f, err := parseFolder(path)
 	if err = errors.Join(err, kvmbackup.ValidFileName(name)); err != nil {
@@ -67,6 +70,27 @@ func (r *Repository) ReadSideFile(ctx context.Context, path, name string, maxByt
 			return nil, err
 		}
 		return s.readFile(join(f.rel(), name), maxBytes)
+	})
+}
+
+// OpenFile opens a file of a folder (see FilePath) for reading, and leaves it open for the caller. It is opened
+// through the open root, and whatever has its name later, it is the file that was looked at. Errors: ErrNotFound,
+// ErrUnsafe for anything but a regular file.
+func (r *Repository) OpenFile(ctx context.Context, path, file string) (*os.File, error) {
+	f, err := parseFolder(path)
+	if err = errors.Join(err, kvmbackup.ValidFileName(file)); err != nil {
+		return nil, r.failed("open file", path, err)
+	}
+	return do(ctx, r, "open file", join(path, file), func(s *session) (out *os.File, err error) {
+		if err := s.folder(f.rel()); err != nil {
+			return nil, err
+		}
+		err = s.read("open", join(f.rel(), file), func() (err error) {
+			out,
+				err = s.openFile(join(f.rel(), file))
+			return err
+		})
+		return out, err
 	})
 }
 
@@ -100,7 +124,7 @@ func (s *session) files(dir string) (files []FileInfo, err error) {
 	for _, e := range list {
 		rel := join(dir, e.Name())
 		err := s.read("stat", rel, func() error {
-			info, err := s.root.Lstat(rel)
+			info, err := s.lstat(rel)
 			if err == nil {
 				files = append(files, fileInfo(e.Name(), info))
 			}

@@ -15,7 +15,35 @@ import (
 // shape is a backup and what else its folder's manifest says.
 type shape struct {
 	backup kvmbackup.Backup
-	files  []repository.FileEntry
+	files  []kvmbackup.SideFile
+	sealed bool
+}
+
+// manifest is what is written of the shape.
+func (s shape) manifest(t *testing.T) repository.Manifest {
+	t.Helper()
+	s.backup.Files = s.files
+	m := repository.NewManifest(s.backup)
+	if s.sealed {
+		m = sealedManifest(t, m)
+	}
+	return m
+}
+
+// sealedManifest wraps nothing: whoever reads a manifest doesn't know what is in a wrapped key.
+func sealedManifest(t *testing.T, m repository.Manifest) repository.Manifest {
+	t.Helper()
+	m = m.WithKeys([]kvmbackup.WrappedKey{{KeyID: "age1first", Wrapped: []byte("one")}, {KeyID: "the safe", Wrapped: []byte("two")}})
+	m.ParentMAC = strings.Repeat("8b", 32)
+	m, err := m.SealedWith(knownKey(t))
+	want(t, err)
+	return m
+}
+
+func knownKey(t *testing.T) (key kvmbackup.DataKey) {
+	t.Helper()
+	want(t, key.UnmarshalBinary([]byte("0123456789abcdef0123456789abcdef")))
+	return key
 }
 
 func shapeOfFull() kvmbackup.Backup {
@@ -70,13 +98,13 @@ func manifestShapes() map[string]shape {
 			s.backup.Volumes[0].FileDigest = "sha256:" + strings.Repeat("6f", 32)
 			s.backup.Volumes[1].Digest = "blake3:" + strings.Repeat("7a", 16)
 		}),
-		"sidefiles": {backup: full, files: []repository.FileEntry{
+		"sidefiles": {backup: full, files: []kvmbackup.SideFile{
 			{Name: repository.DomainXMLName, Size: 4711, SHA256: sha}, {Name: repository.NVRAMName, Size: 131072, SHA256: sha},
 			{Name: repository.TPMName, Size: 0, SHA256: sha},
 		}},
 		"encryption": incremental(func(s *shape) {
 			s.backup.Volumes[1].Encryption, s.backup.Volumes[1].SourceFormat = "luks", "raw"
-			s.backup.Reasons = append(s.backup.Reasons, kvmbackup.Reason{Code: kvmbackup.ReasonDiskEncrypted, Detail: "vdb is"})
+			s.backup.Reasons = append(s.backup.Reasons, kvmbackup.Reason{Code: "disk-encrypted", Detail: "vdb is"})
 		}),
 		"verified": incremental(func(s *shape) {
 			s.backup.Verification = &kvmbackup.Verification{At: s.backup.CompletedAt.Add(time.Hour), Content: true, OK: true}
@@ -84,7 +112,19 @@ func manifestShapes() map[string]shape {
 		"damaged": incremental(func(s *shape) {
 			s.backup.Verification = &kvmbackup.Verification{At: s.backup.CompletedAt.Add(time.Hour), Problem: "damaged"}
 		}),
-		"pinned": incremental(func(s *shape) { s.backup.Pinned = true }),
+		"transfer": incremental(func(s *shape) {
+			s.backup.Transfer = kvmbackup.TransferPull
+			s.backup.Reasons = append(s.backup.Reasons, kvmbackup.Reason{Code: "transfer-pull"})
+		}),
+		"sealed": incremental(func(s *shape) {
+			s.sealed = true
+			for i := range s.backup.Volumes {
+				s.backup.Volumes[i].FileEncryption, s.backup.Volumes[i].FileDigest = kvmbackup.EncryptionLUKS, "sha256:"+strings.Repeat("6f", 32)
+			}
+			s.files = []kvmbackup.SideFile{{Name: repository.DomainXMLName + repository.SealedSuffix, Size: 5000, SHA256: sha}}
+		}),
+		"compression": incremental(func(s *shape) { s.backup.Volumes[0].Compression = kvmbackup.CompressionZstd }),
+		"pinned":      incremental(func(s *shape) { s.backup.Pinned = true }),
 		"longdetail": incremental(func(s *shape) {
 			s.backup.Reasons[0].Detail = "not UTF-8: \xff; " + strings.Repeat("x", repository.MaxDetailBytes)
 		}),
@@ -98,7 +138,7 @@ func TestManifestsOfEveryShape(t *testing.T) {
 			file := filepath.Join("testdata", "manifests", name+".json")
 			golden, err := os.ReadFile(file)
 			want(t, err)
-			got, err := repository.NewManifest(s.backup, s.files).Encode()
+			got, err := s.manifest(t).Encode()
 			if err != nil || !bytes.Equal(got, golden) {
 				t.Fatalf("%v: got:\n%s\nwant:\n%s", err, got, golden)
 			}

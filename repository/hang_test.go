@@ -123,7 +123,7 @@ var reads = map[string]func(context.Context, *repository.Repository) error{
 		}
 		return err
 	},
-	"probe": func(ctx context.Context, r *repository.Repository) error { _, err := r.Probe(ctx); return err },
+	"probe": func(ctx context.Context, r *repository.Repository) error { _, err := r.Probe(ctx, ""); return err },
 }
 
 func TestReadsHangAndFailAtEveryStep(t *testing.T) {
@@ -190,7 +190,7 @@ func TestCancelOnASoundShare(t *testing.T) {
 		if errors.Is(err, repository.ErrHung) || steps != 1 {
 			t.Fatal(steps, err)
 		}
-		_, err = r.Probe(ctx)
+		_, err = r.Probe(ctx, "")
 		want(t, err, cause)
 		if steps != 1 {
 			t.Fatal("begun with an ended context")
@@ -205,7 +205,7 @@ func TestSettleEndsWithItsContext(t *testing.T) {
 		want(t, r.Settle(t.Context(), ""))
 		hung, err := repository.Open(t.Context(), dir, repository.Options{BeforeStep: h.step, Timeout: time.Second})
 		want(t, err)
-		_, err = hung.Probe(t.Context())
+		_, err = hung.Probe(t.Context(), "")
 		want(t, err, repository.ErrHung)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -263,7 +263,7 @@ func TestCancelDuringAFlushIsTheCallersAlone(t *testing.T) {
 
 		want(t, r.Settle(t.Context(), other.VM))
 		want(t, r.Publish(t.Context(), other))
-		_, err = r.Probe(t.Context())
+		_, err = r.Probe(t.Context(), "")
 		want(t, err)
 		_, err = r.PartialManifest(t.Context(), m.Path, m.ID)
 		want(t, err, repository.ErrHung)
@@ -272,7 +272,7 @@ func TestCancelDuringAFlushIsTheCallersAlone(t *testing.T) {
 		}
 
 		<-time.After(30 * time.Minute)
-		_, err = r.Probe(t.Context())
+		_, err = r.Probe(t.Context(), "")
 		want(t, err, repository.ErrHung, context.DeadlineExceeded)
 		if errors.Is(err, cause) {
 			t.Error("another operation's cancel came out:", err)

@@ -10,11 +10,10 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// Limits of a manifest, beside MaxManifestBytes and those of names. What is written stays far below them. A manifest beyond one is refused
-// before memory is taken for it, and sums over a whole manifest don't overflow.
+// Limits of a manifest, besides MaxManifestBytes and those of names and of every record. What is written stays far
+// below them. A manifest beyond one is refused before memory is taken for it, and sums over a whole manifest don't
+// overflow.
 const (
-	MaxVolumes       = kvmbackup.MaxVolumes
-	MaxSideFiles     = 64
 	MaxReasons       = 4096
 	MaxDetailBytes   = 64 << 10  // of a reason's detail
 	MaxSideFileBytes = 128 << 20 // the variables of an aarch64 firmware have 64 MiB
@@ -33,6 +32,9 @@ const (
 	firstYear     = 1970
 	lastYear      = 9999
 	maxAlgorithms = 32 // bytes of a digest's algorithm
+	maxKeys       = 64
+	maxKeyID      = 1 << 10
+	maxWrapped    = 16 << 10 // bytes of a wrapped key
 )
 
 // checkShape counts before anything is decoded: an element of five bytes can become a value of hundreds.
@@ -81,7 +83,8 @@ func (c *checker) limits(d document) bool {
 	for _, l := range []struct {
 		field     string
 		has, most int
-	}{{"volumes", len(d.Volumes), MaxVolumes}, {"files", len(d.Files), MaxSideFiles}, {"reasons", len(d.Reasons), MaxReasons}} {
+	}{{"files", len(d.Files), kvmbackup.MaxSideFiles}, {"reasons", len(d.Reasons), MaxReasons},
+		{"keys", len(d.Keys), maxKeys}} {
 		c.that(l.has <= l.most, "%d %s, which is more than %d", l.has, l.field, l.most)
 		short = short && l.has <= l.most
 	}

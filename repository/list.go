@@ -18,16 +18,17 @@ type Entry struct {
 	Kind FolderKind
 	ID   kvmbackup.BackupID // the backup's, from the manifest or the folder's mark; empty if it can't be told
 
-	// Manifest is the folder's. It is zero if there is none, which is usual for partial and deleting folders, or if Err
-	// says why it couldn't be read.
-	Manifest Manifest
-	Err      error
+	// DomainUUID is the manifest's. It is empty if there is none, which is usual for partial and deleting folders, or if
+	// Err says why it couldn't be read. ReadManifest has the rest of it: a list keeps no manifests, which can have 4 MiB
+	// each, and of a file with several names it reads one.
+	DomainUUID string
+	Err        error
 }
 
-// List returns all that is below the folder of one VM, or of all (vm is empty), sorted by VM and name: backups, what crashes
-// have left, and what is foreign, which includes folders named like a backup that have no manifest, and VM folders that
-// can't be read. A bad folder has an Err and doesn't keep the others from being listed; an error of List itself means that
-// the repository did not answer or ctx ended. A VM without a folder has no entries.
+// List returns all that is below the folder of one VM, or of all (vm is empty), sorted by VM and name: backups, what
+// crashes have left, and what is foreign, which includes folders named like a backup that have no manifest, and VM
+// folders that can't be read. A bad folder has an Err and doesn't keep the others from being listed; an error of List
+// itself means that the repository did not answer or ctx ended. A VM without a folder has no entries.
 func (r *Repository) List(ctx context.Context, vm kvmbackup.VMID) ([]Entry, error) {
 	name := string(vm)
 	if name != "" {
@@ -98,7 +99,7 @@ func (s *session) entry(vm string, e fs.DirEntry) (Entry, error) {
 	if f.kind == FolderLeft {
 		return out, nil
 	}
-	m, err := s.manifest(f)
+	m, err := s.summary(f)
 	if errors.Is(err, fs.ErrNotExist) {
 		if f.kind == FolderPublished {
 			out.Kind = FolderForeign
@@ -108,9 +109,9 @@ func (s *session) entry(vm string, e fs.DirEntry) (Entry, error) {
 	if err := s.fatal(err); err != nil {
 		return out, err
 	}
-	out.Manifest, out.Err = m, classify(err)
+	out.DomainUUID, out.Err = m.domainUUID, classify(err)
 	if out.ID == "" {
-		out.ID = m.ID
+		out.ID = m.id
 	}
 	return out, nil
 }
@@ -123,8 +124,8 @@ func (s *session) fatal(err error) error {
 	return nil
 }
 
-// Stamps returns the stamps in use below the folder of one VM, whatever state their folders are in, in order: what NextStamp
-// needs to know. It reads no manifests.
+// Stamps returns the stamps in use below the folder of one VM, whatever state their folders are in, in order: what
+// NextStamp needs to know. It reads no manifests.
 func (r *Repository) Stamps(ctx context.Context, vm kvmbackup.VMID) ([]kvmbackup.Stamp, error) {
 	name := string(vm)
 	if err := validVM(name); err != nil {

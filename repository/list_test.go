@@ -13,7 +13,9 @@ import (
 
 func TestList(t *testing.T) {
 	r := quick(t)
-	publish(t, r, full())
+	first := full()
+	first.DomainUUID = "UUID"
+	publish(t, r, first)
 	prepare(t, r, incremental())
 	root := filepath.Join(r.Root(), vm)
 	want(t, os.Mkdir(filepath.Join(root, "2026.11.23.09.00.00.deleting-x"), 0o755))
@@ -34,18 +36,18 @@ func TestList(t *testing.T) {
 	want(t, err)
 	var got []string
 	for _, e := range entries {
-		got = append(got, fmt.Sprint(e.Path, " ", e.Kind, " ", e.ID, " ", e.Manifest.ID != "", " ", e.Err != nil))
+		got = append(got, fmt.Sprint(e.Path, " ", e.Kind, " ", e.ID, " ", e.DomainUUID, " ", e.Err != nil))
 	}
 	same(t, got, []string{
-		fullPath + " published " + fullID + " true false",
-		incPath + " partial " + incID + " false false",
-		vm + "/2026.11.23.09.00.00 deleting x false false",
-		vm + "/2026.11.23.10.00.00 foreign  false false",
-		vm + "/2026.11.23.11.00.00 published  false true",
-		vm + "/2026.11.23.12.00.00 published " + fullID + " true true",
-		vm + "/2026.11.23.13.00.00 foreign  false false",
-		vm + "/readme foreign  false false",
-		"vm2 foreign  false true",
+		fullPath + " published " + fullID + " UUID false",
+		incPath + " partial " + incID + "  false",
+		vm + "/2026.11.23.09.00.00 deleting x  false",
+		vm + "/2026.11.23.10.00.00 foreign   false",
+		vm + "/2026.11.23.11.00.00 published   true",
+		vm + "/2026.11.23.12.00.00 published " + fullID + "  true",
+		vm + "/2026.11.23.13.00.00 foreign   false",
+		vm + "/readme foreign   false",
+		"vm2 foreign   true",
 	})
 	want(t, entries[4].Err, repository.ErrManifest)
 	want(t, entries[5].Err, repository.ErrMisplaced)

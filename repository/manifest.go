@@ -15,8 +15,15 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// ManifestVersion is the version of the manifest that this package writes, and the latest it reads.
-const ManifestVersion = 1
+// ManifestVersion is the latest version of the manifest that this package reads. It writes 1 for what isn't sealed, so
+// that earlier releases read it.
+const ManifestVersion = sealedVersion
+
+// The versions. An earlier release can't judge a sealed backup.
+const (
+	plainVersion  = 1
+	sealedVersion = 2
+)
 
 // MaxManifestBytes is the size beyond which a manifest is neither written nor read.
 const MaxManifestBytes = 4 << 20
@@ -28,21 +35,33 @@ type Manifest struct {
 	// Verification and Layers, and of FrozenFor no less than milliseconds. One that was read is completed, and in the
 	// Repository that has read it.
 	kvmbackup.Backup
-	VerifiedAt time.Time   // when the last verification that found nothing wrong began, in UTC; zero: there was none
-	Files      []FileEntry // the side files
+	VerifiedAt time.Time // when the last verification that found nothing wrong began, in UTC; zero: there was none
+	// Keys are the wrapped data keys of a sealed backup, and name its KeyIDs. MAC is what Authenticate compares, and
+	// ParentMAC what StandsOn does: its parent's MAC, empty on a plain parent. Both are in hexadecimal.
+	Keys           []kvmbackup.WrappedKey
+	MAC, ParentMAC string
 }
 
-// FileEntry is one side file: small, written whole, e.g. domain.xml.
-type FileEntry struct {
-	Name   string
-	Size   int64  // bytes
-	SHA256 string // lower-case hexadecimal
+func (m Manifest) version() int {
+	if len(m.Keys) > 0 {
+		return sealedVersion
+	}
+	return plainVersion
 }
 
-// NewManifest returns the manifest of a backup with these side files. Details of reasons are cut to what a manifest can
-// have: tools may say more, and other things than text.
-func NewManifest(b kvmbackup.Backup, files []FileEntry) Manifest {
-	m := Manifest{Backup: b, Files: files}
+// WithKeys returns the manifest with these wrapped keys in place of its own.
+func (m Manifest) WithKeys(keys []kvmbackup.WrappedKey) Manifest {
+	m.Keys, m.KeyIDs = keys, nil
+	for _, k := range keys {
+		m.KeyIDs = append(m.KeyIDs, k.KeyID)
+	}
+	return m
+}
+
+// NewManifest returns the manifest of a backup. Details of reasons are made printable and cut to what
+// a manifest can have: tools and guests may say more, and other things than text.
+func NewManifest(b kvmbackup.Backup) Manifest {
+	m := Manifest{Backup: b}
 	if b.Verification != nil && b.Verification.OK {
 		m.VerifiedAt = b.Verification.At
 	}
@@ -53,7 +72,9 @@ func NewManifest(b kvmbackup.Backup, files []FileEntry) Manifest {
 	return m
 }
 
-func cutDetail(s string) string {
+func cutDetail(s string) string { return cutText(kvmbackup.Printable(cutText(s))) }
+
+func cutText(s string) string {
 	const cut = " ..."
 	if len(s) > MaxDetailBytes {
 		s = s[:MaxDetailBytes-len(cut)] + cut
@@ -61,9 +82,9 @@ func cutDetail(s string) string {
 	return strings.ToValidUTF8(s, "")
 }
 
-// DecodeManifest reads a manifest and compares its bytes with its checksum. Fields that this version doesn't know are ignored.
-// The error matches ErrManifestVersion for a later version, else ErrManifest: too large, without its checksum, not JSON, or not
-// valid by Validate. What is decoded takes memory in proportion to the limits, whatever b is made of.
+// DecodeManifest reads a manifest and compares its bytes with its checksum. Fields that this version doesn't know are
+// ignored. The error matches ErrManifestVersion for a later version, else ErrManifest: too large, without its checksum,
+// not JSON, or not valid by Validate. What is decoded takes memory in proportion to the limits, whatever b is made of.
 func DecodeManifest(b []byte) (Manifest, error) {
 	if len(b) > MaxManifestBytes {
 		return Manifest{}, fmt.Errorf("%w: larger than %d bytes", ErrManifest, MaxManifestBytes)
@@ -90,23 +111,39 @@ func DecodeManifest(b []byte) (Manifest, error) {
 // noSum stands where the checksum will be, or was, while it is computed.
 const noSum = "0000000000000000000000000000000000000000000000000000000000000000"
 
+// maxTail is where the document's last field is looked for, from its end.
+const maxTail = 1 << 10
+
 // sumPlace finds the checksum's digits in the document's last field.
 var sumPlace = regexp.MustCompile(`[{,\s]"checksum"\s*:\s*"([0-9a-f]{64})"\s*}\s*\z`)
 
 // checkSum comes before anything else is believed, the version too: the checksum is the same in every version.
 func checkSum(b []byte) error {
-	place := sumPlace.FindSubmatchIndex(b)
-	if place == nil {
-		return fmt.Errorf("%w: it doesn't end with its checksum, so it was cut off, damaged or changed: %s", ErrManifest, sumHelp)
+	at := findSum(b)
+	if at < 0 {
+		return fmt.Errorf("%w: it doesn't end with its checksum, so it was cut off, damaged or changed: %s",
+			ErrManifest, sumHelp)
 	}
-	has, want := sumOf(b, place[2]), string(b[place[2]:place[3]])
+	has, want := sumOf(b, at), string(b[at:at+len(noSum)])
 	if has != want {
-		return fmt.Errorf("%w: its sha256 is %s, its checksum says %s, so it was damaged or changed: %s", ErrManifest, has, want, sumHelp)
+		return fmt.Errorf("%w: its sha256 is %s, its checksum says %s, so it was damaged or changed: %s", ErrManifest,
+			has, want, sumHelp)
 	}
 	return nil
 }
 
-const sumHelp = "put a copy of the file in its place, or look through it and compute the checksum anew as docs/format.md says"
+// findSum returns where the checksum's digits are, or -1.
+func findSum(b []byte) int {
+	begin := max(len(b)-maxTail, 0)
+	place := sumPlace.FindSubmatchIndex(b[begin:])
+	if place == nil {
+		return -1
+	}
+	return begin + place[2]
+}
+
+const sumHelp = "put a copy of the file in its place, or look through it and compute the checksum anew as " +
+	"docs/format.md says"
 
 // sumOf is the SHA-256 of a manifest with zeros for the digits at that place.
 func sumOf(b []byte, at int) string {
@@ -145,7 +182,7 @@ func (m Manifest) Encode() ([]byte, error) {
 	if err := d.validate(); err != nil {
 		return nil, err
 	}
-	b, err := json.MarshalIndent(sealed{d, noSum}, "", "  ")
+	b, err := json.MarshalIndent(summed{d, noSum}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrManifest, err)
 	}
@@ -153,7 +190,7 @@ func (m Manifest) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("%w: larger than %d bytes", ErrManifest, MaxManifestBytes)
 	}
 	b = append(b, '\n')
-	at := sumPlace.FindSubmatchIndex(b)[2]
+	at := findSum(b)
 	copy(b[at:], sumOf(b, at))
 	return b, nil
 }

@@ -23,10 +23,12 @@ const (
 )
 
 // errNoMarker is no fs.ErrNotExist, so that nobody takes it for a backup's absence.
-var errNoMarker = fmt.Errorf("%w: no %s: is the share mounted? For a new repository call Init", ErrNotRepository, MarkerName)
+var errNoMarker = fmt.Errorf("%w: no %s: is the share mounted? For a new repository call Init", ErrNotRepository,
+	MarkerName)
 
 // linkRefused are the answers of file systems without hard links.
-var linkRefused = []error{syscall.EPERM, syscall.ENOTSUP, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EINVAL, syscall.EMLINK}
+var linkRefused = []error{syscall.EPERM, syscall.ENOTSUP, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EINVAL,
+	syscall.EMLINK}
 
 // marker is the content of MarkerName.
 type marker struct {
@@ -43,14 +45,14 @@ func decodeMarker(b []byte) (marker, error) {
 	if m.Format == markerFormat && m.Version > Version {
 		return m, fmt.Errorf("%w: %d, this program knows up to %d: use a later release", ErrVersion, m.Version, Version)
 	}
-	if m.Format != markerFormat || m.Version < 1 || kvmbackup.ValidName(m.ID) != nil {
+	if m.Format != markerFormat || m.Version < 1 || kvmbackup.ValidName("ID", m.ID) != nil {
 		return m, fmt.Errorf("%w: %s is not of this format", ErrNotRepository, MarkerName)
 	}
 	return m, nil
 }
 
-// checkMarker is asked by every operation: is this still the repository that was opened? Without it the mount point of a
-// share that went away would look like a repository from which all backups have been removed.
+// checkMarker is asked by every operation: is this still the repository that was opened? Without it the mount point of
+// a share that went away would look like a repository from which all backups have been removed.
 func (s *session) checkMarker() error {
 	if s.repo.id == "" {
 		return nil // being opened
@@ -86,7 +88,7 @@ func (s *session) makeMarker() (marker, error) {
 	if err != nil {
 		return marker{}, err
 	}
-	temp, err := s.writeTemp("", MarkerName, append(b, '\n'), infoMode)
+	temp, err := s.writeTemp("", MarkerName, append(b, '\n'), infoMode, true)
 	if err != nil {
 		return marker{}, err
 	}

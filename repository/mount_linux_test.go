@@ -9,30 +9,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
-
-// skip skips a test for lack of a tool or right, except where all of them must be there.
-func skip(t *testing.T, why ...any) {
-	t.Helper()
-	if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
-		t.Fatal(why...)
-	}
-	t.Skip(why...)
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		skip(t, "needs root to mount")
-	}
-}
 
 // command runs a tool and skips the test if it can't.
 func command(t *testing.T, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		skip(t, name, args, err, string(out))
+		lab.Missing(t, name, args, err, string(out))
 	}
 }
 
@@ -45,20 +30,10 @@ func cleanup(t *testing.T, name string, args ...string) {
 	})
 }
 
-// tmpfs mounts a small tmpfs.
-func tmpfs(t *testing.T, size string) string {
-	t.Helper()
-	needRoot(t)
-	dir := t.TempDir()
-	command(t, "mount", "-t", "tmpfs", "-o", "size="+size, "kvmbackup-test", dir)
-	cleanup(t, "umount", dir)
-	return dir
-}
-
 // loop mounts an ext4 image of the given size that lies in dir.
 func loop(t *testing.T, dir string, size int64) string {
 	t.Helper()
-	needRoot(t)
+	lab.NeedRoot(t)
 	image, mnt := filepath.Join(dir, "image"), t.TempDir()
 	put(t, image, "")
 	want(t, os.Truncate(image, size))
@@ -87,7 +62,7 @@ func TestDeadMount(t *testing.T) {
 	t.Cleanup(thaw)
 	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err, repository.ErrHung)
-	_, err = r.Probe(t.Context())
+	_, err = r.Probe(t.Context(), "")
 	want(t, err, repository.ErrHung)
 	thaw()
 	want(t, r.Settle(t.Context(), ""))
@@ -102,7 +77,7 @@ func TestDeadMount(t *testing.T) {
 
 // TestUnmounted is what the marker is for: without the share nothing may look like removed backups.
 func TestUnmounted(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	mnt := t.TempDir()
 	command(t, "mount", "-t", "tmpfs", "-o", "size=1m", "kvmbackup-test", mnt)
 	r := initRepo(t, mnt, repository.Options{})
@@ -129,7 +104,7 @@ func TestUnmounted(t *testing.T) {
 }
 
 func TestReadOnlyMount(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	dir, mnt := t.TempDir(), t.TempDir()
 	m := publish(t, initRepo(t, dir, repository.Options{}), full())
 	command(t, "mount", "--bind", dir, mnt)
@@ -137,7 +112,7 @@ func TestReadOnlyMount(t *testing.T) {
 	command(t, "mount", "-o", "remount,bind,ro", mnt)
 	r, err := repository.Open(t.Context(), mnt, repository.Options{})
 	want(t, err)
-	space, err := r.Probe(t.Context())
+	space, err := r.Probe(t.Context(), "")
 	want(t, err, repository.ErrReadOnly)
 	if space.TotalBytes == 0 {
 		t.Error("no space reported")
@@ -152,15 +127,15 @@ func TestReadOnlyMount(t *testing.T) {
 }
 
 func TestFullMount(t *testing.T) {
-	r := initRepo(t, tmpfs(t, "256k"), repository.Options{})
-	space, err := r.Probe(t.Context())
+	r := initRepo(t, lab.Tmpfs(t, "size=256k"), repository.Options{})
+	space, err := r.Probe(t.Context(), "")
 	want(t, err)
 	if space.TotalBytes != 256<<10 || space.FreeBytes >= space.TotalBytes || space.FreeBytes < 128<<10 {
 		t.Errorf("%+v", space)
 	}
 	m := prepare(t, r, full())
 	fill(t, filepath.Join(r.Root(), "filler"), 1<<20)
-	_, err = r.Probe(t.Context())
+	_, err = r.Probe(t.Context(), "")
 	want(t, err, repository.ErrNoSpace)
 	before := tree(t, r)
 	want(t, r.Publish(t.Context(), m), repository.ErrNoSpace)
@@ -189,7 +164,7 @@ func fill(t *testing.T, name string, most int) {
 // TestLostWrites lies about space: the file system below the loop device is full, so that what was written is lost when it is
 // flushed. The second Publish must not believe the second flush, which reports nothing.
 func TestLostWrites(t *testing.T) {
-	below := tmpfs(t, "4m")
+	below := lab.Tmpfs(t, "size=4m")
 	mnt := loop(t, below, 64<<20)
 	r := initRepo(t, mnt, repository.Options{})
 	m := prepare(t, r, full())
@@ -206,7 +181,7 @@ func TestLostWrites(t *testing.T) {
 
 // TestLostWritesThatSomebodyElseWasToldOf: whoever wrote the file has flushed it, was told that it is lost, and has said nothing.
 func TestLostWritesThatSomebodyElseWasToldOf(t *testing.T) {
-	below := tmpfs(t, "4m")
+	below := lab.Tmpfs(t, "size=4m")
 	mnt := loop(t, below, 64<<20)
 	r := initRepo(t, mnt, repository.Options{})
 	m := prepare(t, r, full())

@@ -108,7 +108,7 @@ func parseBase(base string) (f folder, err error) {
 }
 
 func validID(id kvmbackup.BackupID) error {
-	return kvmbackup.CheckName("backup id", string(id), kvmbackup.MaxNameBytes)
+	return kvmbackup.ValidName("backup id", string(id))
 }
 
 // parseTarget reads a published path and the id of its backup.

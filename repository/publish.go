@@ -12,14 +12,15 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// Publish makes the partial folder of m.Path and m.ID the backup m: it checks that every file of the manifest is there (side
-// files with their size), flushes them all, writes the manifest, flushes, and renames the folder to its final name. When it
-// returns nil the backup is whole and durable. After an error nothing is published, unless the error came from the very last
-// flush; in either case calling again is safe: a backup that is published already under the same id is flushed once more and
-// that is all. The manifest that is there then is not compared.
+// Publish makes the partial folder of m.Path and m.ID the backup m: it checks that every file of the manifest is there
+// (side files with their size), flushes them all, writes the manifest, flushes, and renames the folder to its final
+// name. When it returns nil the backup is whole and durable. After an error nothing is published, unless the error
+// came from the very last flush; in either case calling again is safe: a backup that is published already under the
+// same id is flushed once more and that is all. The manifest that is there then is not compared.
 //
-// Errors: ErrManifest for a manifest that isn't valid; ErrNotFound without the partial folder or one of its files; ErrExist
-// if the final name is taken by something else; ErrDenied, ErrUnsafe; ErrFlush: take the backup again; ErrNoSpace; ErrHung.
+// Errors: ErrManifest for a manifest that isn't valid; ErrNotFound without the partial folder or one of its files;
+// ErrExist if the final name is taken by something else; ErrDenied, ErrUnsafe; ErrFlush: take the backup again;
+// ErrNoSpace; ErrHung.
 func (r *Repository) Publish(ctx context.Context, m Manifest) error {
 	b, err := m.Encode()
 	if err != nil {
@@ -63,8 +64,8 @@ func (s *session) publish(f folder, m Manifest, encoded []byte) error {
 	return s.syncDir(f.vm)
 }
 
-// published says whether the final folder is there and the backup's own, and flushes its name then: a crash may have come
-// between the rename and the flush. A folder there that is another's is an ErrExist.
+// published says whether the final folder is there and the backup's own, and flushes its name then: a crash may have
+// come between the rename and the flush. A folder there that is another's is an ErrExist.
 func (s *session) published(f folder, id kvmbackup.BackupID) (bool, error) {
 	there, err := s.exists(f.rel())
 	if !there || err != nil {
@@ -79,18 +80,14 @@ func (s *session) published(f folder, id kvmbackup.BackupID) (bool, error) {
 	return true, s.syncDir(f.vm)
 }
 
-// checkFiles looks for every file of the manifest and throws away what an earlier attempt left half-written.
+// checkFiles looks for every file of the manifest, and throws away what an earlier attempt has left half-written.
 func (s *session) checkFiles(dir string, m Manifest) error {
 	list, err := s.list(dir)
 	if err != nil {
 		return err
 	}
-	for _, e := range list {
-		if isTemp(e.Name()) && e.Type().IsRegular() {
-			if err := s.remove(join(dir, e.Name())); err != nil {
-				return err
-			}
-		}
+	if err := s.removeTemps(dir, list); err != nil {
+		return err
 	}
 	for _, v := range m.Volumes {
 		if err := s.checkFile(join(dir, v.File), -1); err != nil {
@@ -116,16 +113,20 @@ func (s *session) checkFile(name string, size int64) error {
 	})
 }
 
-// flushFiles makes every file's data durable. Where that fails once, it is never tried again: the kernel reports a lost
-// write to the first who asks, and to the next that all is well.
+// flushFiles makes every file's data durable. Where that fails once, it is never tried again: the kernel reports a
+// lost write to the first who asks, and to the next that all is well.
 func (s *session) flushFiles(dir string, m Manifest) error {
 	if s.repo.isBad(dir) {
 		return fmt.Errorf("%w before: take the backup again", ErrFlush)
 	}
-	if err := s.flushTargets(dir); err != nil {
+	flushed, err := s.flushTargets(dir)
+	if err != nil {
 		return err
 	}
 	for _, f := range m.files() {
+		if flushed[f.name] {
+			continue
+		}
 		if err := s.syncFile(dir, f.name); err != nil {
 			return err
 		}
@@ -133,18 +134,33 @@ func (s *session) flushFiles(dir string, m Manifest) error {
 	return nil
 }
 
-// flushTargets flushes those files that were open while they were written: they alone hear of all that was lost.
-func (s *session) flushTargets(dir string) error {
+// flushTargets flushes those files that were open while they were written, as they alone hear of all that was lost,
+// and says which of them still have their names.
+func (s *session) flushTargets(dir string) (flushed map[string]bool, err error) {
 	open := s.repo.openedTargets(dir)
 	if open == nil {
-		return nil
+		return nil, nil
 	}
+	flushed = map[string]bool{}
 	for _, f := range open.files {
-		if err := s.syncOpen(dir, filepath.Base(f.Name()), func(flush func(*os.File) error) error { return flush(f) }); err != nil {
-			return err
+		name := filepath.Base(f.Name())
+		err := s.syncOpen(dir, name, func(flush func(*os.File) error) error {
+			if err := flush(f); err != nil {
+				return err
+			}
+			written, err := f.Stat()
+			if err != nil {
+				return err
+			}
+			named, err := s.lstat(join(dir, name))
+			flushed[name] = err == nil && os.SameFile(written, named)
+			return nil
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return flushed, nil
 }
 
 func (r *Repository) isBad(dir string) bool {
@@ -161,9 +177,9 @@ func (r *Repository) setBad(dir string, bad bool) {
 	}
 }
 
-// Published returns the manifest of path and true if the backup id is published there; what it then says is durable. It
-// returns false without an error if there is no such folder, or one of another backup or of none. Errors: ErrManifest,
-// ErrManifestVersion, ErrUnsafe if the folder can't be judged.
+// Published returns the manifest of path and true if the backup id is published there; what it then says is durable.
+// It returns false without an error if there is no such folder, or one of another backup or of none. Errors:
+// ErrManifest, ErrManifestVersion, ErrUnsafe if the folder can't be judged.
 func (r *Repository) Published(ctx context.Context, path string, id kvmbackup.BackupID) (Manifest, bool, error) {
 	f, err := parseTarget(path, id)
 	if err != nil {
@@ -182,9 +198,10 @@ func (r *Repository) Published(ctx context.Context, path string, id kvmbackup.Ba
 	return m, err == nil && m.ID == id, err
 }
 
-// RewriteManifest replaces the manifest of a published backup, whole or not at all: to add digests or a verification, to
-// pin. Of two at the same time the last wins. What an unknown writer has added to the file is lost. The set of files must
-// be the same as before. Errors: ErrNotFound, ErrForeign if the folder is another backup's, ErrManifest.
+// RewriteManifest replaces the manifest of a published backup, whole or not at all: to add digests or a verification,
+// to pin. One call for a backup at a time: it removes what an interrupted one has left. What an unknown writer has
+// added to the file is lost. The set of files must be the same as before. Errors: ErrNotFound, ErrForeign if the folder
+// is another backup's, ErrManifest.
 func (r *Repository) RewriteManifest(ctx context.Context, m Manifest) error {
 	b, err := m.Encode()
 	if err != nil {
@@ -203,12 +220,31 @@ func (r *Repository) RewriteManifest(ctx context.Context, m Manifest) error {
 		if !slices.Equal(namesOf(old.files()), names) {
 			return struct{}{}, fmt.Errorf("%w: the set of files differs from the folder's manifest", ErrManifest)
 		}
-		if err := s.write(f.rel(), ManifestName, b, infoMode); err != nil {
+		list, err := s.list(f.rel())
+		if err == nil {
+			err = s.removeTemps(f.rel(), list)
+		}
+		if err == nil {
+			err = s.write(f.rel(), ManifestName, b, infoMode)
+		}
+		if err != nil {
 			return struct{}{}, err
 		}
 		return struct{}{}, s.syncDir(f.rel())
 	})
 	return err
+}
+
+// removeTemps throws away what an interrupted call has left half-written.
+func (s *session) removeTemps(dir string, list []fs.DirEntry) error {
+	for _, e := range list {
+		if isTemp(e.Name()) && e.Type().IsRegular() {
+			if err := s.remove(join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // manifest reads the manifest of a folder, in whatever state.

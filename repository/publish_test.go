@@ -1,6 +1,8 @@
 package repository_test
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -153,8 +155,7 @@ func TestWriteFile(t *testing.T) {
 }
 
 func TestCreatePartialRefusesATakenStamp(t *testing.T) {
-	for _, name := range []string{"2026.11.23.07.04.50", "2026.11.23.07.04.50.partial-" + fullID,
-		"2026.11.23.07.04.50.partial-" + incID, "2026.11.23.07.04.50.deleting-" + incID} {
+	for _, name := range []string{"2026.11.23.07.04.50", "2026.11.23.07.04.50.partial-" + fullID} {
 		r := quick(t)
 		want(t, os.MkdirAll(filepath.Join(r.Root(), vm, name), 0o755))
 		_, err := r.CreatePartial(t.Context(), fullPath, fullID)
@@ -162,11 +163,28 @@ func TestCreatePartialRefusesATakenStamp(t *testing.T) {
 	}
 }
 
+// TestTwoOfOneStamp: of two backups with one path, which only two stores of one VM can give, the first to be published is kept.
+func TestTwoOfOneStamp(t *testing.T) {
+	r := quick(t)
+	first, second := full(), full()
+	second.ID = incID
+	first, second = prepare(t, r, first), prepare(t, r, second)
+	want(t, r.Publish(t.Context(), first))
+	want(t, r.Publish(t.Context(), second), repository.ErrExist)
+	want(t, r.RemovePartial(t.Context(), second.Backup))
+	published(t, r, first)
+}
+
 func TestRewriteManifest(t *testing.T) {
 	r := quick(t)
 	m := publish(t, r, full())
 	m.Volumes[0].Digest = "sha256:00ff"
+	left := filepath.Join(r.Root(), filepath.FromSlash(m.Path), ".kvmbackup-tmp-ABC-"+repository.ManifestName)
+	put(t, left, "of a rewrite that was interrupted")
 	want(t, r.RewriteManifest(t.Context(), m))
+	if _, err := os.Lstat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left: %v", left, err)
+	}
 	got, err := r.ReadManifest(t.Context(), m.Path)
 	want(t, err)
 	if got.Volumes[0].Digest != "sha256:00ff" {

@@ -10,9 +10,9 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// purge removes a folder and all that is ours in it, the manifest last, so that it can say until the end what is ours. What isn't
-// ours is set aside, and told by a ForeignFilesError when all else is done. Of the files in before those that are gone already are
-// counted with what they are said to have taken.
+// purge removes a folder and all that is ours in it, the manifest last, so that it can say until the end what is ours.
+// What isn't ours is set aside, and told by a ForeignFilesError when all else is done. Of the files in before those
+// that are gone already are counted with what they are said to have taken.
 func (s *session) purge(d folder, t removal, before []ownFile) (kvmbackup.Removed, error) {
 	own, foreign, err := s.sort(d.rel(), namesOf(t.files))
 	if err != nil {
@@ -47,8 +47,8 @@ func (s *session) purge(d folder, t removal, before []ownFile) (kvmbackup.Remove
 // notMovable keeps what is foreign under its folder's name.
 var notMovable = []error{ErrInUse, ErrReadOnly, ErrExist, ErrUnsafe}
 
-// setAside gives a folder from which all is gone that was the backup's a name that says so, and tells what is left in it. Where that can't be
-// done, because somebody has one of these files open, say, the folder keeps its name.
+// setAside gives a folder from which all is gone that was the backup's a name that says so, and tells what is left in
+// it. Where that can't be done, because somebody has one of these files open, say, the folder keeps its name.
 func (s *session) setAside(d folder, names []string) error {
 	at := d.left()
 	taken, err := s.exists(at.rel())
@@ -87,7 +87,10 @@ func (s *session) sort(dir string, names []string) (own []FileInfo, foreign []st
 		return nil, nil, err
 	}
 	for _, f := range list {
-		switch ours := slices.Contains(names, f.Name) || isOwn(f.Name); {
+		// No manifest tells of an index yet when a crash comes before it.
+		volume, index := strings.CutSuffix(f.Name, IndexSuffix)
+		ours := slices.Contains(names, f.Name) || index && slices.Contains(names, volume) || isOwn(f.Name)
+		switch {
 		case isSilly(f.Name):
 		case ours && f.Regular:
 			own = append(own, f)
@@ -100,7 +103,11 @@ func (s *session) sort(dir string, names []string) (own []FileInfo, foreign []st
 
 // isOwn knows the names that every backup may have.
 func isOwn(name string) bool {
-	return name == ManifestName || name == DomainXMLName || name == NVRAMName || name == TPMName || isTemp(name)
+	if name == ManifestName || isTemp(name) {
+		return true
+	}
+	name = strings.TrimSuffix(name, SealedSuffix)
+	return name == DomainXMLName || name == NVRAMName || name == TPMName
 }
 
 func isTemp(name string) bool { return strings.HasPrefix(name, tempMark) }
@@ -121,7 +128,8 @@ func (s *session) removeFolder(f folder) error {
 	return s.removeVM(f.vm)
 }
 
-// leave sets aside what came meanwhile, or what NFS keeps while somebody has it open, and for ever when that host has crashed.
+// leave sets aside what came meanwhile, or what NFS keeps while somebody has it open, and for ever when that host has
+// crashed.
 func (s *session) leave(f folder) error {
 	list, err := s.list(f.rel())
 	if err != nil {
@@ -134,24 +142,28 @@ func (s *session) leave(f folder) error {
 	return s.setAside(f, names)
 }
 
-// removeVM removes the VM's folder if it is empty, and in it what was set aside and is empty by now.
+// removeVM removes the VM's folder if it is empty, and in it what was set aside and is empty by now. It reads no
+// further in it than to the first name of anything else.
 func (s *session) removeVM(vm string) error {
 	there, err := s.exists(vm)
 	if !there || err != nil {
 		return err
 	}
-	list, err := s.list(vm)
-	for _, e := range list {
-		f, bad := parseBase(e.Name())
-		if bad != nil || f.kind != FolderLeft || !e.IsDir() {
-			return err
-		}
-		if err := s.rmdir(join(vm, e.Name())); err != nil {
-			return allow(err, syscall.ENOTEMPTY, syscall.EEXIST, ErrReadOnly)
-		}
-	}
-	if err != nil {
+	var left []string
+	kept := false
+	err = s.eachName(vm, func(name string) bool {
+		f, bad := parseBase(name)
+		kept = bad != nil || f.kind != FolderLeft
+		left = append(left, name)
+		return !kept
+	})
+	if kept || err != nil {
 		return err
+	}
+	for _, name := range left {
+		if err := s.rmdir(join(vm, name)); err != nil {
+			return allow(err, syscall.ENOTEMPTY, syscall.EEXIST, ErrReadOnly, ErrUnsafe)
+		}
 	}
 	if err := s.rmdir(vm); err != nil {
 		if notEmpty(err) {
@@ -168,5 +180,6 @@ func notEmpty(err error) bool {
 
 // unreadable says that there is no manifest to go by.
 func unreadable(err error) bool {
-	return errors.Is(err, ErrManifest) || errors.Is(err, ErrMisplaced) || errors.Is(err, ErrUnsafe) || errors.Is(err, fs.ErrNotExist)
+	return errors.Is(err, ErrManifest) || errors.Is(err, ErrMisplaced) || errors.Is(err, ErrUnsafe) ||
+		errors.Is(err, fs.ErrNotExist)
 }

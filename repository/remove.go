@@ -65,9 +65,9 @@ func (t removal) with(m Manifest) removal {
 
 // Remove removes a published backup. The caller knows that nothing needs it any more. The folder is renamed to
 // VM/STAMP.deleting-ID first; then the files that are the backup's, by the manifest and by b, are removed, the manifest
-// last; then the folder, and the VM's folder if that leaves it empty. What else is in the folder stays in VM/STAMP.left-ID: then it is
-// done, and the error is an ErrForeignFiles that names it. A call after a crash or an error at any point finishes the work, and one
-// for a backup that is gone says so.
+// last; then the folder, and the VM's folder if that leaves it empty. What else is in the folder stays in
+// VM/STAMP.left-ID: then it is done, and the error is an ErrForeignFiles that names it. A call after a crash or an
+// error at any point finishes the work, and one for a backup that is gone says so.
 // Of b only the path, the ID and the volumes' files matter. Where the manifest is missing or corrupt, b alone says
 // whose the folder is; then only the names in b and those that every backup may have are removed.
 //

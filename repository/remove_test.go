@@ -152,7 +152,7 @@ func TestRemoveRefusesWhatIsNotTheBackups(t *testing.T) {
 			put(t, r.FilePath(fullPath, repository.ManifestName), string(b))
 		}, repository.ErrForeign},
 		"later manifest": {func(t *testing.T, r *repository.Repository) {
-			put(t, r.FilePath(fullPath, repository.ManifestName), seal(`{"version": 2, "id": 7, "checksum": "`+strings.Repeat("0", 64)+`"}`))
+			put(t, r.FilePath(fullPath, repository.ManifestName), seal(`{"version": 3, "id": 7, "checksum": "`+strings.Repeat("0", 64)+`"}`))
 		}, repository.ErrManifestVersion},
 	}
 	for name, tc := range tests {

@@ -3,10 +3,13 @@ package repository
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // Options configures a Repository. The zero value is good.
@@ -29,13 +32,13 @@ type Options struct {
 	// verb and the path below the root ("." is the root itself): "mkdir"; "create", "write", "sync" and "place" of a file
 	// that is written under a temporary name, with its final one; "link" (the marker); "sync" (also of volumes); "rename"
 	// (of folders: the old path); "syncdir"; "remove" and "rmdir". The calls of one operation come one after the other;
-	// operations that run at the same time call it at the same time. An error ends the operation as a failure of that step
-	// would, and comes out wrapped; the step isn't done. A clean-up after the failure asks again. While it blocks, the
-	// step hangs, and it isn't done if the caller has left meanwhile.
+	// operations that run at the same time call it at the same time. An error ends the operation as a failure of that
+	// step would, and comes out wrapped; the step isn't done. A clean-up after the failure asks again. While it blocks,
+	// the step hangs, and it isn't done if the caller has left meanwhile.
 	BeforeStep func(step string) error
 
-	// BeforeRead is BeforeStep for the steps that change nothing: "open", "read NAME", "stat NAME", "list NAME", "statfs", and
-	// "close NAME" of what OpenTargets has opened in a folder.
+	// BeforeRead is BeforeStep for the steps that change nothing: "open", "read NAME", "stat NAME", "list NAME",
+	// "statfs", and "close NAME" of what OpenTargets has opened in a folder.
 	BeforeRead func(step string) error
 
 	// AroundCall is for tests of what becomes of a caller whose calls fail, or take long. It carries out each call that
@@ -62,21 +65,22 @@ func (o Options) withDefaults() Options {
 }
 
 // Repository is a folder with backups. It is safe for concurrent use, also by several processes as long as each VM is
-// worked on by one at a time, for which the store's lease is there. It holds nothing open between calls but what OpenTargets
-// says, so that the share can be unmounted, and needs no closing.
+// worked on by one at a time, for which the store's lease is there. It holds nothing open between calls but what
+// OpenTargets and Keep say, so that the share can be unmounted, and needs no closing.
 type Repository struct {
 	root string
 	id   string // empty while being opened
 	opts Options
 
 	mu      sync.Mutex
-	bad     map[string]bool     // folders with a file whose flush failed
-	targets map[string]*targets // open files of partial folders
+	bad     map[string]bool        // folders with a file whose flush failed
+	targets map[string]*targets    // open files of partial folders
+	exact   map[string]fs.FileInfo // VMs' folders whose names were compared letter by letter; see ownsFolder
 }
 
-// Init makes the folder dir a repository and opens it; one that is a repository already is just opened. The folder must
-// exist: make it on the mounted share. Its other content is left alone.
-// Errors: ErrNotRepository (no such folder), ErrVersion, ErrReadOnly, ErrNoSpace, ErrUnavailable.
+// Init makes the folder dir a repository and opens it; one that is a repository already is just opened. The folder
+// must exist: make it on the mounted share. Its other content is left alone. Errors: ErrNotRepository (no such
+// folder), ErrVersion, ErrReadOnly, ErrNoSpace, ErrUnavailable.
 func Init(ctx context.Context, dir string, o Options) (*Repository, error) {
 	r, err := newRepository(dir, o)
 	if err != nil {
@@ -85,8 +89,8 @@ func Init(ctx context.Context, dir string, o Options) (*Repository, error) {
 	return r.open(ctx, "init", (*session).makeMarker)
 }
 
-// Open opens the repository in dir. A folder without the marker is refused with ErrNotRepository, because the empty mount
-// point of a share that isn't mounted is a folder like any other, on the host's own disk.
+// Open opens the repository in dir. A folder without the marker is refused with ErrNotRepository, because the empty
+// mount point of a share that isn't mounted is a folder like any other, on the host's own disk.
 // Errors: ErrNotRepository, ErrVersion, ErrUnavailable.
 func Open(ctx context.Context, dir string, o Options) (*Repository, error) {
 	r, err := newRepository(dir, o)
@@ -104,7 +108,8 @@ func newRepository(dir string, o Options) (*Repository, error) {
 	if err != nil {
 		return nil, &Error{Root: dir, Op: "open", Err: err}
 	}
-	return &Repository{root: root, opts: o.withDefaults(), bad: map[string]bool{}, targets: map[string]*targets{}}, nil
+	return &Repository{root: root, opts: o.withDefaults(), bad: map[string]bool{}, targets: map[string]*targets{},
+		exact: map[string]fs.FileInfo{}}, nil
 }
 
 func (r *Repository) open(ctx context.Context, op string, fn func(*session) (marker, error)) (*Repository, error) {
@@ -118,6 +123,11 @@ func (r *Repository) open(ctx context.Context, op string, fn func(*session) (mar
 
 // ID returns the repository's UUID, from its marker.
 func (r *Repository) ID() string { return r.id }
+
+// CheckpointPrefix begins the names of an engine's checkpoints, unless its configuration says otherwise: kvmbackup- and
+// 32 bits of the SHA-256 of the ID, e.g. kvmbackup-5d41402a. So backups of one VM to several repositories don't take
+// each other's checkpoints for leftovers.
+func (r *Repository) CheckpointPrefix() string { return "kvmbackup-" + kvmbackup.VMID(r.id).Tag() }
 
 // Root returns the repository's folder as an absolute path.
 func (r *Repository) Root() string { return r.root }

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -105,7 +106,7 @@ func TestErrorsNameTheFolder(t *testing.T) {
 			return nil
 		}})
 		failing = true
-		_, err := r.Probe(t.Context())
+		_, err := r.Probe(t.Context(), "")
 		want(t, err, c.cause)
 		for _, text := range append(c.want, strconv.Quote(r.Root())) {
 			if !strings.Contains(err.Error(), text) {
@@ -120,10 +121,10 @@ func TestAnotherRepositoryAtThePlace(t *testing.T) {
 	r := quick(t)
 	m := publish(t, r, full())
 	want(t, os.Remove(filepath.Join(r.Root(), repository.MarkerName)))
-	_, err := r.Probe(t.Context())
+	_, err := r.Probe(t.Context(), "")
 	want(t, err, repository.ErrUnavailable, repository.ErrNotRepository)
 	initRepo(t, r.Root(), repository.Options{})
-	_, err = r.Probe(t.Context())
+	_, err = r.Probe(t.Context(), "")
 	want(t, err, repository.ErrUnavailable, repository.ErrOtherRepository)
 	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err, repository.ErrOtherRepository)
@@ -131,8 +132,8 @@ func TestAnotherRepositoryAtThePlace(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	r := quick(t)
-	put(t, filepath.Join(r.Root(), ".kvmbackup-tmp-ABC-probe"), "left by a crash")
-	space, err := r.Probe(t.Context())
+	put(t, filepath.Join(r.Root(), ".kvmbackup-tmp-"+vm+"-probe"), "left by a crash")
+	space, err := r.Probe(t.Context(), vm)
 	want(t, err)
 	if space.FreeBytes <= 0 || space.TotalBytes < space.FreeBytes {
 		t.Fatalf("%+v", space)
@@ -181,12 +182,7 @@ func cycle(t *testing.T, r *repository.Repository, m repository.Manifest) error 
 // TestRestoresWithQemuImgAlone follows docs/format.md: a chain made in partial folders, with relative links, is read by
 // qemu-img without this package.
 func TestRestoresWithQemuImgAlone(t *testing.T) {
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	lab.Need(t, "qemu-img")
 	r := quick(t)
 	base, top := full(), incremental()
 	base.Volumes, top.Volumes = base.Volumes[:1], top.Volumes[:1]

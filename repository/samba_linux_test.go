@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -41,11 +42,11 @@ force user = root
 // upper from lower case. It runs in namespaces of its own: server and mount are there for nobody else.
 func TestSamba(t *testing.T) {
 	const mark = "KVMBACKUP_TEST_SAMBA"
-	needRoot(t)
+	lab.NeedRoot(t)
 	if os.Getenv(mark) == "" {
 		for _, tool := range []string{"smbd", "smbnetfs", "unshare", "ip"} {
 			if _, err := exec.LookPath(tool); err != nil {
-				skip(t, err)
+				lab.Missing(t, err)
 			}
 		}
 		again := exec.CommandContext(t.Context(), "unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",

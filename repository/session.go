@@ -14,8 +14,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/leave"
 )
 
-// Modes of what is made here, of files before the umask. QEMU runs as another user and must get through the folders; the side
-// files may hold secrets of the guest. Volume files are made by others and are never changed.
+// Modes of what is made here, of files before the umask. QEMU runs as another user and must get through the folders;
+// the side files may hold secrets of the guest. Volume files are made by others and are never changed.
 const (
 	dirMode  fs.FileMode = 0o755
 	infoMode fs.FileMode = 0o644
@@ -31,6 +31,11 @@ type session struct {
 	work *leave.Work
 	log  *slog.Logger
 	root *os.Root
+	kept *kept // the root of several calls; nil: this one has its own
+	lent bool  // the root is that
+
+	held   map[string]*os.Root // folders below the root that are open, by their names: see hold
+	linked map[fileKey]summary // manifests of several names, as they were listed
 }
 
 // open opens the root. A root that is missing says nothing about the backups.
@@ -83,13 +88,18 @@ func (s *session) read(verb, name string, fn func() error) error {
 	return fn()
 }
 
-// openFile opens a regular file for reading. It never follows a link in the last place and never waits for a FIFO's other end.
+// openFile opens a regular file for reading. It never follows a link in the last place and never waits for a FIFO's
+// other end.
 func (s *session) openFile(name string) (*os.File, error) {
 	before, err := s.regular(name)
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	dir, base, err := s.in(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := dir.OpenFile(base, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, classify(err) // not as of a step that writes
 	}
@@ -105,27 +115,29 @@ func (s *session) openFile(name string) (*os.File, error) {
 
 // regular is Lstat that refuses all but regular files.
 func (s *session) regular(name string) (fs.FileInfo, error) {
-	info, err := s.root.Lstat(name)
+	info, err := s.lstat(name)
 	if err == nil && !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%w: %q is %s", ErrUnsafe, name, describe(info.Mode()))
 	}
 	return info, err
 }
 
-// folder checks that each element of a relative path is a folder and no link.
+// lstat looks at what has a name, and follows no link.
+func (s *session) lstat(name string) (fs.FileInfo, error) {
+	dir, base, err := s.in(name)
+	if err != nil {
+		return nil, err
+	}
+	return dir.Lstat(base)
+}
+
+// folder checks that each element of a relative path is a folder and no link, and holds them.
 func (s *session) folder(name string) error {
 	for i := range len(name) + 1 {
 		if i < len(name) && name[i] != '/' {
 			continue
 		}
-		part := name[:i]
-		err := s.read("stat", part, func() error {
-			info, err := s.root.Lstat(part)
-			if err == nil && !info.IsDir() {
-				err = fmt.Errorf("%w: %q is %s", ErrUnsafe, part, describe(info.Mode()))
-			}
-			return err
-		})
+		err := s.read("stat", name[:i], func() error { _, err := s.hold(name[:i]); return err })
 		if err != nil {
 			return err
 		}
@@ -174,10 +186,46 @@ func (s *session) readFile(name string, most int64) (b []byte, err error) {
 // list returns what is in a folder, sorted by name.
 func (s *session) list(name string) (list []fs.DirEntry, err error) {
 	err = s.read("list", name, func() error {
-		list, err = fs.ReadDir(s.root.FS(), name)
+		dir, err := s.hold(name)
+		if err == nil {
+			list, err = fs.ReadDir(dir.FS(), ".")
+		}
 		return err
 	})
 	return list, err
+}
+
+// names returns the names of what is in a folder, in no order. It looks at none of it.
+func (s *session) names(name string) (names []string, err error) {
+	err = s.eachName(name, func(n string) bool { names = append(names, n); return true })
+	return names, err
+}
+
+// eachName gives the names of what is in a folder to f until that returns false. It reads no more of the folder than
+// that takes.
+func (s *session) eachName(name string, f func(name string) bool) error {
+	return s.read("list", name, func() (err error) {
+		held, err := s.hold(name)
+		if err != nil {
+			return err
+		}
+		dir, err := held.Open(".")
+		if err != nil {
+			return err
+		}
+		defer closing(dir, &err)
+		for {
+			names, err := dir.Readdirnames(64)
+			for _, n := range names {
+				if !f(n) {
+					return nil
+				}
+			}
+			if err != nil {
+				return allow(err, io.EOF)
+			}
+		}
+	})
 }
 
 // closing closes a file and adds a failure to an operation's error.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -58,7 +59,7 @@ func TestNothingIsOpenInAFolderThatIsRenamed(t *testing.T) {
 
 // TestRenameIsRefused plays a file that somebody else has open, on SMB, by a folder that can't be renamed: it is a mount point.
 func TestRenameIsRefused(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	r := initRepo(t, t.TempDir(), repository.Options{NoSync: true, Timeout: time.Second})
 	m := prepare(t, r, full())
 	partial := r.PartialDir(m.Path, m.ID)

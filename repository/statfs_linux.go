@@ -14,6 +14,15 @@ func allocated(info fs.FileInfo) int64 {
 	return info.Size()
 }
 
+// hardLink tells a file that has several names.
+func hardLink(info fs.FileInfo) (fileKey, bool) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || st.Nlink < 2 {
+		return fileKey{}, false
+	}
+	return fileKey{st.Dev, st.Ino}, true
+}
+
 // statfs asks through the open root, so that the answer is about it and not about what is mounted there by now.
 func statfs(root *os.Root) (space Space, err error) {
 	f, err := root.Open(".")
@@ -25,9 +34,17 @@ func statfs(root *os.Root) (space Space, err error) {
 	if err := syscall.Fstatfs(int(f.Fd()), &st); err != nil {
 		return Space{}, os.NewSyscallError("fstatfs", err)
 	}
+	info, err := f.Stat()
+	if err != nil {
+		return Space{}, err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		space.Device = st.Dev
+	}
 	unit := int64(st.Frsize)
 	if unit == 0 {
 		unit = int64(st.Bsize)
 	}
-	return Space{FreeBytes: int64(st.Bavail) * unit, TotalBytes: int64(st.Blocks) * unit}, nil
+	space.FreeBytes, space.TotalBytes = int64(st.Bavail)*unit, int64(st.Blocks)*unit
+	return space, nil
 }

@@ -10,4 +10,6 @@ import (
 
 func allocated(info fs.FileInfo) int64 { return info.Size() }
 
+func hardLink(fs.FileInfo) (fileKey, bool) { return fileKey{}, false }
+
 func statfs(*os.Root) (Space, error) { return Space{}, errors.ErrUnsupported }

@@ -24,14 +24,16 @@ func (t *targets) close() {
 	}
 }
 
-// OpenTargets opens files of a partial folder before somebody else writes them, and keeps them open until Publish or RemovePartial
-// has done with the folder, or release is called, which may be called at any time and more than once. Two things come of it.
+// OpenTargets opens files of a partial folder before somebody else writes them, and keeps them open until Publish or
+// RemovePartial has done with the folder, or release is called, which may be called at any time and more than once. Two
+// things come of it.
 //
-// Publish learns of every write that the storage has lost. Linux tells each open file of it once, but a file that is opened after
-// somebody has been told is told nothing; and QEMU, which flushes when it closes an image, drops what it is told.
+// Publish learns of every write that the storage has lost. Linux tells each open file of it once, but a file that is
+// opened after somebody has been told is told nothing; and QEMU, which flushes when it closes an image, drops what it
+// is told.
 //
-// And the kernel begins to write the files out while they are still being written, so that Publish need not wait for all of
-// it, and a share isn't flooded at the end.
+// And the kernel begins to write the files out while they are still being written, so that Publish need not wait for
+// all of it, and a share isn't flooded at the end.
 //
 // Errors: ErrNotFound without one of the files; ErrUnsafe; ErrHung.
 func (r *Repository) OpenTargets(
@@ -111,8 +113,8 @@ func (r *Repository) openedTargets(dir string) *targets {
 	return r.targets[dir]
 }
 
-// closeTargets comes before files are removed, as NFS keeps those that are open, under other names; and before their folder is
-// renamed, which SMB refuses while one of them is open.
+// closeTargets comes before files are removed, as NFS keeps those that are open, under other names; and before their
+// folder is renamed, which SMB refuses while one of them is open.
 func (s *session) closeTargets(dir string) error {
 	t := s.repo.openedTargets(dir)
 	if t == nil || !s.repo.takeTargets(dir, t) {

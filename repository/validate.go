@@ -21,19 +21,20 @@ func (d document) validate() error {
 	if !c.limits(d) {
 		return errors.Join(c.errs...)
 	}
-	c.that(d.Version == ManifestVersion, "version %d", d.Version)
+	c.sealed(d)
 	c.err("id", validID(d.ID))
 	c.err("vm", validVM(string(d.VM)))
 	c.text("domain", d.Domain)
 	c.text("domain_uuid", d.DomainUUID)
-	c.err("chain_id", kvmbackup.CheckName("chain id", string(d.ChainID), kvmbackup.MaxNameBytes))
+	c.err("chain_id", kvmbackup.ValidName("chain id", string(d.ChainID)))
 	c.path("path", d.Path, d.VM)
 	c.parent(d)
 	c.text("checkpoint", string(d.Checkpoint))
 	c.that(!d.Tracked || d.Checkpoint != "", "tracked without a checkpoint")
 	for _, r := range d.Reasons {
 		c.text("reason", string(r.Code))
-		c.that(utf8.ValidString(r.Detail) && len(r.Detail) <= MaxDetailBytes, "reason %.200q: detail is too long or not UTF-8", r.Code)
+		c.that(utf8.ValidString(r.Detail) && len(r.Detail) <= MaxDetailBytes,
+			"reason %.200q: detail is too long or not UTF-8", r.Code)
 		c.text("reason's volume_id", string(r.VolumeID))
 	}
 	c.files(d)
@@ -118,9 +119,9 @@ func (c *checker) file(name string, names map[string]bool) {
 }
 
 func (c *checker) volume(d document, v volumeJSON) {
-	c.err("volume_id", kvmbackup.CheckName("volume id", string(v.VolumeID), kvmbackup.MaxNameBytes))
+	c.err("volume_id", kvmbackup.ValidName("volume id", string(v.VolumeID)))
 	if v.Device != "" {
-		c.err("device", kvmbackup.CheckName("device", v.Device, kvmbackup.MaxNameBytes))
+		c.err("device", kvmbackup.ValidName("device", v.Device))
 	}
 	c.text("source_format", v.SourceFormat)
 	c.text("encryption", v.Encryption)
@@ -133,11 +134,34 @@ func (c *checker) volume(d document, v volumeJSON) {
 	}
 }
 
+// sealed checks what is there of a sealed backup, and only of one. That its volumes are is the record's to say.
+func (c *checker) sealed(d document) {
+	sealed := len(d.Keys) > 0
+	c.that(d.Version == map[bool]int{false: plainVersion, true: sealedVersion}[sealed], "version %d with %d keys",
+		d.Version, len(d.Keys))
+	for _, k := range d.Keys {
+		c.key(k.ID, k.Wrapped)
+	}
+	c.that(!sealed && d.MAC == "" || sealed && isHex(d.MAC) &&
+		len(d.MAC) == 64, "mac %.80q with %d keys", d.MAC, len(d.Keys))
+	c.that(d.ParentMAC == "" || sealed && d.ParentID != "" && isHex(d.ParentMAC) && len(d.ParentMAC) == 64,
+		"parent_mac %.80q with %d keys and the parent %.80q", d.ParentMAC, len(d.Keys), d.ParentID)
+	for _, v := range d.Volumes {
+		c.that(!sealed || v.FileDigest != nil, "volume %.200q: sealed without a file_digest", v.VolumeID)
+	}
+}
+
+func (c *checker) key(id string, wrapped []byte) {
+	c.that(id != "" && len(id) <= maxKeyID && kvmbackup.Printable(id) == id,
+		"key %.200q: empty, too long or not printable", id)
+	c.that(len(wrapped) > 0 && len(wrapped) <= maxWrapped, "key %.200q: wrapped in %d bytes", id, len(wrapped))
+}
+
 // parentFile checks that the backing link is exactly the one to a file of the backup's parent.
 func (c *checker) parentFile(d document, v volumeJSON) {
 	file := path.Base(v.ParentFile)
 	c.err("parent_file", kvmbackup.ValidFileName(file))
-	c.that(v.ParentFile == kvmbackup.BackingLink(kvmbackup.Backup{Path: d.ParentPath}, file),
+	c.that(v.ParentFile == kvmbackup.Backup{Path: d.ParentPath}.BackingLink(file),
 		"volume %.200q: parent_file %.300q is not of %.200q", v.VolumeID, v.ParentFile, d.ParentPath)
 }
 

@@ -13,5 +13,5 @@ func validVM(s string) error {
 	if strings.EqualFold(s, MarkerName) {
 		return &kvmbackup.NameError{What: "VM name", Name: s, Reason: "is the repository marker's"}
 	}
-	return kvmbackup.CheckName("VM name", s, kvmbackup.MaxNameBytes)
+	return kvmbackup.ValidName("VM name", s)
 }

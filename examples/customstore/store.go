@@ -16,12 +16,11 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/rules"
 )
 
-// Store keeps one JSON file per VM in a folder of a local file system. Any number of processes of one machine may share it.
-// Writes wait for each other; a process that dies gives up the lock with its life.
+// Store keeps one JSON file per VM in a folder of a local file system. Any number of processes of one machine may share
+// it. Writes wait for each other; a process that dies gives up the lock with its life.
 type Store struct {
-	rules.Writer // AcquireLease, Begin, Complete and all other writes
-	rules.Reader // VM, Backup, List and all other reads
-	dir          string
+	rules.StateStore // all methods
+	dir              string
 }
 
 var _ kvmbackup.Store = (*Store)(nil)
@@ -29,7 +28,7 @@ var _ kvmbackup.Store = (*Store)(nil)
 // Open returns the store in the folder, which it makes when it is not there.
 func Open(dir string) (*Store, error) {
 	s := &Store{dir: dir}
-	s.Writer, s.Reader = rules.NewWriter(s.update), rules.NewReader(s.load, s.all)
+	s.StateStore = rules.NewStateStore(s.update, s.load, s.all)
 	return s, os.MkdirAll(dir, 0o700)
 }
 
@@ -49,22 +48,6 @@ func (s *Store) update(ctx context.Context, vm kvmbackup.VMID, fn func(rules.Tx)
 		return err
 	}
 	return s.save(state)
-}
-
-// AckRemoval implements kvmbackup.Store.
-func (s *Store) AckRemoval(ctx context.Context, id kvmbackup.BackupID) error {
-	unlock, err := s.lock(ctx)
-	if err != nil {
-		return rules.StoreError(ctx, err)
-	}
-	defer unlock()
-	states, err := s.all(ctx)
-	for _, state := range states {
-		if err == nil && state.AckRemoval(id) {
-			err = s.save(state)
-		}
-	}
-	return err
 }
 
 // lock waits for the folder's lock. The system call doesn't heed a context, so it is asked again and again.

@@ -35,7 +35,8 @@ func main() {
 
 // backUp takes one backup of one domain: full or incremental, as the engine decides.
 func backUp(ctx context.Context, uri, dir, dbFile, domain string) (err error) {
-	db, err := sql.Open("sqlite", "file:"+dbFile+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_txlock=immediate")
+	db, err := sql.Open("sqlite",
+		"file:"+dbFile+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(FULL)")
 	if err != nil {
 		return err
 	}

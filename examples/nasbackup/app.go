@@ -8,9 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/seal"
 )
 
 // app is one run of the program: its global options and where it prints.
@@ -22,9 +26,13 @@ type app struct {
 	connect string
 	repo    string
 	store   string
+	scratch []string
+	keys    *seal.Keys // of sealed backups; nil: none
 	wait    time.Duration
 	json    bool
 	verbose bool
+
+	indexKey kvmbackup.DataKey // of sealed backups' indexes; zero: none
 }
 
 func newApp(stdout, stderr io.Writer) *app {
@@ -62,16 +70,22 @@ func (a *app) rootCommand() *cobra.Command {
 		return fmt.Errorf("%w (a DOMAIN that begins with a dash comes after \"--\")", err)
 	})
 	f := root.PersistentFlags()
-	f.StringVar(&a.connect, "connect", "", "libvirt `URI` of the hypervisor (default $NASBACKUP_CONNECT, or else qemu:///system)")
+	f.StringVar(&a.connect, "connect", "",
+		"libvirt `URI` of the hypervisor (default $NASBACKUP_CONNECT, or else qemu:///system)")
 	f.StringVar(&a.repo, "repo", "", "`DIR` with the backups (default $NASBACKUP_REPO)")
-	f.StringVar(&a.store, "store", "", "`FILE` or postgres://... with the records (default $NASBACKUP_STORE, or else as above)")
-	f.DurationVar(&a.wait, "wait", time.Minute, "how long to wait for a VM that another nasbackup works on; one that crashed blocks it for 30 s")
+	f.StringVar(&a.store, "store", "",
+		"`FILE` or postgres://... with the records (default $NASBACKUP_STORE, or else as above)")
+	f.StringArrayVar(&a.scratch, "scratch", nil,
+		"`DIR` on local storage for backups by pull; may be repeated, the one with the most room is taken "+
+			"(default $NASBACKUP_SCRATCH, DIR:DIR...)")
+	f.DurationVar(&a.wait, "wait", time.Minute,
+		"how long to wait for a VM that another nasbackup works on; one that crashed blocks it for 30 s")
 	f.BoolVar(&a.json, "json", false, "print JSON: one object, or one per line for lists; errors too, on stderr")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "log every step on stderr")
 	root.AddCommand(
 		a.initCommand(), a.planCommand(), a.backupCommand(), a.listCommand(), a.showCommand(), a.verifyCommand(),
 		a.restoreCommand(), a.deleteCommand(), a.retainCommand(), a.doctorCommand(), a.recoverCommand(),
-		a.importCommand(), a.forgetCommand(), a.manCommand(root),
+		a.importCommand(), a.forgetCommand(), a.rekeyCommand(), a.openCommand(), a.manCommand(root),
 	)
 	return root
 }
@@ -93,6 +107,9 @@ func (a *app) fromEnv() {
 	a.connect = cmp.Or(a.connect, os.Getenv("NASBACKUP_CONNECT"), "qemu:///system")
 	a.repo = cmp.Or(a.repo, os.Getenv("NASBACKUP_REPO"))
 	a.store = cmp.Or(a.store, os.Getenv("NASBACKUP_STORE"))
+	if len(a.scratch) == 0 {
+		a.scratch = filepath.SplitList(os.Getenv("NASBACKUP_SCRATCH"))
+	}
 }
 
 // logger goes to stderr: warnings, and steps if asked for. With --json stderr is kept for the error.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -32,14 +33,14 @@ func (a *app) backupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backup DOMAIN",
 		Short: "Take a backup of a domain, running or not",
-		Long: `Take a backup of a domain, running, paused or off: an incremental where the last backup's checkpoint allows it, else a
-full. What an earlier crash has left is settled first. A backup that fails or is cancelled leaves nothing behind, and
-the next one is as cheap as this one would have been.`,
+		Long: `Take a backup of a domain, running, paused or off: an incremental where the last backup's checkpoint allows
+it, else a full. What an earlier crash has left is settled first. A backup that fails or is cancelled leaves
+nothing behind, and the next one is as cheap as this one would have been.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
 			req, err := flags.request(args[0])
-			if err != nil {
+			if err = errors.Join(err, a.wanted(req), a.useFor(flags.comparing)); err != nil {
 				return err
 			}
 			return a.backup(ctx, req, flags.timeout)
@@ -47,8 +48,10 @@ the next one is as cheap as this one would have been.`,
 	}
 	flags.add(cmd)
 	f := cmd.Flags()
-	f.BoolVar(&flags.quiesce, "quiesce", false, "freeze the guest's file systems for the instant of the backup, if the guest agent can")
-	f.BoolVar(&flags.consistent, "require-consistent", false, "fail rather than take a backup without the freeze; implies --quiesce")
+	f.BoolVar(&flags.quiesce, "quiesce", false, "freeze the guest's file systems for the instant of the backup, if "+
+		"the guest agent can")
+	f.BoolVar(&flags.consistent, "require-consistent", false,
+		"fail rather than take a backup without the freeze; implies --quiesce")
 	f.BoolVar(&flags.digests, "digests", false, `record digests for "verify --content"; reads everything once more`)
 	f.Int64Var(&flags.bandwidth, "bandwidth", 0, "limit the copy to `MIB_PER_S` over all volumes (default no limit)")
 	f.BoolVar(&flags.noRoom, "ignore-space", false, "begin although the repository seems to have too little room")
@@ -77,7 +80,8 @@ func (f *backupFlags) request(domain string) (engine.BackupRequest, error) {
 func (a *app) backup(ctx context.Context, req engine.BackupRequest, timeout time.Duration) error {
 	if timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: --timeout %v has passed", context.DeadlineExceeded, timeout))
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout,
+			fmt.Errorf("%w: --timeout %v has passed", context.DeadlineExceeded, timeout))
 		defer cancel()
 	}
 	return a.with(ctx, needHypervisor, func(s *session) error {
@@ -90,8 +94,9 @@ func (a *app) backup(ctx context.Context, req engine.BackupRequest, timeout time
 }
 
 func printTaken(w io.Writer, b kvmbackup.Backup) {
-	fmt.Fprintf(w, "%v backup of %s completed in %.1f s: %s, %s stored, %v-consistent\n",
-		b.Kind, b.VM, b.CompletedAt.Sub(b.StartedAt).Seconds(), b.Path, size(b.StoredBytes()), b.Consistency)
+	fmt.Fprintf(w, "%v backup of %s completed in %.1f s: %s, %s stored, %v-consistent, %s\n",
+		b.Kind, b.VM, b.CompletedAt.Sub(b.StartedAt).Seconds(), b.Path, size(b.StoredBytes()), b.Consistency,
+		b.Transfer.Phrase())
 	fmt.Fprintf(w, "  id: %s\n", b.ID)
 	for _, r := range b.Reasons {
 		fmt.Fprintf(w, "  because: %s\n", r)

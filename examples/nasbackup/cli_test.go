@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	tools "github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/internal/testpg"
 )
 
@@ -64,6 +65,7 @@ func TestText(t *testing.T) {
 	f := newFixture(t)
 	f.golden("list.txt", f.must("list"))
 	f.golden("show.txt", f.must("show", "web/latest"))
+	f.golden("recipe.txt", f.must("show", "web/latest", "--recipe"))
 	f.golden("retain.txt", f.must("retain", "web", "--keep-last", "1", "--dry-run"))
 	f.golden("delete.txt", f.must("delete", web2))
 	f.golden("list-all.txt", f.must("list", "web", "--all"))
@@ -110,6 +112,13 @@ func TestUsage(t *testing.T) {
 		{"backup", "web", "--full-every", "many"},
 		{"backup", "web", "--bandwidth", "-1"},
 		{"backup", "web", "--bandwidth", "99999999999999"},
+		{"backup", "web", "--transfer", "offline"},
+		{"backup", "web", "--transfer", "somehow"},
+		{"backup", "web", "--transfer", "pull"},
+		{"backup", "web", "--recipients-file", ""},
+		{"backup", "web", "--recipient", ""},
+		{"verify", web1, "--identity", ""},
+		{"plan", "web", "--transfer", "pull"},
 		{"plan"},
 		{"show"},
 		{"show", "2"},
@@ -139,7 +148,7 @@ func TestUsage(t *testing.T) {
 
 // TestErrors: each failure has its exit code and its code in the JSON.
 func TestErrors(t *testing.T) {
-	needTools(t, "qemu-img") // verify and restore ask for it first
+	tools.Need(t, "qemu-img") // verify and restore ask for it first
 	f := newFixture(t)
 	const unknown = "99999999-0000-4000-8000-000000000009"
 	for _, command := range [][]string{{"show"}, {"delete"}, {"restore", "--to", t.TempDir()}} {
@@ -151,6 +160,7 @@ func TestErrors(t *testing.T) {
 	f.fail(exitNotFound, "no-backup", "retain", "nobody", "--keep-last", "1", "--dry-run")
 	f.must("delete", web1)
 	f.fail(exitFailed, "wrong-status", "verify", web1)
+	f.fail(exitFailed, "invalid", "list", "--scratch", "relative")
 	elsewhere := &fixture{t: t, args: []string{"--repo", t.TempDir(), "--store", filepath.Join(t.TempDir(), "x.db")}}
 	elsewhere.fail(exitFailed, "no-repository", "list")
 	if r := elsewhere.run("list"); !strings.Contains(r.stderr, "nasbackup init") {
@@ -160,7 +170,7 @@ func TestErrors(t *testing.T) {
 
 // TestEmpty: where there is nothing yet, people are told so, and programs get nothing.
 func TestEmpty(t *testing.T) {
-	needTools(t, "qemu-img")
+	tools.Need(t, "qemu-img")
 	f := &fixture{t: t, args: []string{"--repo", t.TempDir(), "--store", filepath.Join(t.TempDir(), "records.db")}}
 	f.must("init")
 	for _, command := range [][]string{{"list"}, {"verify", "--all"}, {"import"}} {
@@ -222,7 +232,7 @@ func (f *fixture) busy() {
 
 // TestVerifyAndRestore need qemu-img and no hypervisor.
 func TestVerifyAndRestore(t *testing.T) {
-	needTools(t, "qemu-img")
+	tools.Need(t, "qemu-img")
 	f := newFixture(t)
 	f.golden("verify.json", f.must("verify", web3, "--json"))
 	if r := f.must("verify", web3, "--content"); !strings.Contains(r.stdout, ": ok, 3 files; content not compared") {

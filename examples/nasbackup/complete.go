@@ -9,7 +9,9 @@ import (
 )
 
 // completeBackups and completeVMs are for shells. They read the records only, and offer nothing after an error.
-func (a *app) completeBackups(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func (a *app) completeBackups(
+	cmd *cobra.Command, args []string, _ string,
+) ([]cobra.Completion, cobra.ShellCompDirective) {
 	var names []cobra.Completion
 	for _, b := range a.completed(cmd, args) {
 		names = append(names, b.Path)

@@ -16,8 +16,8 @@ func (a *app) deleteCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete BACKUP",
 		Short: "Delete a backup, without breaking its chain",
-		Long: `Delete a backup. One that younger backups stand on becomes delete-pending: it is hidden, can't be restored, and its files
-go when the last of those has gone.`,
+		Long: `Delete a backup. One that younger backups stand on becomes delete-pending: it is hidden, can't be restored,
+and its files go when the last of those has gone.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeBackups,
 		RunE: a.command(func(ctx context.Context, args []string) error {
@@ -42,7 +42,8 @@ go when the last of those has gone.`,
 			})
 		}),
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "delete the younger backups that stand on it, too; older ones are never touched")
+	cmd.Flags().BoolVar(&force, "force", false, "delete the younger backups that stand on it, too; older ones are "+
+		"never touched")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be deleted, and change nothing")
 	return cmd
 }
@@ -61,7 +62,8 @@ func printDeletion(w io.Writer, p kvmbackup.DeletePlan, dryRun bool) {
 		fmt.Fprintf(w, "%s %s: %s, %s\n", b.ID, b.Path, removed, size(b.StoredBytes()))
 	}
 	for _, b := range p.Pending {
-		fmt.Fprintf(w, "%s %s: %s, %s come back later; needed by %s\n", b.ID, b.Path, pending, size(b.StoredBytes()), strings.Join(b.NeededBy, ", "))
+		fmt.Fprintf(w, "%s %s: %s, %s come back later; needed by %s\n", b.ID, b.Path, pending, size(b.StoredBytes()),
+			strings.Join(b.NeededBy, ", "))
 	}
 	for _, folder := range p.Foreign {
 		fmt.Fprintf(w, "%s stays, with files that are not the backup's\n", folder)

@@ -12,13 +12,14 @@ import (
 // TestDisks: an operator chooses disks; what is left out is in the plan, in the record and in what show says, and is
 // full when it is back.
 func TestDisks(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	if r := l.run("init"); r.code != exitDone {
 		t.Fatal("init")
 	}
 	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
 	first := l.list(guestName)[0]
-	for option, code := range map[string]kvmbackup.ReasonCode{"--disk=vda": kvmbackup.ReasonDiskNotNamed, "--exclude-disk=vdb": kvmbackup.ReasonDiskExcluded} {
+	for option, code := range map[string]kvmbackup.ReasonCode{"--disk=vda": engine.ReasonDiskNotNamed, "--exclude-disk=vdb": engine.ReasonDiskExcluded} {
 		var p engine.Plan
 		l.get(&p, "plan", guestName, option)
 		b := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, option)

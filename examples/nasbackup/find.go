@@ -34,11 +34,12 @@ func (s *session) find(ctx context.Context, name string) (kvmbackup.Backup, erro
 	case 1:
 		return found[0], nil
 	}
-	return kvmbackup.Backup{}, usage("%q is the beginning of %d backups' IDs, %s and %s among them", name, len(found), found[0].ID, found[1].ID)
+	return kvmbackup.Backup{}, usage("%q is the beginning of %d backups' IDs, %s and %s among them", name, len(found),
+		found[0].ID, found[1].ID)
 }
 
-// needKnown refuses a domain of which the hypervisor, the records and the repository know nothing. It is for commands that
-// would find all well with it.
+// needKnown refuses a domain of which the hypervisor, the records and the repository know nothing. It is for commands
+// that would find all well with it.
 func (s *session) needKnown(ctx context.Context, t engine.Target) error {
 	records, err := s.List(ctx, kvmbackup.Query{VM: t.VM})
 	if err != nil || len(records) > 0 {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -82,9 +81,9 @@ func manifest(vm kvmbackup.VMID, chain kvmbackup.ChainID, id kvmbackup.BackupID,
 		b.Reasons = []kvmbackup.Reason{{Code: kvmbackup.ReasonIncremental, Detail: fmt.Sprintf("position %d", position)}}
 		v := &b.Volumes[0]
 		v.Kind, v.DirtyBytes = kvmbackup.KindIncremental, 64<<10
-		v.ParentFile = kvmbackup.BackingLink(kvmbackup.Backup{Path: folder(position - 1)}, v.File)
+		v.ParentFile = kvmbackup.Backup{Path: folder(position - 1)}.BackingLink(v.File)
 	}
-	return repository.NewManifest(b, nil)
+	return repository.NewManifest(b)
 }
 
 // publish puts a backup into the repository, with real images where qemu-img is there.
@@ -180,17 +179,4 @@ func openRecords(t *testing.T, dir, store string) *sqlstore.Store {
 	}
 	t.Cleanup(func() { _ = s.closers[0]() })
 	return records
-}
-
-// needTools skips where a program is missing.
-func needTools(t *testing.T, programs ...string) {
-	t.Helper()
-	for _, program := range programs {
-		if _, err := exec.LookPath(program); err != nil {
-			if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
 }

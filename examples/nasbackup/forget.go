@@ -15,8 +15,9 @@ func (a *app) forgetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "forget DOMAIN",
 		Short: "Remove our checkpoints and bitmaps from a domain",
-		Long: `Remove every checkpoint and bitmap that backups to this repository have put on a domain, for when it is no longer to be
-backed up there. Its backups stay. The checkpoints of other repositories and programs are not touched.`,
+		Long: `Remove every checkpoint and bitmap that backups to this repository have put on a domain, for when it is no
+longer to be backed up there. Its backups stay. The checkpoints of other repositories and programs are not
+touched.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"html"
 	"os"
@@ -36,6 +37,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	default:
+		_ = flag.Set("test.parallel", "4") // the tests with a lab mostly wait for processes to start and end
 		os.Exit(testpg.Main(m))
 	}
 }
@@ -60,8 +62,9 @@ func needsNobody() bool {
 	return os.Geteuid() == 0
 }
 
-// handleGuest does one thing with the guest of a folder: start, stop, define NAME UUID (another with the same disks), write DISK PATTERN OFFSET LENGTH, or spread DISK
-// PATTERN OFFSET LENGTH END, which writes at every other LENGTH from OFFSET to END. The guest lives on after this process.
+// handleGuest does one thing with the guest of a folder: start, start it with UEFI, stop it and all others, define NAME UUID
+// (another with the same disks), boot NAME (another that is defined), xml NAME, write DISK PATTERN OFFSET LENGTH, or spread
+// DISK PATTERN OFFSET LENGTH END, which writes at every other LENGTH from OFFSET to END. The guest lives on after this process.
 func handleGuest(dir, action string, args []string) error {
 	if err := libvirtjob.RunEventLoop(); err != nil {
 		return err
@@ -72,34 +75,58 @@ func handleGuest(dir, action string, args []string) error {
 	}
 	defer func() { _, _ = conn.Close() }()
 	switch action {
-	case "start":
-		return startGuest(conn, dir)
+	case "start", "start-uefi":
+		return startGuest(conn, dir, action == "start-uefi")
+	case "stop":
+		return stopGuests(conn)
 	case "define":
-		dom, err := defineGuest(conn, dir, args[0], args[1])
+		dom, err := defineGuest(conn, dir, args[0], args[1], "", "")
 		if err != nil {
 			return err
 		}
 		return dom.Free()
+	case "boot", "xml":
+		return otherGuest(conn, action, args[0])
 	}
 	dom, err := conn.LookupDomainByName(guestName)
-	if errors.Is(err, libvirt.ERR_NO_DOMAIN) && action == "stop" {
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dom.Free() }()
+	if action == "spread" {
+		return spreadGuest(dom, args)
+	}
+	return writeGuest(dom, args)
+}
+
+func stopGuests(conn *libvirt.Connect) error {
+	doms, err := conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
+	for _, dom := range doms {
+		// A process that took the domain over says "not running" although it did stop it.
+		if stopErr := dom.Destroy(); !errors.Is(stopErr, libvirt.ERR_OPERATION_INVALID) {
+			err = errors.Join(err, stopErr)
+		}
+		err = errors.Join(err, dom.Free())
+	}
+	return err
+}
+
+// otherGuest starts a domain, paused, or prints its definition; nothing for one that isn't defined.
+func otherGuest(conn *libvirt.Connect, action, name string) error {
+	dom, err := conn.LookupDomainByName(name)
+	if errors.Is(err, libvirt.ERR_NO_DOMAIN) && action == "xml" {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = dom.Free() }()
-	if action == "stop" {
-		// A process that took the domain over says "not running" although it did stop it.
-		if err := dom.Destroy(); err != nil && !errors.Is(err, libvirt.ERR_OPERATION_INVALID) {
-			return err
-		}
-		return nil
+	if action == "boot" {
+		return dom.CreateWithFlags(libvirt.DOMAIN_START_PAUSED)
 	}
-	if action == "spread" {
-		return spreadGuest(dom, args)
-	}
-	return writeGuest(dom, args)
+	text, err := dom.GetXMLDesc(0)
+	fmt.Print(text)
+	return err
 }
 
 func spreadGuest(dom *libvirt.Domain, args []string) error {
@@ -119,13 +146,24 @@ func spreadGuest(dom *libvirt.Domain, args []string) error {
 	return nil
 }
 
-const guestName = "vm1"
+const (
+	guestName = "vm1"
+	guestUUID = "0b0e7a3c-8a3c-4f0e-9a53-6f6b3cf1a001"
+	guestMAC  = "52:54:00:0a:0b:0c"
+)
 
 func rootURI(dir string) string { return "qemu:///embed?root=" + filepath.Join(dir, "libvirt") }
 
-// startGuest starts it paused: it has no system.
-func startGuest(conn *libvirt.Connect, dir string) error {
-	dom, err := defineGuest(conn, dir, guestName, "0b0e7a3c-8a3c-4f0e-9a53-6f6b3cf1a001")
+// startGuest starts it paused: it has no system. With UEFI it also has a network card, and a port to a file of the host.
+func startGuest(conn *libvirt.Connect, dir string, uefi bool) error {
+	osXML, devices := "", ""
+	if uefi {
+		osXML = "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>" +
+			"<nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>" + filepath.Join(dir, guestName+"_VARS.fd") + "</nvram>"
+		devices = "<interface type='user'><mac address='" + guestMAC + "'/></interface>" +
+			"<serial type='file'><source path='" + filepath.Join(dir, "serial.log") + "'/></serial>"
+	}
+	dom, err := defineGuest(conn, dir, guestName, guestUUID, osXML, devices)
 	if err != nil {
 		return err
 	}
@@ -133,7 +171,7 @@ func startGuest(conn *libvirt.Connect, dir string) error {
 	return dom.CreateWithFlags(libvirt.DOMAIN_START_PAUSED)
 }
 
-func defineGuest(conn *libvirt.Connect, dir, name, uuid string) (*libvirt.Domain, error) {
+func defineGuest(conn *libvirt.Connect, dir, name, uuid, osXML, devices string) (*libvirt.Domain, error) {
 	kind := "qemu"
 	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
 		kind = "kvm"
@@ -145,9 +183,9 @@ func defineGuest(conn *libvirt.Connect, dir, name, uuid string) (*libvirt.Domain
 			"<target dev='%s' bus='virtio'/><serial>serial-%s</serial></disk>", filepath.Join(dir, device+".qcow2"), device, device)
 	}
 	return conn.DomainDefineXML(fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>%s</uuid>
-<memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/><apic/></features>
-<devices>%s<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`,
-		kind, html.EscapeString(name), uuid, disks))
+<memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type>%s</os><features><acpi/><apic/></features>
+<devices>%s%s<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`,
+		kind, html.EscapeString(name), uuid, osXML, disks, devices))
 }
 
 func writeGuest(dom *libvirt.Domain, args []string) error {

@@ -14,8 +14,8 @@ func (a *app) initCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "init",
 		Short: "Make the folder a repository, once",
-		Long: `Make the folder a repository, once, by putting a marker into it. The folder must exist. All other commands refuse a
-folder without the marker: most often it is the empty mount point of a share that isn't mounted.`,
+		Long: `Make the folder a repository, once, by putting a marker into it. The folder must exist. All other commands
+refuse a folder without the marker: most often it is the empty mount point of a share that isn't mounted.`,
 		Args: cobra.NoArgs,
 		RunE: a.command(func(ctx context.Context, _ []string) error { return a.init(ctx) }),
 	}

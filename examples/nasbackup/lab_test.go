@@ -13,28 +13,31 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	tools "github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // lab is a folder with a libvirt root, a guest with two disks, a repository and a store. disks is what the guest's disks
 // hold; it is written beside QEMU.
 type lab struct {
-	t     *testing.T
-	dir   string
-	tool  *qcow2.Tool
-	disks map[string][]byte
+	t      *testing.T
+	dir    string
+	number int
+	tool   *qcow2.Tool
+	disks  map[string][]byte
+	missed int // backups that were over before they were interrupted
 }
 
 var labSizes = map[string]int{"vda": 64 << 20, "vdb": 16 << 20}
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	needTools(t, "qemu-img", "qemu-system-x86_64")
+	tools.Need(t, "qemu-img", "qemu-system-x86_64")
 	dir, err := os.MkdirTemp("", "nasb") //nolint:usetesting // short: paths of sockets below it are limited
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t: t, dir: dir, disks: map[string][]byte{}}
+	l := &lab{t: t, dir: dir, number: int(labs.Add(1)), disks: map[string][]byte{}}
 	t.Cleanup(l.cleanUp)
 	if l.tool, err = qcow2.New(qcow2.Config{}); err != nil {
 		t.Fatal(err)
@@ -91,7 +94,7 @@ func (l *lab) open() {
 }
 
 func (l *lab) cleanUp() {
-	if err := runPinned(l.process("guest", l.dir, "stop")); err != nil {
+	if err := l.runPinned(l.process("guest", l.dir, "stop")); err != nil {
 		l.t.Errorf("stop the guest: %v", err)
 	}
 	if err := os.RemoveAll(l.dir); err != nil {
@@ -116,7 +119,7 @@ func (l *lab) guest(args ...string) {
 	l.t.Helper()
 	cmd := l.process("guest", append([]string{l.dir}, args...)...)
 	cmd.Stderr = l.t.Output()
-	if err := runPinned(cmd); err != nil {
+	if err := l.runPinned(cmd); err != nil {
 		l.t.Fatalf("guest %q: %v", args, err)
 	}
 }
@@ -155,7 +158,7 @@ func (l *lab) run(args ...string) result {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	began := time.Now()
-	err := runPinned(cmd)
+	err := l.runPinned(cmd)
 	l.t.Logf("nasbackup %s: %d after %v\n%s%s", strings.Join(args, " "), cmd.ProcessState.ExitCode(), time.Since(began).Round(time.Millisecond), stdout.String(), stderr.String())
 	if err != nil && cmd.ProcessState.ExitCode() < 0 {
 		l.t.Fatal(err)

@@ -57,7 +57,7 @@ func printAll[T any](a *app, items []T, text func(w io.Writer)) error {
 	return nil
 }
 
-// printLines prints each item's text form on a line, or says that there is none.
+// printLines prints each item's text form on a line, or says that there isn't one.
 func printLines[T fmt.Stringer](w io.Writer, items []T, none string) {
 	if len(items) == 0 {
 		fmt.Fprintln(w, none)
@@ -75,7 +75,8 @@ func printList(w io.Writer, backups []kvmbackup.Backup) {
 	t := table{colour: colours(w)}
 	t.row("ID", "FOLDER", "KIND", "POSITION", "STATUS", "STARTED", "STORED", "CHECKED", "UUID")
 	for _, b := range backups {
-		t.row(string(b.ID[:8]), b.Path, b.Kind.String(), fmt.Sprint(b.Position), b.Status.String(), local(b.StartedAt), size(b.StoredBytes()), checked(b), domainUUID(b))
+		t.row(string(b.ID[:8]), b.Path, b.Kind.String(), fmt.Sprint(b.Position), b.Status.String(), local(b.StartedAt),
+			size(b.StoredBytes()), checked(b), domainUUID(b))
 	}
 	t.print(w)
 }

@@ -8,9 +8,14 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/kvmbackup/kvmbackup/libvirtjob"
 )
 
+//go:generate go test -count=1 -run ^TestPicture$ . -update
+
 func main() {
+	libvirtjob.Guard() // backups by pull end with this program, however it ends
 	// The first Ctrl-C cancels what is under way; more of them don't disturb the clean-up.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -20,6 +25,7 @@ func main() {
 
 // run is the program, with its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	stdout, stderr = plain{stdout}, plain{stderr}
 	a := newApp(stdout, stderr)
 	root := a.rootCommand()
 	root.SetArgs(args)

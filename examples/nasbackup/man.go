@@ -20,7 +20,8 @@ func (a *app) manCommand(root *cobra.Command) *cobra.Command {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err
 			}
-			err := doc.GenManTree(root, &doc.GenManHeader{Title: "NASBACKUP", Section: "1", Source: "nasbackup " + version()}, args[0])
+			err := doc.GenManTree(root, &doc.GenManHeader{Title: "NASBACKUP", Section: "1",
+				Source: "nasbackup " + version()}, args[0])
 			if err != nil {
 				return err
 			}

@@ -23,7 +23,7 @@ func (a *app) planCommand() *cobra.Command {
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
 			req, err := policy.request(args[0])
-			if err != nil {
+			if err = errors.Join(err, a.wanted(req), a.useFor(policy.comparing)); err != nil {
 				return err
 			}
 			return a.with(ctx, needHypervisor, func(s *session) error {
@@ -40,7 +40,12 @@ func (a *app) planCommand() *cobra.Command {
 }
 
 func printPlan(w io.Writer, p engine.Plan) {
-	fmt.Fprintf(w, "%v backup of %s to %s, about %s; %s are free\n", p.Decision.Kind, p.VM, p.Path, size(p.EstimateBytes), size(p.FreeBytes))
+	fmt.Fprintf(w, "%v backup of %s to %s, %s, about %s; %s are free\n",
+		p.Decision.Kind, p.VM, p.Path, p.Transfer.Phrase(), size(p.EstimateBytes), size(p.FreeBytes))
+	if p.Scratch != "" {
+		fmt.Fprintf(w, "  what the guest overwrites meanwhile goes to %s, which has room for %s\n", p.Scratch,
+			size(p.ScratchFreeBytes))
+	}
 	for _, r := range p.Decision.Reasons {
 		fmt.Fprintf(w, "  because: %s\n", r)
 	}
@@ -48,6 +53,13 @@ func printPlan(w io.Writer, p engine.Plan) {
 		if v.Reason.Detail != "" {
 			fmt.Fprintf(w, "  because: %s\n", v.Reason)
 		}
+	}
+	switch {
+	case len(p.FromHistory) > 0:
+		fmt.Fprintf(w, "  as the last backups of %s came to with %s, and a quarter more\n",
+			strings.Join(p.FromHistory, ", "), p.Compression)
+	case p.Compression != "":
+		fmt.Fprintf(w, "  with %s it may be less: no backup of these disks tells yet by how much\n", p.Compression)
 	}
 	if len(p.Unmeasured) > 0 {
 		fmt.Fprintf(w, "  at most: it can't be told what is on %s\n", strings.Join(p.Unmeasured, ", "))

@@ -15,9 +15,10 @@ func (a *app) recoverCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "recover [DOMAIN]",
 		Short: "Finish or undo what crashes have left",
-		Long: `Finish or undo what crashes have left: of one domain, or of all that have something to settle, all at once. A job that
-still runs is followed to its end. Of all, those are left out that somebody works on now, with exit code 3, and those that another
-host has begun to back up. Every backup begins with the same, so that this is needed only to have it done at once.`,
+		Long: `Finish or undo what crashes have left: of one domain, or of all that have something to settle, all at once.
+A job that still runs is followed to its end. Of all, those are left out that somebody works on now, with
+exit code 3, and those that another host has begun to back up. Every backup begins with the same, so that
+this is needed only to have it done at once.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {

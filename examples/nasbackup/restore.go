@@ -26,6 +26,8 @@ type restoreFlags struct {
 	noRoom    bool
 	noDigests bool
 	dropSnaps bool
+	define    defineFlags
+	identity  identityFlags
 }
 
 func (a *app) restoreCommand() *cobra.Command {
@@ -33,13 +35,19 @@ func (a *app) restoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore BACKUP (--to DIR | --in-place)",
 		Short: "Restore volumes to new files, to block devices or over the VM's own",
-		Long: `Restore volumes to new files in a folder, to paths of their own, or over the VM's own disks. The whole chain is verified
-before the first byte. Nothing that exists is overwritten, unless it is a block device, or --in-place says so. In place the
-domain must be off, nothing may have its disks open, and its next backup is a full. A domain of the same name with another
-UUID is another one, which --other-domain allows to overwrite.`,
+		Long: `Restore volumes to new files in a folder, to paths of their own, or over the VM's own disks. The whole chain
+is verified before the first byte. Nothing that exists is overwritten, unless it is a block device, or
+--in-place says so. In place the domain must be off, nothing may have its disks open, and its next backup is
+a full. A domain of the same name with another UUID is another one, which --other-domain allows to
+overwrite.
+
+With --define the restored disks become a new domain, which can run beside the one that was backed up: it
+has a UUID, MAC addresses and UEFI variables of its own, and the TPM's state where that was saved. The
+definition in the repository isn't trusted: what of it reaches into this host is named and refused.`,
 		Example: `  nasbackup restore vm1/latest --to /srv/restored
   nasbackup restore 3ad34f2e --to /srv/restored --format raw --volume vda
   nasbackup restore 3ad34f2e --volume vda=/dev/vg0/vm1-root
+  nasbackup restore vm1/latest --to /srv/vm1-copy --define vm1-copy
   nasbackup restore vm1/latest --in-place`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeBackups,
@@ -47,20 +55,32 @@ UUID is another one, which --other-domain allows to overwrite.`,
 			if err := flags.check(); err != nil {
 				return err
 			}
+			keys, err := flags.identity.keys()
+			if err != nil {
+				return err
+			}
+			a.keys = keys
 			return a.restore(ctx, args[0], flags)
 		}),
 	}
 	f := cmd.Flags()
 	f.StringVar(&flags.to, "to", "", "`DIR` for new files DEVICE.VOLUME.FORMAT; made if it isn't there")
 	f.StringVar(&flags.format, "format", "qcow2", "`FORMAT` of new files: qcow2 or raw")
-	f.StringArrayVar(&flags.volumes, "volume", nil, "`ID[=PATH]` or DEVICE[=PATH]: only this volume, to that new file or block device; may be repeated")
+	f.StringArrayVar(&flags.volumes, "volume", nil,
+		"`ID[=PATH]` or DEVICE[=PATH]: only this volume, to that new file or block device; may be repeated")
 	f.BoolVar(&flags.inPlace, "in-place", false, "overwrite the VM's own disks; PATH is then the device to overwrite")
-	f.BoolVar(&flags.otherVM, "other-domain", false, "overwrite also a domain that only has the name of the one that was backed up, and another UUID")
+	f.BoolVar(&flags.otherVM, "other-domain", false,
+		"overwrite also a domain that only has the name of the one that was backed up, and another UUID")
 	f.Int64Var(&flags.bandwidth, "bandwidth", 0, "limit each volume's copy to `MIB_PER_S` (default no limit)")
-	f.BoolVar(&flags.noRoom, "ignore-space", false, "begin although the target's file system seems to have too little room")
+	f.BoolVar(&flags.noRoom, "ignore-space", false,
+		"begin although the target's file system seems to have too little room")
 	f.BoolVar(&flags.noDigests, "skip-digests", false, "don't compare what was restored with the digests on record")
-	f.BoolVar(&flags.dropSnaps, "drop-snapshots", false, "in place: replace also images with internal snapshots, which are lost then")
+	f.BoolVar(&flags.dropSnaps, "drop-snapshots", false,
+		"in place: replace also images with internal snapshots, which are lost then")
+	flags.define.add(cmd)
+	flags.identity.add(cmd)
 	cmd.MarkFlagsMutuallyExclusive("in-place", "format")
+	cmd.MarkFlagsMutuallyExclusive("in-place", "define")
 	return cmd
 }
 
@@ -87,12 +107,12 @@ func (f restoreFlags) check() error {
 	case f.bandwidth < 0, f.bandwidth > maxMiB:
 		return usage("--bandwidth is a number from 0 to %d", maxMiB)
 	}
-	return nil
+	return f.define.check(f.to)
 }
 
 func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) error {
 	n := needImages
-	if flags.inPlace {
+	if flags.inPlace || flags.define.name != "" {
 		n = needHypervisor
 	}
 	return a.with(ctx, n, func(s *session) error {
@@ -103,6 +123,9 @@ func (a *app) restore(ctx context.Context, backup string, flags restoreFlags) er
 		req, err := flags.request(b)
 		if err != nil {
 			return err
+		}
+		if flags.define.name != "" {
+			return a.restoreDomain(ctx, s, b, req, flags.define)
 		}
 		if flags.to != "" {
 			if err := os.MkdirAll(flags.to, 0o755); err != nil {

@@ -20,10 +20,10 @@ func (a *app) retainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "retain DOMAIN --keep-last N ...",
 		Short: "Delete the backups that no rule keeps",
-		Long: `Delete a domain's completed backups that no rule keeps. A rule keeps the newest backup of each of the last N hours,
-days, ... that have one; days begin in the local time zone. What a kept backup stands on becomes delete-pending.
-The rules count for each domain by itself that has had the name, by its UUID.
-A backup whose last verification failed takes no whole one's place, and stays until it is verified again or deleted.`,
+		Long: `Delete a domain's completed backups that no rule keeps. A rule keeps the newest backup of each of the last N
+hours, days, ... that have one; days begin in the local time zone. What a kept backup stands on becomes
+delete-pending. The rules count for each domain by itself that has had the name, by its UUID. A backup whose
+last verification failed takes no whole one's place, and stays until it is verified again or deleted.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVMs,
 		RunE: a.command(func(ctx context.Context, args []string) error {
@@ -84,7 +84,8 @@ func printRetention(w io.Writer, p kvmbackup.RetentionPlan) {
 	t.row("ID", "FOLDER", "STARTED", "KIND", "STORED", "ACTION", "KEPT BY", "UUID")
 	for _, d := range p.Backups {
 		b := d.Backup
-		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), string(d.Action), strings.Join(d.KeptBy, ", "), domainUUID(b))
+		t.row(string(b.ID[:8]), b.Path, local(b.StartedAt), b.Kind.String(), size(b.StoredBytes()), d.Action,
+			strings.Join(d.KeptBy, ", "), domainUUID(b))
 	}
 	t.print(w)
 	for _, d := range p.Backups {
@@ -92,7 +93,8 @@ func printRetention(w io.Writer, p kvmbackup.RetentionPlan) {
 			fmt.Fprintf(w, "%s is damaged and counts for no rule: %s; verify it again, or delete it\n", d.Backup.ID, d.Damage)
 		}
 	}
-	fmt.Fprintf(w, "frees %s now and %s later, when nothing stands on the pending ones any more\n", size(p.FreeBytes), size(p.LaterBytes))
+	fmt.Fprintf(w, "frees %s now and %s later, when nothing stands on the pending ones any more\n", size(p.FreeBytes),
+		size(p.LaterBytes))
 	for _, folder := range p.Foreign {
 		fmt.Fprintf(w, "%s stays, with files that are not the backup's\n", folder)
 	}

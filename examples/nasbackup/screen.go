@@ -23,7 +23,9 @@ type screen struct {
 	muted bool // for --json
 }
 
-func newScreen(w io.Writer) *screen { return &screen{w: w, width: func() int { return columns(w) }} }
+func newScreen(w io.Writer) *screen {
+	return &screen{w: drawn(w), width: func() int { return columns(w) }}
+}
 
 func (s *screen) mute() {
 	s.mu.Lock()
@@ -80,7 +82,7 @@ func (s *screen) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.erase()
-	n, err := s.w.Write(p)
+	n, err := plain{s.w}.Write(p)
 	s.draw()
 	return n, err
 }
@@ -112,5 +114,5 @@ func (s *screen) draw() {
 		fmt.Fprintf(&text, "%.*s\n", width, b.line(width))
 	}
 	s.lines = 1 + len(s.bars)
-	_, _ = s.w.Write(text.Bytes()) // a terminal that is gone doesn't stop a backup
+	_, _ = plain{s.w}.Write(text.Bytes()) // a terminal that is gone doesn't stop a backup
 }

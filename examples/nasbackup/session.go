@@ -16,7 +16,7 @@ type need int
 
 const (
 	needRecords    need = iota // repository and store
-	wantHypervisor             // and libvirt where it answers: what isn't done now is done by the next command that reaches it
+	wantHypervisor             // and libvirt where it answers; else the next command that reaches it does the rest
 	needImages                 // and qemu-img
 	needHypervisor             // and both
 )
@@ -24,8 +24,9 @@ const (
 // session is what a command works with.
 type session struct {
 	*engine.Engine
-	repo    *repository.Repository
-	closers []func() error
+	repo     *repository.Repository
+	executor *libvirtjob.Executor // nil: not needed, or not reached
+	closers  []func() error
 }
 
 // with opens a session, calls do and closes the session.
@@ -58,8 +59,11 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 		return err
 	}
 	cfg := engine.Config{
-		Store: store, Repository: s.repo, LeaseWait: a.wait,
-		OnEvent: a.screen.event, Logger: a.logger(),
+		Store: store, Repository: s.repo, LeaseWait: a.wait, Scratch: a.scratch,
+		OnEvent: a.screen.event, Logger: a.logger(), IndexKey: a.indexKey,
+	}
+	if a.keys != nil {
+		cfg.Keys = a.keys
 	}
 	if a.wait == 0 {
 		cfg.LeaseWait = engine.NoWait
@@ -71,13 +75,13 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 		return err
 	}
 	if n == needHypervisor || n == wantHypervisor && images != nil {
-		executor, err := a.reach(ctx, images, n)
+		s.executor, err = a.reach(ctx, images, n)
 		if err != nil {
 			return err
 		}
-		if executor != nil {
-			cfg.Executor = executor
-			s.closers = append(s.closers, executor.Close)
+		if s.executor != nil {
+			cfg.Executor = s.executor
+			s.closers = append(s.closers, s.executor.Close)
 		}
 	}
 	s.Engine, err = engine.New(cfg)
@@ -88,7 +92,8 @@ func (a *app) open(ctx context.Context, n need, s *session) (err error) {
 func (a *app) reach(ctx context.Context, images *qcow2.Tool, n need) (*libvirtjob.Executor, error) {
 	e, err := libvirtjob.Open(ctx, a.connect, libvirtjob.Config{Images: images, Logger: a.logger()})
 	if err != nil && n == wantHypervisor && ctx.Err() == nil {
-		a.logger().Warn("the hypervisor can't be reached; its checkpoints are looked after next time", "uri", a.connect, "error", err)
+		a.logger().Warn("the hypervisor can't be reached; its checkpoints are looked after next time", "uri", a.connect,
+			"error", err)
 		return nil, nil
 	}
 	return e, err

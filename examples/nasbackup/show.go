@@ -11,7 +11,8 @@ import (
 )
 
 func (a *app) showCommand() *cobra.Command {
-	return &cobra.Command{
+	var recipe bool
+	cmd := &cobra.Command{
 		Use:               "show BACKUP",
 		Short:             "Show all that is recorded of one backup",
 		Args:              cobra.ExactArgs(1),
@@ -22,10 +23,30 @@ func (a *app) showCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if recipe {
+					return a.printRecipe(ctx, s, b)
+				}
 				return a.print(b, func(w io.Writer) { printBackup(w, b) })
 			})
 		}),
 	}
+	cmd.Flags().BoolVar(&recipe, "recipe", false,
+		"print a script that restores it by hand, with QEMU's tools, and age where it is sealed")
+	return cmd
+}
+
+// recipeJSON is what --json prints of a recipe.
+type recipeJSON struct {
+	Backup kvmbackup.BackupID `json:"backup"`
+	Recipe string             `json:"recipe"`
+}
+
+func (a *app) printRecipe(ctx context.Context, s *session, b kvmbackup.Backup) error {
+	recipe, err := s.Recipe(ctx, b.ID)
+	if err != nil {
+		return err
+	}
+	return a.print(recipeJSON{b.ID, recipe}, func(w io.Writer) { fmt.Fprint(w, recipe) })
 }
 
 func printBackup(w io.Writer, b kvmbackup.Backup) {
@@ -42,10 +63,16 @@ func printBackup(w io.Writer, b kvmbackup.Backup) {
 	field("kind", b.Kind.String())
 	field("status", b.Status.String())
 	field("error", b.Error)
+	if b.Transfer != kvmbackup.TransferAuto {
+		field("transfer", b.Transfer.String())
+	}
 	field("consistency", b.Consistency.String())
 	field("chain", fmt.Sprintf("%s, position %d", b.ChainID, b.Position))
 	field("parent", string(b.ParentID))
 	field("checkpoint", string(b.Checkpoint))
+	for _, id := range b.KeyIDs {
+		field("sealed for", id)
+	}
 	field("started", local(b.StartedAt))
 	field("completed", local(b.CompletedAt))
 	for _, r := range b.Reasons {
@@ -62,7 +89,8 @@ func printBackup(w io.Writer, b kvmbackup.Backup) {
 	volumes := table{}
 	volumes.row("VOLUME", "DEVICE", "KIND", "SIZE", "COPIED", "STORED", "FILE")
 	for _, v := range b.Volumes {
-		volumes.row(string(v.VolumeID), v.Device, v.Kind.String(), size(v.VirtualSize), size(v.DirtyBytes), size(v.StoredSize), v.File)
+		volumes.row(string(v.VolumeID), v.Device, v.Kind.String(), size(v.VirtualSize), size(v.DirtyBytes),
+			size(v.StoredSize), v.File)
 	}
 	volumes.print(w)
 }

@@ -19,7 +19,7 @@ type table struct {
 
 func (t *table) row(cells ...string) {
 	for i, cell := range cells {
-		cells[i] = strings.ReplaceAll(cell, "\n", "; ") // of joined errors
+		cells[i] = kvmbackup.Printable(strings.ReplaceAll(cell, "\n", "; ")) // of joined errors
 	}
 	t.rows = append(t.rows, cells)
 }
@@ -30,6 +30,9 @@ func (t *table) print(w io.Writer) {
 		for i, cell := range row {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
+	}
+	if t.colour != nil {
+		w = drawn(w) // colours are escape sequences; what the cells have of those is quoted
 	}
 	for _, row := range t.rows {
 		var line strings.Builder

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// columns is the width of the terminal that w is, or 0 when it is none or takes text alone.
+// columns is the width of the terminal that w is, or 0 when it isn't one or takes text alone.
 func columns(w io.Writer) int {
-	f, ok := w.(*os.File)
+	f, ok := drawn(w).(*os.File)
 	if !ok || os.Getenv("TERM") == "dumb" {
 		return 0
 	}

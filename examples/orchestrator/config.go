@@ -20,7 +20,8 @@ type Config struct {
 	Listen     string // address of the metrics; empty: none
 	// Instance names this run in claims and leases. No two runs may have the same, also not one after the other.
 	Instance string
-	// Workers is how many VMs are worked on at once; HostLimit and RepositoryLimit bound the backups among that.
+	// Workers is how many VMs are worked on at once; HostLimit bounds the backups among that, and RepositoryLimit those
+	// of all instances together, for which it must be the same.
 	Workers, HostLimit, RepositoryLimit int
 	// LeaseTTL is how long a crashed instance blocks the VMs that it worked on.
 	LeaseTTL time.Duration
@@ -40,12 +41,12 @@ func parseConfig(args []string, getenv func(string) string) (Config, error) {
 	f.StringVar(&c.Connect, "connect", "qemu:///system", "libvirt `URI` of the hypervisor")
 	f.StringVar(&c.Database, "database", "", "postgres://... (default $ORCHESTRATOR_DATABASE)")
 	f.StringVar(&c.Repository, "repo", "", "`DIR` with the backups (default $ORCHESTRATOR_REPO)")
-	f.BoolVar(&c.Init, "init", false, "make DIR a repository if it is none; check that the share is mounted")
+	f.BoolVar(&c.Init, "init", false, "make DIR a repository if it isn't one; check that the share is mounted")
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:9817", "`ADDRESS` for /metrics and /healthz; empty for none")
 	f.StringVar(&c.Instance, "instance", newInstance(), "`NAME` of this run, different for every run")
 	f.IntVar(&c.Workers, "workers", 8, "VMs that are worked on at once")
 	f.IntVar(&c.HostLimit, "host-limit", 4, "backups that run at once")
-	f.IntVar(&c.RepositoryLimit, "repository-limit", 4, "backups that write to the repository at once")
+	f.IntVar(&c.RepositoryLimit, "repository-limit", 4, "backups that write to the repository at once, of all instances")
 	f.DurationVar(&c.LeaseTTL, "lease-ttl", 30*time.Second, "how long a crashed instance blocks its VMs")
 	f.DurationVar(&c.BusyWait, "busy-wait", 5*time.Second, "how long to wait for a busy VM before it is put off")
 	f.DurationVar(&c.Retry, "retry", time.Minute, "pause after a failure; it doubles with each")
@@ -57,7 +58,8 @@ func parseConfig(args []string, getenv func(string) string) (Config, error) {
 	if f.NArg() > 0 {
 		return c, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
-	c.Database = cmp.Or(c.Database, getenv("ORCHESTRATOR_DATABASE")) // not as the flag's default: --help would print its password
+	// Not as the flag's default: --help would print its password.
+	c.Database = cmp.Or(c.Database, getenv("ORCHESTRATOR_DATABASE"))
 	c.Repository = cmp.Or(c.Repository, getenv("ORCHESTRATOR_REPO"))
 	return c, c.Validate()
 }

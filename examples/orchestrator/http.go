@@ -14,31 +14,42 @@ import (
 )
 
 // newHandler serves what this instance has seen (kvmbackup_...), what the database knows of all (orchestrator_...), and
-// whether the database answers.
+// whether the database answers. What the database's driver says goes to the log alone: its errors name hosts, users and
+// statements, and anybody may ask here.
 func newHandler(db *sql.DB, m prometheus.Collector, log *slog.Logger) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m, &tables{db, log})
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry,
+		promhttp.HandlerOpts{MaxRequestsInFlight: maxRequests, Timeout: 2 * answerIn}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), answerIn)
 		defer cancel()
 		if err := db.PingContext(ctx); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			log.Warn("ping the database", "error", err)
+			http.Error(w, errDatabase.Error(), http.StatusServiceUnavailable)
 		}
 	})
 	return mux
 }
 
-// answerIn bounds what a request may ask of the database.
-const answerIn = 5 * time.Second
+// answerIn bounds what a request may ask of the database, and maxRequests how many scrapes may at a time.
+const (
+	answerIn    = 5 * time.Second
+	maxRequests = 4
+)
+
+var errDatabase = errors.New("the database doesn't answer: see the log")
 
 // serveHTTP serves until stop is called. Without a listener it does nothing.
 func serveHTTP(l net.Listener, handler http.Handler, log *slog.Logger) (stop func() error) {
 	if l == nil {
 		return func() error { return nil }
 	}
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: answerIn}
+	server := &http.Server{
+		Handler: handler, MaxHeaderBytes: 16 << 10,
+		ReadTimeout: answerIn, WriteTimeout: 4 * answerIn, IdleTimeout: time.Minute,
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
 	log.Info("serving metrics", "address", l.Addr().String())
@@ -64,10 +75,11 @@ func vmMetric(name, help string) *prometheus.Desc {
 }
 
 var (
-	lastSuccess = vmMetric("last_success_timestamp_seconds", "Unix time at which any instance completed the VM's last backup; 0: never.")
-	nextRun     = vmMetric("next_run_timestamp_seconds", "Unix time at which the VM is due next.")
-	failures    = vmMetric("failures", "Failed backups since the last success.")
-	quotaBytes  = vmMetric("quota_bytes", "Bytes that the VM's backups take.")
+	lastSuccess = vmMetric("last_success_timestamp_seconds",
+		"Unix time at which any instance completed the VM's last backup; 0: never.")
+	nextRun    = vmMetric("next_run_timestamp_seconds", "Unix time at which the VM is due next.")
+	failures   = vmMetric("failures", "Failed backups since the last success.")
+	quotaBytes = vmMetric("quota_bytes", "Bytes that the VM's backups take.")
 )
 
 // Describe implements prometheus.Collector.
@@ -81,7 +93,7 @@ func (c *tables) Describe(ch chan<- *prometheus.Desc) {
 func (c *tables) Collect(ch chan<- prometheus.Metric) {
 	if err := c.collect(ch); err != nil {
 		c.log.Warn("collect metrics", "error", err)
-		ch <- prometheus.NewInvalidMetric(lastSuccess, err)
+		ch <- prometheus.NewInvalidMetric(lastSuccess, errDatabase)
 	}
 }
 

@@ -9,11 +9,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	tools "github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
@@ -33,7 +35,7 @@ func TestTwoInstances(t *testing.T) {
 		running = append(running, l.start(name, host, func(cfg *Config) { cfg.LeaseTTL, cfg.BusyWait = deadline, time.Millisecond }))
 		addresses = append(addresses, listener.Addr().String())
 	}
-	for n := range 6 {
+	for n := range tools.Rounds(3, 6) {
 		l.untilBackups(n + 1)
 		for i := range vmCount {
 			l.until("written", func() bool {
@@ -269,5 +271,22 @@ func TestLedger(t *testing.T) {
 	}
 	if n := query[int64](l, `SELECT sum(bytes) FROM orchestrator_quota WHERE returned_at IS NULL`); n != 20 {
 		t.Errorf("%d bytes are charged, want 20", n)
+	}
+}
+
+// TestLedgerByIndex: what is done after each backup, and what is shown of each VM, doesn't read the table of all.
+func TestLedgerByIndex(t *testing.T) {
+	l := newLab(t)
+	l.exec(`INSERT INTO orchestrator_quota (backup, vm, bytes) SELECT 'b' || i, 'vm' || i % 500, 1 FROM generate_series(1, 20000) AS i`)
+	l.exec(`INSERT INTO orchestrator_vms (vm, every) SELECT 'vm' || i, '1 day' FROM generate_series(1, 2) AS i`)
+	l.exec(`ANALYZE`)
+	for _, statement := range []string{forgetSQL, tablesSQL} {
+		var plan string
+		l.must(l.db.QueryRowContext(t.Context(), `EXPLAIN (FORMAT JSON) `+statement).Scan(&plan))
+		for part := range strings.SplitSeq(plan, `"Node Type"`) {
+			if strings.Contains(part, `"Seq Scan"`) && strings.Contains(part, `"orchestrator_quota"`) {
+				t.Errorf("scans the table:\n%s\n%s", statement, plan)
+			}
+		}
 	}
 }

@@ -128,10 +128,14 @@ func (l *lab) untilBackups(n int) {
 	})
 }
 
-// untilMore waits until every VM has one that was begun after the call.
+// untilMore waits until every VM has a backup that was begun after the call, and one that retention has removed.
 func (l *lab) untilMore() {
 	l.t.Helper()
-	l.untilBackups(query[int](l, `SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM seen GROUP BY vm) x`) + 2)
+	asked := time.Now()
+	l.untilBackups(keepLast + 1)
+	l.until("a backup of every VM that was begun since", func() bool {
+		return query[int](l, `SELECT count(DISTINCT vm) FROM seen WHERE (record->>'started_at')::timestamptz > $1`, asked) == vmCount
+	})
 }
 
 // calm takes all VMs off the schedule and waits for what is under way.
@@ -238,7 +242,7 @@ func (l *lab) checkRecords() {
 				l.must(err)
 			}
 		}
-		p, err := kvmbackup.PlanRetention(kvmbackup.RetentionPolicy{Last: keepLast}, records, "")
+		p, err := (kvmbackup.RetentionPolicy{Last: keepLast}).Plan(records, "")
 		l.must(err)
 		if completed != keepLast || len(p.RemoveNow) > 0 {
 			l.t.Errorf("%s has %d completed backups, and retention would remove %v; want %d and none", vm, completed, p.RemoveNow, keepLast)
@@ -286,8 +290,10 @@ func (l *lab) checkQuota() {
 			l.t.Errorf("%s is left as %v", e.Path, e.Kind)
 			continue
 		}
+		m, err := l.repo.ReadManifest(l.t.Context(), e.Path)
+		l.must(err)
 		var allocated int64
-		for _, v := range e.Manifest.Volumes {
+		for _, v := range m.Volumes {
 			info, err := l.repo.Stat(l.t.Context(), e.Path, v.File)
 			l.must(err)
 			allocated += info.AllocatedBytes

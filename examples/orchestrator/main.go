@@ -1,6 +1,6 @@
 // Command orchestrator is a small backup manager: it takes the backups of many VMs by a schedule that is kept, with the
-// records, in one PostgreSQL database. Any number of instances share the work. It is built on kvmbackup's public API alone
-// and is a model for a manager's backup service; see README.md.
+// records, in one PostgreSQL database. Any number of instances share the work. It is built on kvmbackup's public API
+// alone and is a model for a manager's backup service; see README.md.
 package main
 
 import (
@@ -27,6 +27,7 @@ import (
 )
 
 func main() {
+	libvirtjob.Guard() // backups by pull end with this program, however it ends
 	// More signals don't disturb the clean-up after the first.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := start(ctx, os.Args[1:])
@@ -83,6 +84,10 @@ type orchestrator struct {
 	log    *slog.Logger
 }
 
+// connections are an instance's: 16 of the store's, see sqlstore.Config, and some for the service's own statements. All
+// instances together stay below the server's max_connections.
+const connections = 24
+
 // serve runs the service until ctx ends and what was begun is finished or undone.
 func serve(ctx context.Context, cfg Config, h host) (err error) {
 	db, err := sql.Open("pgx", cfg.Database)
@@ -90,6 +95,7 @@ func serve(ctx context.Context, cfg Config, h host) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	db.SetMaxOpenConns(connections)
 	m := metrics.New()
 	o, err := open(ctx, cfg, h, db, m)
 	if err != nil {
@@ -121,14 +127,22 @@ func open(ctx context.Context, cfg Config, h host, db *sql.DB, m *metrics.Metric
 	if err != nil {
 		return nil, err
 	}
+	// The repository's places are those of all instances, and kept in the store with the VMs' leases.
+	places, err := engine.NewSharedLimiter(cfg.RepositoryLimit, engine.SharedPlaces{
+		Store: store, Name: repo.ID(), Holder: cfg.Instance, LeaseTTL: cfg.LeaseTTL,
+	})
+	if err != nil {
+		return nil, err
+	}
 	eng, err := engine.New(engine.Config{
 		Store: store, Repository: repo, Executor: h.Executor, Images: h.Images,
 		Holder: cfg.Instance, LeaseTTL: cfg.LeaseTTL, LeaseWait: cfg.BusyWait,
-		HostLimit: engine.NewLimiter(cfg.HostLimit), RepositoryLimit: engine.NewLimiter(cfg.RepositoryLimit),
+		HostLimit: engine.NewLimiter(cfg.HostLimit), RepositoryLimit: places,
 		OnEvent: m.Observe, Logger: log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &orchestrator{cfg: cfg, engine: eng, queue: &queue{db, cfg.Instance, cfg.LeaseTTL}, ledger: &ledger{db}, log: log}, nil
+	return &orchestrator{cfg: cfg, engine: eng, queue: &queue{db, cfg.Instance, cfg.LeaseTTL}, ledger: &ledger{db},
+		log: log}, nil
 }

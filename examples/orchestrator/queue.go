@@ -9,8 +9,8 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// queue hands out the VMs that are due. A claim keeps other instances from trying the same VM; should it lapse too early,
-// the engine's lease still keeps two operations apart. Everything goes by the database's clock.
+// queue hands out the VMs that are due. A claim keeps other instances from trying the same VM; should it lapse too
+// early, the engine's lease still keeps two operations apart. Everything goes by the database's clock.
 type queue struct {
 	db       *sql.DB
 	instance string
@@ -40,7 +40,8 @@ WITH due AS (
 )
 UPDATE orchestrator_vms v SET claimed_by = $1, claimed_until = now() + $2 * interval '1 second'
 FROM due WHERE v.vm = due.vm
-RETURNING v.vm, v.domain, coalesce(extract(epoch FROM v.every), 0)::float8, coalesce(extract(epoch FROM v.daily), 0)::float8,
+RETURNING v.vm, v.domain, coalesce(extract(epoch FROM v.every), 0)::float8,
+	coalesce(extract(epoch FROM v.daily), 0)::float8,
 	v.full_every, v.keep_last, v.keep_daily, v.keep_weekly, v.failures, v.next_run, now()`
 
 // claim takes the VM that is due for longest; false when none is.
@@ -60,7 +61,8 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 
 // renew extends this instance's claims.
 func (q *queue) renew(ctx context.Context) error {
-	_, err := q.db.ExecContext(ctx, `UPDATE orchestrator_vms SET claimed_until = now() + $2 * interval '1 second' WHERE claimed_by = $1`,
+	_, err := q.db.ExecContext(ctx,
+		`UPDATE orchestrator_vms SET claimed_until = now() + $2 * interval '1 second' WHERE claimed_by = $1`,
 		q.instance, q.ttl.Seconds())
 	return err
 }

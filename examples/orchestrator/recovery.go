@@ -8,9 +8,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
-// recoverAll settles what earlier crashes have left, while the workers have begun already: a job that still runs is followed
-// to its end, which can take hours. A VM that is busy belongs to another instance, or to a crashed one's lease that
-// runs out soon, and is asked again then.
+// recoverAll settles what earlier crashes have left, while the workers have begun already: a job that still runs is
+// followed to its end, which can take hours. A VM that is busy belongs to another instance, or to a crashed one's lease
+// that runs out soon, and is asked again then.
 func (o *orchestrator) recoverAll(ctx context.Context) {
 	found, err := o.engine.RecoverAll(ctx)
 	if err != nil && ctx.Err() == nil {
@@ -45,8 +45,8 @@ func (o *orchestrator) report(vm kvmbackup.VMID, settled []engine.Recovery) {
 	}
 }
 
-// failed logs what failed, and returns the VM if it is busy. What failed otherwise is left to the VM's next backup, which
-// begins with the same.
+// failed logs what failed, and returns the VM if it is busy. What failed otherwise is left to the VM's next backup,
+// which begins with the same.
 func (o *orchestrator) failed(ctx context.Context, vm kvmbackup.VMID, err error) (busy []kvmbackup.VMID) {
 	switch {
 	case errors.Is(err, kvmbackup.ErrBusy):
@@ -59,10 +59,7 @@ func (o *orchestrator) failed(ctx context.Context, vm kvmbackup.VMID, err error)
 
 // account brings the quota table up to date with what happened while no instance looked.
 func (o *orchestrator) account(ctx context.Context) {
-	records, err := o.engine.List(ctx, kvmbackup.Query{})
-	if err == nil {
-		err = o.ledger.charge(ctx, records)
-	}
+	err := o.ledger.chargeAll(ctx, o.engine)
 	if err = errors.Join(err, o.ledger.settle(ctx, o.engine)); err != nil && ctx.Err() == nil {
 		o.log.Warn("account", "error", err)
 	}

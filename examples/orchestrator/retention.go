@@ -7,8 +7,8 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// tidy does what follows a completed backup: it charges the quota, applies the retention policy, and takes what was removed
-// off the quota. What fails here is done after the next backup.
+// tidy does what follows a completed backup: it charges the quota, applies the retention policy, and takes what was
+// removed off the quota. What fails here is done after the next backup.
 func (o *orchestrator) tidy(ctx context.Context, t task) {
 	records, err := o.engine.List(ctx, kvmbackup.Query{VM: t.vm})
 	if err == nil {

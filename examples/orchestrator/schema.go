@@ -32,9 +32,12 @@ CREATE TABLE IF NOT EXISTS orchestrator_quota (
 	bytes       BIGINT NOT NULL,                      -- what it takes
 	returned_at TIMESTAMPTZ                           -- when it was removed; NULL: it counts
 );
-CREATE INDEX IF NOT EXISTS orchestrator_quota_vm ON orchestrator_quota (vm) WHERE returned_at IS NULL;`
+CREATE INDEX IF NOT EXISTS orchestrator_quota_vm ON orchestrator_quota (vm) WHERE returned_at IS NULL;
+CREATE INDEX IF NOT EXISTS orchestrator_quota_returned ON orchestrator_quota (returned_at)
+	WHERE returned_at IS NOT NULL;`
 
-// migrate makes the tables. The lock is for instances that start at once, which IF NOT EXISTS alone doesn't suffice for.
+// migrate makes the tables. The lock is for instances that start at once, which IF NOT EXISTS alone doesn't suffice
+// for.
 func migrate(ctx context.Context, db *sql.DB) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {

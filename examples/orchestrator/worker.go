@@ -71,6 +71,7 @@ func (o *orchestrator) work(ctx, work context.Context) {
 func (o *orchestrator) do(ctx context.Context, t task) {
 	b, err := o.engine.Backup(ctx, engine.BackupRequest{
 		VM: t.vm, Domain: t.domain, Policy: kvmbackup.Policy{FullEvery: t.fullEvery}, Quiesce: engine.QuiesceTry,
+		Turn: engine.Turn{Due: t.due},
 	})
 	if err == nil {
 		o.log.Info("backup completed", "vm", t.vm, "kind", b.Kind, "path", b.Path, "bytes", b.StoredBytes())

@@ -123,7 +123,8 @@ func giveUpRoot() error {
 // connect opens libvirt's QEMU driver within this process: no daemon is needed.
 func (h *host) connect() (err error) {
 	// Without these libvirt prints warnings, also in processes that it forks, and leaves files in the user's home.
-	for name, value := range map[string]string{"LIBVIRT_LOG_OUTPUTS": "4:file:/dev/null", "LIBVIRT_DEBUG": "4", "HOME": h.dir} {
+	for name, value := range map[string]string{"LIBVIRT_LOG_OUTPUTS": "4:file:/dev/null", "LIBVIRT_DEBUG": "4",
+		"HOME": h.dir} {
 		if err := os.Setenv(name, value); err != nil {
 			return err
 		}
@@ -206,7 +207,8 @@ func (h *host) write(all writes) error {
 	}
 	defer func() { _ = dom.Free() }()
 	for _, w := range all {
-		command := fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -P %#x %d %d"`, w.disk, w.value, w.offset, w.size)
+		command := fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -P %#x %d %d"`,
+			w.disk, w.value, w.offset, w.size)
 		answer, err := dom.QemuMonitorCommand(command, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
 		if err == nil && answer != "" { // QEMU reports errors of these commands as text
 			err = fmt.Errorf("%s: %s", command, answer)
@@ -233,7 +235,8 @@ func writeAt(path string, data []byte, offset int64) error {
 // copyDisks copies what the disks hold now to NAME.DEVICE.qcow2, without asking QEMU.
 func (h *host) copyDisks(ctx context.Context, name string) error {
 	for _, d := range h.disks {
-		if err := h.images.Convert(ctx, d.twin, h.copyOf(name, d.device), qcow2.ConvertOptions{SourceFormat: qcow2.FormatRaw}); err != nil {
+		if err := h.images.Convert(ctx, d.twin, h.copyOf(name, d.device),
+			qcow2.ConvertOptions{SourceFormat: qcow2.FormatRaw}); err != nil {
 			return err
 		}
 	}
@@ -254,9 +257,10 @@ func (h *host) xml() string {
 		disks += fmt.Sprintf("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>"+
 			"<target dev='%s' bus='virtio'/></disk>", d.image, d.device)
 	}
-	return fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>6f1c1c0e-54fd-4e39-9b62-6a3a3b1d0d11</uuid><memory unit='MiB'>32</memory>
-<os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/><apic/></features>
-<devices>%s<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`,
+	return fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>6f1c1c0e-54fd-4e39-9b62-6a3a3b1d0d11</uuid>
+<memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/><apic/></features>
+<devices>%s<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video>
+</devices></domain>`,
 		kind, guestName, disks)
 }
 

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // runEnv makes the test binary the program itself.
@@ -75,14 +77,7 @@ func TestInterrupt(t *testing.T) {
 // program is the quickstart with a folder for its temporary files.
 func program(t *testing.T) (cmd *exec.Cmd, temp string) {
 	t.Helper()
-	for _, tool := range []string{"qemu-img", "qemu-system-x86_64"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("KVMBACKUP_REQUIRE_TOOLS") == "1" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
+	lab.Need(t, "qemu-img", "qemu-system-x86_64")
 	executable, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -81,7 +81,8 @@ func (s *screen) bar(done, total int64, end string) {
 	if total > 0 {
 		filled = int(width * done / total)
 	}
-	fmt.Fprintf(s.out, "   [%s%s] %s of %s   %s", strings.Repeat("#", filled), strings.Repeat(".", width-filled), size(done), size(total), end)
+	fmt.Fprintf(s.out, "   [%s%s] %s of %s   %s", strings.Repeat("#", filled), strings.Repeat(".", width-filled),
+		size(done), size(total), end)
 }
 
 // table prints one line for every backup.
@@ -95,7 +96,8 @@ func (s *screen) table(backups []kvmbackup.Backup) {
 			copied += v.DirtyBytes
 		}
 		sum += b.StoredBytes()
-		fmt.Fprintf(w, "   %d\t%v\t%v\t%.4s\t%d\t%s\t%s\t%s\n", b.Sequence, b.Kind, b.Status, b.ChainID, b.Position, size(copied), size(b.StoredBytes()), b.Path)
+		fmt.Fprintf(w, "   %d\t%v\t%v\t%.4s\t%d\t%s\t%s\t%s\n", b.Sequence, b.Kind, b.Status, b.ChainID, b.Position,
+			size(copied), size(b.StoredBytes()), b.Path)
 	}
 	fmt.Fprintf(w, "   \t\t\t\t\t\t%s\t\n", size(sum))
 	_ = w.Flush() // like fmt.Fprint: a screen that is gone is no reason to fail

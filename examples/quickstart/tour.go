@@ -31,7 +31,8 @@ func (t *tour) steps() []step {
 		{"the guest writes 3 MiB, then the second backup", func(ctx context.Context) error {
 			return t.after(ctx, writes{{vda, 0x11, 8 << 20, 1 << 20}, {vdb, 0x12, 0, 2 << 20}})
 		}},
-		{"libvirt forgets the guest and its checkpoints: destroyed, and created again as a transient one; then the third backup", func(ctx context.Context) error {
+		{"libvirt forgets the guest and its checkpoints: destroyed, and created again as a transient one; then the " +
+			"third backup", func(ctx context.Context) error {
 			if err := t.host.copyDisks(ctx, "second"); err != nil { // what step 6 has to give back
 				return err
 			}

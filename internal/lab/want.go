@@ -3,7 +3,13 @@ package lab
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
 	"slices"
+
+	"github.com/kvmbackup/kvmbackup"
 )
 
 // TB is what *testing.T and *rapid.T have in common.
@@ -51,4 +57,18 @@ func Same(t TB, got, want []string) {
 	if !slices.Equal(got, want) {
 		t.Fatalf("got  %q\nwant %q", got, want)
 	}
+}
+
+// Codes returns the codes of all sentinels of the root that the error matches, in the order of codes.go.
+func Codes(t TB, err error) (found []string) {
+	t.Helper()
+	_, here, _, _ := runtime.Caller(0)
+	source, readErr := os.ReadFile(filepath.Join(filepath.Dir(here), "..", "..", "codes.go"))
+	OK(t, readErr)
+	for _, m := range regexp.MustCompile(`(?m)^\t\{"([a-z-]+)", \w`).FindAllStringSubmatch(string(source), -1) {
+		if errors.Is(err, kvmbackup.ErrorOf(m[1])) {
+			found = append(found, m[1])
+		}
+	}
+	return found
 }

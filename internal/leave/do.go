@@ -20,8 +20,8 @@ type Options struct {
 	Limit time.Duration
 }
 
-// Error says that work was left behind. It matches its cause: that of the context, or context.DeadlineExceeded for a step that
-// exceeded its limit.
+// Error says that work was left behind. It matches its cause: that of the context, or context.DeadlineExceeded for a
+// step that exceeded its limit.
 type Error struct {
 	Work  *Work
 	Cause error
@@ -42,11 +42,14 @@ func TimedOut(limit time.Duration) error {
 // errGone is for work whose goroutine a hook has ended with runtime.Goexit.
 var errGone = errors.New("the work's goroutine has ended")
 
-// Do runs f in a goroutine of its own and waits for it: until the step under way exceeds its limit, or until the grace after the end of
-// ctx. An f that comes back in that time is answered with what it returns. One that doesn't is left behind with an *Error, and noted in
-// the register until it is back; then late, if not nil, gets what it returned, to take it back. f must not write to variables of
-// its caller, who may have left. Returns ErrPiled at once when too much work hangs at one of the places.
-func Do[T any](ctx context.Context, r *Register, o Options, f func(*Work) (T, error), late func(*Work, T, error)) (v T, err error) {
+// Do runs f in a goroutine of its own and waits for it: until the step under way exceeds its limit, or until the grace
+// after the end of ctx. An f that comes back in that time is answered with what it returns. One that doesn't is left
+// behind with an *Error, and noted in the register until it is back; then late, if not nil, gets what it returned, to
+// take it back. f must not write to variables of its caller, who may have left. Returns ErrPiled at once when too much
+// work hangs at one of the places.
+func Do[T any](
+	ctx context.Context, r *Register, o Options, f func(*Work) (T, error), late func(*Work, T, error),
+) (v T, err error) {
 	if err := r.room(o.Places); err != nil {
 		return v, err
 	}

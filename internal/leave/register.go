@@ -7,11 +7,13 @@ import (
 	"sync"
 )
 
-// ErrPiled is returned by Do when as much work hangs at a place as a Register allows. Each holds a goroutine, mostly a thread.
+// ErrPiled is returned by Do when as much work hangs at a place as a Register allows. Each holds a goroutine, mostly a
+// thread.
 var ErrPiled = errors.New("too much work hangs there already")
 
-// Register knows the work that was left behind and has not come back. The zero Register is ready to use; it is safe for concurrent
-// use. A package has one for all of a process, so that what opens a dead share again and again finds what hangs there.
+// Register knows the work that was left behind and has not come back. The zero Register is ready to use; it is safe for
+// concurrent use. A package has one for all of a process, so that what opens a dead share again and again finds what
+// hangs there.
 type Register struct {
 	// PerPlace bounds how much may hang at one place. 0: no limit.
 	PerPlace int

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// ErrLeft is what Step and Check return when the caller has left: the work must end, and what it has done so far is what a crash
-// at this point leaves.
+// ErrLeft is what Step and Check return when the caller has left: the work must end, and what it has done so far is
+// what a crash at this point leaves.
 var ErrLeft = errors.New("the caller has left")
 
 // Work is a piece of work in a goroutine of its own. The work calls Step, Check and Arm; everybody may call the rest.

@@ -1,4 +1,5 @@
-// Package logctx carries in a context what an operation is about, so that every line written for it says so, whichever package writes it.
+// Package logctx carries in a context what an operation is about, so that every line written for it says so, whichever
+// package writes it.
 package logctx
 
 import (

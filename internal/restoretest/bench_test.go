@@ -16,7 +16,7 @@ import (
 // BenchmarkRestoreChainOfTen compares Engine.Restore, with all that it checks before the copy, with a bare qemu-img convert of the same
 // chain and a flush. The two take turns; "ratio" is the quotient of their medians, "ratio-best" that of the quickest of each, which says more on a busy machine.
 func BenchmarkRestoreChainOfTen(b *testing.B) {
-	l := newLab(b, "vda")
+	l := newWorld(b, "vda")
 	const size = 256 << 20
 	big := l.disk("big", size)
 	big.Device = "vda"
@@ -53,7 +53,7 @@ func BenchmarkRestoreChainOfTen(b *testing.B) {
 	b.SetBytes(size)
 }
 
-func (l *lab) plainConvert(src, dst string) {
+func (l *world) plainConvert(src, dst string) {
 	l.Helper()
 	if out, err := exec.Command("qemu-img", "convert", "-m", "16", "-W", "-f", "qcow2", "-O", "qcow2", src, dst).CombinedOutput(); err != nil {
 		l.Fatalf("%v: %s", err, out)

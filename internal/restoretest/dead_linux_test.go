@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -24,7 +25,7 @@ type frozen struct {
 
 func newFrozen(t *testing.T) *frozen {
 	t.Helper()
-	needRoot(t)
+	lab.NeedRoot(t)
 	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
 	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 64<<20)); err != nil {
 		t.Fatal(err)
@@ -81,7 +82,7 @@ func (c *onceCopied) Inspect(ctx context.Context, dom kvmbackup.DomainRef) (kvmb
 }
 
 // engineOf makes an engine that cleans up for no longer than half a second.
-func (l *lab) engineOf(c *onceCopied) *engine.Engine {
+func (l *world) engineOf(c *onceCopied) *engine.Engine {
 	l.Helper()
 	c.watched, c.Executor = l.images, l.h.Executor()
 	cfg := l.cfg
@@ -92,7 +93,7 @@ func (l *lab) engineOf(c *onceCopied) *engine.Engine {
 }
 
 // dies wants the restore to come back soon, and whoever tries again meanwhile to be told.
-func (l *lab) dies(e *engine.Engine, req engine.RestoreRequest) {
+func (l *world) dies(e *engine.Engine, req engine.RestoreRequest) {
 	l.Helper()
 	ctx, cancel := context.WithTimeout(l.Context(), 3*time.Second)
 	defer cancel()
@@ -108,7 +109,7 @@ func (l *lab) dies(e *engine.Engine, req engine.RestoreRequest) {
 }
 
 // unlessAway calls f until what was left behind is back.
-func (l *lab) unlessAway(f func() error) {
+func (l *world) unlessAway(f func() error) {
 	l.Helper()
 	for tick := time.NewTicker(5 * time.Millisecond); ; {
 		err := f()
@@ -128,7 +129,7 @@ func (l *lab) unlessAway(f func() error) {
 func TestTargetDies(t *testing.T) {
 	t.Parallel()
 	target := newFrozen(t)
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	req := one(b, "v-vda", filepath.Join(target.dir, "vda.qcow2"))
 	l.dies(l.engineOf(&onceCopied{then: func() { target.set(true) }}), req)
@@ -146,7 +147,7 @@ func TestTargetDies(t *testing.T) {
 func TestImagesDieDuringTheSwap(t *testing.T) {
 	t.Parallel()
 	storage := newFrozen(t)
-	l := newLab(t)
+	l := newWorld(t)
 	chain := l.chain(2)
 	l.ok(l.h.Shutdown(vm))
 	for _, v := range l.volumes {
@@ -157,7 +158,7 @@ func TestImagesDieDuringTheSwap(t *testing.T) {
 	l.restore(l.inPlace(chain[1])) // the simulator knows its images by their inodes
 	l.dies(l.engineOf(&onceCopied{at: 2, then: func() { storage.set(true) }}), l.inPlace(chain[0]))
 
-	namesake := newLab(t) // another manager's VM of the same name
+	namesake := newWorld(t) // another manager's VM of the same name
 	b := namesake.backup()
 	namesake.ok(namesake.h.Shutdown(vm))
 	namesake.restore(namesake.inPlace(b))

@@ -9,11 +9,13 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // onDevice wants the content on the device, and what was there before behind it.
-func (l *lab) onDevice(dev string, b kvmbackup.Backup, id kvmbackup.VolumeID) {
+func (l *world) onDevice(dev string, b kvmbackup.Backup, id kvmbackup.VolumeID) {
 	l.Helper()
 	got, err := os.ReadFile(dev)
 	l.ok(err)
@@ -42,7 +44,7 @@ func untouched(t testing.TB, dev string) {
 func TestBlockDevices(t *testing.T) {
 	t.Parallel()
 	exact, larger := loop(t, disk), loop(t, disk+4*cluster)
-	l := newLab(t)
+	l := newWorld(t)
 	chain := l.chain(3)
 	for _, b := range []kvmbackup.Backup{chain[2], chain[0], chain[1]} { // each must overwrite all of the one before
 		r := l.restore(engine.RestoreRequest{Backup: b.ID, Dir: l.out(), Volumes: []engine.RestoreVolume{
@@ -64,7 +66,7 @@ func TestBlockDevices(t *testing.T) {
 func TestRefusedDevices(t *testing.T) {
 	t.Parallel()
 	small, large := loop(t, disk-4096), loop(t, disk)
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[1]
 	dir := l.out()
 	link := filepath.Join(l.out(), "link")
@@ -88,11 +90,29 @@ func TestRefusedDevices(t *testing.T) {
 	}
 }
 
+// TestSimulatedDigestOfADevice is the real one's.
+func TestSimulatedDigestOfADevice(t *testing.T) {
+	t.Parallel()
+	const size = 9<<20 + 512
+	dev := loop(t, size+4096)
+	l := newWorld(t)
+	l.ok(os.WriteFile(dev, kvmbackuptest.Pattern(1, size), 0o600))
+	tool, err := qcow2.New(qcow2.Config{})
+	l.ok(err)
+	want, err := tool.DeviceDigest(t.Context(), dev, size)
+	l.ok(err)
+	if has, err := (kvmbackuptest.Images{}).DeviceDigest(t.Context(), dev, size); err != nil || has != want {
+		t.Errorf("%s, %v, want %s", has, err, want)
+	}
+	_, err = kvmbackuptest.Images{}.DeviceDigest(t.Context(), dev, size+8192)
+	l.fails(err, qcow2.ErrIO)
+}
+
 // TestMountedDevice: a device that holds a mounted file system is not overwritten.
 func TestMountedDevice(t *testing.T) {
 	t.Parallel()
 	dev := loop(t, 4<<20)
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	run(t, "mkfs.ext4", "-q", dev)
 	at := t.TempDir()
@@ -108,8 +128,8 @@ func TestMountedDevice(t *testing.T) {
 
 func TestReadOnlyFolder(t *testing.T) {
 	t.Parallel()
-	dir := tmpfs(t, "ro")
-	l := newLab(t)
+	dir := lab.Tmpfs(t, "ro")
+	l := newWorld(t)
 	b := l.backup()
 	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	l.fails(err, kvmbackup.ErrTargetAccess)
@@ -118,12 +138,12 @@ func TestReadOnlyFolder(t *testing.T) {
 
 func TestFullFileSystem(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	l.write("vda", 0, 1)
 	l.write("vdb", 0, 14)
 	b := l.backup()
 	for _, format := range []qcow2.Format{qcow2.FormatQcow2, qcow2.FormatRaw} {
-		dir := tmpfs(t, "size=640k")
+		dir := lab.Tmpfs(t, "size=640k")
 		_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir, Format: format, IgnoreSpace: true})
 		l.fails(err, kvmbackup.ErrNoSpace)
 		l.empty(dir)
@@ -133,7 +153,7 @@ func TestFullFileSystem(t *testing.T) {
 // TestVanishedFolder takes the target's folder away when everything was checked already.
 func TestVanishedFolder(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	dir := l.out()
 	l.images.before = func(call, _ string) error {
@@ -153,13 +173,13 @@ func TestVanishedFolder(t *testing.T) {
 // device, and says nothing.
 func TestDeviceThatLosesWrites(t *testing.T) {
 	t.Parallel()
-	thin := filepath.Join(tmpfs(t, "size=512k"), "thin")
-	l := newLab(t)
+	thin := filepath.Join(lab.Tmpfs(t, "size=512k"), "thin")
+	l := newWorld(t)
 	l.ok(os.WriteFile(thin, nil, 0o600))
 	l.ok(os.Truncate(thin, disk))
 	l.write("vda", 0, 14)
 	b := l.backup(full)
-	_, err := l.engine.Restore(t.Context(), one(b, "v-vda", loopOf(t, thin)))
+	_, err := l.engine.Restore(t.Context(), one(b, "v-vda", lab.LoopDevice(t, thin)))
 	if !errors.Is(err, qcow2.ErrIO) && !errors.Is(err, kvmbackup.ErrNoSpace) {
 		t.Errorf("got the error %v, want ErrIO or ErrNoSpace", err)
 	}

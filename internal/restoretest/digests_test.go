@@ -12,7 +12,7 @@ import (
 )
 
 // change writes one cluster of guest data of a backup's image anew, as somebody can who writes to the share: its structure stays sound.
-func (l *lab) change(b kvmbackup.Backup) {
+func (l *world) change(b kvmbackup.Backup) {
 	l.Helper()
 	path := l.file(b, "v-vda")
 	extents, err := l.images.Map(l.Context(), path, qcow2.MapOptions{})
@@ -34,7 +34,7 @@ func (l *lab) change(b kvmbackup.Backup) {
 // has to be asked for.
 func TestRestoreComparesDigests(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	last := l.chain(3, digests)[2]
 	dev := loop(t, disk)
 	requests := func() map[string]engine.RestoreRequest {

@@ -1,7 +1,9 @@
 package restoretest_test
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 
@@ -10,7 +12,7 @@ import (
 )
 
 // exchangeAtCopy puts other bytes in place of a file as the first copy begins, when all files have been verified.
-func (l *lab) exchangeAtCopy(path string, other []byte) {
+func (l *world) exchangeAtCopy(path string, other []byte) {
 	var once sync.Once
 	l.images.before = func(call, _ string) (err error) {
 		if call == "convert" {
@@ -23,7 +25,7 @@ func (l *lab) exchangeAtCopy(path string, other []byte) {
 // TestExchangedDuringTheCopy: a restore that read another file than the one it had verified fails, and leaves nothing.
 func TestExchangedDuringTheCopy(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	chain := l.chain(3)
 	other := l.backup(full)
 	l.write("vda", 0, 12)
@@ -61,4 +63,46 @@ func TestExchangedDuringTheCopy(t *testing.T) {
 	}
 	l.images.before = nil
 	l.restore(engine.RestoreRequest{Backup: chain[2].ID})
+}
+
+// TestRenamedAfterVerification: what was verified is what is copied, served and compared, whatever has its name by then,
+// and none of what is put there instead is opened.
+func TestRenamedAfterVerification(t *testing.T) {
+	t.Parallel()
+	l := newWorld(t, "vda")
+	chain := l.chain(3, digests)
+	top := chain[2]
+	secret := filepath.Join(l.dir, "secret")
+	run(t, "mkfifo", secret) // whatever opens it never comes back
+	evil := filepath.Join(l.dir, "evil.qcow2")
+	l.external(evil, secret)
+	for i, b := range chain {
+		path := l.file(b, "v-vda")
+		var once sync.Once
+		away := func(when string) {
+			once = sync.Once{}
+			l.images.before = func(call, _ string) (err error) {
+				if call == when {
+					once.Do(func() {
+						data, rerr := os.ReadFile(evil)
+						err = errors.Join(rerr, os.Rename(path, path+".aside"), os.WriteFile(path, data, 0o600))
+					})
+				}
+				return err
+			}
+		}
+		back := func() {
+			l.images.before = nil
+			l.ok(os.Rename(path+".aside", path))
+		}
+		for _, when := range []string{"check", "convert"} {
+			away(when)
+			l.restore(engine.RestoreRequest{Backup: top.ID})
+			back()
+		}
+		away("check")
+		l.verified(top, true)
+		back()
+		t.Logf("position %d", i)
+	}
 }

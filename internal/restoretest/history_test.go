@@ -18,7 +18,7 @@ import (
 // TestEveryBackupOfSeveralChains restores first, middle and last ones of three chains, in mixed order.
 func TestEveryBackupOfSeveralChains(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	all := slices.Concat(l.chain(3), l.chain(4), l.chain(1))
 	for _, i := range []int{5, 0, 7, 2, 3, 1, 6, 4} {
 		l.restore(engine.RestoreRequest{Backup: all[i].ID, Format: []qcow2.Format{qcow2.FormatRaw, qcow2.FormatQcow2}[i%2]})
@@ -28,7 +28,7 @@ func TestEveryBackupOfSeveralChains(t *testing.T) {
 // TestDeletePendingParents: what is deleted can't be restored, what stands on it can.
 func TestDeletePendingParents(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	chain := l.chain(4)
 	for _, b := range []kvmbackup.Backup{chain[1], chain[0], chain[2]} {
 		_, err := l.engine.Delete(t.Context(), b.ID, kvmbackup.DeleteOptions{})
@@ -51,7 +51,7 @@ func TestDeletePendingParents(t *testing.T) {
 // TestMixedChain restores a chain in whose middle volumes are added, grown, without their bitmap, and gone.
 func TestMixedChain(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda", "vdb", "vdc")
+	l := newWorld(t, "vda", "vdb", "vdc")
 	all := l.chain(2)
 	grow := func(device string) {
 		l.ok(l.h.Resize(vm, device, 20*cluster))
@@ -104,7 +104,7 @@ func kindsOf(all []kvmbackup.Backup) (kinds []string) {
 
 func TestProgress(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda", "vdb", "vdc")
+	l := newWorld(t, "vda", "vdb", "vdc")
 	empty := l.backup(full)
 	written := l.chain(2)[1]
 	for _, b := range []kvmbackup.Backup{empty, written} {
@@ -119,7 +119,7 @@ func TestProgress(t *testing.T) {
 }
 
 // following returns the last progress in each step of what is done, and wants it to go on from 0 to its end.
-func (l *lab) following(do func()) map[string]kvmbackup.JobProgress {
+func (l *world) following(do func()) map[string]kvmbackup.JobProgress {
 	l.Helper()
 	last := map[string]kvmbackup.JobProgress{}
 	l.onEvent(func(e engine.Event) {
@@ -143,7 +143,7 @@ func (l *lab) following(do func()) map[string]kvmbackup.JobProgress {
 }
 
 // onEvent gives the engine another subscriber.
-func (l *lab) onEvent(f func(engine.Event)) {
+func (l *world) onEvent(f func(engine.Event)) {
 	l.Helper()
 	l.cfg.OnEvent = f
 	var err error
@@ -154,7 +154,7 @@ func (l *lab) onEvent(f func(engine.Event)) {
 // TestOtherProgress: a verification and the digests that come later are told of like a copy.
 func TestOtherProgress(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda", "vdb")
+	l := newWorld(t, "vda", "vdb")
 	b := l.chain(2)[1]
 	quick := l.following(func() { l.verified(b, false) })["verify volumes"]
 	if quick.DoneBytes != quick.TotalBytes || quick.TotalBytes <= b.StoredBytes() {
@@ -173,7 +173,7 @@ func TestOtherProgress(t *testing.T) {
 // TestCancel ends the context at every call of the tools, and in mid-copy: nothing is left and nothing is called damaged.
 func TestCancel(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(3)[2]
 	for nth, done := 1, false; !done; nth++ {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -237,7 +237,7 @@ func TestCancel(t *testing.T) {
 // TestCancelledVerificationSaysNothing: it doesn't call the backup damaged, nor record anything.
 func TestCancelledVerificationSaysNothing(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2, digests)[1]
 	for nth, done := 1, false; !done; nth++ {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -268,7 +268,7 @@ func TestCancelledVerificationSaysNothing(t *testing.T) {
 // TestHolesStayHoles restores a large, almost empty disk.
 func TestHolesStayHoles(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	const large = 4 << 30
 	l.ok(l.h.Attach(vm, l.disk("vdc", large)))
 	l.volumes = append(l.volumes, volume("vdc"))
@@ -296,7 +296,7 @@ func TestHolesStayHoles(t *testing.T) {
 // TestLeftFilesOfAKilledRestore: a file that a killed restore left aside doesn't stand in the way.
 func TestLeftFilesOfAKilledRestore(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	dir := l.out()
 	l.ok(os.WriteFile(waiting(filepath.Join(dir, "vda.v-vda.qcow2"), vm, "new"), []byte("half"), 0o600))

@@ -36,7 +36,7 @@ func (c *canary) guard(call, path string) error {
 }
 
 // refused wants every way to a backup's content to be refused, and no tool to be run on the files named.
-func (l *lab) refused(b kvmbackup.Backup, never ...string) {
+func (l *world) refused(b kvmbackup.Backup, never ...string) {
 	l.Helper()
 	c := &canary{}
 	l.images.before = c.guard
@@ -73,7 +73,7 @@ func (l *lab) refused(b kvmbackup.Backup, never ...string) {
 // TestHostileImages puts images in place of a backup's that point elsewhere, or that a tool would choke on.
 func TestHostileImages(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	chain := l.chain(2)
 	secret := filepath.Join(l.dir, "secret.qcow2") // a FIFO: whatever opens it never comes back
 	run(t, "mkfifo", secret)
@@ -103,7 +103,7 @@ func TestHostileImages(t *testing.T) {
 	}
 }
 
-func hostileImages(l *lab, path, link, secret string) map[string]func() {
+func hostileImages(l *world, path, link, secret string) map[string]func() {
 	l.Helper()
 	backed := func(to string) func() {
 		return func() { l.image(path, disk, to) }
@@ -126,19 +126,26 @@ func hostileImages(l *lab, path, link, secret string) map[string]func() {
 			l.image(path, disk, "")
 			l.backingName(path, `json:{"driver":"raw","file":{"driver":"file","filename":"`+secret+`"}}`)
 		},
-		"other parent":     backed("../2000.01.01.00.00.00/root.v-vda.qcow2"),
-		"external data":    func() { l.external(path, secret) },
-		"encrypted":        patched(32, be32(2)),
-		"larger disk":      func() { l.image(path, disk+cluster, link) },
-		"not qcow2":        func() { l.ok(os.WriteFile(path, filled(4096), 0o600)) },
-		"later version":    patched(4, be32(4)),
-		"unknown feature":  patched(72, be64(1<<40)),
-		"clusters":         patched(20, be32(40)),
-		"huge L1":          patched(36, be32(1<<31)),
+		"other parent":    backed("../2000.01.01.00.00.00/root.v-vda.qcow2"),
+		"external data":   func() { l.external(path, secret) },
+		"encrypted":       patched(32, be32(2)),
+		"larger disk":     func() { l.image(path, disk+cluster, link) },
+		"not qcow2":       func() { l.ok(os.WriteFile(path, filled(4096), 0o600)) },
+		"later version":   patched(4, be32(4)),
+		"unknown feature": patched(72, be64(1<<40)),
+		"clusters":        patched(20, be32(40)),
+		"huge L1":         patched(36, be32(1<<31)),
+		"one table for all": func() {
+			patched(36, be32(2))()
+			l.patch(path, 3*cluster, append(be64(1<<63|cluster), be64(1<<63|cluster)...))
+		},
+		"a hole of 8 TiB":  func() { l.image(path, disk, link); l.ok(os.Truncate(path, 8<<40)) },
 		"L1 elsewhere":     patched(40, be64(1<<62)),
 		"refcounts away":   patched(48, be64(1<<62)),
 		"huge refcounts":   patched(56, be32(1<<30)),
 		"snapshots":        patched(60, be32(1<<30)),
+		"a snapshot":       func() { l.image(path, disk, link); run(l, "qemu-img", "snapshot", "-c", "s", path) },
+		"a bitmap":         func() { l.image(path, disk, link); run(l, "qemu-img", "bitmap", "--add", path, "b") },
 		"header length":    patched(100, be32(1<<30)),
 		"negative size":    patched(24, be64(1<<63)),
 		"marked corrupt":   patched(72, be64(2)),
@@ -161,12 +168,12 @@ func hostileImages(l *lab, path, link, secret string) map[string]func() {
 }
 
 // image makes an image with qemu-img; the backing file is named and not opened.
-func (l *lab) image(path string, size int64, backing string) {
+func (l *world) image(path string, size int64, backing string) {
 	l.Helper()
 	l.ok(l.images.Tool.Create(l.Context(), path, qcow2.CreateOptions{SizeBytes: size, BackingFile: backing}))
 }
 
-func (l *lab) patch(path string, at int64, b []byte) {
+func (l *world) patch(path string, at int64, b []byte) {
 	l.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	l.ok(err)
@@ -175,7 +182,7 @@ func (l *lab) patch(path string, at int64, b []byte) {
 }
 
 // backingName writes a backing file's name into a header behind its extensions, as no tool would.
-func (l *lab) backingName(path, name string) {
+func (l *world) backingName(path, name string) {
 	l.Helper()
 	const at = 0x300
 	l.patch(path, at, []byte(name))
@@ -184,7 +191,7 @@ func (l *lab) backingName(path, name string) {
 }
 
 // external makes an image whose data would be in another file, and says so by its feature bit and its extension.
-func (l *lab) external(path, file string) {
+func (l *world) external(path, file string) {
 	l.Helper()
 	scratch := filepath.Join(l.out(), "data")
 	run(l, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+scratch+",data_file_raw=on", path, "1M")
@@ -196,7 +203,7 @@ func (l *lab) external(path, file string) {
 // TestFoldersBehindLinks: neither a backup's folder nor the VM's may be a link.
 func TestFoldersBehindLinks(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	b := l.chain(2)[1]
 	for _, dir := range []string{filepath.Join(l.nas, b.Path), filepath.Join(l.nas, vm)} {
 		elsewhere := filepath.Join(l.out(), "moved")
@@ -212,7 +219,7 @@ func TestFoldersBehindLinks(t *testing.T) {
 // TestHostileManifests changes what a manifest names: nothing is read, and nothing imported.
 func TestHostileManifests(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[1]
 	path := filepath.Join(l.nas, b.Path, "backup.json")
 	good, err := os.ReadFile(path)
@@ -229,12 +236,24 @@ func TestHostileManifests(t *testing.T) {
 		"parent elsewhere":  {parent, "/etc/passwd"},
 		"parent in JSON":    {parent, "json:{}"},
 		"other VM's parent": {parent, "../../vm2/2026.01.01.00.00.00/root.qcow2"},
-		"later version":     {`"version": 1`, `"version": 2`},
+		"later version":     {`"version": 1`, `"version": 3`},
 		"other VM":          {`"vm": "vm1"`, `"vm": "vm2"`},
 		"path":              {`"path": "` + b.Path, `"path": "../../etc`},
 		"no JSON":           {"{", "["},
 		"side file":         {`"name": "domain.xml"`, `"name": "../../../../etc/passwd"`},
 		"negative size":     {`"virtual_size": 1048576`, `"virtual_size": -1`},
+		"named twice":       {`"vm": "vm1"`, `"vm": "vm1", "vm": "vm2"`},
+		"file named twice":  {`"file": "` + file + `"`, `"file": "` + file + `", "file": "../../vm2/x.qcow2"`},
+		"in capitals":       {`"path": "` + b.Path + `"`, `"path": "` + b.Path + `", "PATH": "../../etc"`},
+		"deep":              {`"vm": "vm1"`, `"vm": "vm1", "x": ` + strings.Repeat(`[`, 200000) + strings.Repeat(`]`, 200000)},
+		"deep objects":      {`"reasons": [`, `"reasons": [` + strings.Repeat(`{"a":`, 20000) + "1" + strings.Repeat(`}`, 20000) + `,`},
+		"huge number":       {`"virtual_size": 1048576`, `"virtual_size": 1e400`},
+		"number too large":  {`"virtual_size": 1048576`, `"virtual_size": 9223372036854775808`},
+		"largest number":    {`"virtual_size": 1048576`, `"virtual_size": 9223372036854775807`},
+		"frozen for ever":   {`"frozen_ms": 0`, `"frozen_ms": 9223372036854775`},
+		"negative stored":   {`"stored_size": `, `"stored_size": -`},
+		"separators":        {`"vm": "vm1"`, `"vm": "vm1\u2028x"`},
+		"turned":            {`"domain": "vm1"`, `"domain": "vm1\u202e\u009b2J"`},
 		"is its own parent": {string(b.ParentID), string(b.ID)},
 	} {
 		edit(t, path, change[0], change[1])
@@ -262,7 +281,7 @@ func TestHostileManifests(t *testing.T) {
 }
 
 // notImported wants an import into an empty store to pass the backup over and to say why.
-func (l *lab) notImported(name string, b kvmbackup.Backup) {
+func (l *world) notImported(name string, b kvmbackup.Backup) {
 	l.Helper()
 	fresh, err := engine.New(engine.Config{Store: memstore.New(), Repository: l.repo, Images: l.images})
 	l.ok(err)
@@ -281,7 +300,7 @@ func (l *lab) notImported(name string, b kvmbackup.Backup) {
 // TestHostileRecords: a store that names files elsewhere is refused by the engine as well.
 func TestHostileRecords(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	b := l.chain(1)[0]
 	for _, file := range []string{"../../../etc/passwd", "/etc/passwd", "..", "a\x00b", ""} {
 		hostile := b
@@ -299,7 +318,7 @@ func TestHostileRecords(t *testing.T) {
 // TestCheckBomb: an image whose check reads for ever, or asks for all the memory there is, ends within the tool's limits.
 func TestCheckBomb(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	const large = 1 << 43 // 8 TiB: an L1 table of 128 KiB, whose entries all lead to one L2 table
 	l.ok(l.h.Replace(vm, l.disk("vda", disk)))
 	b := l.chain(1)[0]
@@ -329,7 +348,7 @@ func TestCheckBomb(t *testing.T) {
 // TestLongCheck: a check takes as long as the volume is large and the storage slow, and only the caller's context ends it.
 func TestLongCheck(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	b := l.chain(2)[1]
 	tool, err := qcow2.New(qcow2.Config{InspectTimeout: time.Millisecond}) // no process is that quick
 	l.ok(err)
@@ -353,7 +372,7 @@ func TestLongCheck(t *testing.T) {
 // TestSlowCheckIsNoDamage: what runs into the time limit can't be restored, and is not called damaged.
 func TestSlowCheckIsNoDamage(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	b := l.chain(1)[0]
 	l.images.before = func(call, path string) error {
 		if call == "check" {

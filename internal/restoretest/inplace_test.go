@@ -10,12 +10,13 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // inPlace is the request to restore a backup over its own VM.
-func (l *lab) inPlace(b kvmbackup.Backup, devices ...string) engine.RestoreRequest {
+func (l *world) inPlace(b kvmbackup.Backup, devices ...string) engine.RestoreRequest {
 	req := engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: l.volumes}}
 	for _, d := range devices {
 		req.Volumes = append(req.Volumes, engine.RestoreVolume{ID: volume(d).ID})
@@ -24,7 +25,7 @@ func (l *lab) inPlace(b kvmbackup.Backup, devices ...string) engine.RestoreReque
 }
 
 // nextIsFull starts the VM, wants it to see exactly that, and its next backup to be full and right.
-func (l *lab) nextIsFull(want contents) {
+func (l *world) nextIsFull(want contents) {
 	l.Helper()
 	if cp := l.active(); cp != "" {
 		l.Fatalf("the active checkpoint is still %s", cp)
@@ -44,7 +45,7 @@ func (l *lab) nextIsFull(want contents) {
 	l.restore(engine.RestoreRequest{Backup: b.ID})
 }
 
-func (l *lab) sees(want contents) {
+func (l *world) sees(want contents) {
 	l.Helper()
 	for id, got := range l.now() {
 		if diff := got.Diff(want[id]); diff != "" {
@@ -54,7 +55,7 @@ func (l *lab) sees(want contents) {
 }
 
 // tidy wants nothing but the disks' images in their folder.
-func (l *lab) tidy() {
+func (l *world) tidy() {
 	l.Helper()
 	entries, err := os.ReadDir(filepath.Join(l.dir, "images"))
 	l.ok(err)
@@ -67,7 +68,7 @@ func (l *lab) tidy() {
 
 func TestInPlace(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	chain := l.chain(3)
 	for _, b := range []kvmbackup.Backup{chain[1], chain[0], chain[2]} {
 		_, err := l.engine.Restore(t.Context(), l.inPlace(b))
@@ -84,7 +85,7 @@ func TestInPlace(t *testing.T) {
 
 func TestInPlaceRefusedWhileRunningChangesNothing(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[0]
 	before, cp := l.now(), l.active()
 	_, err := l.engine.Restore(t.Context(), l.inPlace(b))
@@ -101,7 +102,7 @@ func TestInPlaceRefusedWhileRunningChangesNothing(t *testing.T) {
 // TestInPlaceRefusesSavedMemory: it belongs to the disks as they are.
 func TestInPlaceRefusesSavedMemory(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[0]
 	before, cp := l.now(), l.active()
 	l.ok(l.h.ManagedSave(vm))
@@ -117,7 +118,7 @@ func TestInPlaceRefusesSavedMemory(t *testing.T) {
 // TestOneVolumeInPlace leaves the other as it is.
 func TestOneVolumeInPlace(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[0]
 	want := l.now()
 	want["v-vdb"] = l.held[b.ID]["v-vdb"]
@@ -130,7 +131,7 @@ func TestOneVolumeInPlace(t *testing.T) {
 // TestActiveCheckpointGoesBeforeTheFirstByte looks at the store when the first copy begins.
 func TestActiveCheckpointGoesBeforeTheFirstByte(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[1]
 	l.ok(l.h.Shutdown(vm))
 	var at []kvmbackup.CheckpointName
@@ -153,8 +154,8 @@ func TestActiveCheckpointGoesBeforeTheFirstByte(t *testing.T) {
 
 func TestOwnerAndMode(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	l := newLab(t)
+	lab.NeedRoot(t)
+	l := newWorld(t)
 	b := l.backup()
 	l.ok(l.h.Shutdown(vm))
 	l.ok(os.Chmod(l.source("vda"), 0o640))
@@ -176,7 +177,7 @@ func TestLostImage(t *testing.T) {
 	t.Parallel()
 	for _, lost := range [][]string{{"vda"}, {"vdb"}, {"vda", "vdb"}} {
 		t.Run(strings.Join(lost, " "), func(t *testing.T) {
-			l := newLab(t)
+			l := newWorld(t)
 			b := l.chain(2)[1]
 			l.ok(l.h.Shutdown(vm))
 			for _, d := range lost {
@@ -192,7 +193,7 @@ func TestLostImage(t *testing.T) {
 // TestImageBehindLink restores where the file is, not where the link is.
 func TestImageBehindLink(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	l.ok(l.h.Shutdown(vm))
 	pool := l.out()
@@ -213,7 +214,7 @@ func TestImageBehindLink(t *testing.T) {
 }
 
 // write2off changes a volume in its file, as something outside would do while the VM is off.
-func (l *lab) write2off(device string) {
+func (l *world) write2off(device string) {
 	l.Helper()
 	l.ok(os.Truncate(l.source(device), 0))
 }
@@ -221,7 +222,7 @@ func (l *lab) write2off(device string) {
 // TestIntoAnotherVM restores two volumes over another VM's disks, by their devices.
 func TestIntoAnotherVM(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[1]
 	const other = "vm2"
 	disks := []kvmbackuptest.Disk{l.disk("sda", disk), l.disk("sdb", disk), l.disk("sdc", disk)}
@@ -278,7 +279,7 @@ func TestIntoAnotherVM(t *testing.T) {
 // TestDomainThatIsNotDefined restores over a VM that libvirt doesn't know, by its disks.
 func TestDomainThatIsNotDefined(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[0]
 	req := l.inPlace(b)
 	for _, v := range l.volumes {

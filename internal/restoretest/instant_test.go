@@ -14,7 +14,7 @@ import (
 // TestOpenOverlays writes into overlays, while backups go on, and closes them in another process.
 func TestOpenOverlays(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	chain := l.chain(3)
 	b := chain[1]
 	sums := l.sums(chain)
@@ -74,7 +74,7 @@ func TestOpenOverlays(t *testing.T) {
 }
 
 // sums are the digests of all files of a chain.
-func (l *lab) sums(chain []kvmbackup.Backup) string {
+func (l *world) sums(chain []kvmbackup.Backup) string {
 	l.Helper()
 	var all string
 	for _, b := range chain {
@@ -90,7 +90,7 @@ func (l *lab) sums(chain []kvmbackup.Backup) string {
 // TestBrowse compares what is served over NBD with what the guest saw.
 func TestBrowse(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(3)[1]
 	raw := l.restore(engine.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw})
 	for _, v := range raw.Volumes {
@@ -117,7 +117,7 @@ func TestBrowse(t *testing.T) {
 // TestBrowseFollowsNoLinks: a link that is rewritten after the chain was verified leads nowhere.
 func TestBrowseFollowsNoLinks(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	b := l.chain(3)[2]
 	raw := l.restore(engine.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw}).Volumes[0]
 	other := filepath.Join(l.dir, "other.qcow2")
@@ -141,7 +141,7 @@ func TestBrowseFollowsNoLinks(t *testing.T) {
 // TestOpenAndBrowseRefuse what can't be opened, and leave neither files nor holds.
 func TestOpenAndBrowseRefuse(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	dir := l.out()
 	for _, c := range []struct {

@@ -28,7 +28,7 @@ func (uncommitted) Complete(context.Context, kvmbackup.Lease, kvmbackup.Backup) 
 // engine's, the repository's and qemu-img's. Each says which VM and which step it is about, and which backup as soon as there is one.
 func TestLogLines(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	var log bytes.Buffer
 	logger := slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg := l.cfg

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
@@ -25,6 +27,7 @@ func TestMain(m *testing.M) {
 	if file := os.Getenv(childEnv); file != "" {
 		os.Exit(child(file))
 	}
+	lab.Attacker()
 	os.Exit(m.Run())
 }
 
@@ -34,6 +37,8 @@ type childJob struct {
 	Backup  kvmbackup.BackupID
 	Disks   []kvmbackup.DiskRef
 	Volumes []engine.Volume
+	// Op is another operation on the backup, in whose Dir it may leave something.
+	Op, Dir string
 	// KillAtCopy is the copy at whose end the child kills itself, with nothing renamed yet. 0: none.
 	KillAtCopy int32
 }
@@ -76,17 +81,55 @@ func (j childJob) engine(ctx context.Context) (*engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = e.Import(ctx, vm)
+	if j.Op != "import" {
+		_, err = e.Import(ctx, vm)
+	}
 	return e, err
 }
 
 func (j childJob) do(ctx context.Context, e *engine.Engine) error {
+	if j.Op != "" {
+		mark()
+		return j.operate(ctx, e)
+	}
 	if j.Backup == "" {
 		mark()
 		_, err := e.Recover(ctx, engine.Target{VM: vm, Domain: vm, Disks: j.Disks})
 		return err
 	}
 	_, err := e.Restore(ctx, engine.RestoreRequest{Backup: j.Backup, InPlace: &engine.InPlace{Disks: j.Disks, Volumes: j.Volumes}})
+	return err
+}
+
+// operate is marked from its beginning on.
+func (j childJob) operate(ctx context.Context, e *engine.Engine) (err error) {
+	inPlace := &engine.InPlace{Disks: j.Disks, Volumes: j.Volumes}
+	switch j.Op {
+	case "restore":
+		_, err = e.Restore(ctx, engine.RestoreRequest{Backup: j.Backup, Dir: j.Dir})
+	case "in place":
+		_, err = e.Restore(ctx, engine.RestoreRequest{Backup: j.Backup, InPlace: inPlace})
+	case "verify":
+		_, err = e.Verify(ctx, j.Backup, engine.VerifyOptions{Content: true})
+	case "open":
+		var o *engine.Opened
+		if o, err = e.Open(ctx, engine.OpenRequest{Backup: j.Backup, Dir: j.Dir}); err == nil {
+			err = o.Close(ctx)
+		}
+	case "browse":
+		var b *engine.Browsed
+		if b, err = e.Browse(ctx, j.Backup, j.Volumes[0].ID, filepath.Join(j.Dir, "socket")); err == nil {
+			err = b.Close(ctx)
+		}
+	case "export":
+		_, err = e.Export(ctx, vm)
+	case "import":
+		_, err = e.Import(ctx, vm)
+	case "delete":
+		_, err = e.Delete(ctx, j.Backup, kvmbackup.DeleteOptions{})
+	default:
+		err = fmt.Errorf("unknown operation %q", j.Op)
+	}
 	return err
 }
 

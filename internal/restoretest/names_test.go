@@ -14,11 +14,11 @@ import (
 // TestLongestNames: a VM and a volume whose identities are as long as they may be, and a prefix that is, go through everything.
 func TestLongestNames(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	l.cfg.Prefix = strings.Repeat("p", 64)
 	l.open()
-	name := strings.Repeat("ä", kvmbackup.MaxNameBytes/2)
-	vol := kvmbackup.VolumeID(strings.Repeat("ö", kvmbackup.MaxNameBytes/2))
+	name := strings.Repeat("ä", 128/2)
+	vol := kvmbackup.VolumeID(strings.Repeat("ö", 128/2))
 	l.ok(l.h.Define(kvmbackuptest.Domain{Name: name, Disks: []kvmbackuptest.Disk{l.disk("sda", disk), l.disk("sdb", disk)}}))
 	l.ok(l.h.Start(name))
 	req := engine.BackupRequest{VM: kvmbackup.VMID(name), Volumes: []engine.Volume{
@@ -62,8 +62,8 @@ func TestLongestNames(t *testing.T) {
 // TestTooLongNames are refused before anything is done, with the name.
 func TestTooLongNames(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
-	long := strings.Repeat("x", kvmbackup.MaxNameBytes+1)
+	l := newWorld(t, "vda")
+	long := strings.Repeat("x", 128+1)
 	refused := func(err error) {
 		t.Helper()
 		l.fails(err, kvmbackup.ErrInvalid)

@@ -35,7 +35,7 @@ func (h halting) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOp
 }
 
 // halted begins a restore and returns when its copy is made. finish lets it go on and returns what became of it.
-func (l *lab) halted(req engine.RestoreRequest) (finish func() error) {
+func (l *world) halted(req engine.RestoreRequest) (finish func() error) {
 	l.Helper()
 	h := halting{l.images, make(chan struct{}), make(chan struct{})}
 	cfg := l.cfg
@@ -59,7 +59,7 @@ func (l *lab) halted(req engine.RestoreRequest) (finish func() error) {
 }
 
 // another makes a second VM with one disk, whose volume is v-sda, and takes a backup of it.
-func (l *lab) another(name string) kvmbackup.Backup {
+func (l *world) another(name string) kvmbackup.Backup {
 	l.Helper()
 	l.ok(l.h.Define(kvmbackuptest.Domain{Name: name, Disks: []kvmbackuptest.Disk{l.disk("sda", disk)}}))
 	l.ok(l.h.Start(name))
@@ -76,7 +76,7 @@ func (l *lab) another(name string) kvmbackup.Backup {
 // other says that the path is taken.
 func TestTwoVMsToOnePath(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	ours := l.backup()
 	theirs := l.another("vm2")
 	for _, oursFirst := range []bool{true, false} {
@@ -98,7 +98,7 @@ func TestTwoVMsToOnePath(t *testing.T) {
 // TestWhatWaitsForAnotherVM is neither put back nor removed by a restore or a recovery.
 func TestWhatWaitsForAnotherVM(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	b := l.backup()
 	l.ok(l.h.Shutdown(vm))
 	image := l.source("vda")
@@ -125,7 +125,7 @@ func TestWhatWaitsForAnotherVM(t *testing.T) {
 // TestLongImageName: an image may have as long a name as its file system allows. What waits beside it has a shorter one then.
 func TestLongImageName(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	b := l.backup()
 	dir := l.out()
 	path := filepath.Join(dir, strings.Repeat("ä", 124)+".qcow2")
@@ -138,29 +138,5 @@ func TestLongImageName(t *testing.T) {
 	l.ok(err)
 	if len(left) != 1 {
 		t.Errorf("there: %v", left)
-	}
-}
-
-// TestSwapOfAnEarlierVersion: the default prefix was shorter once. What an interrupted restore in place has left under it is put back.
-func TestSwapOfAnEarlierVersion(t *testing.T) {
-	t.Parallel()
-	l := newLab(t, "vda")
-	l.write("vda", 0, 2)
-	l.backup()
-	l.ok(l.h.Shutdown(vm))
-	cfg := l.cfg
-	cfg.Prefix = ""
-	now, err := engine.New(cfg)
-	l.ok(err)
-	image := l.source("vda")
-	l.ok(os.Rename(image, waiting(image, vm, "old")))
-	l.ok(os.WriteFile(waiting(image, vm, "new"), []byte("half of it"), 0o600))
-	_, err = now.Recover(t.Context(), engine.Target{VM: vm, Domain: vm})
-	l.ok(err)
-	if _, err := os.Stat(image); err != nil {
-		t.Error(err)
-	}
-	if left, err := filepath.Glob(image + ".*"); err != nil || len(left) > 0 {
-		t.Errorf("%q are left: %v", left, err)
 	}
 }

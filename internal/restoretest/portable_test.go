@@ -14,7 +14,7 @@ import (
 )
 
 // otherHost is an engine without a hypervisor on a repository that was brought elsewhere.
-func (l *lab) otherHost(nas string, store kvmbackup.Store) *engine.Engine {
+func (l *world) otherHost(nas string, store kvmbackup.Store) *engine.Engine {
 	l.Helper()
 	repo, err := repository.Open(l.Context(), nas, repository.Options{NoSync: true})
 	l.ok(err)
@@ -23,8 +23,8 @@ func (l *lab) otherHost(nas string, store kvmbackup.Store) *engine.Engine {
 	return e
 }
 
-// restoresAll imports into an engine and restores every backup that the lab knows.
-func (l *lab) restoresAll(e *engine.Engine) {
+// restoresAll imports into an engine and restores every backup that the world knows.
+func (l *world) restoresAll(e *engine.Engine) {
 	l.Helper()
 	for id, held := range l.held {
 		r, err := e.Restore(l.Context(), engine.RestoreRequest{Backup: id, Dir: l.out()})
@@ -36,7 +36,7 @@ func (l *lab) restoresAll(e *engine.Engine) {
 // TestTheFolderIsEnough copies, moves and renames the repository, and restores on a host with an empty store.
 func TestTheFolderIsEnough(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	l.chain(3, digests)
 	l.chain(2)
 	copied := filepath.Join(l.dir, "copy of the share")
@@ -63,7 +63,7 @@ func TestTheFolderIsEnough(t *testing.T) {
 // TestPartialAndNewerStores: what is on record stays, what is missing is added, in whatever part the store knows.
 func TestPartialAndNewerStores(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	all := l.chain(4)
 	for known := range len(all) + 1 {
 		st := memstore.New()
@@ -96,7 +96,7 @@ func TestPartialAndNewerStores(t *testing.T) {
 // TestExport brings what was recorded later into the folder, from where another host reads it.
 func TestExport(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[1]
 	l.ok(l.engine.AddDigests(t.Context(), b.ID))
 	l.verified(b, true)
@@ -122,7 +122,7 @@ func TestExport(t *testing.T) {
 // TestByHand runs the commands of docs/format.md: nothing but qemu-img.
 func TestByHand(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(4)[3]
 	copied := filepath.Join(l.dir, "usb disk")
 	run(t, "cp", "-a", l.nas, copied)
@@ -148,7 +148,7 @@ func TestByHand(t *testing.T) {
 // TestOtherRepository: records of one are never served from the files of another.
 func TestOtherRepository(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda")
+	l := newWorld(t, "vda")
 	b := l.chain(2)[1]
 	other := filepath.Join(l.dir, "other")
 	run(t, "cp", "-a", l.nas, other)

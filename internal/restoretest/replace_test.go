@@ -9,7 +9,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
-// otherwise tells of the lab's disks what the simulator doesn't have.
+// otherwise tells of the world's disks what the simulator doesn't have.
 type otherwise struct {
 	kvmbackup.Executor
 	change func(d *kvmbackup.DiskStatus)
@@ -40,7 +40,7 @@ func TestDisksThatAreNotReplaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l := newLab(t)
+			l := newWorld(t)
 			b := l.backup()
 			l.write("vda", 0, 4)
 			l.write("vdb", 0, 4)
@@ -70,7 +70,7 @@ func TestDisksThatAreNotReplaced(t *testing.T) {
 // Snapshots in an image go with it, where the request says so.
 func TestDropSnapshots(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	l.ok(l.h.InternalSnapshot(vm, "vdb", "s1"))
 	l.ok(l.h.Shutdown(vm))
@@ -86,7 +86,7 @@ func TestDropSnapshots(t *testing.T) {
 // Each backup of an encrypted disk says so, also in its manifest, and an incremental stands on one that was encrypted alike.
 func TestEncryptedIsSaid(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	encrypted := l.disk("vdc", disk)
 	encrypted.Encryption = "luks"
 	l.ok(l.h.Attach(vm, encrypted))
@@ -94,7 +94,7 @@ func TestEncryptedIsSaid(t *testing.T) {
 	b := l.backup()
 	var reasons []string
 	for _, r := range b.Reasons {
-		if r.Code == kvmbackup.ReasonDiskEncrypted {
+		if r.Code == engine.ReasonDiskEncrypted {
 			reasons = append(reasons, string(r.VolumeID)+" "+r.Detail)
 		}
 	}

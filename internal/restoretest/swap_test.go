@@ -11,7 +11,7 @@ import (
 )
 
 // leaveOld leaves beside every image what a restore leaves that is killed as it removes the old images.
-func (l *lab) leaveOld() {
+func (l *world) leaveOld() {
 	l.Helper()
 	for _, v := range l.volumes {
 		l.ok(os.WriteFile(waiting(l.source(v.Device), vm, "old"), []byte("what the disk held months ago"), 0o600))
@@ -21,7 +21,7 @@ func (l *lab) leaveOld() {
 // TestOldImagesAreNoWayBack: images that a restore has left, for good or bad, are not put back when an image is lost later.
 func TestOldImagesAreNoWayBack(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.chain(2)[1]
 	l.ok(l.h.Shutdown(vm))
 	l.leaveOld()
@@ -47,15 +47,15 @@ func TestOldImagesAreNoWayBack(t *testing.T) {
 // TestOldImagesAreRemoved by whatever comes next, also when the VM runs already.
 func TestOldImagesAreRemoved(t *testing.T) {
 	t.Parallel()
-	for name, next := range map[string]func(l *lab){
-		"a backup": func(l *lab) { l.backup() },
-		"recovery": func(l *lab) {
+	for name, next := range map[string]func(l *world){
+		"a backup": func(l *world) { l.backup() },
+		"recovery": func(l *world) {
 			_, err := l.engine.Recover(l.Context(), engine.Target{VM: vm}) // the name is in the records
 			l.ok(err)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newLab(t)
+			l := newWorld(t)
 			l.chain(2)
 			l.leaveOld()
 			l.ok(os.WriteFile(waiting(l.source("vda"), vm, "new"), nil, 0o600))
@@ -70,7 +70,7 @@ func TestOldImagesAreRemoved(t *testing.T) {
 // starter starts the VM right after it was last seen off, before its images are moved away.
 type starter struct {
 	kvmbackup.Executor
-	l       *lab
+	l       *world
 	left    int // inspections until then
 	refused error
 }
@@ -87,7 +87,7 @@ func (s *starter) Inspect(ctx context.Context, dom kvmbackup.DomainRef) (kvmback
 func TestStartedDuringTheSwap(t *testing.T) {
 	t.Parallel()
 	for n := 1; ; n++ {
-		l := newLab(t)
+		l := newWorld(t)
 		b := l.chain(2)[0]
 		l.ok(l.h.Shutdown(vm))
 		before := l.now()

@@ -15,7 +15,7 @@ import (
 
 func TestRestoreToNewFiles(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda", "vdb", "vdc")
+	l := newWorld(t, "vda", "vdb", "vdc")
 	for _, b := range l.chain(3) {
 		for _, format := range []qcow2.Format{"", qcow2.FormatQcow2, qcow2.FormatRaw} {
 			r := l.restore(engine.RestoreRequest{Backup: b.ID, Format: format})
@@ -29,7 +29,7 @@ func TestRestoreToNewFiles(t *testing.T) {
 // TestSubsets restores every subset of the volumes, with the targets' formats and places mixed.
 func TestSubsets(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "vda", "vdb", "vdc")
+	l := newWorld(t, "vda", "vdb", "vdc")
 	b := l.chain(2)[1]
 	for set := 1; set < 8; set++ {
 		dir, elsewhere := l.out(), l.out()
@@ -56,7 +56,7 @@ func TestSubsets(t *testing.T) {
 func TestFiveEqualDisks(t *testing.T) {
 	t.Parallel()
 	devices := []string{"vda", "vdb", "vdc", "vdd", "vde", "vdf"}
-	l := newLab(t, devices...)
+	l := newWorld(t, devices...)
 	var all []kvmbackup.Backup
 	for round := range 5 {
 		for i, v := range l.volumes {
@@ -86,7 +86,7 @@ func TestFiveEqualDisks(t *testing.T) {
 }
 
 // rotate gives every disk of these devices the next one's place; volumes keep their identity.
-func (l *lab) rotate(devices []string) {
+func (l *world) rotate(devices []string) {
 	l.Helper()
 	l.ok(l.h.Shutdown(vm))
 	paths := map[string]string{}
@@ -109,14 +109,14 @@ func (l *lab) rotate(devices []string) {
 }
 
 // identity is that of the volume whose image was made for the device in the file's name.
-func (l *lab) identity(path string) kvmbackup.VolumeID {
+func (l *world) identity(path string) kvmbackup.VolumeID {
 	name := filepath.Base(path)
 	return volume(name[:len(name)-len(".qcow2")]).ID
 }
 
 func TestExistingFileIsRefused(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	dir := l.out()
 	there := filepath.Join(dir, "there")
@@ -142,7 +142,7 @@ func TestExistingFileIsRefused(t *testing.T) {
 // TestSameTargetTwice names one place for two volumes in several ways.
 func TestSameTargetTwice(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	dir := l.out()
 	l.ok(os.Mkdir(filepath.Join(dir, "real"), 0o755))
@@ -160,7 +160,7 @@ func TestSameTargetTwice(t *testing.T) {
 
 func TestUnknownVolumesAndTargets(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newWorld(t)
 	b := l.backup()
 	dir := l.out()
 	run(t, "mkfifo", filepath.Join(dir, "fifo"))

@@ -27,8 +27,9 @@ var changes = map[uint64]bool{
 
 // fault happens to a child at the nth of its changes since it called mark: it is killed, or the call fails with an error.
 type fault struct {
-	nth   int
-	errno syscall.Errno // 0: killed
+	nth     int
+	errno   syscall.Errno // 0: killed
+	instant *instant      // not nil: no fault, but something else than what it looks up
 }
 
 // traced runs the child to its end, or to its fault.
@@ -123,8 +124,12 @@ func (t *traced) syscall(tid int) {
 		return
 	}
 	switch {
-	case regs.Orig_rax == syscall.SYS_GETPGID:
+	case regs.Orig_rax == syscall.SYS_GETPGID && (t.instant == nil || !t.marked): // whose operation begins once
 		t.marked, t.seen = true, 0
+	case t.instant != nil:
+		if path := t.pathOf(tid, regs); t.marked && path != "" {
+			t.lookedUp(path)
+		}
 	case t.marked && changes[regs.Orig_rax]:
 		t.seen++
 		if t.seen == t.nth {

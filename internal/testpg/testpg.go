@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // errMissing is the error of a machine without PostgreSQL.
@@ -56,8 +58,8 @@ func DSN(t testing.TB) string {
 	}
 	shared.once.Do(func() { shared.dsn, shared.stop, shared.err = start() })
 	switch {
-	case errors.Is(shared.err, errMissing) && os.Getenv("KVMBACKUP_REQUIRE_TOOLS") != "1":
-		t.Skip(shared.err)
+	case errors.Is(shared.err, errMissing):
+		lab.Missing(t, shared.err)
 	case shared.err != nil:
 		t.Fatal(shared.err)
 	}
@@ -125,8 +127,10 @@ func asServer(dir string) (*syscall.SysProcAttr, error) {
 
 func initialize(bin, dir string, attr *syscall.SysProcAttr) error {
 	// ICU's order is not that of bytes: a store that forgets to say which one it wants is found out.
-	cmd := exec.CommandContext(context.Background(), filepath.Join(bin, "initdb"), "--pgdata", filepath.Join(dir, "data"), "--username", "postgres",
-		"--auth", "trust", "--no-sync", "--encoding", "UTF8", "--locale", "C.UTF-8", "--locale-provider", "icu", "--icu-locale", "en")
+	cmd := exec.CommandContext(context.Background(), filepath.Join(bin, "initdb"), "--pgdata",
+		filepath.Join(dir, "data"), "--username", "postgres",
+		"--auth", "trust", "--no-sync", "--encoding", "UTF8", "--locale", "C.UTF-8", "--locale-provider", "icu",
+		"--icu-locale", "en")
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = dir, append(os.Environ(), "LC_ALL=C.UTF-8"), withoutDeathSignal(attr)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w\n%s", err, out)
@@ -144,7 +148,8 @@ func withoutDeathSignal(attr *syscall.SysProcAttr) *syscall.SysProcAttr {
 // serve starts the server and waits until it answers. It also ends when this process dies.
 func serve(bin, dir string, attr *syscall.SysProcAttr) (stop func(), err error) {
 	var log bytes.Buffer
-	cmd := exec.CommandContext(context.Background(), filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "data"), "-k", dir, "-c", "listen_addresses=",
+	cmd := exec.CommandContext(context.Background(), filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "data"),
+		"-k", dir, "-c", "listen_addresses=",
 		"-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200", "-c", "max_wal_size=2GB")
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = dir, &log, &log, attr
 	started, ended := make(chan error), make(chan struct{})

@@ -1,82 +1,74 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
 
-func TestReport(t *testing.T) {
-	const pass = `{"Action":"pass","Package":"p","Test":"TestA"}
-{"Action":"output","Package":"p","Output":"PASS\n"}
-{"Action":"output","Package":"p","Output":"ok  \tp\t0.01s\n"}
-{"Action":"pass","Package":"p"}
-`
-	const skip = `{"Action":"output","Package":"p","Test":"TestS","Output":"=== RUN   TestS\n"}
-{"Action":"output","Package":"p","Test":"TestS","Output":"    s_test.go:1: no tool\n"}
-{"Action":"output","Package":"p","Test":"TestS","Output":"--- SKIP: TestS (0.00s)\n"}
-{"Action":"skip","Package":"p","Test":"TestS"}
-`
-	tests := []struct {
+func TestJudge(t *testing.T) {
+	const (
+		pass = `{"Action":"pass","Package":"p","Test":"TestA"}` + "\n" + `{"Action":"pass","Package":"p"}` + "\n"
+		skip = `{"Action":"skip","Package":"p","Test":"TestS"}` + "\n"
+	)
+	for _, tt := range []struct {
 		name    string
 		in      string
 		noSkips bool
-		wantOK  bool
-		want    []string
-		wantNot []string
+		want    string // empty: all is well
 	}{
-		{"pass", pass, true, true,
-			[]string{"ok  \tp", "1 passed, 0 failed, 0 skipped"}, []string{"PASS\n"}},
-		{"output of a passing test is dropped",
-			`{"Action":"output","Package":"p","Test":"TestA","Output":"chatter\n"}` + "\n" + pass, true, true,
-			nil, []string{"chatter"}},
-		{"skip allowed", skip + pass, false, true,
-			[]string{"SKIP p TestS: s_test.go:1: no tool"}, nil},
-		{"skip refused", skip + pass, true, false,
-			[]string{"SKIP p TestS: s_test.go:1: no tool"}, nil},
-		{"package without tests is no skip", `{"Action":"skip","Package":"q"}` + "\n" + pass, true, true,
-			[]string{"0 skipped"}, nil},
-		{"failure", `{"Action":"output","Package":"p","Test":"TestF","Output":"    f_test.go:1: wrong\n"}
-{"Action":"fail","Package":"p","Test":"TestF"}
-`, false, false, []string{"f_test.go:1: wrong", "FAIL p TestF"}, nil},
-		{"build failure", `{"ImportPath":"p","Action":"build-output","Output":"x.go:1:1: broken\n"}
-{"ImportPath":"p","Action":"build-fail"}
-` + pass, false, false, []string{"x.go:1:1: broken", "FAIL p (build)"}, nil},
-		{"crash", `{"Action":"output","Package":"p","Test":"TestC","Output":"panic: oh\n"}
-{"Action":"fail","Package":"p"}
-`, false, false, []string{"panic: oh", "FAIL p TestC (never ended)"}, nil},
-		{"crash after a test has passed", `{"Action":"output","Package":"p","Test":"TestC","Output":"=== RUN   TestC\n"}
-{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:1: chatter\n"}
-{"Action":"output","Package":"p","Test":"TestA","Output":"--- PASS: TestA (1.00s)\n"}
-{"Action":"output","Package":"p","Test":"TestA","Output":"panic: test timed out after 4s\n"}
-{"Action":"pass","Package":"p","Test":"TestA"}
-{"Action":"fail","Package":"p"}
-`, false, false, []string{"panic: test timed out", "FAIL p TestC (never ended)"}, []string{"chatter"}},
-		{"failure outside the tests", `{"Action":"output","Package":"p","Output":"FAIL\tp\t0.01s\n"}
-{"Action":"fail","Package":"p"}
-`, false, false, []string{"FAIL\tp", "FAIL p (package)"}, nil},
-		{"nothing ran", "go: no such tool\n", false, false,
-			[]string{"go: no such tool", "nothing was tested"}, nil},
-	}
-	for _, tt := range tests {
+		{"pass", pass, true, ""},
+		{"skip allowed", skip + pass, false, ""},
+		{"skip refused", skip + pass, true, "skipped: p TestS"},
+		{"package without tests is no skip", `{"Action":"skip","Package":"q"}` + pass, true, ""},
+		{"failure", pass + `{"Action":"fail","Package":"p","Test":"TestF"}`, false, "failed"},
+		{"failure outside the tests", pass + `{"Action":"fail","Package":"p"}`, false, "failed"},
+		{"build failure", pass + `{"ImportPath":"p","Action":"build-fail"}`, false, "failed"},
+		{"nothing ran", "", false, "nothing was tested"},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var out strings.Builder
-			r := newReport(&out)
-			if err := r.read(strings.NewReader(tt.in)); err != nil {
+			r, err := read(strings.NewReader(tt.in))
+			if err != nil {
 				t.Fatal(err)
 			}
-			if ok := r.summarize(tt.noSkips); ok != tt.wantOK {
-				t.Errorf("ok = %t, want %t", ok, tt.wantOK)
-			}
-			for _, want := range tt.want {
-				if !strings.Contains(out.String(), want) {
-					t.Errorf("no %q in the report:\n%s", want, out.String())
-				}
-			}
-			for _, not := range tt.wantNot {
-				if strings.Contains(out.String(), not) {
-					t.Errorf("%q in the report:\n%s", not, out.String())
-				}
+			var out strings.Builder
+			if fine := r.judge(&out, tt.noSkips, true); fine != (tt.want == "") || !strings.Contains(out.String(), tt.want) {
+				t.Errorf("fine: %t, said: %s", fine, out.String())
 			}
 		})
+	}
+}
+
+func TestBudgets(t *testing.T) {
+	took := func(pkg string, seconds float64) string {
+		return fmt.Sprintf(`{"Action":"pass","Package":"%s%s","Elapsed":%g}`+"\n", module, pkg, seconds)
+	}
+	machine := func(slowness float64) (all string) { // all packages but one
+		for pkg, s := range usual {
+			all += took(pkg, s*slowness)
+		}
+		return all
+	}
+	cached := fmt.Sprintf(`{"Action":"output","Package":"%sx","Output":"ok  \t%[1]sx\t(cached)\n"}`+"\n", module)
+	for _, tt := range []struct {
+		name string
+		in   string
+		over bool
+	}{
+		{"as usual", machine(1) + took("x", others), false},
+		{"a slow machine", machine(4) + took("x", others*4*headroom-1), false},
+		{"over", machine(1) + took("x", others*headroom+1), true},
+		{"over on a slow machine", machine(4) + took("x", others*4*headroom+1), true},
+		{"a quick machine's budgets are the usual ones", machine(.1) + took("x", others*headroom-1), false},
+		{"nothing to compare with", took("x", 1000), false},
+		{"a result of an earlier run", machine(1) + cached + took("x", 1000), false},
+	} {
+		r, err := read(strings.NewReader(tt.in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if over := r.overBudget(); (len(over) > 0) != tt.over {
+			t.Errorf("%s: %q", tt.name, over)
+		}
 	}
 }

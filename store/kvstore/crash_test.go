@@ -143,7 +143,7 @@ func checkCopies(t *testing.T, tab *table) {
 	if err := errors.Join(err, errList); err != nil {
 		t.Fatal(err)
 	}
-	if got := tab.details(kvstore.Object{Kind: kvstore.ObjectVM, ID: "vm-a"})[kvmbackup.VMDetailActiveCheckpoint]; got != string(vm.ActiveCheckpoint) {
+	if got := tab.details(kvstore.Object{Kind: kvstore.ObjectVM, ID: "vm-a"})["nas.active_checkpoint_id"]; got != string(vm.ActiveCheckpoint) {
 		t.Fatalf("the host sees the active checkpoint %q, the store %q", got, vm.ActiveCheckpoint)
 	}
 	for _, b := range list {

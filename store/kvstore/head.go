@@ -1,11 +1,12 @@
 package kvstore
 
 import (
+	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,7 +20,9 @@ import (
 const (
 	// KeyHead on the VM object is the commit point.
 	KeyHead = "kvmbackup.head"
-	// KeyIndexPrefix on the VM object is followed by GENERATION.NUMBER: the pieces of the index.
+	// KeyActiveCheckpoint on the VM object is the checkpoint that its next incremental starts from, for the host to see.
+	KeyActiveCheckpoint = "nas.active_checkpoint_id"
+	// KeyIndexPrefix on the VM object is followed by GENERATION.NUMBER: the pages of the index.
 	KeyIndexPrefix = "kvmbackup.index."
 	// KeyRecordPrefix on the backup object is followed by GENERATION.NUMBER: the pieces of the record.
 	KeyRecordPrefix = "kvmbackup.record."
@@ -38,7 +41,9 @@ type head struct {
 	Active  kvmbackup.CheckpointName `json:"a,omitempty"`
 	LastSeq int64                    `json:"q,omitempty"`
 	Stamp   string                   `json:"s,omitempty"`
-	Index   generation               `json:"i,omitzero"`
+	Index   ref                      `json:"r,omitzero"` // the root
+	// List is the index of an earlier release, which was one list. The one that finds it exchanges it; see upgrade.
+	List generation `json:"i,omitzero"`
 	// Copy is what the copies for the host don't show yet: a backup's ID, or copyVM for the VM alone.
 	Copy string `json:"c,omitempty"`
 	// Staged is a backup for which a writer writes pieces that no head names yet. A writer that finds it here
@@ -49,18 +54,22 @@ type head struct {
 // copyVM is a head's Copy when no backup changed.
 const copyVM = "vm"
 
-// generation names one writing of an index or record: pieces under names that were never used before.
+// generation names one writing of a record: pieces under names that were never used before.
 type generation struct {
 	Name   string `json:"g"` // VERSION-NONCE: the version of the head that was to name it
 	Pieces int    `json:"n"`
-	Sum    string `json:"c"` // CRC-32 over the pieces: nobody but a store writes them, and a changed one is no index or record
+	// CRC-32 over the pieces: nobody but a store writes them, and a changed one is no index or record.
+	Sum string `json:"c"`
 }
 
 func sum(pieces []string) string {
 	return fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(strings.Join(pieces, ""))))
 }
 
-// version is that of the head that was to name the generation; -1 when the name is none.
+// newName is a generation's that the head of that version is to name.
+func newName(version int64) string { return strconv.FormatInt(version, 10) + "-" + rand.Text()[:8] }
+
+// version is that of the head that was to name the generation; -1 when the name isn't one.
 func (g generation) version() int64 {
 	text, _, _ := strings.Cut(g.Name, "-")
 	n, err := strconv.ParseInt(text, 10, 64)
@@ -78,6 +87,14 @@ func (g generation) valid() bool {
 	return g.Pieces > 0 && g.version() > 0
 }
 
+// valid says whether it is one, or none at all.
+func (r ref) valid() bool {
+	if r.Name == "" {
+		return r == ref{}
+	}
+	return r.Page >= 0 && generation{Name: r.Name}.version() > 0
+}
+
 func (g generation) key(prefix string, i int) string {
 	return prefix + g.Name + "." + strconv.Itoa(i)
 }
@@ -89,8 +106,10 @@ func (h head) check() error {
 		return errors.New("it has no version")
 	case h.Token < 0 || h.Expires < 0 || h.LastSeq < 0:
 		return errors.New("it has a negative number")
-	case !h.Index.valid(), h.LastSeq > 0 && h.Index.Name == "":
+	case !h.List.valid(), !h.Index.valid(), h.LastSeq > 0 && h.Index.Name == "" && h.List.Name == "":
 		return errors.New("it names no index")
+	case h.Index.Name != "" && h.List.Name != "":
+		return errors.New("it names two indexes")
 	}
 	return nil
 }
@@ -115,11 +134,12 @@ func (h head) with(vm rules.VM) head {
 	return h
 }
 
-// index is what the head's generation says about the VM's backups.
-type index struct {
-	Entries  []entry             `json:"e,omitempty"` // by Sequence
-	Removals []kvmbackup.Removal `json:"r,omitempty"` // oldest first
-}
+// The keys of an index. Those of entries are the last, as most of them are added at the end.
+const (
+	prefixChild   = "c" // PARENT.SEQUENCE: the parent, whose ID may be anything and is hashed, has that child
+	prefixRemoval = "r" // BACKUP.TURN
+	prefixEntry   = "s" // SEQUENCE
+)
 
 // entry is one backup: what the rules and queries ask without reading the record.
 type entry struct {
@@ -130,32 +150,44 @@ type entry struct {
 	Record   generation         `json:"r"`
 }
 
-func (x index) find(id kvmbackup.BackupID) (entry, bool) {
-	if i := slices.IndexFunc(x.Entries, func(e entry) bool { return e.ID == id }); i >= 0 {
-		return x.Entries[i], true
+func (e entry) key() string      { return keyOfEntry(e.Sequence) }
+func (e entry) childKey() string { return childrenOf(e.Parent).from + hex(e.Sequence) }
+
+// keyOfEntry is the key of the entry with that sequence.
+func keyOfEntry(sequence int64) string { return prefixEntry + hex(sequence) }
+
+// hex keeps the order of numbers that are not negative.
+func hex(n int64) string { return fmt.Sprintf("%016x", n) }
+
+// under are the keys that begin so.
+func under(prefix string) span { return span{from: prefix, end: prefix + "\x7f"} }
+
+func childrenOf(id kvmbackup.BackupID) span {
+	digest := sha256.Sum256([]byte(id))
+	return under(fmt.Sprintf("%s%x.", prefixChild, digest[:16]))
+}
+
+func removalsOf(id kvmbackup.BackupID) span { return under(prefixRemoval + string(id) + ".") }
+
+// entriesAfter are the entries with higher sequences, of those statuses, or of any.
+func entriesAfter(sequence int64, has statuses) span {
+	s := under(prefixEntry)
+	if sequence > 0 {
+		s.from = keyOfEntry(sequence) + "\x00"
 	}
-	return entry{}, false
+	s.has = has
+	return s
 }
 
-func (x index) any(is func(entry) bool) bool { return slices.ContainsFunc(x.Entries, is) }
-
-// with returns the index with the entry in its place.
-func (x index) with(e entry) index {
-	x = x.without(e.ID)
-	x.Entries = append(x.Entries, e)
-	slices.SortFunc(x.Entries, func(a, b entry) int { return int(a.Sequence - b.Sequence) })
-	return x
+// removal is one that waits for the host.
+type removal struct {
+	Backup kvmbackup.BackupID `json:"i"`
+	Turn   int64              `json:"n"` // the later the higher: of two at the same time the order stays what it was
+	Bytes  int64              `json:"b,omitempty"`
+	At     time.Time          `json:"t"`
 }
 
-func (x index) without(id kvmbackup.BackupID) index {
-	x.Entries = slices.DeleteFunc(slices.Clone(x.Entries), func(e entry) bool { return e.ID == id })
-	return x
-}
-
-// reported says whether a removal of that backup waits for the host.
-func (x index) reported(id kvmbackup.BackupID) bool {
-	return slices.ContainsFunc(x.Removals, func(r kvmbackup.Removal) bool { return r.Backup == id })
-}
+func (r removal) key() string { return removalsOf(r.Backup).from + hex(r.Turn) }
 
 // encode returns v as JSON in pieces of at most size bytes, cut between characters.
 func encode(v any, size int) ([]string, error) {
@@ -180,5 +212,6 @@ func decode(pieces []string, into any) error {
 
 // spoilt is the ErrInvalid of details that can't be read.
 func spoilt(what string, o Object, err error) error {
-	return fmt.Errorf("%w %s of %v %q: %w; put the object's details back from a copy of the table", kvmbackup.ErrInvalid, what, o.Kind, o.ID, err)
+	return fmt.Errorf("%w %s of %v %q: %w; put the object's details back from a copy of the table",
+		kvmbackup.ErrInvalid, what, o.Kind, o.ID, err)
 }

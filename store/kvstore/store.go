@@ -1,9 +1,11 @@
 package kvstore
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -54,7 +56,8 @@ func New(kv KV, c Config) (*Store, error) {
 }
 
 func tooLong(vm kvmbackup.VMID, limit int) error {
-	return fmt.Errorf("%w: the head of VM %q is longer than %d bytes: take a shorter holder", kvmbackup.ErrInvalid, vm, limit)
+	return fmt.Errorf("%w: the head of VM %q is longer than %d bytes: take a shorter holder", kvmbackup.ErrInvalid, vm,
+		limit)
 }
 
 // end names the step and the context's cause in the error of a read.
@@ -80,11 +83,11 @@ func (s *Store) Backup(ctx context.Context, id kvmbackup.BackupID) (b kvmbackup.
 	vm, err := s.owner(ctx, id)
 	if err == nil {
 		err = s.view(ctx, vm, func(snap snapshot) (err error) {
-			e, ok := snap.index.find(id)
-			if !ok {
-				return rules.NotFound(id)
+			f, _, err := s.find(ctx, snap, id)
+			if err == nil && f.entry.ID == "" {
+				err = rules.NotFound(id)
 			}
-			b, err = s.record(ctx, e)
+			b = f.record
 			return err
 		})
 	}
@@ -94,13 +97,15 @@ func (s *Store) Backup(ctx context.Context, id kvmbackup.BackupID) (b kvmbackup.
 // Newest implements kvmbackup.Store.
 func (s *Store) Newest(ctx context.Context, vm kvmbackup.VMID) (b kvmbackup.Backup, err error) {
 	err = s.view(ctx, vm, func(snap snapshot) (err error) {
-		for _, e := range slices.Backward(snap.index.Entries) {
-			if e.Status == kvmbackup.StatusCompleted || e.Status == kvmbackup.StatusDeletePending {
-				b, err = s.record(ctx, e)
-				return err
-			}
-		}
-		return rules.NoneYet(vm)
+		newest := entriesAfter(0, anyOf(kvmbackup.StatusCompleted, kvmbackup.StatusDeletePending))
+		newest.backwards = true
+		none := rules.NoneYet(vm)
+		err = snap.index.each(ctx, newest, func(it item) (bool, error) {
+			none = nil
+			b, err = s.record(ctx, *it.Entry)
+			return false, err
+		})
+		return cmp.Or(err, none)
 	})
 	return b, end(ctx, "read the newest backup", err)
 }
@@ -122,7 +127,7 @@ func (s *Store) children(ctx context.Context, id kvmbackup.BackupID) ([]kvmbacku
 		return nil, err
 	}
 	for _, vm := range vms {
-		list, err := s.entries(ctx, vm, func(e entry) bool { return e.Parent == id })
+		list, err := s.childrenIn(ctx, vm, id)
 		if err != nil || len(list) > 0 {
 			return list, err
 		}
@@ -130,22 +135,21 @@ func (s *Store) children(ctx context.Context, id kvmbackup.BackupID) ([]kvmbacku
 	return nil, nil
 }
 
-// entries reads the records of the VM whose entries fit, by Sequence.
-func (s *Store) entries(ctx context.Context, vm kvmbackup.VMID, fits func(entry) bool) ([]kvmbackup.Backup, error) {
-	var out []kvmbackup.Backup
-	err := s.view(ctx, vm, func(snap snapshot) error {
+// childrenIn reads the children that are of the VM, by Sequence.
+func (s *Store) childrenIn(
+	ctx context.Context, vm kvmbackup.VMID, id kvmbackup.BackupID,
+) (out []kvmbackup.Backup, err error) {
+	err = s.view(ctx, vm, func(snap snapshot) error {
 		out = nil
-		for _, e := range snap.index.Entries {
-			if !fits(e) {
-				continue
+		return snap.index.each(ctx, childrenOf(id), func(child item) (bool, error) {
+			it, there, err := snap.index.get(ctx, prefixEntry+child.Key[strings.Index(child.Key, ".")+1:])
+			if err != nil || !there {
+				return false, cmp.Or(err, errMoved)
 			}
-			b, err := s.record(ctx, e)
-			if err != nil {
-				return err
-			}
+			b, err := s.record(ctx, *it.Entry)
 			out = append(out, b)
-		}
-		return nil
+			return true, err
+		})
 	})
 	return out, err
 }
@@ -158,22 +162,45 @@ func (s *Store) List(ctx context.Context, q kvmbackup.Query) ([]kvmbackup.Backup
 	}
 	var out []kvmbackup.Backup
 	for _, vm := range vms {
-		list, err := s.entries(ctx, vm, func(e entry) bool {
-			return e.Sequence > q.AfterSequence && (len(q.Statuses) == 0 || slices.Contains(q.Statuses, e.Status))
-		})
+		if vm < q.AfterVM {
+			continue
+		}
+		list, err := s.list(ctx, vm, q, q.Limit-len(out))
 		if err != nil {
 			return nil, end(ctx, "list backups", err)
 		}
-		for _, b := range list {
-			if rules.Matches(q, b) {
-				out = append(out, b)
-			}
-		}
+		out = append(out, list...)
 		if q.Limit > 0 && len(out) >= q.Limit {
-			return out[:q.Limit], nil
+			break
 		}
 	}
 	return out, nil
+}
+
+// list reads those records of the VM that the query selects, the first of them if it has a limit, and no others but
+// for a chain.
+func (s *Store) list(ctx context.Context, vm kvmbackup.VMID, q kvmbackup.Query, left int) ([]kvmbackup.Backup, error) {
+	var out []kvmbackup.Backup
+	after := int64(0)
+	if q.AfterVM == "" || q.AfterVM == vm {
+		after = q.AfterSequence
+	}
+	err := s.view(ctx, vm, func(snap snapshot) error {
+		out = nil
+		return snap.index.each(ctx, entriesAfter(after, anyOf(q.Statuses...)), func(it item) (bool, error) {
+			if q.Leaves {
+				if has, err := snap.index.any(ctx, childrenOf(it.Entry.ID)); has || err != nil {
+					return true, err
+				}
+			}
+			b, err := s.record(ctx, *it.Entry)
+			if err == nil && rules.Matches(q, b) {
+				out = append(out, b)
+			}
+			return q.Limit == 0 || len(out) < left, err
+		})
+	})
+	return out, err
 }
 
 // vms returns the VM, or all that this store knows, in order.
@@ -201,15 +228,30 @@ func (s *Store) Removals(ctx context.Context, limit int) ([]kvmbackup.Removal, e
 	}
 	var states []*rules.State
 	for _, vm := range vms {
+		var waiting []removal
 		err := s.view(ctx, vm, func(snap snapshot) error {
-			states = append(states, &rules.State{Removals: snap.index.Removals})
-			return nil
+			waiting = nil
+			return snap.index.each(ctx, under(prefixRemoval), func(it item) (bool, error) {
+				waiting = append(waiting, *it.Removal)
+				return true, nil
+			})
 		})
 		if err != nil {
 			return nil, end(ctx, "read the removals", err)
 		}
+		states = append(states, inTurn(vm, waiting))
 	}
 	return rules.Removals(limit, states...), nil
+}
+
+// inTurn are the removals as the rules want them.
+func inTurn(vm kvmbackup.VMID, waiting []removal) *rules.State {
+	slices.SortFunc(waiting, func(a, b removal) int { return cmp.Compare(a.Turn, b.Turn) })
+	s := &rules.State{}
+	for _, r := range waiting {
+		s.Removals = append(s.Removals, kvmbackup.Removal{Backup: r.Backup, VM: vm, Bytes: r.Bytes, At: r.At})
+	}
+	return s
 }
 
 // AckRemoval implements kvmbackup.Store. When the host has removed the backup's details already, it looks through
@@ -228,21 +270,10 @@ func (s *Store) ack(ctx context.Context, id kvmbackup.BackupID) error {
 		return err
 	}
 	for _, vm := range vms {
-		err := s.update(ctx, vm, func(t rules.Tx) error { return t.(*tx).ack(id) })
+		err := s.update(ctx, vm, func(t rules.Tx) error { return t.(*tx).ack(ctx, id) })
 		if err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// ack takes the removal off the index. The copies follow: with the removal the backup's last detail goes.
-func (t *tx) ack(id kvmbackup.BackupID) error {
-	if !t.index.reported(id) {
-		return nil
-	}
-	t.index.Removals = slices.DeleteFunc(slices.Clone(t.index.Removals), func(r kvmbackup.Removal) bool { return r.Backup == id })
-	t.next.Copy = string(id)
-	t.dirty, t.indexed = true, true
 	return nil
 }

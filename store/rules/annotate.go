@@ -46,7 +46,13 @@ func annotated(b kvmbackup.Backup, a kvmbackup.Annotation) (kvmbackup.Backup, er
 	if a.Verification != nil {
 		b.Verification = a.Verification
 	}
-	return b, setDigests(b.Volumes, a.Digests)
+	if len(a.KeyIDs) > 0 {
+		b.KeyIDs = slices.Clone(a.KeyIDs)
+	}
+	if err := setDigests(b.Volumes, a.Digests); err != nil || len(a.KeyIDs) == 0 {
+		return b, err
+	}
+	return b, b.Validate()
 }
 
 // setDigests passes over empty digests: what was recorded stays.

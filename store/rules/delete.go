@@ -8,6 +8,7 @@ import (
 )
 
 func markDeletePending(ctx context.Context, tx Tx, l kvmbackup.Lease, id kvmbackup.BackupID) error {
+	expect(tx, false, id)
 	vm, _, err := held(ctx, tx, l)
 	if err != nil {
 		return err
@@ -28,6 +29,7 @@ func markDeletePending(ctx context.Context, tx Tx, l kvmbackup.Lease, id kvmback
 }
 
 func remove(ctx context.Context, tx Tx, l kvmbackup.Lease, id kvmbackup.BackupID, bytes int64) error {
+	expect(tx, false, id)
 	_, now, err := held(ctx, tx, l)
 	if err != nil {
 		return err

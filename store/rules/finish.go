@@ -10,6 +10,7 @@ import (
 )
 
 func begin(ctx context.Context, tx Tx, l kvmbackup.Lease, b kvmbackup.Backup) (kvmbackup.Backup, error) {
+	expect(tx, true, b.ID, b.ParentID)
 	vm, _, err := held(ctx, tx, l)
 	if err != nil {
 		return kvmbackup.Backup{}, err
@@ -64,6 +65,7 @@ func checkParent(ctx context.Context, tx Tx, l kvmbackup.Lease, b kvmbackup.Back
 }
 
 func complete(ctx context.Context, tx Tx, l kvmbackup.Lease, b kvmbackup.Backup) error {
+	expect(tx, false, b.ID)
 	vm, _, err := held(ctx, tx, l)
 	if err != nil {
 		return err
@@ -97,12 +99,14 @@ func checkComplete(old, b kvmbackup.Backup) (done bool, err error) {
 	case old.Status != kvmbackup.StatusRunning:
 		return false, wrongStatus(old, "only a running one can be completed")
 	case b.ParentID != "" && b.ParentID != old.ParentID:
-		return false, fmt.Errorf("%w: backup %s began on parent %q, not %q", kvmbackup.ErrInvalid, b.ID, old.ParentID, b.ParentID)
+		return false, fmt.Errorf("%w: backup %s began on parent %q, not %q", kvmbackup.ErrInvalid, b.ID, old.ParentID,
+			b.ParentID)
 	}
 	return false, nil
 }
 
 func fail(ctx context.Context, tx Tx, l kvmbackup.Lease, id kvmbackup.BackupID, reason string) error {
+	expect(tx, false, id)
 	if _, _, err := held(ctx, tx, l); err != nil {
 		return err
 	}

@@ -57,9 +57,11 @@ func held(ctx context.Context, tx Tx, l kvmbackup.Lease) (VM, time.Time, error) 
 	case err != nil:
 		return VM{}, time.Time{}, err
 	case vm.Lease.Token != l.Token || l.Token == 0:
-		return VM{}, time.Time{}, fmt.Errorf("%w: token %d of %q, now %d", kvmbackup.ErrLeaseLost, l.Token, l.VM, vm.Lease.Token)
+		return VM{}, time.Time{}, fmt.Errorf("%w: token %d of %q, now %d", kvmbackup.ErrLeaseLost, l.Token, l.VM,
+			vm.Lease.Token)
 	case !inForce(vm.Lease, now):
-		return VM{}, time.Time{}, fmt.Errorf("%w: token %d of %q expired or was released", kvmbackup.ErrLeaseLost, l.Token, l.VM)
+		return VM{}, time.Time{}, fmt.Errorf("%w: token %d of %q expired or was released", kvmbackup.ErrLeaseLost,
+			l.Token, l.VM)
 	}
 	return vm, now, nil
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// Reader is the reading half of a kvmbackup.Store for stores on State, made by NewReader for a store to embed: VM, Backup,
-// Newest, Children, List and Removals. It is as safe for concurrent use as its loads.
+// Reader is the reading half of a kvmbackup.Store for stores on State, made by NewReader for a store to embed: VM,
+// Backup, Newest, Children, List and Removals. It is as safe for concurrent use as its loads.
 //
 // Backup and Children look through the states of all VMs, which suits stores of modest size; others have an index
 // and methods of their own.
@@ -17,9 +17,11 @@ type Reader struct {
 	all func(ctx context.Context) ([]*State, error)
 }
 
-// NewReader returns a Reader over a store's loads. The one func returns the VM's state, NewState for an unknown VM; all returns
-// those of all VMs. Each state is as one transaction left it and is not changed afterwards.
-func NewReader(one func(ctx context.Context, vm kvmbackup.VMID) (*State, error), all func(ctx context.Context) ([]*State, error)) Reader {
+// NewReader returns a Reader over a store's loads. The one func returns the VM's state, NewState for an unknown VM; all
+// returns those of all VMs. Each state is as one transaction left it and is not changed afterwards.
+func NewReader(
+	one func(ctx context.Context, vm kvmbackup.VMID) (*State, error), all func(ctx context.Context) ([]*State, error),
+) Reader {
 	return Reader{one, all}
 }
 

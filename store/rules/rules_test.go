@@ -9,14 +9,14 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/store/rules"
 	"github.com/kvmbackup/kvmbackup/store/storetest"
 )
 
 // documents is the least store that the package is made for: one JSON document per VM.
 type documents struct {
-	rules.Writer
-	rules.Reader
+	rules.StateStore
 	mu   sync.Mutex
 	docs map[kvmbackup.VMID][]byte
 	tx   func(rules.Tx) rules.Tx // what stands between the rules and the state
@@ -24,8 +24,7 @@ type documents struct {
 
 func newDocuments() *documents {
 	d := &documents{docs: map[kvmbackup.VMID][]byte{}, tx: func(tx rules.Tx) rules.Tx { return tx }}
-	d.Writer = rules.NewWriter(d.update)
-	d.Reader = rules.NewReader(func(_ context.Context, vm kvmbackup.VMID) (*rules.State, error) {
+	d.StateStore = rules.NewStateStore(d.update, func(_ context.Context, vm kvmbackup.VMID) (*rules.State, error) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return d.load(vm)
@@ -80,16 +79,27 @@ func (d *documents) update(_ context.Context, vm kvmbackup.VMID, fn func(rules.T
 	return d.save(state)
 }
 
-func (d *documents) AckRemoval(ctx context.Context, id kvmbackup.BackupID) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	list, err := d.all()
-	for _, state := range list {
-		if err == nil && ctx.Err() == nil && state.AckRemoval(id) {
-			err = d.save(state)
-		}
+// TestAckRemovalOfAnotherTx: what is not a State's can't be acknowledged by it, and says so.
+func TestAckRemovalOfAnotherTx(t *testing.T) {
+	d := newDocuments()
+	ctx := t.Context()
+	l, err := d.AcquireLease(ctx, lab.VM, "test", time.Hour)
+	b := lab.Full()
+	_, errBegin := d.Begin(ctx, l, b)
+	if err := errors.Join(err, errBegin, d.Fail(ctx, l, b.ID, "failed"), d.Remove(ctx, l, b.ID, 0)); err != nil {
+		t.Fatal(err)
 	}
-	return errors.Join(err, context.Cause(ctx))
+	d.tx = func(tx rules.Tx) rules.Tx { return faulty{tx, new(int)} }
+	if err := d.AckRemoval(ctx, b.ID); !errors.Is(err, kvmbackup.ErrInvalid) {
+		t.Errorf("through another Tx: %v", err)
+	}
+	d.tx = func(tx rules.Tx) rules.Tx { return tx }
+	if err := d.AckRemoval(ctx, b.ID); err != nil {
+		t.Error(err)
+	}
+	if left, err := d.Removals(ctx, 0); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
 }
 
 func TestDocuments(t *testing.T) {

@@ -23,8 +23,12 @@ func NewState(vm kvmbackup.VMID) *State {
 	return &State{VM: VM{VMRecord: kvmbackup.VMRecord{VM: vm}}}
 }
 
-// Tx returns a transaction on the state at the given time of the store's clock. The other func returns a record that is
-// not in this state but in another VM's, and ErrNotFound otherwise.
+// Tx returns a transaction on the state at the given time of the store's clock.
+//
+// The other func is asked for a record that is not in this state, such as a parent that a request names and that is
+// another VM's: it returns that record as the last transaction on its VM left it, and ErrNotFound where no VM has it.
+// It is called within this transaction, so it must not wait for a lock that the store holds meanwhile. Any other error
+// of it ends the transaction. It needn't keep the other VM from changing.
 //
 // The transaction changes the state in place, and only after all checks: a store saves it when the rules
 // returned nil and throws it away or keeps it otherwise.
@@ -78,9 +82,8 @@ func (s *State) index(id kvmbackup.BackupID) int {
 }
 
 func (s *State) put(b kvmbackup.Backup) {
-	if i := s.index(b.ID); i >= 0 {
-		s.Backups[i] = normal(b)
-		return
+	if i := s.index(b.ID); i >= 0 { // perhaps with another sequence
+		s.Backups = slices.Delete(s.Backups, i, i+1)
 	}
 	i, _ := slices.BinarySearchFunc(s.Backups, b.Sequence, func(b kvmbackup.Backup, n int64) int {
 		return cmp.Compare(b.Sequence, n)
@@ -115,7 +118,9 @@ func (t *stateTx) Backup(_ context.Context, id kvmbackup.BackupID) (kvmbackup.Ba
 }
 
 func (t *stateTx) Running(context.Context) (bool, error) {
-	return slices.ContainsFunc(t.s.Backups, func(b kvmbackup.Backup) bool { return b.Status == kvmbackup.StatusRunning }), nil
+	return slices.ContainsFunc(t.s.Backups, func(b kvmbackup.Backup) bool {
+		return b.Status == kvmbackup.StatusRunning
+	}), nil
 }
 
 func (t *stateTx) HasChildren(_ context.Context, id kvmbackup.BackupID) (bool, error) {

@@ -35,10 +35,24 @@ type Tx interface {
 	HasChildren(ctx context.Context, id kvmbackup.BackupID) (bool, error)
 	// HasSequence says whether a record of the VM has that sequence.
 	HasSequence(ctx context.Context, sequence int64) (bool, error)
-	// Put adds or replaces the record, whose times are in UTC and which the Tx may keep. Its ID being another VM's is kvmbackup.ErrInvalid.
+	// Put adds or replaces the record, whose times are in UTC and which the Tx may keep. Its ID being another VM's is
+	// kvmbackup.ErrInvalid.
 	Put(ctx context.Context, b kvmbackup.Backup) error
 	// Delete deletes the record, which is there.
 	Delete(ctx context.Context, id kvmbackup.BackupID) error
 	// AddRemoval adds to the removals that the host has not acknowledged.
 	AddRemoval(ctx context.Context, r kvmbackup.Removal) error
+}
+
+// Prefetcher is a Tx that can read several things at once. Before they ask for anything the rules tell it what they are
+// going to ask for, if all goes well: these records, and whether one is running. It answers as a Tx that isn't told.
+type Prefetcher interface {
+	Prefetch(running bool, ids ...kvmbackup.BackupID)
+}
+
+// expect tells a Prefetcher.
+func expect(tx Tx, running bool, ids ...kvmbackup.BackupID) {
+	if p, ok := tx.(Prefetcher); ok {
+		p.Prefetch(running, ids...)
+	}
 }

@@ -48,9 +48,9 @@ func get[T any](ctx context.Context, w Writer, what string, vm kvmbackup.VMID, f
 	return out, nil
 }
 
-// StoreError returns err and, when ctx has ended, the cause of that beside it, so that errors.Is finds both. Otherwise what matches none of
-// the root's sentinels has come from below the store, which can't be used then: it matches kvmbackup.ErrUnavailable. Stores pass
-// the errors of their reads through it.
+// StoreError returns err and, when ctx has ended, the cause of that beside it, so that errors.Is finds both. Otherwise
+// what matches none of the root's sentinels has come from below the store, which can't be used then: it matches
+// kvmbackup.ErrUnavailable. Stores pass the errors of their reads through it.
 func StoreError(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
@@ -66,11 +66,16 @@ func StoreError(ctx context.Context, err error) error {
 }
 
 // AcquireLease implements kvmbackup.Store. An empty VM or holder and a TTL below a microsecond are ErrInvalid.
-func (w Writer) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration) (kvmbackup.Lease, error) {
+func (w Writer) AcquireLease(
+	ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration,
+) (kvmbackup.Lease, error) {
 	if vm == "" || holder == "" || ttl < time.Microsecond {
-		return kvmbackup.Lease{}, fmt.Errorf("lease of %q for %q over %v: %w: each must be set", vm, holder, ttl, kvmbackup.ErrInvalid)
+		return kvmbackup.Lease{}, fmt.Errorf("lease of %q for %q over %v: %w: each must be set", vm, holder, ttl,
+			kvmbackup.ErrInvalid)
 	}
-	return get(ctx, w, "acquire the lease", vm, func(tx Tx) (kvmbackup.Lease, error) { return acquire(ctx, tx, holder, ttl) })
+	return get(ctx, w, "acquire the lease", vm, func(tx Tx) (kvmbackup.Lease, error) {
+		return acquire(ctx, tx, holder, ttl)
+	})
 }
 
 // RenewLease implements kvmbackup.Store. A TTL below a microsecond is ErrInvalid.

@@ -39,6 +39,10 @@ type Config struct {
 	// TablePrefix begins the name of every table and index. Up to 30 ASCII letters, digits and underscores,
 	// not beginning with a digit. Defaults to "kvmbackup_".
 	TablePrefix string
+	// Connections is how many connections of the pool the store uses at once, at least 1; who finds none free waits
+	// inside the store, as long as its context. A pool without SetMaxOpenConns opens as many as are asked for, and a
+	// server refuses what is beyond its own limit. Processes on one database need this many each. Defaults to 16.
+	Connections int
 	// Retryable says of a driver's error that the transaction lost a conflict and can be repeated. The
 	// store knows the errors of pgx and lib/pq (SQLSTATE 40001, 40P01) and of modernc.org/sqlite (SQLITE_BUSY,
 	// SQLITE_LOCKED) by itself. Defaults to no others.
@@ -55,8 +59,15 @@ func (c Config) withDefaults() (Config, error) {
 	if c.TablePrefix == "" {
 		c.TablePrefix = "kvmbackup_"
 	}
+	if c.Connections == 0 {
+		c.Connections = defaultConnections
+	}
+	if c.Connections < 0 {
+		return c, fmt.Errorf("%w: %d connections", kvmbackup.ErrInvalid, c.Connections)
+	}
 	if !prefixPattern.MatchString(c.TablePrefix) {
-		return c, fmt.Errorf("%w table prefix %q: up to 30 letters, digits and underscores", kvmbackup.ErrInvalid, c.TablePrefix)
+		return c, fmt.Errorf("%w table prefix %q: up to 30 letters, digits and underscores", kvmbackup.ErrInvalid,
+			c.TablePrefix)
 	}
 	if c.Schema != "" && !schemaPattern.MatchString(c.Schema) {
 		return c, fmt.Errorf("%w schema %q: up to 63 letters, digits and underscores", kvmbackup.ErrInvalid, c.Schema)
@@ -83,7 +94,8 @@ func (s *Store) detect(ctx context.Context) (Dialect, error) {
 	case strings.HasPrefix(version, "PostgreSQL"):
 		return DialectPostgreSQL, nil
 	}
-	return DialectUnknown, fmt.Errorf("database %q: %w: set Config.Dialect to the one that it speaks", version, kvmbackup.ErrUnsupported)
+	return DialectUnknown, fmt.Errorf("database %q: %w: set Config.Dialect to the one that it speaks", version,
+		kvmbackup.ErrUnsupported)
 }
 
 // ask returns the one value of a query.

@@ -52,8 +52,8 @@ func BookkeepingSQL(c Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf(`CREATE TABLE IF NOT EXISTS %s (version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, applied_at TEXT NOT NULL)`,
-		c.table("migrations")), nil
+	return fmt.Sprintf(`CREATE TABLE IF NOT EXISTS %s
+		(version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, applied_at TEXT NOT NULL)`, c.table("migrations")), nil
 }
 
 func (c Config) migration(file string) (Migration, error) {

@@ -19,8 +19,8 @@ type scanner interface{ Scan(into ...any) error }
 // row is one of the table of backups as text: SQLite keeps whatever somebody wrote, of whatever type.
 type row struct{ id, vm, sequence, status, chain, parent, record sql.NullString }
 
-// scanBackup reads a row with the columns of rowColumns. One that can't be read, or whose columns are not what its record says, is an
-// ErrInvalid that names the backup: it must neither be taken for another nor be overwritten.
+// scanBackup reads a row with the columns of rowColumns. One that can't be read, or whose columns are not what its
+// record says, is an ErrInvalid that names the backup: it must neither be taken for another nor be overwritten.
 func scanBackup(from scanner) (kvmbackup.Backup, error) {
 	var r row
 	if err := from.Scan(&r.id, &r.vm, &r.sequence, &r.status, &r.chain, &r.parent, &r.record); err != nil {
@@ -32,7 +32,8 @@ func scanBackup(from scanner) (kvmbackup.Backup, error) {
 		err = b.Validate()
 	}
 	if err = cmp.Or(err, r.differs(b)); err != nil {
-		return kvmbackup.Backup{}, fmt.Errorf("%w row of backup %s of %q: %w; mend the row, or delete it and import the backup from its repository",
+		return kvmbackup.Backup{}, fmt.Errorf("%w row of backup %s of %q: %w; mend the row, or delete it and import "+
+			"the backup from its repository",
 			kvmbackup.ErrInvalid, r.id.String, r.vm.String, err)
 	}
 	return b, nil
@@ -73,7 +74,9 @@ func manyBackups(ctx context.Context, db querier, query string, args ...any) ([]
 }
 
 // many reads all rows of the query.
-func many[T any](ctx context.Context, db querier, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+func many[T any](
+	ctx context.Context, db querier, scan func(scanner) (T, error), query string, args ...any,
+) ([]T, error) {
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
@@ -90,11 +93,30 @@ func many[T any](ctx context.Context, db querier, scan func(scanner) (T, error),
 	return out, rows.Err()
 }
 
-// checkStatuses is an ErrInvalid when the VM, or for "" any, has a row whose status is none. The statements that ask for a status don't
-// see it, and what it is the status of may be the newest backup, or a running one.
+// checkStatuses is an ErrInvalid when the VM, or for "" any, has a row whose status isn't one. The statements that ask
+// for a status don't see it, and what it is the status of may be the newest backup, or a running one.
 func checkStatuses(ctx context.Context, db querier, q *queries, vm kvmbackup.VMID) error {
-	_, err := manyBackups(ctx, db, q.noStatus, vm, vm)
+	_, err := manyBackups(ctx, db, q.noStatus, times(noStatusArgs, vm)...)
 	return err
+}
+
+// part reads some of a row's columns.
+type part struct {
+	row           scanner
+	before, after int // columns that it passes over
+}
+
+func (p part) Scan(into ...any) error {
+	all := make([]any, 0, p.before+len(into)+p.after)
+	skip := func(n int) {
+		for range n {
+			all = append(all, new(any))
+		}
+	}
+	skip(p.before)
+	all = append(all, into...)
+	skip(p.after)
+	return p.row.Scan(all...)
 }
 
 // scanVM reads the VM's row; one that can't be read is an ErrInvalid that names the VM.
@@ -105,7 +127,8 @@ func scanVM(from scanner, id kvmbackup.VMID) (rules.VM, error) {
 		return vm, err
 	}
 	var us int64
-	if err := errors.Join(number("last_sequence", sequence, &vm.LastSequence), number("lease_token", token, &vm.Lease.Token),
+	if err := errors.Join(number("last_sequence", sequence, &vm.LastSequence),
+		number("lease_token", token, &vm.Lease.Token),
 		number("lease_expires_us", expires, &us)); err != nil {
 		return vm, fmt.Errorf("%w row of VM %q: %w; mend the row", kvmbackup.ErrInvalid, id, err)
 	}
@@ -122,7 +145,8 @@ func scanRemoval(from scanner) (kvmbackup.Removal, error) {
 	}
 	var us int64
 	if err := errors.Join(number("stored_bytes", bytes, &r.Bytes), number("removed_us", at, &us)); err != nil {
-		return r, fmt.Errorf("%w removal of backup %s of %q: %w; mend the row, or acknowledge it", kvmbackup.ErrInvalid, r.Backup, r.VM, err)
+		return r, fmt.Errorf("%w removal of backup %s of %q: %w; mend the row, or acknowledge it", kvmbackup.ErrInvalid,
+			r.Backup, r.VM, err)
 	}
 	r.At = fromMicros(us)
 	return r, nil

@@ -23,6 +23,8 @@ type Store struct {
 	cfg        Config
 	q          queries
 	migrations []Migration
+	gate       gate
+	timeouts   timeouts
 }
 
 var _ kvmbackup.Store = (*Store)(nil)
@@ -48,6 +50,7 @@ func New(ctx context.Context, db *sql.DB, c Config) (*Store, error) {
 	if s.cfg, err = s.cfg.withDefaults(); err != nil {
 		return nil, err
 	}
+	s.gate = newGate(s.cfg.Connections)
 	s.q, s.Writer = newQueries(s.cfg), rules.NewWriter(s.update)
 	var schema *SchemaError
 	if err := s.CheckSchema(ctx); errors.Is(err, ErrSchemaNewer) || err != nil && !errors.As(err, &schema) {
@@ -58,7 +61,13 @@ func New(ctx context.Context, db *sql.DB, c Config) (*Store, error) {
 
 func (s *Store) update(ctx context.Context, vm kvmbackup.VMID, fn func(rules.Tx) error) error {
 	return s.retry(ctx, func() error {
-		return s.transact(ctx, func(c *txConn) error { return fn(&tx{c, &s.q, vm}) })
+		return s.transact(ctx, func(c *txConn) error {
+			t := &tx{c: c, q: &s.q, vm: vm}
+			if err := fn(t); err != nil {
+				return err
+			}
+			return t.end(ctx)
+		})
 	})
 }
 
@@ -68,6 +77,11 @@ func read[T any](ctx context.Context, s *Store, what string, fn func() (T, error
 	err := ctx.Err()
 	if err == nil {
 		err = s.retry(ctx, func() (err error) {
+			leave, err := s.enter(ctx, false)
+			if err != nil {
+				return err
+			}
+			defer leave()
 			out, err = fn()
 			return err
 		})
@@ -121,7 +135,7 @@ func (s *Store) Children(ctx context.Context, id kvmbackup.BackupID) ([]kvmbacku
 func (s *Store) List(ctx context.Context, q kvmbackup.Query) ([]kvmbackup.Backup, error) {
 	query, args := s.listQuery(q)
 	return read(ctx, s, "list backups", func() ([]kvmbackup.Backup, error) {
-		if len(q.Statuses) > 0 {
+		if len(q.Statuses) > 0 && !atOnce(q) {
 			if err := checkStatuses(ctx, s.db, &s.q, q.VM); err != nil {
 				return nil, err
 			}
@@ -137,7 +151,7 @@ func (s *Store) listQuery(q kvmbackup.Query) (string, []any) {
 	and := func(condition string, values ...any) {
 		where, args = append(where, condition), append(args, values...)
 	}
-	if q.VM != "" {
+	if q.VM != "" && (len(q.Statuses) == 0 || !atOnce(q)) {
 		and(`vm_id = ?`, q.VM)
 	}
 	if q.Chain != "" {
@@ -148,10 +162,21 @@ func (s *Store) listQuery(q kvmbackup.Query) (string, []any) {
 		for _, status := range q.Statuses {
 			values = append(values, status.String())
 		}
-		and(`status IN (?`+strings.Repeat(`, ?`, len(values)-1)+`)`, values...)
+		condition := `status IN (?` + strings.Repeat(`, ?`, len(values)-1) + `)`
+		if atOnce(q) {
+			condition, values = s.withNoStatus(condition, q.VM, values)
+		}
+		and(condition, values...)
 	}
-	if q.AfterSequence != 0 {
+	switch {
+	case q.AfterVM != "":
+		and(`(vm_id, sequence) > (?, ?)`, q.AfterVM, q.AfterSequence)
+	case q.AfterSequence != 0:
 		and(`sequence > ?`, q.AfterSequence)
+	}
+	if q.Leaves {
+		// An index is asked for each record; for NOT EXISTS PostgreSQL reads the whole table into a hash.
+		and(`(SELECT 1 FROM {backups} AS child WHERE child.parent_id = b.backup_id LIMIT 1) IS NULL`)
 	}
 	query := s.q.list
 	if len(where) > 0 {
@@ -163,6 +188,16 @@ func (s *Store) listQuery(q kvmbackup.Query) (string, []any) {
 		args = append(args, q.Limit)
 	}
 	return s.cfg.expand(query), args
+}
+
+// atOnce says whether one statement also finds the rows whose status isn't one. A page's order, and that of all VMs, is
+// that of an index which such a statement doesn't use.
+func atOnce(q kvmbackup.Query) bool { return q.VM != "" && q.Limit == 0 }
+
+// withNoStatus also selects the VM's rows whose status isn't one: they make the list an ErrInvalid.
+func (s *Store) withNoStatus(condition string, vm kvmbackup.VMID, values []any) (string, []any) {
+	condition, values = condition+` AND vm_id = ?`, append(values, vm)
+	return `((` + condition + `) OR ` + noStatusOf() + `)`, append(values, times(noStatusArgs, vm)...)
 }
 
 // Removals implements kvmbackup.Store.
@@ -178,11 +213,17 @@ func (s *Store) Removals(ctx context.Context, limit int) ([]kvmbackup.Removal, e
 
 // AckRemoval implements kvmbackup.Store.
 func (s *Store) AckRemoval(ctx context.Context, id kvmbackup.BackupID) error {
-	_, err := read(ctx, s, "acknowledge a removal", func() (struct{}, error) {
-		return struct{}{}, s.transact(ctx, func(c *txConn) error {
-			_, err := c.ExecContext(ctx, s.q.removalAck, id)
-			return err
+	err := ctx.Err()
+	if err == nil {
+		err = s.retry(ctx, func() error {
+			return s.transact(ctx, func(c *txConn) error {
+				_, err := c.ExecContext(ctx, s.q.removalAck, id)
+				return err
+			})
 		})
-	})
-	return err
+	}
+	if err != nil {
+		return fmt.Errorf("acknowledge a removal: %w", rules.StoreError(ctx, err))
+	}
+	return nil
 }

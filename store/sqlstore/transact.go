@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -23,26 +24,48 @@ type querier interface {
 }
 
 // txConn is a connection inside a transaction.
-type txConn struct{ *sql.Conn }
+type txConn struct {
+	*sql.Conn
+	sqlite    bool
+	committed bool
+}
 
 // commitTimeout is how long a commit may take after the caller's context has ended.
 const commitTimeout = 30 * time.Second
 
-// transact runs fn in a transaction. It begins and ends it by statements, because database/sql can't say BEGIN
-// IMMEDIATE. The commit isn't cut short by ctx, so that its outcome is known.
-func (s *Store) transact(ctx context.Context, fn func(*txConn) error) error {
+// toWrite runs fn on a connection of its own, to write; see enter.
+func (s *Store) toWrite(ctx context.Context, fn func(*sql.Conn) error) error {
+	leave, err := s.enter(ctx, s.cfg.Dialect == DialectSQLite)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	conn, err := s.db.Conn(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	return fn(conn)
+}
+
+// transact runs fn in a transaction. It begins and ends it by statements, because database/sql can't say BEGIN
+// IMMEDIATE. The commit isn't cut short by ctx, so that its outcome is known.
+func (s *Store) transact(ctx context.Context, fn func(*txConn) error) error {
+	return s.toWrite(ctx, func(conn *sql.Conn) error { return s.transactOn(ctx, conn, fn) })
+}
+
+func (s *Store) transactOn(ctx context.Context, conn *sql.Conn, fn func(*txConn) error) error {
 	if err := s.begin(ctx, conn); err != nil {
 		rollback(ctx, conn) // it may have begun
 		return err
 	}
-	if err := fn(&txConn{conn}); err != nil {
+	c := &txConn{Conn: conn, sqlite: s.cfg.Dialect == DialectSQLite}
+	if err := fn(c); err != nil {
 		rollback(ctx, conn)
 		return err
+	}
+	if c.committed {
+		return nil
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
@@ -53,27 +76,64 @@ func (s *Store) transact(ctx context.Context, fn func(*txConn) error) error {
 	return nil
 }
 
-// begin waits for SQLite's lock in short turns, which retry repeats: SQLite's own busy_timeout doesn't heed a context.
-// It is the host's again afterwards.
-func (s *Store) begin(ctx context.Context, conn *sql.Conn) error {
-	const turn = 20 // milliseconds
-	if s.cfg.Dialect == DialectSQLite {
-		var timeout int
-		if err := conn.QueryRowContext(ctx, `PRAGMA busy_timeout`).Scan(&timeout); err != nil {
-			return err
-		}
-		if timeout > turn {
-			defer setBusyTimeout(ctx, conn, timeout)
-			setBusyTimeout(ctx, conn, turn)
-		}
-	}
-	_, err := conn.ExecContext(ctx, s.q.begin)
+// commitWith executes a last statement and commits, in one call.
+func (c *txConn) commitWith(ctx context.Context, statement string, args ...any) error {
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	_, err := c.ExecContext(end, statement+`; COMMIT`, args...)
+	c.committed = err == nil
 	return err
 }
 
-// setBusyTimeout can fail only with the connection, which the next statement will tell.
-func setBusyTimeout(ctx context.Context, conn *sql.Conn, ms int) {
-	_, _ = conn.ExecContext(context.WithoutCancel(ctx), `PRAGMA busy_timeout = `+strconv.Itoa(ms))
+// turn is how long SQLite itself waits for its lock, in milliseconds.
+const turn = 20
+
+// begin waits for SQLite's lock; retry repeats it.
+func (s *Store) begin(ctx context.Context, conn *sql.Conn) error {
+	_, err := s.impatient(ctx, conn, s.q.begin)
+	return err
+}
+
+// impatient executes a statement that may have to wait for SQLite's lock. It does so for a short turn, which retry
+// repeats: SQLite's own busy_timeout doesn't heed a context. It is the host's again afterwards.
+func (s *Store) impatient(ctx context.Context, conn *sql.Conn, statement string, args ...any) (sql.Result, error) {
+	restore := ""
+	if s.cfg.Dialect == DialectSQLite {
+		timeout, err := s.busyTimeout(ctx, conn)
+		if err != nil {
+			return nil, err
+		}
+		if timeout > turn {
+			restore = setBusyTimeout(timeout)
+			statement = setBusyTimeout(turn) + `; ` + statement + `; ` + restore
+		}
+	}
+	res, err := conn.ExecContext(ctx, statement, args...)
+	if err != nil && restore != "" {
+		// It can fail only with the connection, which the next statement will tell.
+		_, _ = conn.ExecContext(context.WithoutCancel(ctx), restore)
+	}
+	return res, err
+}
+
+func setBusyTimeout(ms int) string { return `PRAGMA busy_timeout = ` + strconv.Itoa(ms) }
+
+// busyTimeout is the host's, which is asked for once on each connection.
+func (s *Store) busyTimeout(ctx context.Context, conn *sql.Conn) (ms int, err error) {
+	var of any
+	if err := conn.Raw(func(c any) error { of = c; return nil }); err != nil {
+		return 0, err
+	}
+	lasting := reflect.TypeOf(of).Comparable() // or there is no telling connections apart
+	if lasting {
+		if known, ok := s.timeouts.get(of); ok {
+			return known, nil
+		}
+	}
+	if err = conn.QueryRowContext(ctx, `PRAGMA busy_timeout`).Scan(&ms); err == nil && lasting {
+		s.timeouts.set(of, ms)
+	}
+	return ms, err
 }
 
 // rollback ends the transaction if there is one, or else the connection: then the database does it. Where one can begin
@@ -92,12 +152,18 @@ func rollback(ctx context.Context, conn *sql.Conn) {
 	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 }
 
-// retry repeats what lost a conflict until it got through or ctx ends.
+// fullPatience is how long retry waits for a server that has no connection left: others may be about to give theirs
+// back.
+const fullPatience = 30 * time.Second
+
+// retry repeats what lost a conflict until it got through or ctx ends, and for a while what got no connection.
 func (s *Store) retry(ctx context.Context, fn func() error) error {
 	const most = 250 * time.Millisecond
+	began := time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, most) {
 		err := fn()
-		if err == nil || !s.retryable(err) {
+		again := err != nil && (s.retryable(err) || tooMany(err) && time.Since(began) < fullPatience)
+		if !again {
 			return reachable(err)
 		}
 		timer := time.NewTimer(pause/2 + rand.N(pause))
@@ -110,8 +176,17 @@ func (s *Store) retry(ctx context.Context, fn func() error) error {
 	}
 }
 
+// tooMany says whether the server refused a connection because it has too many.
+func tooMany(err error) bool {
+	var state interface{ SQLState() string }
+	return errors.As(err, &state) && state.SQLState() == "53300"
+}
+
 // retryable knows the drivers' errors by their methods, so that no driver is imported.
 func (s *Store) retryable(err error) bool {
+	if errors.Is(err, errConflict) {
+		return true
+	}
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) {
 		switch state.SQLState() {
@@ -127,14 +202,17 @@ func (s *Store) retryable(err error) bool {
 	return s.cfg.Retryable != nil && s.cfg.Retryable(err)
 }
 
-// reachable puts kvmbackup.ErrUnavailable in front of what says that the database can't be reached. The rest is as it was.
+// reachable puts kvmbackup.ErrUnavailable in front of what says that the database can't be reached. The rest is as it
+// was.
 func reachable(err error) error {
 	var lost *net.OpError
-	unreachable := errors.As(err, &lost) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone)
+	unreachable := tooMany(err) || errors.As(err, &lost) || errors.Is(err, driver.ErrBadConn) ||
+		errors.Is(err, sql.ErrConnDone)
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) {
 		switch s := state.SQLState(); {
-		case strings.HasPrefix(s, "08"), s == "57P01", s == "57P02", s == "57P03": // connection exceptions, the server goes or comes
+		// Connection exceptions, the server goes or comes.
+		case strings.HasPrefix(s, "08"), s == "57P01", s == "57P02", s == "57P03":
 			unreachable = true
 		}
 	}

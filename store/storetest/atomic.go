@@ -8,7 +8,8 @@ import (
 )
 
 var atomicRules = []Rule{
-	{"atomic/begin", "A Begin whose context ends in mid-call has recorded the backup with its Sequence and the VM's counters, or nothing.", func(r *run) {
+	{"atomic/begin", "A Begin whose context ends in mid-call has recorded the backup with its Sequence and the VM's " +
+		"counters, or nothing.", func(r *run) {
 		l := r.lease(vmA)
 		r.interrupt(l, func(ctx context.Context, n int) error {
 			b := full(vmA, n)
@@ -17,7 +18,8 @@ var atomicRules = []Rule{
 			r.settle(l)
 			got, missing := r.Backup(r.ctx, b.ID)
 			now := r.record(vmA)
-			after := missing == nil && got.Status == kvmbackup.StatusRunning && got.Sequence == now.LastSequence && now.LastSequence > was.LastSequence
+			after := missing == nil && got.Status == kvmbackup.StatusRunning && got.Sequence == now.LastSequence &&
+				now.LastSequence > was.LastSequence
 			r.either("begin", err, errors.Is(missing, kvmbackup.ErrNotFound), after)
 			if missing == nil {
 				r.ok(r.Fail(r.ctx, l, b.ID, "again"), "fail it")
@@ -25,7 +27,8 @@ var atomicRules = []Rule{
 			return err
 		})
 	}},
-	{"atomic/complete", "A Complete whose context ends in mid-call has completed the backup and moved the active checkpoint, or neither.", func(r *run) {
+	{"atomic/complete", "A Complete whose context ends in mid-call has completed the backup and moved the active " +
+		"checkpoint, or neither.", func(r *run) {
 		l := r.lease(vmA)
 		r.interrupt(l, func(ctx context.Context, n int) error {
 			was := r.record(vmA).ActiveCheckpoint
@@ -33,23 +36,27 @@ var atomicRules = []Rule{
 			err := r.Complete(ctx, l, b)
 			r.settle(l)
 			status, active := r.backup(b.ID).Status, r.record(vmA).ActiveCheckpoint
-			r.either("complete", err, status == kvmbackup.StatusRunning && active == was, status == kvmbackup.StatusCompleted && active == b.Checkpoint)
+			r.either("complete", err, status == kvmbackup.StatusRunning &&
+				active == was, status == kvmbackup.StatusCompleted && active == b.Checkpoint)
 			r.ok(r.Complete(r.ctx, l, b), "complete it again")
 			return err
 		})
 	}},
-	{"atomic/mark", "A MarkDeletePending whose context ends in mid-call has marked the backup and emptied the active checkpoint that it owns, or neither.", func(r *run) {
+	{"atomic/mark", "A MarkDeletePending whose context ends in mid-call has marked the backup and emptied the active " +
+		"checkpoint that it owns, or neither.", func(r *run) {
 		l := r.lease(vmA)
 		r.interrupt(l, func(ctx context.Context, n int) error {
 			b := r.completed(l, full(vmA, n))
 			err := r.MarkDeletePending(ctx, l, b.ID)
 			r.settle(l)
 			status, active := r.backup(b.ID).Status, r.record(vmA).ActiveCheckpoint
-			r.either("mark", err, status == kvmbackup.StatusCompleted && active == b.Checkpoint, status == kvmbackup.StatusDeletePending && active == "")
+			r.either("mark", err, status == kvmbackup.StatusCompleted &&
+				active == b.Checkpoint, status == kvmbackup.StatusDeletePending && active == "")
 			return err
 		})
 	}},
-	{"atomic/remove", "A Remove whose context ends in mid-call has removed the record and added the Removal, or neither.", func(r *run) {
+	{"atomic/remove", "A Remove whose context ends in mid-call has removed the record and added the Removal, or " +
+		"neither.", func(r *run) {
 		l := r.lease(vmA)
 		r.interrupt(l, func(ctx context.Context, n int) error {
 			b := r.pending(l, full(vmA, n))
@@ -61,7 +68,8 @@ var atomicRules = []Rule{
 			return err
 		})
 	}},
-	{"atomic/import", "An Import whose context ends in mid-call has added the record and raised the VM's counters, or neither.", func(r *run) {
+	{"atomic/import", "An Import whose context ends in mid-call has added the record and raised the VM's counters, " +
+		"or neither.", func(r *run) {
 		l := r.lease(vmA)
 		r.interrupt(l, func(ctx context.Context, n int) error {
 			b, was := imported(vmA, n, int64(n)), r.record(vmA)
@@ -69,7 +77,8 @@ var atomicRules = []Rule{
 			r.settle(l)
 			_, missing := r.Backup(r.ctx, b.ID)
 			now := r.record(vmA)
-			r.either("import", err, errors.Is(missing, kvmbackup.ErrNotFound) && now == was, missing == nil && now.LastSequence == b.Sequence)
+			r.either("import", err, errors.Is(missing, kvmbackup.ErrNotFound) && now == was, missing == nil &&
+				now.LastSequence == b.Sequence)
 			return err
 		})
 	}},

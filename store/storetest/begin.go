@@ -13,7 +13,8 @@ var beginRules = []Rule{
 		r.same("the result of Begin", got, given)
 		r.same("the record", r.backup(given.ID), given)
 	}},
-	{"begin/sequence", "Every Sequence is higher than any before it on this VM, the VM's record keeps the last, and the caller's own figure doesn't count.", func(r *run) {
+	{"begin/sequence", "Every Sequence is higher than any before it on this VM, the VM's record keeps the last, and " +
+		"the caller's own figure doesn't count.", func(r *run) {
 		l := r.lease(vmA)
 		last := int64(0)
 		for n := range 4 {
@@ -34,7 +35,8 @@ var beginRules = []Rule{
 			r.fatalf("got sequence %d after the removed %d", next.Sequence, b.Sequence)
 		}
 	}},
-	{"begin/stamp", "Begin keeps the backup's stamp as VMRecord.LastStamp, also when the backup fails and is removed: its folder's name is not used twice.", func(r *run) {
+	{"begin/stamp", "Begin keeps the backup's stamp as VMRecord.LastStamp, also when the backup fails and is " +
+		"removed: its folder's name is not used twice.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.failed(l, full(vmA, 65))
 		r.ok(r.Remove(r.ctx, l, b.ID, 0), "remove the backup")
@@ -42,7 +44,8 @@ var beginRules = []Rule{
 			r.fatalf("the last stamp is %q", got)
 		}
 	}},
-	{"begin/active", "Begin leaves the active checkpoint as it is: a failed backup must not cost the next one its increment.", func(r *run) {
+	{"begin/active", "Begin leaves the active checkpoint as it is: a failed backup must not cost the next one its " +
+		"increment.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.completed(l, full(vmA, 1))
 		r.running(l, child(b, 2))
@@ -73,7 +76,8 @@ var beginRules = []Rule{
 		r.want(err, "begin a completed backup", kvmbackup.ErrStatus)
 		r.unchanged(before, "a backup that begins as completed")
 	}},
-	{"begin/parent-status", "ErrStatus when the parent isn't completed: nothing is built on what is on its way out or never was.", func(r *run) {
+	{"begin/parent-status", "ErrStatus when the parent isn't completed: nothing is built on what is on its way out " +
+		"or never was.", func(r *run) {
 		l := r.lease(vmA)
 		for _, parent := range []kvmbackup.Backup{r.failed(l, full(vmA, 1)), r.pending(l, full(vmA, 2))} {
 			before := r.snapshot()
@@ -89,7 +93,8 @@ var beginRules = []Rule{
 		r.want(err, "begin on an unknown parent", kvmbackup.ErrNotFound)
 		r.unchanged(before, "a backup on an unknown parent")
 	}},
-	{"begin/parent-other-vm", "A parent of another VM is refused: as that VM's record (ErrInvalid), or as one that this VM doesn't have (ErrNotFound).", func(r *run) {
+	{"begin/parent-other-vm", "A parent of another VM is refused: as that VM's record (ErrInvalid), or as one that " +
+		"this VM doesn't have (ErrNotFound).", func(r *run) {
 		parent := r.completed(r.lease(vmB), full(vmB, 1))
 		parent.VM = vmA
 		l := r.lease(vmA)

@@ -42,6 +42,54 @@ func TestRulesBite(t *testing.T) {
 	}
 }
 
+// TestProcessClock: a store that goes by the process's clock instead of its own is found by every rule on expiry, however
+// short its leases and slow its calls are.
+func TestProcessClock(t *testing.T) {
+	found := 0
+	for _, rule := range storetest.Rules() {
+		own := newClock() // nobody asks it
+		err := rule.Check(t.Context(), storetest.Harness{Store: memstore.New(), Advance: own.Advance, ShortTTL: time.Nanosecond})
+		expiry := strings.HasSuffix(rule.Name, "-expired") && rule.Name != "lease/release-expired" // which does nothing
+		switch expiry = expiry || rule.Name == "lease/clock" || rule.Name == "lease/takeover"; {
+		case expiry && err == nil:
+			t.Errorf("%s doesn't notice it", rule.Name)
+		case expiry:
+			found++
+		}
+	}
+	if found < 10 {
+		t.Errorf("%d rules are on expiry", found)
+	}
+}
+
+// waits is a store that waits for a busy VM, whatever its caller's context says.
+type waits struct {
+	*memstore.Store
+	until chan struct{}
+}
+
+func (w waits) AcquireLease(ctx ctxT, vm vmT, holder string, ttl time.Duration) (lease, error) {
+	l, err := w.Store.AcquireLease(ctx, vm, holder, ttl)
+	if errors.Is(err, kvmbackup.ErrBusy) {
+		<-w.until
+	}
+	return l, err
+}
+
+// TestRulesEnd: a call that never returns doesn't hold up the suite.
+func TestRulesEnd(t *testing.T) {
+	until := make(chan struct{})
+	defer close(until)
+	for _, rule := range storetest.Rules() {
+		if strings.HasPrefix(rule.Name, "lease/busy") {
+			err := rule.Check(t.Context(), storetest.Harness{Store: waits{memstore.New(), until}}, storetest.Limit(10*time.Millisecond))
+			if err == nil || !strings.Contains(err.Error(), rule.Text) {
+				t.Errorf("%s: %v", rule.Name, err)
+			}
+		}
+	}
+}
+
 // breakers returns for every rule a way to break a whole store so that the rule must fail.
 func breakers() map[string]func(*hooks) {
 	out := map[string]func(*hooks){}
@@ -147,6 +195,15 @@ var leaseBreakers = map[string]func(*hooks){
 				return lease{}, &kvmbackup.BusyError{VM: vm, Holder: h.last[vm].Holder}
 			}
 			return h.good.AcquireLease(ctx, vm, holder, ttl)
+		}
+	},
+	"lease/clock": func(h *hooks) { // removals are dated by the process
+		h.removals = func(ctx ctxT, limit int) ([]kvmbackup.Removal, error) {
+			list, err := h.good.Removals(ctx, limit)
+			for i := range list {
+				list[i].At = time.Now().UTC()
+			}
+			return list, err
 		}
 	},
 	"lease/token-rises-after-release": sameToken,
@@ -354,6 +411,8 @@ var listBreakers = map[string]func(*hooks){
 			q.AfterSequence = 0
 		}
 	}, nil),
+	"list/pages-of-all": listed(func(q *kvmbackup.Query) { q.AfterVM = "" }, nil),
+	"list/leaves":       listed(func(q *kvmbackup.Query) { q.Leaves = false }, nil),
 	"list/all-conditions": listed(func(q *kvmbackup.Query) {
 		if q.Chain != "" {
 			q.VM = ""
@@ -646,6 +705,12 @@ var annotateBreakers = map[string]func(*hooks){
 			if a.Pinned == nil {
 				a.Pinned = new(bool)
 			}
+			return h.good.Annotate(ctx, l, id, a)
+		}
+	},
+	"annotate/keys": func(h *hooks) {
+		h.annotate = func(ctx ctxT, l lease, id idT, a kvmbackup.Annotation) error {
+			a.KeyIDs = nil
 			return h.good.Annotate(ctx, l, id, a)
 		}
 	},

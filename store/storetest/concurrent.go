@@ -8,7 +8,8 @@ import (
 )
 
 var concurrentRules = []Rule{
-	{"concurrent/begin", "Of many that begin at once on a VM, through any instance, exactly one does; there is never a second running record.", func(r *run) {
+	{"concurrent/begin", "Of many that begin at once on a VM, through any instance, exactly one does; there is never " +
+		"a second running record.", func(r *run) {
 		l := r.lease(vmA)
 		errs := r.race(func(i int, st kvmbackup.Store) error {
 			_, err := st.Begin(r.ctx, l, full(vmA, i))
@@ -19,15 +20,17 @@ var concurrentRules = []Rule{
 			r.fatalf("%d records are there, want one", n)
 		}
 	}},
-	{"concurrent/complete", "Many that complete the same backup at once all succeed, and it is completed once.", func(r *run) {
-		l := r.lease(vmA)
-		b := finished(r.running(l, full(vmA, 1)))
-		errs := r.race(func(_ int, st kvmbackup.Store) error { return st.Complete(r.ctx, l, b) })
-		r.ok(errors.Join(errs...), "complete at once")
-		r.same("the record", r.backup(b.ID), b)
-		r.active(b.Checkpoint)
-	}},
-	{"concurrent/complete-or-fail", "Of those that complete and those that fail a backup at once one side wins; the record and the active checkpoint say the same.", func(r *run) {
+	{"concurrent/complete", "Many that complete the same backup at once all succeed, and it is completed once.",
+		func(r *run) {
+			l := r.lease(vmA)
+			b := finished(r.running(l, full(vmA, 1)))
+			errs := r.race(func(_ int, st kvmbackup.Store) error { return st.Complete(r.ctx, l, b) })
+			r.ok(errors.Join(errs...), "complete at once")
+			r.same("the record", r.backup(b.ID), b)
+			r.active(b.Checkpoint)
+		}},
+	{"concurrent/complete-or-fail", "Of those that complete and those that fail a backup at once one side wins; the " +
+		"record and the active checkpoint say the same.", func(r *run) {
 		l := r.lease(vmA)
 		for n := range 4 {
 			was := r.record(vmA).ActiveCheckpoint
@@ -45,7 +48,8 @@ var concurrentRules = []Rule{
 			}
 		}
 	}},
-	{"concurrent/remove", "Of many that remove a backup at once exactly one does and the others get ErrNotFound; one Removal is reported.", func(r *run) {
+	{"concurrent/remove", "Of many that remove a backup at once exactly one does and the others get ErrNotFound; one " +
+		"Removal is reported.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.pending(l, full(vmA, 1))
 		errs := r.race(func(_ int, st kvmbackup.Store) error { return st.Remove(r.ctx, l, b.ID, 7) })
@@ -54,7 +58,8 @@ var concurrentRules = []Rule{
 			r.fatalf("%d removals are reported, want one", n)
 		}
 	}},
-	{"concurrent/annotate", "Of many annotations of a backup at once none is lost: each changes what it names in what the others left.", func(r *run) {
+	{"concurrent/annotate", "Of many annotations of a backup at once none is lost: each changes what it names in " +
+		"what the others left.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.completed(l, full(vmA, 1))
 		errs := r.race(func(i int, st kvmbackup.Store) error {
@@ -65,7 +70,8 @@ var concurrentRules = []Rule{
 			r.fatalf("%d of %d holds are there", got, r.racers)
 		}
 	}},
-	{"concurrent/two-deletes", "Two deletes of a parent and its child at once leave no hidden record behind: whoever removes the child last takes the parent along.", func(r *run) {
+	{"concurrent/two-deletes", "Two deletes of a parent and its child at once leave no hidden record behind: who " +
+		"removes the child last takes the parent along.", func(r *run) {
 		l := r.lease(vmA)
 		for n := range 4 {
 			a := r.completed(l, full(vmA, 2*n))
@@ -80,7 +86,8 @@ var concurrentRules = []Rule{
 			r.sameIDs("list", r.list(kvmbackup.Query{}))
 		}
 	}},
-	{"concurrent/begin-or-mark", "Of a child that begins and a mark on its parent at once: a marked parent gets no child after its mark.", func(r *run) {
+	{"concurrent/begin-or-mark", "Of a child that begins and a mark on its parent at once: a marked parent gets no " +
+		"child after its mark.", func(r *run) {
 		l := r.lease(vmA)
 		for n := range 4 {
 			a := r.completed(l, full(vmA, 2*n))
@@ -100,7 +107,8 @@ var concurrentRules = []Rule{
 			}
 		}
 	}},
-	{"concurrent/takeover", "While a lease changes hands no write of the old holder lands after the first of the new one.", func(r *run) {
+	{"concurrent/takeover", "While a lease changes hands no write of the old holder lands after the first of the new " +
+		"one.", func(r *run) {
 		l := r.lease(vmA)
 		r.race(func(i int, st kvmbackup.Store) error {
 			if i > 0 {
@@ -117,7 +125,8 @@ var concurrentRules = []Rule{
 		})
 		r.active("backup.new")
 	}},
-	{"concurrent/vms", "All methods may be called concurrently: many VMs live their lives at once and don't disturb each other.", func(r *run) {
+	{"concurrent/vms", "All methods may be called concurrently: many VMs live their lives at once and don't disturb " +
+		"each other.", func(r *run) {
 		errs := r.race(func(i int, st kvmbackup.Store) error {
 			one := &run{Store: st, ctx: r.ctx, h: r.h, options: r.options}
 			return one.life(kvmbackup.VMID(fmt.Sprintf("vm-%02d", i)))

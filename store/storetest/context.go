@@ -21,7 +21,10 @@ var calls = map[string]func(ctx context.Context, st kvmbackup.Store, l kvmbackup
 		_, err := st.RenewLease(ctx, l, long)
 		return err
 	},
-	"release-lease": func(ctx context.Context, st kvmbackup.Store, l kvmbackup.Lease) error { return st.ReleaseLease(ctx, l) },
+	"release-lease": func(ctx context.Context, st kvmbackup.Store,
+		l kvmbackup.Lease) error {
+		return st.ReleaseLease(ctx, l)
+	},
 	"vm": func(ctx context.Context, st kvmbackup.Store, _ kvmbackup.Lease) error {
 		_, err := st.VM(ctx, vmA)
 		return err
@@ -62,7 +65,8 @@ func contextRules() []Rule {
 			r.want(w.call(r.ended(), r.Store, l, b), w.name+" with an ended context", errEnough)
 		}})
 	}
-	for _, name := range []string{"acquire-lease", "renew-lease", "release-lease", "vm", "backup", "newest", "children", "list", "removals", "ack-removal"} {
+	for _, name := range []string{"acquire-lease", "renew-lease", "release-lease", "vm", "backup", "newest", "children",
+		"list", "removals", "ack-removal"} {
 		out = append(out, Rule{"context/" + name, contextText, func(r *run) {
 			r.want(calls[name](r.ended(), r.Store, r.lease(vmA)), name+" with an ended context", errEnough)
 		}})
@@ -76,7 +80,7 @@ func (r *run) ended() context.Context {
 	return ctx
 }
 
-// countdown is a context that ends at the n-th look at it, whoever looks: so a call is interrupted at each point
+// countdown is a context that ends at the n-th look at it, no matter who looks: so a call is interrupted at each point
 // where it can be, one after the other, without a clock.
 type countdown struct {
 	context.Context //nolint:containedctx // it is a context

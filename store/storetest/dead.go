@@ -9,7 +9,8 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-const deadText = "Every call on a store that is closed or dead is ErrUnavailable, so that whoever calls can tell it from an answer, and wait."
+const deadText = "Every call on a store that is closed or dead is ErrUnavailable, so that the caller can tell it " +
+	"from an answer, and wait."
 
 // deadRules are one per method.
 func deadRules() []Rule {

@@ -10,7 +10,8 @@ var markRules = []Rule{
 		b.Status = kvmbackup.StatusDeletePending
 		r.same("the marked record", r.backup(b.ID), b)
 	}},
-	{"mark/owner", "If the marked record owns the active checkpoint that is emptied: no incremental starts from a deleted backup.", func(r *run) {
+	{"mark/owner", "If the marked record owns the active checkpoint that is emptied: no incremental starts from a " +
+		"deleted backup.", func(r *run) {
 		l := r.lease(vmA)
 		r.completed(l, full(vmA, 1))
 		r.pending(l, full(vmA, 2))
@@ -67,7 +68,8 @@ var removeRules = []Rule{
 		_, err := r.Backup(r.ctx, b.ID)
 		r.want(err, "read a removed backup", kvmbackup.ErrNotFound)
 	}},
-	{"remove/report", "Remove adds a Removal with the bytes, on the store's clock, in the same transaction: the host's accounting misses nothing.", func(r *run) {
+	{"remove/report", "Remove adds a Removal with the bytes, on the store's clock, in the same transaction: the " +
+		"host's accounting misses nothing.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.pending(l, full(vmA, 1))
 		r.ok(r.Remove(r.ctx, l, b.ID, 1<<40+7), "remove the backup")
@@ -76,21 +78,23 @@ var removeRules = []Rule{
 			r.fatalf("got the removals %+v", got)
 		}
 		// The lease runs for long from a moment before the removal.
-		if at := got[0].At; at.Location() != epoch.UTC().Location() || at.After(l.ExpiresAt) || at.Before(l.ExpiresAt.Add(-2*long)) {
+		if at := got[0].At; at.Location() != epoch.UTC().Location() || at.After(l.ExpiresAt) ||
+			at.Before(l.ExpiresAt.Add(-2*long)) {
 			r.fatalf("the removal is dated %v and the lease expires at %v", at, l.ExpiresAt)
 		}
 	}},
-	{"remove/children", "ErrHasChildren while any record, in any status, names it as parent: no chain is broken.", func(r *run) {
-		l := r.lease(vmA)
-		for n, make := range []func(kvmbackup.Lease, kvmbackup.Backup) kvmbackup.Backup{r.completed, r.pending, r.running} {
-			parent := r.completed(l, full(vmA, 10*n))
-			make(l, child(parent, 10*n+1))
-			r.ok(r.MarkDeletePending(r.ctx, l, parent.ID), "mark the parent")
-			before := r.snapshot()
-			r.want(r.Remove(r.ctx, l, parent.ID, 7), "remove a parent", kvmbackup.ErrHasChildren)
-			r.unchanged(before, "the removal of a parent")
-		}
-	}},
+	{"remove/children", "ErrHasChildren while any record, in any status, names it as parent: no chain is broken.",
+		func(r *run) {
+			l := r.lease(vmA)
+			for n, make := range []func(kvmbackup.Lease, kvmbackup.Backup) kvmbackup.Backup{r.completed, r.pending, r.running} {
+				parent := r.completed(l, full(vmA, 10*n))
+				make(l, child(parent, 10*n+1))
+				r.ok(r.MarkDeletePending(r.ctx, l, parent.ID), "mark the parent")
+				before := r.snapshot()
+				r.want(r.Remove(r.ctx, l, parent.ID, 7), "remove a parent", kvmbackup.ErrHasChildren)
+				r.unchanged(before, "the removal of a parent")
+			}
+		}},
 	{"remove/cascade", "When the last child is removed its parent can be removed.", func(r *run) {
 		l := r.lease(vmA)
 		a := r.completed(l, full(vmA, 1))
@@ -140,7 +144,8 @@ var removalRules = []Rule{
 		r.sameRemovals(2, gone[:2]...)
 		r.sameRemovals(9, gone...)
 	}},
-	{"removals/stay", "Removals takes nothing away and reserves nothing: until it is acknowledged a removal is there, for every instance.", func(r *run) {
+	{"removals/stay", "Removals takes nothing away and reserves nothing: until it is acknowledged a removal is " +
+		"there, for every instance.", func(r *run) {
 		gone := r.removed()
 		for range 2 {
 			r.sameRemovals(0, gone...)

@@ -10,15 +10,17 @@ var completeRules = []Rule{
 		r.ok(r.Complete(r.ctx, l, b), "complete the backup")
 		r.same("the completed record", r.backup(b.ID), b)
 	}},
-	{"complete/sequence", "The Sequence of Begin stays, whatever the given record has: it is the order of backups.", func(r *run) {
-		l := r.lease(vmA)
-		b := finished(r.running(l, full(vmA, 1)))
-		given := b
-		given.Sequence += 98
-		r.ok(r.Complete(r.ctx, l, given), "complete with another sequence")
-		r.same("the completed record", r.backup(b.ID), b)
-	}},
-	{"complete/parent", "ErrInvalid when the given record has another parent than Begin's: Begin alone looks at whether a parent may have children.", func(r *run) {
+	{"complete/sequence", "The Sequence of Begin stays, whatever the given record has: it is the order of backups.",
+		func(r *run) {
+			l := r.lease(vmA)
+			b := finished(r.running(l, full(vmA, 1)))
+			given := b
+			given.Sequence += 98
+			r.ok(r.Complete(r.ctx, l, given), "complete with another sequence")
+			r.same("the completed record", r.backup(b.ID), b)
+		}},
+	{"complete/parent", "ErrInvalid when the given record has another parent than Begin's: Begin alone looks at " +
+		"whether a parent may have children.", func(r *run) {
 		l := r.lease(vmA)
 		a, other := r.completed(l, full(vmA, 1)), r.completed(l, full(vmA, 2))
 		for n, begun := range []kvmbackup.Backup{child(a, 3), full(vmA, 4)} {
@@ -46,7 +48,8 @@ var completeRules = []Rule{
 		r.completed(l, untracked)
 		r.active(b.Checkpoint)
 	}},
-	{"complete/checkpoint-dropped", "A backup that began with a checkpoint and completes without one leaves the active one as it is.", func(r *run) {
+	{"complete/checkpoint-dropped", "A backup that began with a checkpoint and completes without one leaves the " +
+		"active one as it is.", func(r *run) {
 		l := r.lease(vmA)
 		first := r.completed(l, full(vmA, 1))
 		b := finished(r.running(l, full(vmA, 2)))
@@ -70,7 +73,8 @@ var completeRules = []Rule{
 		r.want(r.Complete(r.ctx, l, b), "complete by an invalid record", kvmbackup.ErrInvalid)
 		r.unchanged(before, "completion by an invalid record")
 	}},
-	{"complete/twice", "Completing what is completed with the same Path and Checkpoint already does nothing: recovery may repeat it.", func(r *run) {
+	{"complete/twice", "Completing what is completed with the same Path and Checkpoint already does nothing: " +
+		"recovery may repeat it.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.completed(l, full(vmA, 1))
 		before := r.snapshot()
@@ -81,16 +85,17 @@ var completeRules = []Rule{
 			r.fatalf("a repeated completion changed something:\n was %s\n now %s", before, now)
 		}
 	}},
-	{"complete/twice-active", "Repeating an old completion doesn't bring its checkpoint back as the active one.", func(r *run) {
-		l := r.lease(vmA)
-		a := r.completed(l, full(vmA, 1))
-		b := r.completed(l, full(vmA, 2))
-		r.ok(r.Complete(r.ctx, l, a), "complete the first again")
-		r.active(b.Checkpoint)
-		r.ok(r.SetActive(r.ctx, l, ""), "empty the active checkpoint")
-		r.ok(r.Complete(r.ctx, l, b), "complete the second again")
-		r.active("")
-	}},
+	{"complete/twice-active", "Repeating an old completion doesn't bring its checkpoint back as the active one.",
+		func(r *run) {
+			l := r.lease(vmA)
+			a := r.completed(l, full(vmA, 1))
+			b := r.completed(l, full(vmA, 2))
+			r.ok(r.Complete(r.ctx, l, a), "complete the first again")
+			r.active(b.Checkpoint)
+			r.ok(r.SetActive(r.ctx, l, ""), "empty the active checkpoint")
+			r.ok(r.Complete(r.ctx, l, b), "complete the second again")
+			r.active("")
+		}},
 	{"complete/conflict", "ErrStatus when the record is completed with another Path or Checkpoint.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.completed(l, full(vmA, 1))
@@ -125,17 +130,18 @@ var failRules = []Rule{
 		b.Status, b.Error = kvmbackup.StatusFailed, "line 1\nline 2"
 		r.same("the failed record", r.backup(b.ID), b)
 	}},
-	{"fail/parent", "Fail empties the ParentID: a failed backup has no files, so its parent can be removed.", func(r *run) {
-		l := r.lease(vmA)
-		parent := r.completed(l, full(vmA, 1))
-		b := r.failed(l, child(parent, 2))
-		if b.ParentID != "" {
-			r.fatalf("the failed record still names the parent %s", b.ParentID)
-		}
-		r.children(parent.ID)
-		r.ok(r.MarkDeletePending(r.ctx, l, parent.ID), "mark the parent")
-		r.ok(r.Remove(r.ctx, l, parent.ID, 7), "remove the parent")
-	}},
+	{"fail/parent", "Fail empties the ParentID: a failed backup has no files, so its parent can be removed.",
+		func(r *run) {
+			l := r.lease(vmA)
+			parent := r.completed(l, full(vmA, 1))
+			b := r.failed(l, child(parent, 2))
+			if b.ParentID != "" {
+				r.fatalf("the failed record still names the parent %s", b.ParentID)
+			}
+			r.children(parent.ID)
+			r.ok(r.MarkDeletePending(r.ctx, l, parent.ID), "mark the parent")
+			r.ok(r.Remove(r.ctx, l, parent.ID, 7), "remove the parent")
+		}},
 	{"fail/active", "Fail leaves the active checkpoint as it is: the next backup is still incremental.", func(r *run) {
 		l := r.lease(vmA)
 		b := r.completed(l, full(vmA, 1))
@@ -151,7 +157,8 @@ var failRules = []Rule{
 			r.fatalf("a repeated failure changed something:\n was %s\n now %s", before, now)
 		}
 	}},
-	{"fail/completed", "ErrStatus when the record is completed or delete-pending: a restore point is not lost to a late failure.", func(r *run) {
+	{"fail/completed", "ErrStatus when the record is completed or delete-pending: a restore point is not lost to a " +
+		"late failure.", func(r *run) {
 		l := r.lease(vmA)
 		for _, b := range []kvmbackup.Backup{r.completed(l, full(vmA, 1)), r.pending(l, full(vmA, 2))} {
 			before := r.snapshot()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -25,15 +26,18 @@ var epoch = time.Date(2026, 11, 23, 7, 4, 50, 123456000, time.FixedZone("", 2*36
 func full(vm kvmbackup.VMID, n int) kvmbackup.Backup {
 	stamp := fmt.Sprintf("2026.11.23.07.%02d.%02d", n/60, n%60)
 	return kvmbackup.Backup{
-		ID: kvmbackup.NewBackupID(), VM: vm, Domain: "i-2-" + string(vm), DomainUUID: "5c1a0000-0000-4000-8000-000000000001", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
+		ID: kvmbackup.NewBackupID(), VM: vm, Domain: "i-2-" + string(vm),
+		DomainUUID: "5c1a0000-0000-4000-8000-000000000001", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
 		ChainID: kvmbackup.NewChainID(), Checkpoint: kvmbackup.CheckpointName("backup." + stamp),
 		Repository: "nas-1", Path: string(vm) + "/" + stamp, StartedAt: epoch.Add(time.Duration(n) * time.Second),
 		Consistency: kvmbackup.ConsistencyCrash,
 		Reasons:     []kvmbackup.Reason{{Code: kvmbackup.ReasonNoActiveCheckpoint, Detail: "first \"backup\" ümläut"}},
 		Volumes: []kvmbackup.VolumeBackup{
-			{VolumeID: "vol-0", Device: "vda", Kind: kvmbackup.KindFull, File: "root.vol-0.qcow2", VirtualSize: 1 << 40, SourceFormat: "qcow2", Tracked: true,
+			{VolumeID: "vol-0", Device: "vda", Kind: kvmbackup.KindFull, File: "root.vol-0.qcow2", VirtualSize: 1 << 40,
+				SourceFormat: "qcow2", Tracked: true,
 				Layers: []string{"/images/vm.snap1", "/images/vm, \"base\".qcow2"}},
-			{VolumeID: "vol-1", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.vol-1.qcow2", VirtualSize: 1 << 30, SourceFormat: "raw"},
+			{VolumeID: "vol-1", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.vol-1.qcow2",
+				VirtualSize: 1 << 30, SourceFormat: "raw"},
 		},
 	}
 }
@@ -49,13 +53,16 @@ func child(parent kvmbackup.Backup, n int) kvmbackup.Backup {
 // finished is the record as it is completed.
 func finished(b kvmbackup.Backup) kvmbackup.Backup {
 	b.Status, b.CompletedAt = kvmbackup.StatusCompleted, b.StartedAt.Add(90*time.Second+time.Microsecond)
+	b.Transfer = kvmbackup.TransferPull
 	b.Consistency, b.FrozenFor, b.GuestRan = kvmbackup.ConsistencyFilesystem, 1234567*time.Nanosecond, true
 	b.Asked = kvmbackup.Asked{Secrets: true, Digests: true}
-	b.Reasons = append(slices.Clone(b.Reasons), kvmbackup.Reason{Code: kvmbackup.ReasonRecovered, VolumeID: "vol-1"})
+	b.Reasons = append(slices.Clone(b.Reasons), kvmbackup.Reason{Code: kvmbackup.ReasonIncremental, VolumeID: "vol-1"})
+	b.Files = []kvmbackup.SideFile{{Name: "domain.xml", Size: 1 << 20, SHA256: strings.Repeat("0f", 32)}}
 	b.Volumes = slices.Clone(b.Volumes)
 	for i := range b.Volumes {
 		b.Volumes[i].StoredSize, b.Volumes[i].DirtyBytes = 1<<33+7, 1<<32+5
 		b.Volumes[i].Digest, b.Volumes[i].FileDigest = "sha256:00ff", "sha256:ff00"
+		b.Volumes[i].Compression = kvmbackup.CompressionZstd
 	}
 	return b
 }
@@ -66,6 +73,10 @@ func dressed(b kvmbackup.Backup) kvmbackup.Backup {
 	b.Error, b.Pinned = "survived: line 1\nline 2 \x00 'quoted'", true
 	b.Holds = []kvmbackup.Hold{{ID: "h1", Purpose: "open", Since: epoch}}
 	b.Verification = &kvmbackup.Verification{At: epoch, Content: true, Problem: "none"}
+	b.KeyIDs = []string{"age1ümläut", "passphrase"}
+	for i := range b.Volumes { // content of sealed volumes has no digest
+		b.Volumes[i].FileEncryption, b.Volumes[i].Digest = kvmbackup.EncryptionLUKS, ""
+	}
 	return b
 }
 

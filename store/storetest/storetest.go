@@ -15,13 +15,17 @@ import (
 type Harness struct {
 	// Store is empty and used for this rule alone.
 	Store kvmbackup.Store
-	// Open opens another instance over the same data, as another process would. The rules on concurrency
-	// and durability then use both. Nil: they use Store alone.
+	// Open opens another instance over the same data, as another process would: with a connection and caches of its
+	// own, and without what Store keeps in memory. What either has written the other must see at once. The rules on
+	// concurrency and durability use both. It is called any number of times, and the suite closes none: what it opens
+	// is to be closed by newStore's cleanup, or may stay open. Nil: those rules use Store alone, and show less.
 	Open func() (kvmbackup.Store, error)
-	// Close closes what Store stands on, such as its connections to a database, as if it had died. Nil: Store's own Close is called;
-	// on a store that has none the rules on dead stores pass.
+	// Close closes what Store stands on, such as its connections to a database, as if it had died. Nil: Store's own
+	// Close is called; on a store that has none the rules on dead stores pass.
 	Close func() error
-	// Advance moves the store's clock forward. Nil: the rules on expiry wait, with leases of ShortTTL.
+	// Advance moves the store's clock forward, by hours, and leaves the process's as it is: only so the suite can tell
+	// the two apart, and finds a store that goes by the wrong one. Nil, as for a database whose clock is the machine's:
+	// the rules on expiry wait, with leases of ShortTTL, and lease/clock passes.
 	Advance func(d time.Duration)
 	// ShortTTL is how long a lease lives that a rule wants to see expire. It is to be no shorter than
 	// the resolution of the store's clock. Defaults to 100 ms.
@@ -35,17 +39,38 @@ type Rule struct {
 	check func(r *run)
 }
 
-// Check runs the rule against a fresh store and returns what is wrong with it, or nil. It blocks until the rule
-// is through; ctx is the parent of all contexts that the store gets.
-func (rule Rule) Check(ctx context.Context, h Harness) error {
-	return rule.checkWith(ctx, h, defaults())
-}
-
-func (rule Rule) checkWith(ctx context.Context, h Harness, o options) (err error) {
+// Check runs the rule against a fresh store and returns what is wrong with it, or nil. It blocks until the rule is
+// through, or until its Limit: then the store's contexts end, and a call that doesn't return for all that is left
+// behind. ctx is the parent of all contexts that the store gets.
+func (rule Rule) Check(ctx context.Context, h Harness, opts ...Option) error {
+	o := defaults(opts)
 	if h.ShortTTL == 0 {
 		h.ShortTTL = 100 * time.Millisecond
 	}
-	r := &run{Store: h.Store, ctx: ctx, h: h, options: o}
+	ctx, cancel := context.WithTimeoutCause(ctx, o.limit, fmt.Errorf("the rule is not through after %v", o.limit))
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { rule.run(&run{Store: h.Store, ctx: ctx, h: h, options: o}, done) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(min(o.limit, 5*time.Second))
+	defer grace.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-grace.C:
+		return fmt.Errorf("%w: a call doesn't return although its context has ended\nrule %s: %s",
+			context.Cause(ctx), rule.Name, rule.Text)
+	}
+}
+
+// run reports in any case, also when something ends the goroutine.
+func (rule Rule) run(r *run, done chan<- error) {
+	var err error
+	defer func() { done <- err }()
 	defer func() {
 		switch p := recover().(type) {
 		case nil:
@@ -56,29 +81,40 @@ func (rule Rule) checkWith(ctx context.Context, h Harness, o options) (err error
 		}
 	}()
 	rule.check(r)
-	return nil
 }
 
 // Rules returns all rules, in the order in which Run runs them.
 func Rules() []Rule {
-	return slices.Concat(leaseRules, writeRules(), contextRules(), deadRules(), atomicRules, readRules, listRules, beginRules,
-		completeRules, failRules, markRules, removeRules, activeRules, annotateRules, importRules, removalRules, concurrentRules)
+	return slices.Concat(leaseRules, writeRules(), contextRules(), deadRules(), atomicRules, readRules, listRules,
+		beginRules,
+		completeRules, failRules, markRules, removeRules, activeRules, annotateRules, importRules, removalRules,
+		concurrentRules)
 }
 
-// Option changes how Run runs the rules.
+// Option changes how Run and Check run the rules.
 type Option func(*options)
 
 type options struct {
 	racers   int
 	parallel bool
+	limit    time.Duration // of a rule
 }
 
-func defaults() options { return options{racers: 8} }
+func defaults(opts []Option) options {
+	o := options{racers: 8, limit: 30 * time.Second}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o
+}
 
 // Racers sets how many goroutines the rules on concurrency use. Defaults to 8; at least 2 are used.
 func Racers(n int) Option { return func(o *options) { o.racers = max(n, 2) } }
 
-// Parallel runs the rules in parallel, as far as go test's -parallel allows. newStore is then called
+// Limit bounds how long a rule may take. Defaults to 30 s, which is a hundred times what it takes most stores.
+func Limit(d time.Duration) Option { return func(o *options) { o.limit = d } }
+
+// Parallel makes Run run the rules in parallel, as far as go test's -parallel allows. newStore is then called
 // concurrently.
 func Parallel() Option { return func(o *options) { o.parallel = true } }
 
@@ -86,16 +122,13 @@ func Parallel() Option { return func(o *options) { o.parallel = true } }
 // its argument what is to be cleaned up.
 func Run(t *testing.T, newStore func(t testing.TB) Harness, opts ...Option) {
 	t.Helper()
-	o := defaults()
-	for _, opt := range opts {
-		opt(&o)
-	}
+	o := defaults(opts)
 	for _, rule := range Rules() {
 		t.Run(rule.Name, func(t *testing.T) {
 			if o.parallel {
 				t.Parallel()
 			}
-			if err := rule.checkWith(t.Context(), newStore(t), o); err != nil {
+			if err := rule.Check(t.Context(), newStore(t), opts...); err != nil {
 				t.Error(err)
 			}
 		})
@@ -162,16 +195,17 @@ func (r *run) race(fn func(i int, st kvmbackup.Store) error) []error {
 	return errs
 }
 
-// expire makes the lease, which is in force, run out.
+// expire makes the lease, which is in force, run out. Where the store's clock can be moved, it moves by more than a
+// slow test takes, so that no other clock has got there.
 func (r *run) expire(l kvmbackup.Lease) {
+	if r.h.Advance != nil {
+		r.h.Advance(2*long + time.Minute)
+		return
+	}
 	vm, err := r.VM(r.ctx, l.VM)
 	r.ok(err, "read the VM")
 	l, err = r.RenewLease(r.ctx, l, r.h.ShortTTL)
 	r.ok(err, "renew the lease to a short one")
-	if r.h.Advance != nil {
-		r.h.Advance(2 * r.h.ShortTTL)
-		return
-	}
 	r.poll("the lease expired", func() bool {
 		return errors.Is(r.SetActive(r.ctx, l, vm.ActiveCheckpoint), kvmbackup.ErrLeaseLost)
 	})
@@ -179,14 +213,15 @@ func (r *run) expire(l kvmbackup.Lease) {
 
 // poll asks until it is so. It waits in real time: the store's clock can't be moved.
 func (r *run) poll(what string, so func() bool) {
-	limit, tick := time.NewTimer(time.Minute), time.NewTicker(10*time.Millisecond)
+	wait := 2*r.h.ShortTTL + 5*time.Second
+	limit, tick := time.NewTimer(wait), time.NewTicker(min(r.h.ShortTTL, 10*time.Millisecond))
 	defer limit.Stop()
 	defer tick.Stop()
 	for !so() {
 		select {
 		case <-tick.C:
 		case <-limit.C:
-			r.fatalf("waited a minute in vain until %s", what)
+			r.fatalf("waited for %v in vain until %s", wait, what)
 		}
 	}
 }

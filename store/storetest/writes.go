@@ -64,22 +64,27 @@ func writeRules() []Rule {
 	var out []Rule
 	for _, w := range writes {
 		out = append(out,
-			Rule{"fence/" + w.name + "-taken-over", "A write with a lease that another has taken over changes nothing and returns ErrLeaseLost: a process that lost its lease cannot commit.",
+			Rule{"fence/" + w.name + "-taken-over", "A write with a lease that another has taken over changes " +
+				"nothing and returns ErrLeaseLost: a process that lost its lease cannot commit.",
 				func(r *run) { r.refusedLease(w, r.takeOver) }},
-			Rule{"fence/" + w.name + "-expired", "A write with an expired lease changes nothing and returns ErrLeaseLost, also when nobody took it over: the store's own clock decides.",
+			Rule{"fence/" + w.name + "-expired", "A write with an expired lease changes nothing and returns " +
+				"ErrLeaseLost, also when nobody took it over: the store's own clock decides.",
 				func(r *run) { r.refusedLease(w, r.expire) }},
 			Rule{"fence/" + w.name + "-released", "A write with a released lease changes nothing and returns ErrLeaseLost.",
 				func(r *run) {
 					r.refusedLease(w, func(l kvmbackup.Lease) { r.ok(r.ReleaseLease(r.ctx, l), "release the lease") })
 				}},
-			Rule{"fence/" + w.name + "-not-given", "A write with a token that is not the VM's current one, be it higher, or none, changes nothing and returns ErrLeaseLost.",
+			Rule{"fence/" + w.name + "-not-given", "A write with a token that is not the VM's current one, be it " +
+				"higher, or none, changes nothing and returns ErrLeaseLost.",
 				func(r *run) { r.refusedToken(w) }})
 		if w.name != "set-active" {
-			out = append(out, Rule{"fence/" + w.name + "-other-vm", "A record of another VM than the lease's is refused with ErrInvalid, and nothing changes.",
+			out = append(out, Rule{"fence/" + w.name + "-other-vm",
+				"A record of another VM than the lease's is refused with ErrInvalid, and nothing changes.",
 				func(r *run) { r.refusedVM(w) }})
 		}
 	}
-	return append(out, Rule{"fence/never-leased", "While nobody ever had the VM's lease nothing is written, not even with the lease that has no token: ErrLeaseLost, and the VM stays unknown.",
+	return append(out, Rule{"fence/never-leased", "While nobody ever had the VM's lease nothing is written, not even " +
+		"with the lease that has no token: ErrLeaseLost, and the VM stays unknown.",
 		func(r *run) { r.refusedUnleased() }})
 }
 
@@ -90,7 +95,8 @@ func (r *run) refusedToken(w write) {
 	for _, token := range []int64{l.Token + 1, 0, -l.Token} {
 		forged := l
 		forged.Token = token
-		r.want(w.call(r.ctx, r.Store, forged, b), fmt.Sprintf("%s with the token %d for %d", w.name, token, l.Token), kvmbackup.ErrLeaseLost)
+		r.want(w.call(r.ctx, r.Store, forged, b), fmt.Sprintf("%s with the token %d for %d", w.name, token, l.Token),
+			kvmbackup.ErrLeaseLost)
 		r.unchanged(before, w.name+" with a token that was not given")
 	}
 }

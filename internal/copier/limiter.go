@@ -1,0 +1,73 @@
+package copier
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// limiter lets so many bytes per second pass.
+type limiter struct {
+	mu      sync.Mutex
+	limit   int64     // bytes per second; 0: none
+	free    time.Time // when the next may pass
+	changed chan struct{}
+}
+
+// slack is how much time may be made up for that nobody used.
+const slack = 50 * time.Millisecond
+
+func newLimiter(limit int64) *limiter { return &limiter{limit: limit, changed: make(chan struct{})} }
+
+// set changes the limit, also for those who wait.
+func (l *limiter) set(limit int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.limit, l.free = limit, time.Time{}
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// now returns the limit.
+func (l *limiter) now() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.limit
+}
+
+// wait returns when n bytes may pass, or the cause of ctx.
+func (l *limiter) wait(ctx context.Context, n int) error {
+	for {
+		delay, changed := l.take(n)
+		if delay <= 0 {
+			return nil
+		}
+		timer := time.NewTimer(delay)
+		select {
+		case <-timer.C:
+		case <-changed:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+		timer.Stop()
+	}
+}
+
+// take lets n bytes pass, or says when to ask again.
+func (l *limiter) take(n int) (time.Duration, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if l.limit == 0 {
+		return 0, nil
+	}
+	if l.free.After(now) {
+		return l.free.Sub(now), l.changed
+	}
+	if earliest := now.Add(-slack); l.free.Before(earliest) {
+		l.free = now // nothing has passed for a while
+	}
+	l.free = l.free.Add(time.Duration(float64(n) / float64(l.limit) * float64(time.Second)))
+	return 0, nil
+}

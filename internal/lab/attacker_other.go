@@ -1,0 +1,6 @@
+//go:build !linux
+
+package lab
+
+// Attacker does nothing: nobody watches a share here.
+func Attacker() {}

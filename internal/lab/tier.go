@@ -1,0 +1,128 @@
+package lab
+
+import (
+	"flag"
+	"fmt"
+	"hash/fnv"
+	"hash/maphash"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// The variables that say how far tests go. No other place reads them.
+const (
+	// TestsEnv is empty for the quick tier, in which a loop takes a sample: every kind of fault and every story once.
+	// "full" takes every point and every history. "full/N" takes one in N of them, from another one on in each run.
+	TestsEnv = "KVMBACKUP_TESTS"
+	// SeedEnv repeats what a run has drawn. Each test that draws logs its seed.
+	SeedEnv = "KVMBACKUP_TEST_SEED"
+)
+
+// tier is what TestsEnv says. It is read by a test, not before: the go command keeps results by what tests have read.
+var tier = sync.OnceValue(func() everyNth { return mustTier(os.Getenv(TestsEnv)) })
+
+// everyNth is a tier: 0 is the quick one, 1 takes everything, N one in N.
+type everyNth int
+
+func mustTier(text string) everyNth {
+	part, sampled := strings.CutPrefix(text, "full/")
+	n, err := strconv.Atoi(part)
+	switch {
+	case text == "":
+		return 0
+	case text == "full":
+		return 1
+	case sampled && err == nil && n > 0:
+		return everyNth(n)
+	}
+	panic(fmt.Sprintf("%s is %q: want nothing, full or full/N", TestsEnv, text))
+}
+
+// Thorough says whether this is the full tier or a sample of it: what a loop only does at length belongs there.
+func Thorough() bool { return tier() > 0 }
+
+// Rounds is how often a loop is run that has no end of its own: quick in the quick tier, and never less.
+func Rounds(quick, full int) int { return tier().rounds(quick, full) }
+
+func (n everyNth) rounds(quick, full int) int {
+	if n == 0 {
+		return quick
+	}
+	return max(quick, full/int(n))
+}
+
+// Stride is how far apart the points are that a loop over all of them tries: quick in the quick tier, and never more.
+func Stride(quick int) int { return tier().stride(quick) }
+
+func (n everyNth) stride(quick int) int {
+	if n == 0 {
+		return quick
+	}
+	return min(quick, int(n))
+}
+
+// Every returns the first point, from 0 on, that a loop over all points tries, and the stride to the next. Which one is
+// the first depends on the seed, so that each run tries others.
+func Every(t TB, quick int) (first, stride int) {
+	t.Helper()
+	stride = Stride(quick)
+	if stride == 1 {
+		return 0, 1
+	}
+	return int(Seed(t) % uint64(stride)), stride //nolint:gosec // a stride is small
+}
+
+// Either is for a story that is the same on two kinds of thing, a persistent domain and a transient one for instance.
+// In the quick tier it returns one of them, by the seed and the test's name, so that a run has both kinds and the next
+// run the other way round; in the full tier both.
+func Either[T any](t NamedTB, a, b T) []T {
+	t.Helper()
+	if Thorough() {
+		return []T{a, b}
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(t.Name())) // it never fails
+	if (h.Sum64()>>40+Seed(t))%2 == 0 {
+		return []T{a}
+	}
+	return []T{b}
+}
+
+// NamedTB is a TB that has a name.
+type NamedTB interface {
+	TB
+	Name() string
+}
+
+// Seed returns what a test draws from: another one in each run, unless SeedEnv has one. It is logged.
+func Seed(t TB) uint64 {
+	t.Helper()
+	seed, err := strconv.ParseUint(os.Getenv(SeedEnv), 10, 64)
+	switch {
+	case os.Getenv(SeedEnv) == "":
+		seed = maphash.Bytes(maphash.MakeSeed(), nil)
+	case err != nil:
+		t.Fatalf("%s: %v", SeedEnv, err)
+	}
+	t.Logf("to repeat: %s=%d", SeedEnv, seed)
+	return seed
+}
+
+// Histories sets how many histories rapid draws, unless the command line says it.
+func Histories(t TB, quick, full int) {
+	t.Helper()
+	SetFlag(t, "rapid.checks", strconv.Itoa(Rounds(quick, full)))
+}
+
+// SetFlag sets a flag that wasn't given on the command line. It stays set, for the other tests of the process too.
+func SetFlag(t TB, name, value string) {
+	t.Helper()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	if given {
+		return
+	}
+	OK(t, flag.Set(name, value))
+}

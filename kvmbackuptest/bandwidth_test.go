@@ -1,0 +1,152 @@
+package kvmbackuptest_test
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"maps"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+)
+
+// parts says how many bytes per second the jobs of the VMs may copy that run now.
+func (s *teller) parts(names ...kvmbackup.VMID) map[kvmbackup.VMID]int64 {
+	s.t.Helper()
+	synctest.Wait()
+	got := map[kvmbackup.VMID]int64{}
+	for _, name := range names {
+		if info, ok, err := s.h.Job(string(name)); ok {
+			got[name] = info.BandwidthBytes
+		} else {
+			s.must(err)
+		}
+	}
+	return got
+}
+
+// Jobs share a limiter's bandwidth by their weights; what one can't use is the others', also when limits change or jobs end.
+func TestSharedBandwidth(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		host, repo := engine.NewLimiter(10), engine.NewLimiter(10)
+		repo.SetBandwidth(3000)
+		s.cfg.HostLimit, s.cfg.RepositoryLimit = host, repo
+		s.cfg.StallWarn, s.cfg.StallAbort = engine.Never, engine.Never
+		s.must(s.open(plan{}))
+		s.more("a", "b", "c")
+		var controls sync.Map
+		var all sync.WaitGroup
+		begin := func(name kvmbackup.VMID, weight int, own int64) {
+			s.must(s.h.SetTarget(string(name), kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+			req := engine.BackupRequest{VM: name, Turn: engine.Turn{Weight: weight}, BandwidthBytes: own}
+			req.OnJob = func(c engine.JobControl) { controls.Store(name, c) }
+			all.Go(func() {
+				if _, err := s.engine.Backup(t.Context(), req); err != nil {
+					t.Error(name, err)
+				}
+			})
+		}
+		want := func(what string, want map[kvmbackup.VMID]int64) {
+			t.Helper()
+			if got := s.parts("a", "b", "c"); !maps.Equal(got, want) {
+				t.Errorf("%s: %v, want %v", what, got, want)
+			}
+		}
+		type parts = map[kvmbackup.VMID]int64
+		begin("a", 0, 0)
+		want("alone", parts{"a": 3000})
+		begin("b", 2, 0)
+		want("by weight", parts{"a": 1000, "b": 2000})
+		begin("c", 3, 300)
+		want("one has less of its own", parts{"a": 900, "b": 1800, "c": 300})
+		control, _ := controls.Load(kvmbackup.VMID("b"))
+		s.must(control.(engine.JobControl).SetBandwidth(700))
+		want("another is given less", parts{"a": 2000, "b": 700, "c": 300})
+		host.SetBandwidth(600)
+		want("the host's is less", parts{"a": 100, "b": 200, "c": 300})
+		host.SetBandwidth(0)
+		repo.SetBandwidth(0)
+		want("no limit but their own", parts{"a": 0, "b": 700, "c": 300})
+		repo.SetBandwidth(2000)
+		s.must(s.h.SetTarget("a", kvmbackuptest.Target{}))
+		want("one has ended", parts{"b": 700, "c": 300})
+		if st := repo.State(); st.BandwidthBytes != 2000 || st.Taken != 2 {
+			t.Errorf("%+v", st)
+		}
+		for _, name := range []string{"b", "c"} {
+			s.must(s.h.SetTarget(name, kvmbackuptest.Target{}))
+		}
+		all.Wait()
+	})
+}
+
+// Limits may be as large as they get.
+func TestLargeBandwidth(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		repo := engine.NewLimiter(10)
+		s.cfg.RepositoryLimit = repo
+		s.must(s.open(plan{}))
+		s.more("a", "b")
+		for _, limit := range []int64{0, 1 << 50, math.MaxInt64} {
+			repo.SetBandwidth(limit)
+			var all sync.WaitGroup
+			for i, name := range []kvmbackup.VMID{vm, "a", "b"} {
+				s.must(s.h.SetTarget(string(name), kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+				req := engine.BackupRequest{VM: name, Turn: engine.Turn{Weight: 3 + 4*i}, BandwidthBytes: math.MaxInt64 - int64(i)}
+				all.Go(func() {
+					if _, err := s.engine.Backup(t.Context(), req); err != nil {
+						t.Error(name, err)
+					}
+				})
+			}
+			for name, part := range s.parts(vm, "a", "b") {
+				if part < 1<<47 {
+					t.Errorf("%s has %d of %d", name, part, limit)
+				}
+			}
+			for _, name := range []kvmbackup.VMID{vm, "a", "b"} {
+				s.must(s.h.SetTarget(string(name), kvmbackuptest.Target{}))
+			}
+			all.Wait()
+		}
+	})
+}
+
+// A part that the job can't be told is told of, from beside the operation, which goes on.
+func TestSharedBandwidthRefused(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		repo := engine.NewLimiter(10)
+		var log bytes.Buffer
+		s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		s.cfg.RepositoryLimit, s.cfg.StallWarn, s.cfg.StallAbort = repo, engine.Never, engine.Never
+		s.must(s.open(plan{}))
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+		refused := make(chan struct{})
+		s.h.OnCall(func(op string) error {
+			if op == "SetBandwidth" {
+				close(refused)
+				return errors.New("libvirt refuses it")
+			}
+			return nil
+		})
+		var all sync.WaitGroup
+		all.Go(func() {
+			req := engine.BackupRequest{VM: vm, OnJob: func(engine.JobControl) { repo.SetBandwidth(1000); <-refused }}
+			if _, err := s.engine.Backup(t.Context(), req); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
+		all.Wait()
+		if text := log.String(); strings.Count(text, "change the job's bandwidth") != 1 || !strings.Contains(text, "libvirt refuses it") {
+			t.Errorf("said:\n%s", text)
+		}
+	})
+}

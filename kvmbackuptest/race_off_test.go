@@ -1,5 +1,0 @@
-//go:build !race
-
-package kvmbackuptest_test
-
-const raceEnabled = false

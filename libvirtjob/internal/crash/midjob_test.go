@@ -1,0 +1,83 @@
+package crash_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/engine"
+)
+
+// TestCrashOfQEMUDuringAJob kills QEMU, or destroys the domain, in the middle of a job. The backup fails and leaves nothing;
+// the next one is full where bitmaps were lost with QEMU, and incremental where they could be stored.
+func TestCrashOfQEMUDuringAJob(t *testing.T) {
+	t.Parallel()
+	h := needHost(t)
+	for i, m := range []struct {
+		name                    string
+		transient, killed, pull bool
+		next                    kvmbackup.Kind
+	}{
+		{"killed", false, true, false, kvmbackup.KindFull},
+		{"destroyed", false, false, false, kvmbackup.KindIncremental},
+		{"killed, transient", true, true, false, kvmbackup.KindFull},
+		{"destroyed, transient", true, false, false, kvmbackup.KindIncremental},
+		{"killed, pulled", false, true, true, kvmbackup.KindFull},
+		{"destroyed, pulled, transient", true, false, true, kvmbackup.KindIncremental},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			dir := openFolder(t)
+			g := openGuest(t, h, fmt.Sprintf("midjob-%d", i), filepath.Join(dir, "images"), big, "vda", "vdb")
+			t.Cleanup(g.remove)
+			g.transient = m.transient
+			g.start()
+			a := openApp(t, g, filepath.Join(dir, "run"), setup{scratch: crashCase{pull: m.pull}.scratch(dir, 0)})
+			a.change()
+			a.backup(a.request())
+			g.blank("vda")
+			a.change()
+			req := a.requestWith(slow)
+			req.OnJob = func(engine.JobControl) { g.end(h, m.killed) }
+			_, err := a.engine.Backup(a.ctx, req)
+			if !errors.Is(err, kvmbackup.ErrJobFailed) {
+				t.Errorf("error is %v", err)
+			}
+			t.Log(err)
+			a.recordsInOrder()
+			g.start()
+			next := a.backup(a.request())
+			wantKind(m.next)(a, next)
+			a.inOrder()
+			a.tracked(next)
+			a.restoreAll()
+		})
+	}
+}
+
+// end kills QEMU, with what it has not written yet, or destroys the domain.
+func (g *guest) end(h *host, killed bool) {
+	g.t.Helper()
+	if !killed {
+		g.destroy()
+		return
+	}
+	g.must("kill", syscall.Kill(g.pid(h), syscall.SIGKILL))
+	eventually(g.t, "QEMU is gone", func() bool { return !g.running() })
+	g.lost()
+}
+
+func (g *guest) pid(h *host) int {
+	g.t.Helper()
+	text, err := os.ReadFile(filepath.Join(h.Root, "run", "qemu", g.name+".pid"))
+	g.must("read pid file", err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	g.must("read pid file", err)
+	return pid
+}

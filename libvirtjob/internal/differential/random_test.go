@@ -1,0 +1,124 @@
+package differential_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kvmbackup/kvmbackup/executortest"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
+	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
+)
+
+// TestRandomHistories plays histories that are drawn from a seed: by push where it is even, by pull where it is odd.
+func TestRandomHistories(t *testing.T) {
+	const length = 35
+	first := lab.Seed(t)
+	var compared atomic.Int64
+	t.Cleanup(func() { t.Logf("seeds from %d: %d steps compared", first, compared.Load()) })
+	for n := range lab.Rounds(2, 100) {
+		seed := first + uint64(n)
+		t.Run(fmt.Sprintf("seed-%d", seed), func(t *testing.T) {
+			t.Parallel()
+			history := draw(seed, length)
+			pulls := seed%2 == 1
+			steps, diff := play(t, pulls, history)
+			compared.Add(int64(steps))
+			if diff == nil {
+				return
+			}
+			t.Logf("the history: %s\n%v", strings.Join(history, "; "), diff)
+			history, diff = shorten(t, pulls, history, diff)
+			t.Errorf("%q: `%s`,\n%v", t.Name(), strings.Join(history, "; "), diff)
+		})
+	}
+}
+
+// play plays a history in a world of its own.
+func play(t *testing.T, pulls bool, history []string) (compared int, diff error) {
+	t.Helper()
+	guest := realguest.NewWorld(t)
+	var w executortest.World = guest
+	if pulls {
+		w = realguest.PullWorld{World: guest}
+	}
+	compared, diff = executortest.Play(t.Context(), w, history...)
+	return compared, errors.Join(diff, w.Close())
+}
+
+// shorten leaves out whatever the difference doesn't need, as far as a minute goes.
+func shorten(t *testing.T, pulls bool, history []string, diff error) ([]string, error) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for size := len(history) / 2; size > 0; size /= 2 {
+		for at := len(history) - size; at >= 0 && time.Now().Before(deadline); at -= size {
+			at = min(at, len(history)-size)
+			fewer := slices.Delete(slices.Clone(history), at, at+size)
+			if _, d := play(t, pulls, fewer); d != nil {
+				history, diff = fewer, d
+			}
+		}
+	}
+	return history, diff
+}
+
+// weighted are the steps that are drawn, each as often as its number says; the words in capitals are replaced.
+var weighted = []struct {
+	weight int
+	step   string
+}{
+	{12, "write DEVICE CLUSTER COUNT"}, {2, "scribble DEVICE CLUSTER"}, {3, "zero DEVICE CLUSTER COUNT"},
+	{14, "backup"}, {2, "backup off"}, {1, "backup full"}, {4, "backup offline"}, {3, "backup compare"}, {3, "backup other"}, {2, "backup cancel"}, {2, "backup abort"},
+	{1, "backup quiesce"}, {1, "backup full-target"}, {3, "backup lost=CALL"}, {1, "backup offline lost=CALL"}, {2, "restore NUMBER"},
+	{1, "pause"}, {1, "resume"}, {3, "restart"}, {3, "crash"}, {2, "stop"}, {9, "start"}, {2, "detach sda"}, {3, "attach sda"}, {1, "replace sda"},
+	{2, "grow DEVICE SECTORS"}, {3, "snapshot DEVICE"}, {3, "commit DEVICE"}, {3, "delete NUMBER"}, {1, "delete NUMBER force"},
+	{1, "lose-metadata"}, {1, "lose-checkpoint"}, {1, "lose-bitmap DEVICE"}, {1, "foreign-checkpoint DEVICE"}, {1, "foreign-bitmap DEVICE"},
+	{1, "forget"}, {1, "require-full"}, {1, "recover"},
+}
+
+// calls are those after which a backup can be given up.
+var calls = []string{"CreatePartial", "PrepareJob", "Begin", "Wait", "Publish", "Complete"}
+
+// draw returns the seed's history.
+func draw(seed uint64, length int) []string {
+	r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // it has to be the same for the same seed
+	var templates, history []string
+	for _, w := range weighted {
+		for range w.weight {
+			templates = append(templates, w.step)
+		}
+	}
+	if r.IntN(2) == 0 {
+		history = append(history, "transient")
+	}
+	for range length {
+		words := strings.Fields(strings.ReplaceAll(templates[r.IntN(len(templates))], "CALL", calls[r.IntN(len(calls))]))
+		for i, w := range words {
+			words[i] = word(r, w)
+		}
+		history = append(history, strings.Join(words, " "))
+	}
+	return history
+}
+
+func word(r *rand.Rand, w string) string {
+	switch w {
+	case "DEVICE":
+		return []string{"vda", "sda"}[r.IntN(2)]
+	case "CLUSTER":
+		return strconv.Itoa(r.IntN(8))
+	case "COUNT":
+		return strconv.Itoa(1 + r.IntN(3))
+	case "SECTORS":
+		return strconv.Itoa(1 + r.IntN(300))
+	case "NUMBER":
+		return strconv.Itoa(r.IntN(5))
+	}
+	return w
+}
