@@ -16,9 +16,9 @@ type DecideInput struct {
 	State            DomainState
 	DomainUUID       string // libvirt's; empty: not known
 	ActiveCheckpoint CheckpointName
-	// Newest is the newest completed or delete-pending backup; nil when there is none. A host that decides on records of
-	// its own fills in what ChainDecider reads: ID, Status, DomainUUID, Checkpoint, Repository, Path, ChainID and
-	// Position, and of each volume VolumeID, Device, File, VirtualSize, Encryption and Layers.
+	// Newest is the newest completed or delete-pending backup; nil: the VM has no such backup. A host that decides on
+	// records of its own fills in what ChainDecider reads: ID, Status, DomainUUID, Checkpoint, Repository, Path, ChainID
+	// and Position, and of each volume VolumeID, Device, File, VirtualSize, Encryption and Layers.
 	Newest       *Backup
 	Repository   string   // ID of the repository that the backup goes to
 	MissingFiles []string // files of Newest and its ancestors that are not there

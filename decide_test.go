@@ -326,7 +326,7 @@ func listed(b kvmbackup.Backup) *kvmbackup.Backup {
 	return &out
 }
 
-// TestParentWithoutChainSaysWhatLacks: so that whoever filled in the record by hand knows what to add.
+// TestParentWithoutChainSaysWhatLacks: a host that fills in records by hand learns what to add.
 func TestParentWithoutChainSaysWhatLacks(t *testing.T) {
 	in := parentInput()
 	in.Newest.ChainID, in.Newest.Volumes = "", nil

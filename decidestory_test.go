@@ -16,7 +16,7 @@ import (
 )
 
 // TestDecideStories plays testdata/decide/*.txt: what happens to a VM, line by line, and after "=>" what is decided. There is no
-// hypervisor and no file: only the decider, the records, and which bitmaps are on the disks. -update writes the decisions anew.
+// hypervisor and no file: only the decider, the records, and which bitmaps are on the disks. -update rewrites the decisions.
 //
 // A backup's decision reads "b3 I on b2 at 1: incremental", or "b1 F: no-active-checkpoint"; "untracked" is added where no
 // checkpoint is taken, and volumes that are not as the whole are listed with their reasons.

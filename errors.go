@@ -172,7 +172,7 @@ func (e *OpError) Unwrap() error { return e.Err }
 type BusyError struct {
 	VM     VMID
 	Holder string // the lease's holder, or a description of the job
-	// Left is how long the holder's lease is in force unless it is renewed; 0: not known, or there is none.
+	// Left is how long the holder's lease is in force unless it is renewed; 0: not known, or no lease.
 	Left time.Duration
 }
 

@@ -151,7 +151,7 @@ type JobState int
 const (
 	JobUnknown JobState = iota
 	JobNone
-	JobBackup // a backup job, whoever's it is
+	JobBackup // a backup job, ours or not
 	JobOther  // migration, save, dump, ...
 )
 
@@ -307,9 +307,9 @@ type JobVolume struct {
 	Compare bool     `json:"compare,omitempty"`
 	Parent  []string `json:"parent,omitempty"`
 	// Index is the absolute path of the index that belongs to the first of Parent, and IndexDigest the digest on record
-	// that proves it; empty: there is none. What it shows to be the same isn't read of the parent. One that can't be used
-	// is as good as none. Where JobSpec.Digests asks for them, the digest of a volume that goes by its bitmap takes what
-	// isn't marked from it: Parent is empty then, and ParentFile has the index. See docs/digest.md.
+	// that proves it; empty: it has no index. What it shows to be the same isn't read of the parent. One that can't be
+	// used is as good as none. Where JobSpec.Digests asks for them, the digest of a volume that goes by its bitmap takes
+	// what isn't marked from it: Parent is empty then, and ParentFile has the index. See docs/digest.md.
 	Index       string `json:"index,omitempty"`
 	IndexDigest string `json:"index_digest,omitempty"`
 	// ParentKeys are the data keys of those of Parent that are sealed, nil for the others; empty: none is.
@@ -391,9 +391,9 @@ type DefinitionOptions struct {
 // Definition is what is needed beside the disks to define a VM again.
 type Definition struct {
 	XML           []byte `json:"xml,omitempty"`            // inactive domain XML; nil when the domain is not defined
-	NVRAM         []byte `json:"nvram,omitempty"`          // UEFI variable store; nil when there is none
+	NVRAM         []byte `json:"nvram,omitempty"`          // UEFI variable store; nil when the domain has none
 	NVRAMTemplate string `json:"nvram_template,omitempty"` // path of its template on the host it came from
-	TPM           []byte `json:"tpm,omitempty"`            // state of an emulated TPM; nil when there is none
+	TPM           []byte `json:"tpm,omitempty"`            // state of an emulated TPM; nil when the domain has none
 	// Why the state of the domain's TPM can't be had; empty: it was, or there is no TPM.
 	TPMNotSaved string `json:"tpm_not_saved,omitempty"`
 }

@@ -226,7 +226,7 @@ func byID(records []Backup) map[BackupID]Backup {
 }
 
 // DamageIn says why the backup is known not to restore: a failed verification of it, or of one on which it stands, that
-// no later one from above has disproved; empty when there is none.
+// no later one from above has disproved; empty when the records have no such failure.
 func (b Backup) DamageIn(records []Backup) string { return damageOf(b, byID(records)) }
 
 func damageOf(b Backup, all map[BackupID]Backup) string {

@@ -21,7 +21,7 @@ var (
 // are ordered the same way as values (Compare) and as text. They can be compared with ==. The zero Stamp is no stamp.
 // Order says which name was given later, not when: the clock may have been stepped back in between.
 type Stamp struct {
-	second int64 // Unix time + 1, so that the zero value is none
+	second int64 // Unix time + 1, so that the zero value is no time
 	suffix int   // 0: none
 }
 

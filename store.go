@@ -10,8 +10,8 @@ import (
 // The contract, checked rule by rule by package store/storetest:
 //
 //   - All methods may be called concurrently, from any number of processes that share the store.
-//   - Every write is atomic and durable when it returns nil; after an error that is none of the
-//     sentinels named here the caller doesn't know whether it was done, and may repeat it.
+//   - Every write is atomic and durable when it returns nil; after an error that isn't one of
+//     the sentinels named here the caller doesn't know whether it was done, and may repeat it.
 //   - Every write carries the lease of its VM. In the same transaction the store checks that the lease's
 //     token is the VM's current one and that the lease has not expired on the store's own clock;
 //     otherwise the write changes nothing and returns ErrLeaseLost. A record of another VM than the
@@ -47,9 +47,9 @@ type Store interface {
 	// running; ErrStatus when b isn't running, or its parent isn't completed; ErrNotFound when its
 	// parent is unknown; ErrInvalid when b doesn't validate or its ID is taken.
 	Begin(ctx context.Context, l Lease, b Backup) (Backup, error)
-	// Complete replaces the running record by b, whose Status must be completed (ErrStatus) and whose parent must be
-	// the one of Begin (ErrInvalid), but for the Sequence, which stays; and, if b has a
-	// checkpoint, makes that the VM's active one: both or neither. Completing what is completed with the
+	// Complete replaces the running record by b; only the Sequence stays. b's Status must be completed (ErrStatus), and
+	// its parent the one of Begin (ErrInvalid). If b has a checkpoint, Complete makes that the VM's active one: both or
+	// neither. Completing what is completed with the
 	// same Path and Checkpoint already does nothing. ErrStatus when the record is neither.
 	Complete(ctx context.Context, l Lease, b Backup) error
 	// Fail marks a running record failed with the reason and empties its ParentID: it has no files that
@@ -73,8 +73,8 @@ type Store interface {
 	Import(ctx context.Context, l Lease, b Backup) error
 
 	// Removals returns up to limit (0: all) removals that were not acknowledged, oldest first. It takes nothing away
-	// and reserves nothing: two calls at once may return the same one, so that whoever accounts for removals has to do
-	// so once per backup ID.
+	// and reserves nothing: two calls at once may return the same one, so that a host that accounts for removals has
+	// to do so once per backup ID.
 	Removals(ctx context.Context, limit int) ([]Removal, error)
 	// AckRemoval forgets a removal that the host has accounted for; an unknown one is no error. It needs no lease.
 	AckRemoval(ctx context.Context, id BackupID) error

@@ -98,8 +98,8 @@ func (r *backup) take(ctx context.Context) error {
 	return r.finish(ctx, active)
 }
 
-// decideNow decides, and makes the base checkpoint known to libvirt again where that forgot it. What turns out to be
-// unusable then is decided anew without it.
+// decideNow decides, and makes the base checkpoint known to libvirt again where that forgot it. Where
+// it can't, it decides again without the bitmaps.
 func (r *backup) decideNow(ctx context.Context) (err error) {
 	if r.view, err = r.observe(ctx, r.req); err != nil {
 		return err
@@ -199,7 +199,7 @@ func (r *backup) preflight(ctx context.Context) error {
 	return err
 }
 
-// begin records the intent: from here on whoever comes next can settle what is left.
+// begin records the intent: from here on the next operation can settle what is left.
 func (r *backup) begin(ctx context.Context) (err error) {
 	r.step("record")
 	d, v := r.decision, r.view

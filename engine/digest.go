@@ -187,8 +187,8 @@ func (r *running) toDigest(v kvmbackup.VolumeBackup) int64 {
 }
 
 // compareDigest reads back what a restore has written and compares it with the digest on record, where there is one:
-// whoever can write to the share can change what a chain holds and keep its structure sound. It comes before the new
-// file gets its name.
+// somebody who can write to the share can change what a chain holds and keep its structure sound. It comes before the
+// new file gets its name.
 func (e *Engine) compareDigest(ctx context.Context, req RestoreRequest, j copyJob, written string) error {
 	v := j.layers[0].volume
 	if v.Digest == "" || req.SkipDigests {

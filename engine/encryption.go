@@ -7,9 +7,9 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// A disk that QEMU decrypts is backed up as the guest sees it: the secret is libvirt's, and is not known here. So its
-// backups, unless they are sealed, are readable to whoever can read the repository, and say so; and while the domain is
-// off its image can neither be read nor be written.
+// A disk that QEMU decrypts is backed up as the guest sees it: libvirt has the secret, the engine doesn't. So
+// everybody who can read the repository can read its backups, unless they are sealed, and the backups say so. While the
+// domain is off the engine can neither read nor write its image.
 
 // encrypted has a reason for each volume whose backup says more than the host's disk did.
 func encrypted(volumes []chosen, policy kvmbackup.Policy) []kvmbackup.Reason {

@@ -288,8 +288,8 @@ func (e *Engine) All(ctx context.Context, q kvmbackup.Query) iter.Seq2[kvmbackup
 	}
 }
 
-// Newest returns the VM's newest completed backup, the one to restore when nothing else is known. ErrNotFound when
-// there is none.
+// Newest returns the VM's newest completed backup, the one to restore when nothing else is known. Returns ErrNotFound
+// if the VM has none.
 func (e *Engine) Newest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup, error) {
 	o := e.query("newest", vm, "read records")
 	if err := named(vm); err != nil {

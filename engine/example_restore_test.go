@@ -154,7 +154,7 @@ func ExampleEngine_CloseRestorePoint() {
 	// 0
 }
 
-// A volume is served over NBD for whoever wants single files out of it, guestmount for instance.
+// The engine serves a volume over NBD, for programs that take single files out of it: guestmount, for instance.
 func ExampleEngine_Browse() {
 	d := newDemo()
 	defer d.close()

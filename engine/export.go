@@ -9,10 +9,10 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// Export writes the manifests of completed backups anew from their records, of one VM or of all with an empty name:
-// digests, pins and verifications that were recorded since. It returns how many were written. Backups that are deleted
-// meanwhile are left out. Folders that are not there are an error, joined with the others. Of a sealed backup's
-// manifest what its MAC is over stays as it is; one that isn't the record's is an ErrDamaged.
+// Export rewrites the manifests of completed backups from their records, of one VM or of all with an empty name: with
+// the digests, pins and verifications that were recorded since. It returns how many it has written. It leaves out
+// backups that are deleted meanwhile. Folders that are not there are an error, joined with the others. What a sealed
+// backup's MAC is over stays as it is in its manifest; a manifest that isn't the record's is an ErrDamaged.
 func (e *Engine) Export(ctx context.Context, vm kvmbackup.VMID) (int, error) {
 	all := e.query("export", vm, "read records")
 	records, err := e.cfg.Store.List(ctx, kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})

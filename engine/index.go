@@ -190,7 +190,7 @@ func (r *backup) parentIndexes(spec *kvmbackup.JobSpec) {
 	}
 }
 
-// indexFile is the path of a layer's index and the digest that proves it; empty where there is none.
+// indexFile returns the path of a layer's index and the digest that proves it; both are empty if it has no index.
 func indexFile(l layer) (path, digest string) {
 	if l.file == "" || indexOf(l) < 0 {
 		return "", ""

@@ -20,11 +20,10 @@ type Keys interface {
 	// WrapKey wraps the key for each of the host's recipients, up to 64, whose key IDs differ and are printable, with
 	// up to 1 KiB. ErrKey where there are none.
 	WrapKey(ctx context.Context, key kvmbackup.DataKey) ([]kvmbackup.WrappedKey, error)
-	// UnwrapKey returns the key that is wrapped, by whichever of them it can. They come from the repository and aren't
-	// trusted. ErrKey, with the key IDs, where it can't by any; ErrDamaged where one that it should be able to unwrap
-	// is none.
+	// UnwrapKey returns the key that is wrapped, by whichever of them it can. The wrapped keys come from the repository
+	// and aren't trusted. Returns ErrKey, with the key IDs, if it can't by any; ErrDamaged if what it unwraps is no key.
 	UnwrapKey(ctx context.Context, wrapped []kvmbackup.WrappedKey) (kvmbackup.DataKey, error)
-	// SealFile encrypts a side file under the key, so that whoever has the key alone can open it: not for the
+	// SealFile encrypts a side file under the key, so that the key alone opens it: not for the
 	// recipients, which may change. Embed seal.Files, which does what docs/format.md says.
 	SealFile(ctx context.Context, key kvmbackup.DataKey, plain []byte) ([]byte, error)
 	// OpenFile is the inverse of SealFile. ErrDamaged for anything else. Sealed bytes aren't trusted.

@@ -73,10 +73,10 @@ type entrance struct {
 }
 
 // enter runs f while the operation has its places and it and the others hold their VMs' leases. f's context ends with
-// the cause ErrLeaseLost when one can't be kept. Who waits, for a place or for a busy VM, holds nothing: a VM that is
-// busy is asked for again later, with new places. How long it waits for that, from the first such answer on and without
-// what it waits for places, Config.LeaseWait says. Whoever waits for a busy VM is told who holds it: by events, and
-// when the wait ends.
+// the cause ErrLeaseLost when one can't be kept. An operation that waits, for a place or for a busy VM, holds nothing:
+// it asks for a VM that is busy again later, with new places. How long it waits for that, from the first such answer on
+// and without what it waits for places, Config.LeaseWait says. Events tell who holds a busy VM, and so does the error
+// at the end of the wait.
 func (o *op) enter(ctx context.Context, all []*op, f func(ctx context.Context) error) error {
 	slices.SortFunc(all, func(a, b *op) int { return strings.Compare(string(a.vm), string(b.vm)) })
 	in := &entrance{o: o, all: all, waits: map[kvmbackup.VMID]*leaseWait{}}

@@ -26,7 +26,7 @@ type ScratchHost interface {
 }
 
 // LocalScratch is the ScratchHost of this host. An engine uses it by itself, unless its Executor is one; it is for
-// whoever serves an Executor to engines on other hosts.
+// hosts that serve an Executor to engines on other hosts.
 type LocalScratch struct {
 	// RepositoryDevice is the repository.Space.Device of the repository: no scratch may be on its file system. 0: none.
 	RepositoryDevice uint64

@@ -100,8 +100,8 @@ func (r *backup) beginFrozen(ctx context.Context) (begun bool, err error) {
 	return true, err
 }
 
-// whileFrozen tells of the freeze, begins the job and thaws: at the limit's end at the latest, be it that a subscriber
-// blocks or that beginning takes long. inTime says that the job has begun before.
+// whileFrozen tells of the freeze, begins the job and thaws: at the limit's end at the latest, whether a subscriber
+// blocks or beginning takes long. inTime says that the job has begun before.
 func (r *backup) whileFrozen(ctx, limit context.Context, detail string) (inTime bool, err error) {
 	var thawed thawing
 	thaw := sync.OnceFunc(func() { thawed = r.thawFrozen(ctx) })

@@ -35,7 +35,8 @@ const (
 	ReasonDiskEncrypted  kvmbackup.ReasonCode = "disk-encrypted" // encrypted on its host; the backup's content isn't
 )
 
-// Why a backup goes the way it goes. There is none for a stopped VM, nor for a push where no scratch is configured.
+// Why a backup goes the way it goes. A stopped VM's backup has no such reason, nor has a push where no scratch is
+// configured.
 const (
 	ReasonTransferAsked kvmbackup.ReasonCode = "transfer-asked" // the policy asks for it; the detail says which
 	ReasonTransferPull  kvmbackup.ReasonCode = "transfer-pull"  // a scratch is configured, and the hypervisor can pull

@@ -59,8 +59,8 @@ func (r Rekeyed) String() string {
 }
 
 // Rekey gives sealed backups to other recipients and takes them from those they had, by rewriting their manifests
-// alone. The data keys stay, so whoever has unwrapped one before, or has a copy of the old manifest and its identity,
-// can still read that backup: see docs/operations.md. Config.Keys open the backups.
+// alone. The data keys stay, so somebody who has unwrapped one before, or has a copy of the old manifest and its
+// identity, can still read that backup: see docs/operations.md. Config.Keys open the backups.
 //
 // It goes on where one backup fails, and tells of each; the error joins them. It can be broken off anywhere and called
 // again: each manifest is replaced whole, and those that have the new recipients, by their records too, are left as
@@ -160,8 +160,8 @@ func (e *Engine) sealedBackups(
 
 // rekey says in a backup's record whom it is given to, and then rewrites its manifest: a crash in between leaves a
 // manifest with other key IDs than the record, which the next call mends. What has been given to the recipients already
-// is for the record to say, and the manifest to agree: whoever can write to the share can put their IDs beside other
-// keys. Where the keys can be opened they also have to be the backup's.
+// is for the record to say, and the manifest to agree: somebody who can write to the share can put their IDs beside
+// other keys. Where the keys can be opened they also have to be the backup's.
 func (o *op) rekey(ctx context.Context, to Keys, ids []string) (Rekeyed, error) {
 	out := Rekeyed{VM: o.vm, Backup: o.backup}
 	b, err := o.e.cfg.Store.Backup(ctx, o.backup)

@@ -18,7 +18,7 @@ type BackupRequest struct {
 	VM kvmbackup.VMID
 	// Domain is libvirt's name of the VM. Defaults to VM.
 	Domain string
-	// DomainUUID, if set, must be the domain's: a protection against names that were given anew.
+	// DomainUUID, if set, must be the domain's: a protection against a name that another domain has by now.
 	DomainUUID string
 	// Disks describes a stopped domain that is not defined, as on hosts with transient domains.
 	Disks []kvmbackup.DiskRef

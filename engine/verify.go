@@ -110,7 +110,7 @@ type verifier struct {
 	compared map[string]bool // digests, each once
 	ring     keyring
 	open     bool                 // what is sealed has to be opened
-	parent   *repository.Manifest // of the member before; nil: there is none that can be read
+	parent   *repository.Manifest // of the member before; nil: it has no readable one
 }
 
 func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {

@@ -88,7 +88,7 @@ func (bs *bitmaps) merge(above bitmaps) {
 	for _, a := range above {
 		b := bs.find(a.name)
 		if b == nil {
-			if !a.inconsistent { // it is made anew, and not in the file below until that is closed
+			if !a.inconsistent { // QEMU makes a new one, and writes it when it closes the file below
 				a.stored, a.inUse = false, false
 			}
 			*bs = append(*bs, a)

@@ -77,7 +77,7 @@ func (h *Hypervisor) find(ref kvmbackup.DomainRef) (*machine, error) {
 	return m, nil
 }
 
-// imageAt returns the image at a path, which may be one below another image; nil: there is none.
+// imageAt returns the image at a path, which may be one below another image; nil if no image has it.
 func (s *storage) imageAt(path string) *storedImage {
 	if im, ok := s.images[path]; ok {
 		return im

@@ -15,7 +15,7 @@ type Agent int
 
 // The agents.
 const (
-	AgentMissing     Agent = iota // there is none: ErrNoAgent
+	AgentMissing     Agent = iota // no agent: ErrNoAgent
 	AgentPresent                  // it freezes and thaws
 	AgentSilent                   // it is connected and doesn't answer: Freeze takes as long as its context
 	AgentFailing                  // it freezes and then reports a failure

@@ -92,7 +92,7 @@ func (h *Hypervisor) domain(name string) (*domain, error) {
 	return d, nil
 }
 
-// with runs f on a domain under the lock, and wakes up whoever waits for a change.
+// with runs f on a domain under the lock, and wakes up all goroutines that wait for a change.
 func (h *Hypervisor) with(name string, f func(d *domain) error) error {
 	defer h.lock()()
 	d, err := h.domain(name)

@@ -247,8 +247,8 @@ func (h *Hypervisor) Job(name string) (info JobInfo, ok bool, err error) {
 }
 
 // RunJob takes the job of a running domain to its end, as QEMU does whether or not a process waits for it. It returns
-// the error that the job ended with. ErrJobStuck when it hangs, and for a pull job, which never ends by itself;
-// ErrNoJob when there is none.
+// the error that the job ended with. Returns ErrJobStuck if it hangs, and for a pull job, which never ends by itself;
+// ErrNoJob if the domain has no job.
 func (h *Hypervisor) RunJob(name string) error {
 	return h.with(name, func(d *domain) error {
 		j := d.job

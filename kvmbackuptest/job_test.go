@@ -159,7 +159,7 @@ func TestGuestPausedInMidJob(t *testing.T) {
 	}
 }
 
-// A guest that was paused before stays so, whoever paused it.
+// A guest that was paused before stays so, whether a user paused it or an error.
 func TestPausedGuestStaysPaused(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		for _, pause := range []func(string) error{s.h.Pause, s.h.PauseByError} {

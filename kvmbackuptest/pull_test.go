@@ -191,7 +191,7 @@ func TestScratchFull(t *testing.T) {
 	}
 }
 
-// TestLeftPullJob: the process dies in mid-job. The job stays, the guest fills its scratch, and whoever comes next ends it.
+// TestLeftPullJob: the process dies in mid-job. The job stays, the guest fills its scratch, and the next operation ends it.
 func TestLeftPullJob(t *testing.T) {
 	for name, next := range map[string]func(s *teller) error{
 		"recover": func(s *teller) error {

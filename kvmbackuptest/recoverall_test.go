@@ -132,7 +132,7 @@ func (d definer) Definition(ctx context.Context, dom kvmbackup.DomainRef, opts k
 	return d.Executor.Definition(ctx, dom, opts)
 }
 
-// What the request asked of the end of a backup is done by whoever finishes it.
+// The process that finishes a backup does what the request asked of its end.
 func TestRecoveryDoesWhatWasAsked(t *testing.T) {
 	for _, asked := range []bool{true, false} {
 		for _, ended := range []bool{true, false} {

@@ -79,7 +79,7 @@ func TestRestoreOneVolumeRaw(t *testing.T) {
 	})
 }
 
-// The name of a new file in a folder ends in the format that the file has, whoever chose that.
+// The name of a new file in a folder ends in the format that the file has, whether the request or the volume chose it.
 func TestRestoredFilesAreNamedAfterTheirFormats(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		b := s.four()[3]

@@ -140,7 +140,7 @@ func (p *processes) ask(process int, name kvmbackup.VMID, ago time.Duration, wei
 	synctest.Wait()
 }
 
-// Of all operations of all processes the most overdue gets the next place, by its weight too, whoever came first.
+// Of all operations of all processes the most overdue gets the next place, by its weight too, not the one that came first.
 func TestTheMostOverdueProcessGoesFirst(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		p := newProcesses(s, 4, 1)

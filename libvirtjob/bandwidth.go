@@ -13,8 +13,8 @@ import (
 )
 
 // SetBandwidth implements kvmbackup.Job. QEMU limits each volume by itself, so the volumes that are still being copied
-// get equal shares, and Wait shares out anew when one of them is done, and lets holes pass from 1 MiB a second and
-// volume on. Before Begin it replaces the spec's limit.
+// get equal shares, and Wait shares the limit out again when one of them is done, and lets holes pass from 1 MiB a
+// second and volume on. Before Begin it replaces the spec's limit.
 func (j *job) SetBandwidth(ctx context.Context, bytesPerSecond int64) error {
 	if bytesPerSecond < 0 {
 		return fmt.Errorf("%w: negative bandwidth", kvmbackup.ErrInvalid)

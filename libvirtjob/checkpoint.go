@@ -122,8 +122,8 @@ func (e *Executor) dropStoppedBitmaps(ctx context.Context, m *machine, name kvmb
 	return errors.Join(errs...)
 }
 
-// deleteCheckpoint deletes libvirt's checkpoint and its bitmaps; where they can't be had, only its record. It is no
-// error if there is none.
+// deleteCheckpoint deletes libvirt's checkpoint and its bitmaps; where they can't be had, only its record. A missing
+// one is no error.
 func deleteCheckpoint(ctx context.Context, d *domain, name kvmbackup.CheckpointName) error {
 	err := do(ctx, d, func(dom *libvirt.Domain) error {
 		cp, err := dom.CheckpointLookupByName(string(name), 0)

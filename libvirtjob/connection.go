@@ -32,8 +32,8 @@ const connectLimit = 2 * time.Minute
 // closeLimit bounds Close, which is not told how long it may take.
 const closeLimit = 5 * time.Second
 
-// attempt is the making of a connection: one at a time, whoever waits for it. With a daemon that doesn't answer it goes
-// on when nobody waits any more, and what it makes is used, or closed, when the daemon does.
+// attempt is the making of a connection: one at a time, for all callers that wait for it. With a daemon that doesn't
+// answer it goes on when nobody waits any more, and what it makes is used, or closed, when the daemon does.
 type attempt struct {
 	done chan struct{}
 	err  error // when done

@@ -53,7 +53,7 @@ func newDefiner(t *testing.T, cfg realguest.Config) definer {
 	return d
 }
 
-// lookUp returns the new domain, or nil if there is none.
+// lookUp returns the new domain, or nil if libvirt has no such domain.
 func (d definer) lookUp() *libvirt.Domain {
 	d.Helper()
 	dom, err := d.guest.Host.Conn.LookupDomainByName(d.o.Name)

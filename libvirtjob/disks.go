@@ -18,7 +18,7 @@ import (
 type disk struct {
 	device, serial, format string
 	source                 string // path, or a description of what has none
-	path                   string // of the file or block device; empty where there is none
+	path                   string // of the file or block device; empty: it is neither
 	pool                   *poolVolume
 	encryption             string // kind of the image's, or of one below it; empty: none
 	empty                  bool   // no media

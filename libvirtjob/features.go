@@ -117,8 +117,8 @@ func ask(conn *libvirt.Connect) (answers, error) {
 	return a, nil
 }
 
-// takesFlag tells by a call's error whether libvirt knows its flag. It refuses unknown ones before it looks at anything
-// else; what it says otherwise, of XML that is none for instance, comes later.
+// takesFlag tells by a call's error whether libvirt knows its flag. libvirt refuses unknown ones before it looks at
+// anything else; what else it says, of invalid XML for instance, comes later.
 func takesFlag(err error) Availability {
 	switch {
 	case isCode(err, libvirt.ERR_INVALID_ARG), isCode(err, libvirt.ERR_NO_SUPPORT):

@@ -18,8 +18,8 @@ import (
 // guardArg is the only argument of a guard, which is the host's own program.
 const guardArg = "kvmbackup-guard"
 
-// Whoever dies while libvirt is beginning its job hasn't told its guard that it began. So a guard looks for it that
-// long.
+// A process that dies while libvirt is beginning its job hasn't told its guard of the begin. So the guard looks for it
+// that long.
 const guardBeginLimit = 2 * time.Minute
 
 // What a program tells its guard after the order.

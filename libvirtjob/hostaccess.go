@@ -10,7 +10,7 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// HostAccessError says which parts of a definition would let its guest, or whoever wrote the XML, reach into the host
+// HostAccessError says which parts of a definition would let its guest, or the XML's author, reach into the host
 // that the domain is defined on. It is a kvmbackup.ErrInvalid. These count:
 //
 //   - host devices, file systems, shared memory, leases, persistent stores, and host sound

@@ -15,8 +15,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/logctx"
 )
 
-// By push QEMU opens the targets by their names, and whoever can write to the share can have a name lead elsewhere, or
-// change the header, after PrepareJob and before QEMU. What QEMU has open is looked at right after the begin.
+// By push QEMU opens the targets by their names, and somebody who can write to the share can have a name lead
+// elsewhere, or change the header, after PrepareJob and before QEMU. What QEMU has open is looked at right after the
+// begin.
 
 // checkOpened is an ErrDamaged when QEMU writes elsewhere than to the files that PrepareJob has made; then the job is
 // told to end at once. What can't be seen is no error: another user's open files are shown to root alone. A job that is

@@ -15,7 +15,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
-// domain is the guest for whoever else uses libvirt on it.
+// domain is the guest as other users of libvirt have it.
 func (b *bench) domain() *libvirt.Domain {
 	b.Helper()
 	dom, err := realguest.Need(b.T).Conn.LookupDomainByName(b.guest.Name)

@@ -13,7 +13,7 @@ import (
 // measureLimit bounds the questions of one measure.
 const measureLimit = time.Second
 
-// measure asks for each volume's part, and shares the bandwidth out anew when there are fewer to share it.
+// measure asks for each volume's part, and shares the bandwidth out again when fewer share it.
 func (w *watch) measure(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, measureLimit) // the report must not wait for a QEMU that hangs
 	defer cancel()
@@ -40,7 +40,7 @@ func (w *watch) measure(ctx context.Context) {
 	w.job.mu.Unlock()
 	if limited {
 		if err := w.job.shareBandwidth(ctx, copying); err != nil {
-			logctx.Logger(ctx, w.job.exec.log).Warn("could not share out the bandwidth anew", "domain", w.job.dom.name,
+			logctx.Logger(ctx, w.job.exec.log).Warn("could not share out the bandwidth again", "domain", w.job.dom.name,
 				"error", err)
 			return // the next measure tries again
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// leftPull is a pull job whose process is gone, and with it whoever read its exports.
+// leftPull is a pull job whose process is gone, and so is the reader of its exports.
 type leftPull struct{ *job }
 
 // Wait implements kvmbackup.Job.

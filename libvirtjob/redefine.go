@@ -222,7 +222,8 @@ func (r redefinition) nvram() error {
 	return nil
 }
 
-// devices drops what libvirt has made up for the original and makes up anew, and what two domains can't both have.
+// devices drops what libvirt has made up for the original and makes up again for the copy, and what two domains can't
+// both have.
 func (r redefinition) devices() error {
 	d := r.def.Devices
 	if d == nil {

@@ -31,7 +31,7 @@ func stats(ctx context.Context, d *domain, flags libvirt.DomainGetJobStatsFlags)
 }
 
 // backupTargets returns the files of the domain's running backup job by device: of a push job the targets, of a pull
-// job the scratches. kvmbackup.ErrNoJob is within reach when there is none.
+// job the scratches. Returns kvmbackup.ErrNoJob if the domain has no such job.
 func backupTargets(ctx context.Context, d *domain) (map[string]string, error) {
 	text, err := call(ctx, d, func(dom *libvirt.Domain) (string, error) { return dom.BackupGetXMLDesc(0) })
 	if err != nil {

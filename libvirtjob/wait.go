@@ -18,8 +18,9 @@ type outcome struct {
 	err    error
 }
 
-// Wait implements kvmbackup.Job. It looks at the job's state until there is none, which libvirt says only when QEMU
-// has closed the targets; the completion event comes earlier and just cuts the pauses short. Then the outcome is read.
+// Wait implements kvmbackup.Job. It looks at the job's state until libvirt has no job, which libvirt says only when
+// QEMU has closed the targets; the completion event comes earlier and just cuts the pauses short. Then the outcome is
+// read.
 //
 // TotalBytes and CopiedBytes are QEMU's own measure: a full's is the virtual size, an incremental's what the bitmap
 // marked.
@@ -248,8 +249,8 @@ func (w *watch) finish(ctx context.Context) (kvmbackup.JobResult, error) {
 	return result, nil
 }
 
-// outcome returns libvirt's record of the job, or what its event said where somebody else has taken the record, as
-// whoever reads it without asking libvirt to keep it does, or another job's has replaced it.
+// outcome returns libvirt's record of the job. It returns what the job's event said where somebody else has taken the
+// record, by reading it without asking libvirt to keep it, or where another job's has replaced it.
 func (w *watch) outcome(ctx context.Context) (*libvirt.DomainJobInfo, error) {
 	ended := time.Now()
 	info, err := stats(ctx, w.job.dom, recorded)

@@ -65,7 +65,7 @@ func (im *Images) inspect(ctx context.Context, d Disk, status *kvmbackup.DiskSta
 	chain, err := im.layers(ctx, d)
 	if err != nil {
 		if status.InUse = errors.Is(err, qcow2.ErrLocked); status.InUse && len(chain) > 0 {
-			status.UsedBy = "a process that writes to a layer below the image" // which is none that runs the domain
+			status.UsedBy = "a process that writes to a layer below the image" // and doesn't run the domain
 		}
 		return err
 	}

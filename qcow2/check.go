@@ -25,8 +25,8 @@ type CheckOptions struct {
 
 // CheckResult is what a check found.
 type CheckResult struct {
-	// Corruptions are errors in the metadata, Leaks are clusters that nothing refers to
-	// (harmless but for the space), CheckErrors are errors while checking.
+	// Corruptions are errors in the metadata. Leaks are clusters that nothing refers to: they cost space and do no
+	// harm. CheckErrors are errors while checking.
 	Corruptions, Leaks, CheckErrors int64
 	// AllocatedClusters of TotalClusters are in the file.
 	AllocatedClusters, TotalClusters int64

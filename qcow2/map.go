@@ -27,8 +27,7 @@ type Extent struct {
 	// Present says whether any layer has the range, Zero whether it reads as zeroes,
 	// Data whether there is data in a file for it.
 	Present, Zero, Data bool
-	// OffsetBytes is where the data is in that layer's file; nil when there is none or it
-	// is compressed.
+	// OffsetBytes is where the data is in that layer's file; nil without data, or when it is compressed.
 	OffsetBytes *int64
 }
 

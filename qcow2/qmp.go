@@ -103,8 +103,8 @@ func (q *qmp) wake() {
 	}
 }
 
-// answer hands an answer to whoever waits for it. A caller whose context has ended
-// is gone; its late answer is dropped.
+// answer hands an answer to the caller that waits for it. A caller whose context has ended is gone; answer drops its
+// late answer.
 func (q *qmp) answer(m qmpMessage) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -77,7 +77,7 @@ func TestRoom(t *testing.T) {
 	}
 }
 
-// TestRoomOfOthers: whoever runs the program has rooms, and this process is never in one.
+// TestRoomOfOthers: another user than root has rooms too, and this process is never in one.
 func TestRoomOfOthers(t *testing.T) {
 	if os.Getenv("KVMBACKUP_ROOM_CHILD") == "" {
 		lab.Need(t, "qemu-img", "qemu-io")

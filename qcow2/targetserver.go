@@ -168,8 +168,8 @@ func (s *TargetServer) Export(i int) string {
 }
 
 // Finish closes the images and ends the daemon. Nil proves that all that was written before is in the files, and was
-// flushed: closing an image flushes it as well but loses the error, so it is opened anew, read-only, which tells it.
-// The clients' connections end. After an error, and when ctx ends first, the daemon is killed.
+// flushed: closing an image flushes it as well but loses the error, so Finish opens it again, read-only, which tells
+// it. The clients' connections end. After an error, and when ctx ends first, the daemon is killed.
 func (s *TargetServer) Finish(ctx context.Context) error {
 	if err := s.finish(ctx); err != nil {
 		return fmt.Errorf("close targets: %w", errors.Join(err, s.Close(time.Second)))

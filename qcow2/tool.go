@@ -28,8 +28,8 @@ type Config struct {
 	MaxOutputBytes int64
 	// MemoryLimitBytes is the address space (RLIMIT_AS) that a tool may use, beside 64 MiB
 	// for each image that it opens, of which QEMU 7.2 takes 39 MiB at most. A qcow2 header can
-	// ask QEMU for gigabytes. Not limited is who opens more than is known here: Convert, Compare
-	// and ServeNBD where a chain is followed by its links, and what serves a stopped VM's disks.
+	// ask QEMU for gigabytes. A tool isn't limited where it opens more images than are known here: Convert, Compare
+	// and ServeNBD where QEMU follows a chain by its links, and what serves a stopped VM's disks.
 	// Raise it for checks of images beyond some 20 TiB.
 	// Defaults to 2 GiB; may be NoLimit. Has no effect outside Linux.
 	MemoryLimitBytes int64
@@ -39,8 +39,8 @@ type Config struct {
 	InspectTimeout time.Duration
 	// StallTimeout is how long a tool that works, or a digest, may neither read nor write a byte: then it is
 	// killed, with ErrTimeout. It bounds what has no time limit otherwise, on storage that doesn't answer. Tools that
-	// serve wait for their clients, and have none. Defaults to 10 min; may be NoLimit. Has no effect outside Linux, but
-	// for digests of files.
+	// serve wait for their clients, and have none. Defaults to 10 min; may be NoLimit. Outside Linux it has an effect
+	// on digests of files alone.
 	StallTimeout time.Duration
 	// Unconfined runs the tools without keeping them from opening files that they are not given: see Confines. By default
 	// those that are given a chain layer by layer, or one image alone, can open nothing else but programs and libraries,

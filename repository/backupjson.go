@@ -157,13 +157,13 @@ func (d document) manifest() Manifest {
 
 // kindOf returns KindUnknown for what is no kind.
 func kindOf(s string) (k kvmbackup.Kind) {
-	_ = k.UnmarshalText([]byte(s)) // the zero Kind where it is none
+	_ = k.UnmarshalText([]byte(s)) // KindUnknown on an error
 	return k
 }
 
 func inUTC(t time.Time) time.Time { return t.UTC().Round(0) }
 
-// digestOf parts ALGORITHM:HEX. The algorithm is empty, and so not valid, where there is none.
+// digestOf parts ALGORITHM:HEX. The algorithm is empty, and so not valid, where s has none.
 func digestOf(s string) *digestJSON {
 	if s == "" {
 		return nil

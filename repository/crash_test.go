@@ -77,7 +77,7 @@ var stories = []story{
 			return m
 		},
 		run: func(ctx context.Context, r *repository.Repository, m repository.Manifest) error {
-			// Whoever finds the manifest takes the folder for whole.
+			// A process that finds the manifest takes the folder for whole.
 			if _, err := r.PartialManifest(ctx, m.Path, m.ID); err == nil {
 				list, err := r.Files(ctx, repository.PartialPath(m.Path, m.ID))
 				if err != nil || len(list) != 1+len(fileNames(m)) {

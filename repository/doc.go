@@ -50,9 +50,9 @@
 // itself) or a step exceeds Options.Timeout, the call returns ErrHung and the goroutine is left behind. What may happen
 // still, when the storage comes back: the one step that was under way is carried out - a file or folder made, renamed,
 // removed or flushed, or a temporary file written; nothing after it is. Until then every call for the folder fails at
-// once with ErrHung, but for those of other VMs while a step that only its caller has left, such as a long flush, is
-// within its limit; Settle waits for that time. The state is then as after a crash at that step, and the same calls
-// finish the work.
+// once with ErrHung. Calls for other VMs go on nevertheless while a step that only its caller has left, such as a long
+// flush, is within its limit; Settle waits for that time. The state is then as after a crash at that step, and the same
+// calls finish the work.
 //
 // # Trust
 //

@@ -76,7 +76,7 @@ type Error struct {
 	Err  error
 }
 
-// ways out of what only whoever runs the storage can mend.
+// ways out of what only the storage's administrator can mend.
 var ways = []struct {
 	class error
 	way   string

@@ -48,7 +48,7 @@ func exchange(path, victim string) error {
 	return os.Symlink(to, path)
 }
 
-// TestFoldersExchanged: whoever can write to the share exchanges the folder that is worked in for a link to another VM's
+// TestFoldersExchanged: somebody who can write to the share exchanges the folder that is worked in for a link to another VM's
 // backup, or the VM's folder for a link to another VM's, before each step that an operation makes. Whatever becomes of the
 // operation, nothing of the other VM's is touched.
 func TestFoldersExchanged(t *testing.T) {

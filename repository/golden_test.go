@@ -30,7 +30,7 @@ func (s shape) manifest(t *testing.T) repository.Manifest {
 	return m
 }
 
-// sealedManifest wraps nothing: whoever reads a manifest doesn't know what is in a wrapped key.
+// sealedManifest wraps nothing: a manifest's reader doesn't know what is in a wrapped key.
 func sealedManifest(t *testing.T, m repository.Manifest) repository.Manifest {
 	t.Helper()
 	m = m.WithKeys([]kvmbackup.WrappedKey{{KeyID: "age1first", Wrapped: []byte("one")}, {KeyID: "the safe", Wrapped: []byte("two")}})

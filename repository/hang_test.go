@@ -73,7 +73,7 @@ func (s story) hangAt(t *testing.T, i int) bool {
 	return true
 }
 
-// failsAtOnce makes calls while another hangs, on r and on what tries to open the folder anew.
+// failsAtOnce makes calls while another hangs, on r and on others that open the folder.
 func failsAtOnce(t *testing.T, r *repository.Repository, m repository.Manifest) {
 	t.Helper()
 	start := time.Now()

@@ -11,7 +11,8 @@ import (
 
 // hold opens a folder below the root, and those above it, and keeps them open until the operation's end. Each is a
 // folder and no link, and stays the one that is worked in: a name that leads elsewhere by now is an ErrUnsafe, and
-// nothing is done there. Whoever can write to the share can exchange a folder for a link to another VM's at any time.
+// nothing is done there. Somebody who can write to the share can exchange a folder for a link to another VM's at any
+// time.
 func (s *session) hold(name string) (*os.Root, error) {
 	if name == "." || name == "" {
 		return s.root, nil

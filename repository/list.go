@@ -18,9 +18,9 @@ type Entry struct {
 	Kind FolderKind
 	ID   kvmbackup.BackupID // the backup's, from the manifest or the folder's mark; empty if it can't be told
 
-	// DomainUUID is the manifest's. It is empty if there is none, which is usual for partial and deleting folders, or if
-	// Err says why it couldn't be read. ReadManifest has the rest of it: a list keeps no manifests, which can have 4 MiB
-	// each, and of a file with several names it reads one.
+	// DomainUUID is the manifest's. It is empty if the folder has no manifest, which is usual for partial and deleting
+	// folders, or if Err says why it couldn't be read. ReadManifest has the rest of it: a list keeps no manifests, which
+	// can have 4 MiB each, and of a file with several names it reads one.
 	DomainUUID string
 	Err        error
 }

@@ -142,7 +142,7 @@ func findSum(b []byte) int {
 	return begin + place[2]
 }
 
-const sumHelp = "put a copy of the file in its place, or look through it and compute the checksum anew as " +
+const sumHelp = "put a copy of the file in its place, or look through it and compute its checksum again as " +
 	"docs/format.md says"
 
 // sumOf is the SHA-256 of a manifest with zeros for the digits at that place.

@@ -43,7 +43,7 @@ func loop(t *testing.T, dir string, size int64) string {
 	return mnt
 }
 
-// TestDeadMount freezes a real file system: whoever writes to it waits in the kernel and can't be interrupted.
+// TestDeadMount freezes a real file system: its writers wait in the kernel and can't be interrupted.
 func TestDeadMount(t *testing.T) {
 	mnt := loop(t, t.TempDir(), 16<<20)
 	m := publish(t, initRepo(t, mnt, repository.Options{}), full())
@@ -179,7 +179,7 @@ func TestLostWrites(t *testing.T) {
 	}
 }
 
-// TestLostWritesThatSomebodyElseWasToldOf: whoever wrote the file has flushed it, was told that it is lost, and has said nothing.
+// TestLostWritesThatSomebodyElseWasToldOf: the writer of the file has flushed it, was told that it is lost, and has said nothing.
 func TestLostWritesThatSomebodyElseWasToldOf(t *testing.T) {
 	below := lab.Tmpfs(t, "size=4m")
 	mnt := loop(t, below, 64<<20)

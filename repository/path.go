@@ -20,7 +20,7 @@ var marks = map[FolderKind]string{FolderPartial: partialMark, FolderDeleting: de
 // FolderKind says what a folder below ROOT/VM is.
 type FolderKind int
 
-// The kinds of folders. The zero value is none of them.
+// The kinds of folders. The zero value is no kind.
 const (
 	FolderUnknown   FolderKind = iota
 	FolderPublished            // STAMP with a manifest: a whole backup

@@ -287,7 +287,7 @@ func TestRemoveFindsTheFolderNotEmpty(t *testing.T) {
 
 func TestDenied(t *testing.T) {
 	const mark = "KVMBACKUP_TEST_WITHOUT_DAC"
-	if os.Geteuid() == 0 && os.Getenv(mark) == "" { // root may read everything, but for one without these capabilities
+	if os.Geteuid() == 0 && os.Getenv(mark) == "" { // root may read everything, except when it lacks these capabilities
 		again := exec.CommandContext(t.Context(), "setpriv", "--bounding-set", "-dac_override,-dac_read_search",
 			os.Args[0], "-test.run=^TestDenied$", "-test.count=1")
 		again.Env = append(os.Environ(), mark+"=1")

@@ -49,8 +49,8 @@ func (s *session) place(temp, name string) error {
 	})
 }
 
-// openPatience is how long a rename of a folder waits for whoever has a file in it open, and the pauses between the
-// tries.
+// openPatience is how long a rename of a folder waits for programs that have a file in it open, and the pauses between
+// the tries.
 const (
 	openPatience = 5 * time.Second
 	openPause    = 50 * time.Millisecond
@@ -137,8 +137,8 @@ func (s *session) syncDir(name string) error {
 	})
 }
 
-// syncFile makes a file's content durable, whoever has written it: on Linux an open file flushes all of its inode's
-// pages, also when opened for reading.
+// syncFile makes a file's content durable, also where another process has written it: on Linux an open file flushes all
+// of its inode's pages, also when opened for reading.
 func (s *session) syncFile(dir, name string) error {
 	return s.syncOpen(dir, name, func(flush func(*os.File) error) (err error) {
 		f, err := s.openFile(join(dir, name))

@@ -7,7 +7,7 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// summary is what a list keeps of a manifest, or why there is none.
+// summary is what a list keeps of a manifest, or why it keeps none.
 type summary struct {
 	id         kvmbackup.BackupID
 	domainUUID string
@@ -16,7 +16,7 @@ type summary struct {
 }
 
 // summary reads the manifest of a folder, in whatever state. A file that has several names is read and decoded once: a
-// name costs nothing to whoever can write to the share, and a manifest of 4 MiB takes its time.
+// name costs nothing to somebody who can write to the share, and a manifest of 4 MiB takes its time.
 func (s *session) summary(f folder) (summary, error) {
 	if err := s.folder(f.rel()); err != nil {
 		return summary{}, err

@@ -11,7 +11,7 @@ import (
 // targets are the open files of one partial folder.
 type targets struct {
 	files []*os.File
-	stop  func() (over <-chan struct{}) // of the writing out; nil: there is none
+	stop  func() (over <-chan struct{}) // of the writing out; nil: the kernel writes nothing out
 }
 
 // close returns when none of the files is open any more, which on a dead mount is never.

@@ -80,7 +80,7 @@ func (l *lab) defines(b kvmbackup.Backup, want map[string][]byte, name string, a
 	return made
 }
 
-// xml returns the definition of a domain; nothing where there is none.
+// xml returns the definition of a domain; nothing if no domain has the name.
 func (l *lab) xml(name string) string {
 	l.t.Helper()
 	cmd := l.process("guest", l.dir, "xml", name)

@@ -11,7 +11,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/metrics"
 )
 
-// Whoever asks for an instance's health learns that the database is gone, and nothing of where it is.
+// An instance's health says that the database is gone, and not where it is.
 func TestNobodyIsToldOfTheDatabase(t *testing.T) {
 	t.Parallel()
 	db, err := sql.Open("pgx", "postgres://keeper:pass@/backups?host=/nowhere/pg-socket&connect_timeout=1")

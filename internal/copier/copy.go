@@ -41,7 +41,7 @@ func (c *Copy) Close() {
 	}
 }
 
-// bind ends all connections when ctx ends, so that whoever waits for a server comes back.
+// bind ends all connections when ctx ends, so that a call that waits for a server comes back.
 func (c *Copy) bind(ctx context.Context) (stop func()) {
 	var stops []func() bool
 	for _, d := range c.disks {

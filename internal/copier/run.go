@@ -17,7 +17,7 @@ const workers = 16
 // summers is the same where pieces of an index are read whole.
 const summers = 6
 
-// running is one Run. Whoever fails first says why, and all others end for it.
+// running is one Run. The goroutine that fails first says why, and all others end for it.
 type running struct {
 	ctx     context.Context //nolint:containedctx // it is the run's own
 	fail    context.CancelCauseFunc

@@ -201,7 +201,7 @@ func TestLeaseWait(t *testing.T) {
 	}
 }
 
-// dozing is a store whose first answer to whoever wants a lease comes at once and whose others only when their context ends.
+// dozing is a store that answers the first call for a lease at once, and the others only when their contexts end.
 type dozing struct {
 	kvmbackup.Store
 	asked *int

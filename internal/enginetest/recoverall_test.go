@@ -47,7 +47,7 @@ func TestAllPages(t *testing.T) {
 	lab.OK(t, err)
 	lab.Equal(t, "listed", len(want), 1200)
 	all := w.engine.All(t.Context(), kvmbackup.Query{Limit: 7})
-	for range 2 { // it begins anew
+	for range 2 { // the second time from the first one again
 		n := 0
 		for b, err := range all {
 			lab.OK(t, err)

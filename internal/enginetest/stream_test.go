@@ -28,7 +28,7 @@ func (w *world) told(types ...engine.EventType) (events []engine.Event, one bool
 	return events, one
 }
 
-// TestWaitsAreTold: whoever waits for a VM is told for whom, and when nobody renews that lease any more, how long it takes until it is over.
+// TestWaitsAreTold: the events of an operation that waits for a VM tell whom it waits for, and how much longer when nobody renews that lease any more.
 func TestWaitsAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -41,7 +41,7 @@ func (saysEvil) Freeze(context.Context, kvmbackup.DomainRef) (int, error) {
 	return 0, fmt.Errorf("%w: \x1b[2J\u009b1m", kvmbackup.ErrNoAgent)
 }
 
-// TestHostileReasons: what a store is given to keep is printable, whoever said it.
+// TestHostileReasons: what a store is given to keep is printable, wherever it comes from.
 func TestHostileReasons(t *testing.T) {
 	w := newWorld(t)
 	h := kvmbackuptest.NewHypervisor()

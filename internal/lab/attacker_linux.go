@@ -28,7 +28,7 @@ const (
 	ByLinks   = "links"   // each file for a link to a file of the other VM's
 	ByHeaders = "headers" // each file for an image whose header names a file of the host
 	ByFolders = "folders" // the file's folder for a link to the other VM's
-	ByFIFOs   = "FIFOs"   // each file for a FIFO, at which whoever opens it waits
+	ByFIFOs   = "FIFOs"   // each file for a FIFO, at which an open waits
 	ByNames   = "names"   // each file for another name of a file of the other VM's
 )
 

@@ -32,8 +32,8 @@ type Pacer struct {
 	copied, written int64
 }
 
-// Next returns the speed for QEMU, in bytes a second, when the job has gone through so many
-// bytes of the disk and written so many. The limit may change from call to call; 0 is none.
+// Next returns the speed for QEMU, in bytes a second, when the job has gone through so many bytes of the disk and
+// written so many. The limit may change from call to call; 0: no limit.
 func (p *Pacer) Next(limit int64, now time.Time, copied, written int64) int64 {
 	if limit != p.limit || limit < Least {
 		*p = Pacer{limit: limit, speed: limit, at: now, copied: copied, written: written, lowered: true}

@@ -16,7 +16,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// frozen is a file system that can be made to hang whoever writes to it, as dead storage does: in the kernel, where nothing ends it.
+// frozen is a file system that can be made to hang its writers, as dead storage does: in the kernel, where nothing ends it.
 type frozen struct {
 	t    *testing.T
 	dir  string
@@ -92,7 +92,7 @@ func (l *world) engineOf(c *onceCopied) *engine.Engine {
 	return e
 }
 
-// dies wants the restore to come back soon, and whoever tries again meanwhile to be told.
+// dies wants the restore to come back soon, and another try meanwhile to fail at once.
 func (l *world) dies(e *engine.Engine, req engine.RestoreRequest) {
 	l.Helper()
 	ctx, cancel := context.WithTimeout(l.Context(), 3*time.Second)

@@ -11,7 +11,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// change writes one cluster of guest data of a backup's image anew, as somebody can who writes to the share: its structure stays sound.
+// change replaces guest data in one cluster of a backup's image, as somebody can who writes to the share: its structure stays sound.
 func (l *world) change(b kvmbackup.Backup) {
 	l.Helper()
 	path := l.file(b, "v-vda")

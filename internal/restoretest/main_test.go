@@ -133,7 +133,7 @@ func (j childJob) operate(ctx context.Context, e *engine.Engine) (err error) {
 	return err
 }
 
-// offHost is a hypervisor on which one VM is off. It marks the instant after the last copy for whoever traces the process.
+// offHost is a hypervisor on which one VM is off. It marks the instant after the last copy for the process that traces it.
 type offHost struct {
 	kvmbackuptest.Images
 	kvmbackup.Executor

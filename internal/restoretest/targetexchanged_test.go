@@ -28,7 +28,7 @@ func lead(t testing.TB, dir, victim string) (links int) {
 	return len(files)
 }
 
-// TestTargetsExchanged: whoever owns the folder into which somebody restores puts a link in place of the file that is
+// TestTargetsExchanged: the owner of the folder into which somebody else restores puts a link in place of the file that is
 // written, while it is, or before it is read back or gets its name. Where it leads nothing is written, nor are a mode and
 // an owner changed; and what gets the name is what was written, or nothing.
 func TestTargetsExchanged(t *testing.T) {

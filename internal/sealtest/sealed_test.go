@@ -348,7 +348,7 @@ func TestParentExchangedBefore(t *testing.T) {
 	}
 }
 
-// TestManifestStaysAuthentic: what writes manifests anew leaves what the MAC is over as it is, and refuses a manifest that
+// TestManifestStaysAuthentic: what rewrites manifests leaves what the MAC is over as it is, and refuses a manifest that
 // isn't the record's. Pins and verifications are written.
 func TestManifestStaysAuthentic(t *testing.T) {
 	w := newWorld(t)
@@ -397,7 +397,7 @@ func TestManifestStaysAuthentic(t *testing.T) {
 	}
 	after := w.tree()
 	if changed := w.repo.FilePath(b.Path, repository.ManifestName); after[changed] != before[changed] {
-		t.Error("a manifest that isn't the record's was written anew")
+		t.Error("a manifest that isn't the record's was rewritten")
 	}
 }
 
@@ -539,8 +539,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestServiceGoneInBetween: a key service that is gone once the key is wrapped stands in no backup's way, but for the side
-// files that it seals: then nothing is left.
+// TestServiceGoneInBetween: a key service that is gone once the key is wrapped stands in a backup's way only where it has
+// side files to seal. Then nothing is left.
 func TestServiceGoneInBetween(t *testing.T) {
 	w := newWorld(t)
 	w.change()

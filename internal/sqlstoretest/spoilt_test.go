@@ -111,8 +111,8 @@ func (s *spoilt) dumpTable(t *testing.T, out *strings.Builder, table string) {
 	}
 }
 
-// TestSpoiltBackups: a row that can't be read, or contradicts its record, is an ErrInvalid that names the backup, to whoever meets it, and
-// nothing is changed.
+// TestSpoiltBackups: each call that meets a row that can't be read, or contradicts its record, returns an
+// ErrInvalid that names the backup, and changes nothing.
 func TestSpoiltBackups(t *testing.T) {
 	record := func(old, by string) func(string) string {
 		return func(record string) string { return strings.Replace(record, old, by, 1) }

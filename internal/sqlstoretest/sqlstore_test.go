@@ -16,7 +16,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/storetest"
 )
 
-// sqliteDSN is the documented one, but for the flush to the disk.
+// sqliteDSN is the documented one without the flush to the disk.
 func sqliteDSN(file string) string {
 	return "file:" + file + "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)"
 }

@@ -14,8 +14,8 @@ import (
 
 // A swap replaces several files so that a VM can start with all old ones or with all new ones, and with nothing in
 // between: first every old file is moved away, then every new one takes its name, then the old ones are removed. Until
-// the last has its name, one at least is missing, and QEMU doesn't start. Whoever comes after a crash can tell from the
-// names alone how far it got:
+// the last has its name, one at least is missing, and QEMU doesn't start. After a crash the names alone tell
+// how far it got:
 //
 //	a file is missing, and its old and its new one wait    take all back
 //	none is missing                                        all are new, or all old: remove what waits

@@ -13,7 +13,7 @@ const interval = 100 * time.Millisecond
 // out take turns no longer, and the host's memory doesn't fill with a whole backup that a NAS has to take at once.
 //
 // It is a hint and nothing more: it never waits for what it begins, so that an error in writing is still reported to
-// whoever flushes (see sync_file_range(2)), and it ignores its own errors. On other systems than Linux it does nothing.
+// the next flush (see sync_file_range(2)), and it ignores its own errors. On other systems than Linux it does nothing.
 // The files may be open for reading alone, and may be closed at any time; but what is closed while the kernel is being
 // asked stays open until it has answered. stop may be called from any goroutine, once. The channel that it returns is
 // closed when no file is used any more: at once, or on a dead mount when that answers, until which a goroutine is left

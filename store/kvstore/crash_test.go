@@ -23,7 +23,7 @@ type step struct {
 	done error
 }
 
-// story is the life of some backups of one VM; its IDs are made anew for each telling.
+// story is the life of some backups of one VM; each telling has new IDs.
 func story(t *testing.T) []step {
 	ctx := t.Context()
 	imported := record("vm-a", 1)

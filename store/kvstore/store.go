@@ -177,8 +177,8 @@ func (s *Store) List(ctx context.Context, q kvmbackup.Query) ([]kvmbackup.Backup
 	return out, nil
 }
 
-// list reads those records of the VM that the query selects, the first of them if it has a limit, and no others but
-// for a chain.
+// list reads those records of the VM that the query selects, the first of them if it has a limit. It reads others for
+// a chain alone.
 func (s *Store) list(ctx context.Context, vm kvmbackup.VMID, q kvmbackup.Query, left int) ([]kvmbackup.Backup, error) {
 	var out []kvmbackup.Backup
 	after := int64(0)

@@ -106,7 +106,7 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// TestUpgradeKilledAtEveryWrite: whoever comes next finds the old index or the new one.
+// TestUpgradeKilledAtEveryWrite: the process after it finds the old index or the new one.
 func TestUpgradeKilledAtEveryWrite(t *testing.T) {
 	all := earlierTables(t)
 	for _, e := range []earlier{all[2], all[len(all)-2], all[len(all)-1]} {

@@ -36,7 +36,7 @@ func (s *State) Tx(now time.Time, other func(kvmbackup.BackupID) (kvmbackup.Back
 	return &stateTx{s, now, other}
 }
 
-// Backup returns one record; ErrNotFound when there is none.
+// Backup returns one record, or ErrNotFound if the VM has no such record.
 func (s *State) Backup(id kvmbackup.BackupID) (kvmbackup.Backup, error) {
 	if i := s.index(id); i >= 0 {
 		return normal(s.Backups[i]), nil
@@ -44,8 +44,8 @@ func (s *State) Backup(id kvmbackup.BackupID) (kvmbackup.Backup, error) {
 	return kvmbackup.Backup{}, NotFound(id)
 }
 
-// Newest returns the record with the highest Sequence among completed and delete-pending ones; ErrNotFound
-// when there is none.
+// Newest returns the record with the highest Sequence among completed and delete-pending ones, or ErrNotFound
+// if the VM has none.
 func (s *State) Newest() (kvmbackup.Backup, error) {
 	for _, b := range slices.Backward(s.Backups) {
 		if b.Status == kvmbackup.StatusCompleted || b.Status == kvmbackup.StatusDeletePending {

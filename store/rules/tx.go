@@ -27,7 +27,7 @@ type Tx interface {
 	VM(ctx context.Context) (VM, error)
 	// SetVM adds or replaces the VM's row.
 	SetVM(ctx context.Context, vm VM) error
-	// Backup returns the record, also one of another VM; kvmbackup.ErrNotFound when there is none.
+	// Backup returns the record, also one of another VM; kvmbackup.ErrNotFound if no record has the ID.
 	Backup(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Backup, error)
 	// Running says whether a record of the VM is running.
 	Running(ctx context.Context) (bool, error)

@@ -828,7 +828,7 @@ var removalBreakers = map[string]func(*hooks){
 		}
 	},
 	"removals/ack": func(h *hooks) {
-		// Whoever acknowledges one acknowledges all before it.
+		// Acknowledging one acknowledges all before it.
 		h.ack = func(ctx ctxT, id idT) error {
 			list, err := h.good.Removals(ctx, 0)
 			for _, r := range list {
@@ -868,7 +868,7 @@ var concurrentBreakers = map[string]func(*hooks){
 	"concurrent/begin":    func(h *hooks) { h.swallow("begin", kvmbackup.ErrRunning) },
 	"concurrent/complete": completeBreakers["complete/twice"],
 	"concurrent/complete-or-fail": func(h *hooks) {
-		// The status and the active checkpoint are two writes, and the second is for whoever comes last.
+		// The status and the active checkpoint are two writes, and of two callers the last one's second write counts.
 		h.complete = func(ctx ctxT, l lease, b rec) error {
 			return errors.Join(h.good.Complete(ctx, l, b), h.good.SetActive(ctx, l, b.Checkpoint))
 		}
@@ -919,5 +919,5 @@ var concurrentBreakers = map[string]func(*hooks){
 	},
 }
 
-// oldName is the old holder's name, whoever writes.
+// oldName replaces every writer's name by the old holder's.
 func oldName(kvmbackup.CheckpointName) kvmbackup.CheckpointName { return "backup.old" }

@@ -191,7 +191,7 @@ func TestPull(t *testing.T) {
 	}
 }
 
-// TestNoOtherFolder: whoever reaches the server reaches no other folder of its host than those for scratches.
+// TestNoOtherFolder: a client of the server reaches no other folder of its host than those for scratches.
 func TestNoOtherFolder(t *testing.T) {
 	w := newWorld(t, 0)
 	scratch, other := t.TempDir(), t.TempDir()

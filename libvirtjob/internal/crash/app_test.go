@@ -198,7 +198,7 @@ func (a *app) records(statuses ...kvmbackup.Status) []kvmbackup.Backup {
 	return list
 }
 
-// forget takes all checkpoints and bitmaps off the domain, for a run that begins anew.
+// forget takes all checkpoints and bitmaps off the domain, for a run that starts over.
 func (a *app) forget() {
 	a.Helper()
 	st, err := a.exec.Inspect(a.ctx, a.ref())

@@ -39,7 +39,7 @@ type guest struct {
 	ran       bool // this process has started it
 }
 
-// openGuest makes the images on first use. The domain is defined and started by whoever needs it.
+// openGuest makes the images on first use. Its callers define and start the domain.
 func openGuest(t *testing.T, h *host, name, dir string, size int64, devices ...string) *guest {
 	t.Helper()
 	g := &guest{t: t, host: h, conn: h.Conn, kvm: h.Accelerated, name: name, dir: dir, size: size, devices: devices}
@@ -204,7 +204,7 @@ func (g *guest) io(device, command string) {
 	})
 }
 
-// lost makes the models anew from the images of a guest whose QEMU was killed: what it hadn't written is lost.
+// lost takes the models from the images of a guest whose QEMU was killed: what it hadn't written is lost.
 func (g *guest) lost() {
 	g.t.Helper()
 	for _, d := range g.devices {

@@ -81,7 +81,7 @@ func changes(points []string) (at []int) {
 	return at
 }
 
-// steps returns the steps that were done: all that were noted, but for the one that the process died before.
+// steps returns the steps that were done: all that were noted, except the one that the process died before.
 func (s *sequence) steps(t *testing.T, died string) []string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(s.Dir, "steps"))

@@ -83,8 +83,9 @@ func tried(t *testing.T) (chosen []longCall) {
 	return chosen
 }
 
-// restartForgotten does what has to be done after libvirt died at the very beginning of a job: it knows for ever that there is
-// one, and nothing of it. A backup is refused, and says so. The guest is stopped, and this process begun anew, with its libvirt.
+// restartForgotten does what has to be done after libvirt died at the very beginning of a job: libvirt knows for ever that
+// there is one, and nothing of it. The engine refuses a backup, and says so. The guest has to be stopped, and this process
+// started again, with its libvirt.
 func (a *app) restartForgotten() {
 	a.Helper()
 	st, err := a.exec.Inspect(a.ctx, a.ref())

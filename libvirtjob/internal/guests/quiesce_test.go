@@ -236,7 +236,7 @@ func TestAgentSilentAfterFreeze(t *testing.T) {
 }
 
 // TestAgentGoesDuringJob: when an agent comes or goes during a job, the one thread in which libvirt 9.0 sees to the events of all
-// domains waits 30 s for that job to end, and sees to its end only then. The backup takes that much longer and is none the worse.
+// domains waits 30 s for that job to end, and sees to its end only then. The backup takes that much longer, and is whole.
 func TestAgentGoesDuringJob(t *testing.T) {
 	if !alone(t) {
 		return

@@ -68,7 +68,7 @@ func newShare(tb testing.TB, mebibytes int) *share {
 	return s
 }
 
-// start has the server end with this process, so that whoever waits for it comes back. The kernel goes by the thread that
+// start has the server end with this process, so that its clients come back. The kernel goes by the thread that
 // started it.
 func (s *share) start() (ended chan struct{}) {
 	s.Helper()

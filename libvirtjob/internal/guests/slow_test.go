@@ -109,7 +109,7 @@ func newMount(t *testing.T) *mount {
 	return m
 }
 
-// hang makes whoever writes wait, as a dead file server does.
+// hang makes writers wait, as a dead file server does.
 func (m *mount) hang() { m.Helper(); command(m, "fsfreeze", "-f", m.dir); m.frozen = true }
 
 func (m *mount) goOn() {

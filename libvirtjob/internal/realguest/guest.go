@@ -134,7 +134,7 @@ func (g *Guest) define() {
 	_ = dom.Free()
 }
 
-// Create starts the stopped guest again, with the disks it has now: a transient one is created anew under the same
+// Create starts the stopped guest again, with the disks it has now: it creates a transient one under the same
 // name and UUID.
 func (g *Guest) Create() {
 	g.tb.Helper()

@@ -8,7 +8,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
-// crash kills QEMU. What it had not flushed is lost, so that the models are made anew from the images.
+// crash kills QEMU. What QEMU had not flushed is lost, so the models come from the images.
 func (s *story) crash() {
 	s.Helper()
 	s.guest.Kill9()

@@ -261,7 +261,7 @@ func TestDoctorOnFolders(t *testing.T) {
 	s.incremental()
 	s.restoreAll()
 
-	// The store is lost: the records are made anew from the folders, and the backup after that is full.
+	// The store is lost: Import makes the records from the folders, and the backup after that is full.
 	s.consumers = nil
 	old := s.taken
 	s.consumer = s.newConsumer("", s.dir, s.TempDir()+"/new.db")

@@ -41,7 +41,7 @@ func TestGuestThatLooksOff(t *testing.T) {
 	s.restoreAll()
 }
 
-// No image is replaced that anything has open, whoever it is.
+// A restore replaces no image that a guest or another program has open.
 func TestImageInUseElsewhere(t *testing.T) {
 	t.Parallel()
 	raw := disks("vda", "vdb")
@@ -97,7 +97,7 @@ func (s *story) holds(name string, args ...string) (end func()) {
 	}
 }
 
-// The kernel has a file open without a process, and a block device that a guest has open is none for a restore.
+// The kernel has a file open without a process; a restore leaves a block device alone that a guest has open.
 func TestImageInUseByTheKernel(t *testing.T) {
 	t.Parallel()
 	needRoot(t)

@@ -11,7 +11,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// small makes a repository on a file system of 40 MiB, and a function that fills it but for a few bytes and frees it.
+// small makes a repository on a file system of 40 MiB, a function that fills it up to some bytes, and one that frees it.
 func (s *story) small(change ...func(*engine.Config)) (c *consumer, fill func(leaveBytes int64), free func()) {
 	s.Helper()
 	dir := s.TempDir()
@@ -231,7 +231,7 @@ func TestRepositoryGone(t *testing.T) {
 	s.wantErr(err, repository.ErrNotRepository)
 	s.Log(err)
 	if _, err := os.Lstat(s.dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the folder was made anew: %v", err)
+		t.Errorf("the folder was made again: %v", err)
 	}
 	s.must(os.Rename(away, s.dir))
 	s.write("vda", 0x21, 1, 2)

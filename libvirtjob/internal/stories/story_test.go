@@ -225,7 +225,7 @@ func (s *story) full(reason kvmbackup.ReasonCode) kvmbackup.Backup {
 	return b
 }
 
-// incremental takes a backup that has to be incremental, but for the volumes that are named with the reason why they
+// incremental takes a backup that has to be incremental, except for the volumes that are named with the reason why they
 // are full in it: "vol-vda: volume-new".
 func (s *story) incremental(but ...string) kvmbackup.Backup {
 	s.Helper()
