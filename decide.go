@@ -195,8 +195,8 @@ func activeNotNewest(in DecideInput) (string, bool) {
 		in.Newest.Checkpoint != in.ActiveCheckpoint
 }
 
-// Decide applies the rules in their order. It fails with ErrInvalid on an input that can't be decided on and with
-// ErrNothingToBackUp when there is no volume.
+// Decide applies the rules in their order. Returns ErrInvalid if the input can't be decided on,
+// ErrNothingToBackUp if it has no volume.
 func (ChainDecider) Decide(in DecideInput) (Decision, error) {
 	if err := in.validate(); err != nil {
 		return Decision{}, err

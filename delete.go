@@ -150,11 +150,12 @@ func (p DeletePlan) String() string {
 	return s.String()
 }
 
-// Plan shows what Delete would do now. An unknown ID is ErrNotFound, a running backup ErrStatus, one in another
-// repository ErrOtherRepository. Records that contradict each other are an ErrInvalid that names them.
+// Plan shows what Delete would do now. Returns ErrNotFound if the ID is unknown, ErrStatus if the backup is
+// running, ErrOtherRepository if it is in another repository. Records that contradict each other are an ErrInvalid that
+// names them.
 //
-// With Subtree all that stands on the backup goes with it, but never an older restore point; ErrHeld when one of them
-// is held and ErrStatus when one is running.
+// With Subtree all that stands on the backup goes with it, but never an older restore point. Returns ErrHeld if one
+// of them is held, ErrStatus if one is running.
 func (d *Deleter) Plan(ctx context.Context, id BackupID, opts DeleteOptions) (DeletePlan, error) {
 	b, err := d.deletable(ctx, id)
 	if err != nil {

@@ -27,7 +27,7 @@ type Executor interface {
 	// and doesn't wait for a running job. Bitmaps of a live guest are asked of QEMU.
 	Inspect(ctx context.Context, dom DomainRef) (DomainStatus, error)
 	// RegisterCheckpoint makes a checkpoint known to libvirt again whose bitmaps are on the named devices.
-	// ErrCheckpointInconsistent when a device's bitmap is missing or broken. It does nothing on a stopped
+	// Returns ErrCheckpointInconsistent if a device's bitmap is missing or broken. It does nothing on a stopped
 	// domain, where bitmaps are found by their names.
 	RegisterCheckpoint(ctx context.Context, dom DomainRef, cp CheckpointSpec) error
 	// DropCheckpoint removes the checkpoint and every bitmap of that name from the domain's disks.
@@ -48,7 +48,7 @@ type Executor interface {
 	PrepareJob(ctx context.Context, dom DomainRef, spec JobSpec) (Job, error)
 	// AdoptJob finds the running job that PrepareJob and Begin had started for the same spec in a process
 	// that is gone; or one of a running domain that has ended since and was proved to be it and a success, whose
-	// Wait returns at once. ErrNoJob when there is neither, or the domain's job writes elsewhere.
+	// Wait returns at once. Returns ErrNoJob if the domain has neither, or its job writes elsewhere.
 	//
 	// A pull job is known by the last part of its Scratch, as the host may have configured another folder since. One
 	// that is adopted can only be aborted, as the reader of its exports is gone: its Wait is an ErrJobFailed at
@@ -59,9 +59,9 @@ type Executor interface {
 	// domain, ErrDomainStopped mean that nothing was frozen. After any other error an agent that was asked may have
 	// frozen them, or still do so, and they have to be thawed.
 	Freeze(ctx context.Context, dom DomainRef) (int, error)
-	// Thaw undoes Freeze. Thawing what isn't frozen is no error, nor is a domain that is off. ErrNoAgent when there is
-	// no agent to ask; ErrDomainStopped for a paused domain, whose agent can't answer. One that doesn't answer is any
-	// other error, and worth another try.
+	// Thaw undoes Freeze. Thawing what isn't frozen is no error, nor is a domain that is off. Returns ErrNoAgent if the
+	// domain has no agent to ask, ErrDomainStopped if it is paused, so that the agent can't answer. Any other error
+	// means that the agent doesn't answer: another try is worth it.
 	Thaw(ctx context.Context, dom DomainRef) error
 	// Resume lets a paused guest run on.
 	Resume(ctx context.Context, dom DomainRef) error

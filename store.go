@@ -43,24 +43,25 @@ type Store interface {
 	List(ctx context.Context, q Query) ([]Backup, error)
 
 	// Begin records b as running and returns it with its Sequence, which is higher than any before it on
-	// this VM. It keeps b's stamp as VMRecord.LastStamp. ErrRunning while another record of the VM is
-	// running; ErrStatus when b isn't running, or its parent isn't completed; ErrNotFound when its
-	// parent is unknown; ErrInvalid when b doesn't validate or its ID is taken.
+	// this VM. It keeps b's stamp as VMRecord.LastStamp. Returns ErrRunning if another record of the
+	// VM is running, ErrStatus if b isn't running or its parent isn't completed, ErrNotFound if its parent is unknown,
+	// ErrInvalid if b doesn't validate or its ID is taken.
 	Begin(ctx context.Context, l Lease, b Backup) (Backup, error)
 	// Complete replaces the running record by b; only the Sequence stays. b's Status must be completed (ErrStatus), and
 	// its parent the one of Begin (ErrInvalid). If b has a checkpoint, Complete makes that the VM's active one: both or
-	// neither. Completing what is completed with the
-	// same Path and Checkpoint already does nothing. ErrStatus when the record is neither.
+	// neither. Completing what is completed with the same Path and Checkpoint already does nothing. Returns ErrStatus
+	// if the record is neither.
 	Complete(ctx context.Context, l Lease, b Backup) error
 	// Fail marks a running record failed with the reason and empties its ParentID: it has no files that
-	// could need one. Failing a failed record does nothing. ErrStatus when it is completed.
+	// could need one. Failing a failed record does nothing. Returns ErrStatus if it is completed.
 	Fail(ctx context.Context, l Lease, id BackupID, reason string) error
 	// MarkDeletePending marks a completed record; if it owns the active checkpoint that is emptied in the
-	// same transaction. Marking a marked record does nothing. ErrStatus when it is running or failed.
+	// same transaction. Marking a marked record does nothing. Returns ErrStatus if it is running or
+	// failed.
 	MarkDeletePending(ctx context.Context, l Lease, id BackupID) error
 	// Remove deletes a delete-pending or failed record and adds a Removal with the bytes in the same
-	// transaction. ErrHasChildren while any record names it as parent, ErrHeld while it has holds,
-	// ErrStatus when it is running or completed, ErrNotFound when it is gone.
+	// transaction. Returns ErrHasChildren if any record names it as parent, ErrHeld if it has holds,
+	// ErrStatus if it is running or completed, ErrNotFound if it is gone.
 	Remove(ctx context.Context, l Lease, id BackupID, bytes int64) error
 	// SetActive sets the VM's active checkpoint; with an empty one the next backup goes by no bitmap.
 	SetActive(ctx context.Context, l Lease, name CheckpointName) error
@@ -68,8 +69,9 @@ type Store interface {
 	Annotate(ctx context.Context, l Lease, id BackupID, a Annotation) error
 	// Import adds a completed or delete-pending record as it is, Sequence included, for rebuilding a store
 	// from a repository. A failed record with the same ID is replaced: its folder has turned out to be whole. Any other
-	// with the same ID is left as it is, which is no error. The VM's counters
-	// are raised to the record's. ErrInvalid when another record of the VM has the Sequence, ErrStatus for other statuses.
+	// with the same ID is left as it is, which is no error. Import raises the
+	// VM's counters to the record's. Returns ErrInvalid if another record of the VM has the Sequence, ErrStatus if b's
+	// status is another.
 	Import(ctx context.Context, l Lease, b Backup) error
 
 	// Removals returns up to limit (0: all) removals that were not acknowledged, oldest first. It takes nothing away

@@ -18,7 +18,7 @@ import (
 //   - ErrUnavailable where a key service can't be reached.
 type Keys interface {
 	// WrapKey wraps the key for each of the host's recipients, up to 64, whose key IDs differ and are printable, with
-	// up to 1 KiB. ErrKey where there are none.
+	// up to 1 KiB. Returns ErrKey if the host has no recipients.
 	WrapKey(ctx context.Context, key kvmbackup.DataKey) ([]kvmbackup.WrappedKey, error)
 	// UnwrapKey returns the key that is wrapped, by whichever of them it can. The wrapped keys come from the repository
 	// and aren't trusted. Returns ErrKey, with the key IDs, if it can't by any; ErrDamaged if what it unwraps is no key.

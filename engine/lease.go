@@ -39,7 +39,7 @@ func (h *heldLease) lease() kvmbackup.Lease {
 	return h.l
 }
 
-// take returns the name's lease, which isn't renewed yet. ErrBusy when somebody else has it.
+// take returns the name's lease, which isn't renewed yet. Returns ErrBusy if somebody else has it.
 func (s leases) take(ctx context.Context, name kvmbackup.VMID) (*heldLease, error) {
 	until := time.Now().Add(s.ttl)
 	l, err := s.store.AcquireLease(ctx, name, s.holder, s.ttl)

@@ -66,8 +66,8 @@ func (r Rekeyed) String() string {
 // again: each manifest is replaced whole, and those that have the new recipients, by their records too, are left as
 // they are, whether or not Config.Keys open them. It takes the lease of one VM after the other.
 //
-// Errors: ErrKey where Config.Keys don't open a backup, or To has no recipient; ErrDamaged for a manifest that isn't
-// its data key's; ErrInvalid, ErrNotFound, those of the store and of the repository.
+// Returns ErrKey if Config.Keys don't open a backup, or To has no recipient; ErrDamaged if a manifest isn't its data
+// key's; ErrInvalid, ErrNotFound, those of the store and of the repository.
 func (e *Engine) Rekey(ctx context.Context, req RekeyRequest) ([]Rekeyed, error) {
 	all := e.query("rekey", req.VM, "check request")
 	all.backup = req.Backup

@@ -177,8 +177,8 @@ func (r keyring) secret(b kvmbackup.Backup, v kvmbackup.VolumeBackup) *qcow2.Sec
 	return qcow2.NewSecret(key.ImageSecret(v.File))
 }
 
-// unlock returns the data key of a sealed backup's manifest, by whose MAC it is the manifest's own. ErrKey, with the
-// key IDs, where the Keys don't have it; ErrDamaged where they don't fit together.
+// unlock returns the data key of a sealed backup's manifest, by whose MAC it is the manifest's own. Returns
+// ErrKey, with the key IDs, if the Keys don't have it; ErrDamaged if key and manifest don't fit together.
 func (e *Engine) unlock(ctx context.Context, m repository.Manifest) (kvmbackup.DataKey, error) {
 	var key kvmbackup.DataKey
 	if e.cfg.Keys == nil {

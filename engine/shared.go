@@ -126,8 +126,8 @@ func (o *op) takeShared(ctx context.Context) (release func(), full *Limiter, err
 // mostPlaces is how many places are asked for at once.
 const mostPlaces = 8
 
-// takeOne takes any place when it is this operation's turn, and renews its lease until release; ErrBusy when it isn't,
-// or all are taken.
+// takeOne takes any place when it is this operation's turn, and renews its lease until release. Returns ErrBusy if it
+// isn't, or all are taken.
 func (o *op) takeOne(ctx context.Context, l *Limiter) (release func(), err error) {
 	p, n := l.shared, l.State().Places
 	if err := p.takeTurn(ctx, o.places.turn); err != nil {

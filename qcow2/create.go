@@ -34,8 +34,8 @@ type CreateOptions struct {
 }
 
 // Create makes a new image at path, with mode 0600: it is to hold a guest's secrets.
-// The file is claimed first, exclusively, so that two calls can't both succeed:
-// ErrExist when it is there. A failed call leaves no file. A path that is a Descriptor is the caller's own: the file is
+// Create claims the file first, exclusively, so that two calls can't both succeed. Returns ErrExist if it is there.
+// A failed call leaves no file. A path that is a Descriptor is the caller's own: the file is
 // empty, open for reading and writing, and stays. Nothing is synced to disk.
 func (t *Tool) Create(ctx context.Context, path string, o CreateOptions) error {
 	name, err := absolute(path)

@@ -254,7 +254,7 @@ func (s *Store) view(ctx context.Context, vm kvmbackup.VMID, fn func(snapshot) e
 	}
 }
 
-// owner returns the VM that has claimed the backup; ErrNotFound when none has.
+// owner returns the VM that has claimed the backup, or ErrNotFound if none has.
 func (s *Store) owner(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.VMID, error) {
 	vm, err := s.kv.Get(ctx, backupObject(id), KeyOwner)
 	if err == nil && vm == "" {

@@ -43,8 +43,8 @@ func call[T any](ctx context.Context, e *Executor, method string, req request) (
 	return result, err
 }
 
-// Ask sends a body to a URL, and reads into result what Answer sent back. An error has the code that it had there; an
-// ErrUnavailable when no answer came. When ctx ends it is the cause.
+// Ask sends a body to a URL, and reads into result what Answer sent back. An error has the code that it had there.
+// Returns ErrUnavailable if no answer came, and ctx's cause if ctx ended.
 func Ask(ctx context.Context, client *http.Client, url string, body, result any) error {
 	return lines(ctx, client, url, body, func(d *json.Decoder) (bool, error) {
 		var r reply[json.RawMessage]

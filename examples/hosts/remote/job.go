@@ -98,7 +98,7 @@ func (j *job) Abort(ctx context.Context) error {
 }
 
 // persist calls f until it has an answer, and waiting before each further call. A server that doesn't know the handle
-// any more adopts the job first; ErrNoJob when it can't.
+// any more adopts the job first. Returns ErrNoJob if it can't.
 func (j *job) persist(ctx context.Context, waiting func(), f func() error) error {
 	for {
 		err := f()
