@@ -12,45 +12,45 @@ import (
 // Where only the bitmap can't be trusted the volume is compared, with the cause on record; what is about the chain, the user
 // or the volume itself stays full; and what can't be compared is as it was without the policy.
 func TestDecideCompare(t *testing.T) {
-	second := func(f func(v *kvmbackup.VolumeFacts)) func(in *kvmbackup.DecideInput) {
-		return func(in *kvmbackup.DecideInput) { f(&in.Volumes[1]) }
+	second := func(f func(v *facts)) func(in *input) {
+		return func(in *input) { f(&in.Volumes[1]) }
 	}
 	rows := []struct {
 		name   string
-		change func(in *kvmbackup.DecideInput)
+		change func(in *input)
 		cause  kvmbackup.ReasonCode // of the second volume's comparison; empty: it is full
 		full   kvmbackup.ReasonCode // why it is
 	}{
-		{"no active checkpoint", func(in *kvmbackup.DecideInput) { in.ActiveCheckpoint = "" }, kvmbackup.ReasonNoActiveCheckpoint, ""},
-		{"another is active", func(in *kvmbackup.DecideInput) { in.ActiveCheckpoint = "kvmbackup-x" }, kvmbackup.ReasonNotNewest, ""},
-		{"newest untracked", func(in *kvmbackup.DecideInput) { in.Newest.Checkpoint = "" }, kvmbackup.ReasonNotNewest, ""},
-		{"stopped", func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainStopped }, kvmbackup.ReasonStopped, ""},
-		{"missing", second(func(v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapMissing }), kvmbackup.ReasonVolumeBitmapMissing, ""},
-		{"inconsistent", second(func(v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapInconsistent }), kvmbackup.ReasonVolumeBitmapInconsistent, ""},
-		{"unknown", second(func(v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapUnknown }), kvmbackup.ReasonVolumeBitmapUnknown, ""},
-		{"moved", second(func(v *kvmbackup.VolumeFacts) { v.BitmapBegan = "/images/snap" }), kvmbackup.ReasonVolumeBitmapMoved, ""},
-		{"raw", second(func(v *kvmbackup.VolumeFacts) { v.Untrackable = "raw" }), kvmbackup.ReasonVolumeUntrackable, ""},
-		{"name taken", second(func(v *kvmbackup.VolumeFacts) { v.NameTaken = "backup-vdb" }), kvmbackup.ReasonVolumeNameTaken, ""},
-		{"grown", second(func(v *kvmbackup.VolumeFacts) { v.Untrackable, v.VirtualSize = "raw", v.VirtualSize*2 }), kvmbackup.ReasonVolumeUntrackable, ""},
+		{"no active checkpoint", func(in *input) { in.ActiveCheckpoint = "" }, kvmbackup.ReasonNoActiveCheckpoint, ""},
+		{"another is active", func(in *input) { in.ActiveCheckpoint = "kvmbackup-x" }, kvmbackup.ReasonNotNewest, ""},
+		{"newest untracked", func(in *input) { in.Newest.Checkpoint = "" }, kvmbackup.ReasonNotNewest, ""},
+		{"stopped", func(in *input) { in.State = kvmbackup.DomainStopped }, kvmbackup.ReasonStopped, ""},
+		{"missing", second(func(v *facts) { v.Bitmap = kvmbackup.BitmapMissing }), kvmbackup.ReasonVolumeBitmapMissing, ""},
+		{"inconsistent", second(func(v *facts) { v.Bitmap = kvmbackup.BitmapInconsistent }), kvmbackup.ReasonVolumeBitmapInconsistent, ""},
+		{"unknown", second(func(v *facts) { v.Bitmap = kvmbackup.BitmapUnknown }), kvmbackup.ReasonVolumeBitmapUnknown, ""},
+		{"moved", second(func(v *facts) { v.BitmapBegan = "/images/snap" }), kvmbackup.ReasonVolumeBitmapMoved, ""},
+		{"raw", second(func(v *facts) { v.Untrackable = "raw" }), kvmbackup.ReasonVolumeUntrackable, ""},
+		{"name taken", second(func(v *facts) { v.NameTaken = "backup-vdb" }), kvmbackup.ReasonVolumeNameTaken, ""},
+		{"grown", second(func(v *facts) { v.Untrackable, v.VirtualSize = "raw", v.VirtualSize*2 }), kvmbackup.ReasonVolumeUntrackable, ""},
 
-		{"new", second(func(v *kvmbackup.VolumeFacts) { v.VolumeID, v.Untrackable = "v9", "raw" }), "", kvmbackup.ReasonVolumeNew},
-		{"shrank", second(func(v *kvmbackup.VolumeFacts) { v.VirtualSize, v.Untrackable = 1, "raw" }), "", kvmbackup.ReasonVolumeShrank},
-		{"reencrypted", second(func(v *kvmbackup.VolumeFacts) { v.Encryption, v.Untrackable = "luks", "raw" }), "", kvmbackup.ReasonVolumeReencrypted},
-		{"without file", func(in *kvmbackup.DecideInput) { in.Newest.Volumes[1].File = "" }, "", kvmbackup.ReasonVolumeNoParentFile},
-		{"disabled", func(in *kvmbackup.DecideInput) { in.Policy.DisableIncremental = true }, "", kvmbackup.ReasonBackupFull},
-		{"forced", func(in *kvmbackup.DecideInput) { in.Policy.ForceFull, in.ActiveCheckpoint = true, "" }, "", kvmbackup.ReasonBackupFull},
-		{"every full", func(in *kvmbackup.DecideInput) { in.Policy.FullEvery = 1 }, "", kvmbackup.ReasonBackupFull},
-		{"no backup", func(in *kvmbackup.DecideInput) { in.Newest, in.ActiveCheckpoint = nil, "" }, "", kvmbackup.ReasonBackupFull},
-		{"damaged", func(in *kvmbackup.DecideInput) { in.Damaged, in.ActiveCheckpoint = []string{"x"}, "" }, "", kvmbackup.ReasonBackupFull},
-		{"file missing", func(in *kvmbackup.DecideInput) { in.MissingFiles, in.ActiveCheckpoint = []string{"x"}, "" }, "", kvmbackup.ReasonBackupFull},
-		{"pending", func(in *kvmbackup.DecideInput) {
+		{"new", second(func(v *facts) { v.VolumeID, v.Untrackable = "v9", "raw" }), "", kvmbackup.ReasonVolumeNew},
+		{"shrank", second(func(v *facts) { v.VirtualSize, v.Untrackable = 1, "raw" }), "", kvmbackup.ReasonVolumeShrank},
+		{"reencrypted", second(func(v *facts) { v.Encryption, v.Untrackable = "luks", "raw" }), "", kvmbackup.ReasonVolumeReencrypted},
+		{"without file", func(in *input) { in.Newest.Volumes[1].File = "" }, "", kvmbackup.ReasonVolumeNoParentFile},
+		{"disabled", func(in *input) { in.Policy.DisableIncremental = true }, "", kvmbackup.ReasonBackupFull},
+		{"forced", func(in *input) { in.Policy.ForceFull, in.ActiveCheckpoint = true, "" }, "", kvmbackup.ReasonBackupFull},
+		{"every full", func(in *input) { in.Policy.FullEvery = 1 }, "", kvmbackup.ReasonBackupFull},
+		{"no backup", func(in *input) { in.Newest, in.ActiveCheckpoint = nil, "" }, "", kvmbackup.ReasonBackupFull},
+		{"damaged", func(in *input) { in.Damaged, in.ActiveCheckpoint = []string{"x"}, "" }, "", kvmbackup.ReasonBackupFull},
+		{"file missing", func(in *input) { in.MissingFiles, in.ActiveCheckpoint = []string{"x"}, "" }, "", kvmbackup.ReasonBackupFull},
+		{"pending", func(in *input) {
 			in.Newest.Status, in.ActiveCheckpoint = kvmbackup.StatusDeletePending, ""
 		}, "", kvmbackup.ReasonBackupFull},
-		{"elsewhere", func(in *kvmbackup.DecideInput) { in.Repository, in.ActiveCheckpoint = "other", "" }, "", kvmbackup.ReasonBackupFull},
-		{"another domain", func(in *kvmbackup.DecideInput) {
+		{"elsewhere", func(in *input) { in.Repository, in.ActiveCheckpoint = "other", "" }, "", kvmbackup.ReasonBackupFull},
+		{"another domain", func(in *input) {
 			in.Newest.DomainUUID, in.DomainUUID, in.ActiveCheckpoint = lab.OldUUID, lab.NewUUID, ""
 		}, "", kvmbackup.ReasonBackupFull},
-		{"complete", func(in *kvmbackup.DecideInput) { in.Newest.Position, in.ActiveCheckpoint = 9, "" }, "", kvmbackup.ReasonBackupFull},
+		{"complete", func(in *input) { in.Newest.Position, in.ActiveCheckpoint = 9, "" }, "", kvmbackup.ReasonBackupFull},
 	}
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
@@ -111,12 +111,12 @@ func TestCheckRefusesComparisons(t *testing.T) {
 	in.Policy.Compare = true
 	in.Volumes[1].Bitmap = kvmbackup.BitmapInconsistent
 	good := decide(t, in)
-	for name, change := range map[string]func(in *kvmbackup.DecideInput, d *kvmbackup.Decision){
-		"by bitmap after all": func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Volumes[1].Compare = false },
-		"a broken bitmap":     func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Volumes[1].CheckBitmap = true },
-		"can't be compared":   func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) { in.CantCompare = "no scratch" },
-		"not asked for":       func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) { in.Policy.Compare = false },
-		"compared unasked":    func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Volumes[0].Compare = true },
+	for name, change := range map[string]func(in *input, d *kvmbackup.Decision){
+		"by bitmap after all": func(_ *input, d *kvmbackup.Decision) { d.Volumes[1].Compare = false },
+		"a broken bitmap":     func(_ *input, d *kvmbackup.Decision) { d.Volumes[1].CheckBitmap = true },
+		"can't be compared":   func(in *input, _ *kvmbackup.Decision) { in.CantCompare = "no scratch" },
+		"not asked for":       func(in *input, _ *kvmbackup.Decision) { in.Policy.Compare = false },
+		"compared unasked":    func(_ *input, d *kvmbackup.Decision) { d.Volumes[0].Compare = true },
 	} {
 		in, d := in, good
 		d.Volumes = append([]kvmbackup.VolumeDecision(nil), good.Volumes...)

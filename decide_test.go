@@ -20,6 +20,12 @@ const (
 	cp2     = kvmbackup.CheckpointName("kvmbackup-2026.11.23.08.04.50")
 )
 
+// These names keep the tables' rows to a line.
+type (
+	input = kvmbackup.DecideInput
+	facts = kvmbackup.VolumeFacts
+)
+
 // parentInput is an input for which everything speaks for an incremental. Each row of the table breaks one thing.
 func parentInput() kvmbackup.DecideInput {
 	newest := kvmbackup.Backup{
@@ -41,54 +47,54 @@ func parentInput() kvmbackup.DecideInput {
 }
 
 func TestDecideRules(t *testing.T) {
-	both := func(in *kvmbackup.DecideInput, f func(v *kvmbackup.VolumeFacts)) {
+	both := func(in *input, f func(v *facts)) {
 		for i := range in.Volumes {
 			f(&in.Volumes[i])
 		}
 	}
 	rows := []struct {
 		name      string
-		change    func(in *kvmbackup.DecideInput)
+		change    func(in *input)
 		want      kvmbackup.ReasonCode
 		untracked bool
 	}{
-		{"incremental disabled", func(in *kvmbackup.DecideInput) { in.Policy.DisableIncremental = true }, kvmbackup.ReasonIncrementalDisabled, true},
-		{"disabled wins over forced", func(in *kvmbackup.DecideInput) {
+		{"incremental disabled", func(in *input) { in.Policy.DisableIncremental = true }, kvmbackup.ReasonIncrementalDisabled, true},
+		{"disabled wins over forced", func(in *input) {
 			in.Policy = kvmbackup.Policy{DisableIncremental: true, ForceFull: true}
 		}, kvmbackup.ReasonIncrementalDisabled, true},
-		{"forced", func(in *kvmbackup.DecideInput) { in.Policy.ForceFull = true }, kvmbackup.ReasonForced, false},
-		{"full-every 1", func(in *kvmbackup.DecideInput) { in.Policy.FullEvery = 1 }, kvmbackup.ReasonEveryFull, false},
-		{"full-every negative", func(in *kvmbackup.DecideInput) { in.Policy.FullEvery = -4 }, kvmbackup.ReasonEveryFull, false},
-		{"stopped", func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainStopped }, kvmbackup.ReasonStopped, false},
-		{"no active checkpoint", func(in *kvmbackup.DecideInput) { in.ActiveCheckpoint = "" }, kvmbackup.ReasonNoActiveCheckpoint, false},
-		{"no backup at all", func(in *kvmbackup.DecideInput) { in.ActiveCheckpoint, in.Newest = "", nil }, kvmbackup.ReasonNoActiveCheckpoint, false},
-		{"active without any backup", func(in *kvmbackup.DecideInput) { in.Newest = nil }, kvmbackup.ReasonNotNewest, false},
-		{"newest has another checkpoint", func(in *kvmbackup.DecideInput) { in.Newest.Checkpoint = "kvmbackup-2026.11.23.07.30.00" }, kvmbackup.ReasonNotNewest, false},
-		{"newest is untracked", func(in *kvmbackup.DecideInput) { in.Newest.Checkpoint = "" }, kvmbackup.ReasonNotNewest, false},
-		{"parent of another domain", func(in *kvmbackup.DecideInput) { in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, lab.NewUUID }, kvmbackup.ReasonParentOtherDomain, false},
-		{"not newest wins over another domain", func(in *kvmbackup.DecideInput) {
+		{"forced", func(in *input) { in.Policy.ForceFull = true }, kvmbackup.ReasonForced, false},
+		{"full-every 1", func(in *input) { in.Policy.FullEvery = 1 }, kvmbackup.ReasonEveryFull, false},
+		{"full-every negative", func(in *input) { in.Policy.FullEvery = -4 }, kvmbackup.ReasonEveryFull, false},
+		{"stopped", func(in *input) { in.State = kvmbackup.DomainStopped }, kvmbackup.ReasonStopped, false},
+		{"no active checkpoint", func(in *input) { in.ActiveCheckpoint = "" }, kvmbackup.ReasonNoActiveCheckpoint, false},
+		{"no backup at all", func(in *input) { in.ActiveCheckpoint, in.Newest = "", nil }, kvmbackup.ReasonNoActiveCheckpoint, false},
+		{"active without any backup", func(in *input) { in.Newest = nil }, kvmbackup.ReasonNotNewest, false},
+		{"newest has another checkpoint", func(in *input) { in.Newest.Checkpoint = "kvmbackup-2026.11.23.07.30.00" }, kvmbackup.ReasonNotNewest, false},
+		{"newest is untracked", func(in *input) { in.Newest.Checkpoint = "" }, kvmbackup.ReasonNotNewest, false},
+		{"parent of another domain", func(in *input) { in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, lab.NewUUID }, kvmbackup.ReasonParentOtherDomain, false},
+		{"not newest wins over another domain", func(in *input) {
 			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Checkpoint = lab.OldUUID, lab.NewUUID, ""
 		}, kvmbackup.ReasonNotNewest, false},
-		{"another domain wins over delete-pending", func(in *kvmbackup.DecideInput) {
+		{"another domain wins over delete-pending", func(in *input) {
 			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Status = lab.OldUUID, lab.NewUUID, kvmbackup.StatusDeletePending
 		}, kvmbackup.ReasonParentOtherDomain, false},
-		{"parent delete-pending", func(in *kvmbackup.DecideInput) { in.Newest.Status = kvmbackup.StatusDeletePending }, kvmbackup.ReasonParentDeletePending, false},
-		{"parent without chain", func(in *kvmbackup.DecideInput) { in.Newest.ChainID = "" }, kvmbackup.ReasonParentNoChainData, false},
-		{"parent without volumes", func(in *kvmbackup.DecideInput) { in.Newest.Volumes = nil }, kvmbackup.ReasonParentNoChainData, false},
-		{"parent elsewhere", func(in *kvmbackup.DecideInput) { in.Newest.Repository = "other" }, kvmbackup.ReasonParentOtherRepository, false},
-		{"parent damaged", func(in *kvmbackup.DecideInput) { in.Damaged = []string{"backup x: root.v1.qcow2 is damaged"} }, kvmbackup.ReasonParentDamaged, false},
-		{"parent file missing", func(in *kvmbackup.DecideInput) { in.MissingFiles = []string{"vm1/x/root.v1.qcow2"} }, kvmbackup.ReasonParentFileMissing, false},
-		{"chain complete", func(in *kvmbackup.DecideInput) { in.Newest.Position, in.Policy.FullEvery = 2, 3 }, kvmbackup.ReasonChainComplete, false},
-		{"chain complete by default", func(in *kvmbackup.DecideInput) { in.Newest.Position = 9 }, kvmbackup.ReasonChainComplete, false},
-		{"full-every lowered in mid-chain", func(in *kvmbackup.DecideInput) { in.Newest.Position, in.Policy.FullEvery = 7, 3 }, kvmbackup.ReasonChainComplete, false},
-		{"all bitmaps gone", func(in *kvmbackup.DecideInput) {
-			both(in, func(v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapMissing })
+		{"parent delete-pending", func(in *input) { in.Newest.Status = kvmbackup.StatusDeletePending }, kvmbackup.ReasonParentDeletePending, false},
+		{"parent without chain", func(in *input) { in.Newest.ChainID = "" }, kvmbackup.ReasonParentNoChainData, false},
+		{"parent without volumes", func(in *input) { in.Newest.Volumes = nil }, kvmbackup.ReasonParentNoChainData, false},
+		{"parent elsewhere", func(in *input) { in.Newest.Repository = "other" }, kvmbackup.ReasonParentOtherRepository, false},
+		{"parent damaged", func(in *input) { in.Damaged = []string{"backup x: root.v1.qcow2 is damaged"} }, kvmbackup.ReasonParentDamaged, false},
+		{"parent file missing", func(in *input) { in.MissingFiles = []string{"vm1/x/root.v1.qcow2"} }, kvmbackup.ReasonParentFileMissing, false},
+		{"chain complete", func(in *input) { in.Newest.Position, in.Policy.FullEvery = 2, 3 }, kvmbackup.ReasonChainComplete, false},
+		{"chain complete by default", func(in *input) { in.Newest.Position = 9 }, kvmbackup.ReasonChainComplete, false},
+		{"full-every lowered in mid-chain", func(in *input) { in.Newest.Position, in.Policy.FullEvery = 7, 3 }, kvmbackup.ReasonChainComplete, false},
+		{"all bitmaps gone", func(in *input) {
+			both(in, func(v *facts) { v.Bitmap = kvmbackup.BitmapMissing })
 		}, kvmbackup.ReasonNoVolumeIncremental, false},
-		{"all volumes replaced", func(in *kvmbackup.DecideInput) {
-			both(in, func(v *kvmbackup.VolumeFacts) { v.VolumeID += "x" })
+		{"all volumes replaced", func(in *input) {
+			both(in, func(v *facts) { v.VolumeID += "x" })
 		}, kvmbackup.ReasonNoVolumeIncremental, false},
-		{"nothing can be tracked", func(in *kvmbackup.DecideInput) {
-			both(in, func(v *kvmbackup.VolumeFacts) { v.Untrackable = "raw" })
+		{"nothing can be tracked", func(in *input) {
+			both(in, func(v *facts) { v.Untrackable = "raw" })
 		}, kvmbackup.ReasonNoVolumeIncremental, true},
 	}
 	for _, r := range rows {
@@ -115,28 +121,28 @@ func TestDecideRules(t *testing.T) {
 }
 
 func TestDecideIncremental(t *testing.T) {
-	for name, change := range map[string]func(in *kvmbackup.DecideInput){
-		"running": func(*kvmbackup.DecideInput) {},
-		"same domain": func(in *kvmbackup.DecideInput) {
+	for name, change := range map[string]func(in *input){
+		"running": func(*input) {},
+		"same domain": func(in *input) {
 			in.Newest.DomainUUID, in.DomainUUID = strings.ToUpper(lab.OldUUID), lab.OldUUID
 		},
-		"domain not known": func(in *kvmbackup.DecideInput) { in.DomainUUID = lab.OldUUID },
-		"nil UUID":         func(in *kvmbackup.DecideInput) { in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, uuid.Nil.String() },
-		"paused":           func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainPaused },
-		"stopped, allowed": func(in *kvmbackup.DecideInput) {
+		"domain not known": func(in *input) { in.DomainUUID = lab.OldUUID },
+		"nil UUID":         func(in *input) { in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, uuid.Nil.String() },
+		"paused":           func(in *input) { in.State = kvmbackup.DomainPaused },
+		"stopped, allowed": func(in *input) {
 			in.State, in.Policy.OfflineIncremental = kvmbackup.DomainStopped, true
 		},
-		"encrypted as before": func(in *kvmbackup.DecideInput) {
+		"encrypted as before": func(in *input) {
 			in.Newest.Volumes[0].Encryption, in.Volumes[0].Encryption = "luks", "luks"
 		},
-		"last place":         func(in *kvmbackup.DecideInput) { in.Newest.Position, in.Policy.FullEvery = 1, 3 },
-		"volumes reordered":  func(in *kvmbackup.DecideInput) { in.Volumes[0], in.Volumes[1] = in.Volumes[1], in.Volumes[0] },
-		"device names moved": func(in *kvmbackup.DecideInput) { in.Volumes[0].Device, in.Volumes[1].Device = "vdb", "vda" },
-		"volume grown":       func(in *kvmbackup.DecideInput) { in.Volumes[0].VirtualSize *= 2 },
-		"layers merged down": func(in *kvmbackup.DecideInput) {
+		"last place":         func(in *input) { in.Newest.Position, in.Policy.FullEvery = 1, 3 },
+		"volumes reordered":  func(in *input) { in.Volumes[0], in.Volumes[1] = in.Volumes[1], in.Volumes[0] },
+		"device names moved": func(in *input) { in.Volumes[0].Device, in.Volumes[1].Device = "vdb", "vda" },
+		"volume grown":       func(in *input) { in.Volumes[0].VirtualSize *= 2 },
+		"layers merged down": func(in *input) {
 			in.Newest.Volumes[0].Layers, in.Volumes[0].BitmapBegan = []string{"/images/top", "/images/middle", "/images/base"}, "/images/middle"
 		},
-		"layers not known": func(in *kvmbackup.DecideInput) { in.Newest.Volumes[0].Layers = []string{"/images/top"} },
+		"layers not known": func(in *input) { in.Newest.Volumes[0].Layers = []string{"/images/top"} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := parentInput()
@@ -159,31 +165,31 @@ func TestDecideIncremental(t *testing.T) {
 func TestDecideVolumes(t *testing.T) {
 	rows := []struct {
 		name    string
-		change  func(in *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts)
+		change  func(in *input, v *facts)
 		want    kvmbackup.ReasonCode
 		tracked bool
 	}{
-		{"new", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.VolumeID = "v9" }, kvmbackup.ReasonVolumeNew, true},
-		{"raw", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Untrackable = "raw" }, kvmbackup.ReasonVolumeUntrackable, false},
-		{"bitmap's name taken", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.NameTaken = "backup-vdb" }, kvmbackup.ReasonVolumeNameTaken, true},
-		{"raw, and the name taken", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) {
+		{"new", func(_ *input, v *facts) { v.VolumeID = "v9" }, kvmbackup.ReasonVolumeNew, true},
+		{"raw", func(_ *input, v *facts) { v.Untrackable = "raw" }, kvmbackup.ReasonVolumeUntrackable, false},
+		{"bitmap's name taken", func(_ *input, v *facts) { v.NameTaken = "backup-vdb" }, kvmbackup.ReasonVolumeNameTaken, true},
+		{"raw, and the name taken", func(_ *input, v *facts) {
 			v.Untrackable, v.NameTaken = "raw", "backup-vdb"
 		}, kvmbackup.ReasonVolumeUntrackable, false},
-		{"bitmap missing", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapMissing }, kvmbackup.ReasonVolumeBitmapMissing, true},
-		{"bitmap inconsistent", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapInconsistent }, kvmbackup.ReasonVolumeBitmapInconsistent, true},
-		{"bitmap unknown", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Bitmap = kvmbackup.BitmapUnknown }, kvmbackup.ReasonVolumeBitmapUnknown, true},
-		{"bitmap moved", func(in *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) {
+		{"bitmap missing", func(_ *input, v *facts) { v.Bitmap = kvmbackup.BitmapMissing }, kvmbackup.ReasonVolumeBitmapMissing, true},
+		{"bitmap inconsistent", func(_ *input, v *facts) { v.Bitmap = kvmbackup.BitmapInconsistent }, kvmbackup.ReasonVolumeBitmapInconsistent, true},
+		{"bitmap unknown", func(_ *input, v *facts) { v.Bitmap = kvmbackup.BitmapUnknown }, kvmbackup.ReasonVolumeBitmapUnknown, true},
+		{"bitmap moved", func(in *input, v *facts) {
 			in.Newest.Volumes[1].Layers, v.BitmapBegan = []string{"/images/base"}, "/images/base.snap1"
 		}, kvmbackup.ReasonVolumeBitmapMoved, true},
-		{"bitmap of a record without layers", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.BitmapBegan = "/images/base" }, kvmbackup.ReasonVolumeBitmapMoved, true},
-		{"encrypted since", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Encryption = "luks" }, kvmbackup.ReasonVolumeReencrypted, true},
-		{"decrypted since", func(in *kvmbackup.DecideInput, _ *kvmbackup.VolumeFacts) { in.Newest.Volumes[1].Encryption = "luks" }, kvmbackup.ReasonVolumeReencrypted, true},
-		{"encrypted otherwise and shrank", func(in *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) {
+		{"bitmap of a record without layers", func(_ *input, v *facts) { v.BitmapBegan = "/images/base" }, kvmbackup.ReasonVolumeBitmapMoved, true},
+		{"encrypted since", func(_ *input, v *facts) { v.Encryption = "luks" }, kvmbackup.ReasonVolumeReencrypted, true},
+		{"decrypted since", func(in *input, _ *facts) { in.Newest.Volumes[1].Encryption = "luks" }, kvmbackup.ReasonVolumeReencrypted, true},
+		{"encrypted otherwise and shrank", func(in *input, v *facts) {
 			in.Newest.Volumes[1].Encryption, v.Encryption, v.VirtualSize = "aes", "luks", 1
 		}, kvmbackup.ReasonVolumeReencrypted, true},
-		{"encrypted since and raw", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.Encryption, v.Untrackable = "luks", "raw" }, kvmbackup.ReasonVolumeUntrackable, false},
-		{"shrank", func(_ *kvmbackup.DecideInput, v *kvmbackup.VolumeFacts) { v.VirtualSize-- }, kvmbackup.ReasonVolumeShrank, true},
-		{"no parent file", func(in *kvmbackup.DecideInput, _ *kvmbackup.VolumeFacts) { in.Newest.Volumes[1].File = "" }, kvmbackup.ReasonVolumeNoParentFile, true},
+		{"encrypted since and raw", func(_ *input, v *facts) { v.Encryption, v.Untrackable = "luks", "raw" }, kvmbackup.ReasonVolumeUntrackable, false},
+		{"shrank", func(_ *input, v *facts) { v.VirtualSize-- }, kvmbackup.ReasonVolumeShrank, true},
+		{"no parent file", func(in *input, _ *facts) { in.Newest.Volumes[1].File = "" }, kvmbackup.ReasonVolumeNoParentFile, true},
 	}
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
@@ -218,13 +224,13 @@ func TestDecideVolumes(t *testing.T) {
 // What can't be tracked is said with a full for any reason, unless nothing is to be incremental anyway.
 func TestDecideTellsOfTheUntrackable(t *testing.T) {
 	for name, r := range map[string]struct {
-		change func(in *kvmbackup.DecideInput)
+		change func(in *input)
 		want   kvmbackup.ReasonCode
 	}{
-		"first":      {func(in *kvmbackup.DecideInput) { in.ActiveCheckpoint = "" }, kvmbackup.ReasonVolumeUntrackable},
-		"forced":     {func(in *kvmbackup.DecideInput) { in.Policy.ForceFull = true }, kvmbackup.ReasonVolumeUntrackable},
-		"off":        {func(in *kvmbackup.DecideInput) { in.Policy.DisableIncremental = true }, kvmbackup.ReasonBackupFull},
-		"every full": {func(in *kvmbackup.DecideInput) { in.Policy.FullEvery = 1 }, kvmbackup.ReasonBackupFull},
+		"first":      {func(in *input) { in.ActiveCheckpoint = "" }, kvmbackup.ReasonVolumeUntrackable},
+		"forced":     {func(in *input) { in.Policy.ForceFull = true }, kvmbackup.ReasonVolumeUntrackable},
+		"off":        {func(in *input) { in.Policy.DisableIncremental = true }, kvmbackup.ReasonBackupFull},
+		"every full": {func(in *input) { in.Policy.FullEvery = 1 }, kvmbackup.ReasonBackupFull},
 	} {
 		in := parentInput()
 		in.Volumes[1].Untrackable = "raw, and the way out"
@@ -241,14 +247,14 @@ func TestDecideTellsOfTheUntrackable(t *testing.T) {
 
 func TestDecideRefuses(t *testing.T) {
 	for name, r := range map[string]struct {
-		change func(in *kvmbackup.DecideInput)
+		change func(in *input)
 		want   error
 	}{
-		"no volumes":    {func(in *kvmbackup.DecideInput) { in.Volumes = nil }, kvmbackup.ErrNothingToBackUp},
-		"volume twice":  {func(in *kvmbackup.DecideInput) { in.Volumes[1].VolumeID = "v1" }, kvmbackup.ErrInvalid},
-		"device twice":  {func(in *kvmbackup.DecideInput) { in.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid},
-		"unknown state": {func(in *kvmbackup.DecideInput) { in.State = kvmbackup.DomainUnknown }, kvmbackup.ErrInvalid},
-		"no chain ID":   {func(in *kvmbackup.DecideInput) { in.NewChain = "" }, kvmbackup.ErrInvalid},
+		"no volumes":    {func(in *input) { in.Volumes = nil }, kvmbackup.ErrNothingToBackUp},
+		"volume twice":  {func(in *input) { in.Volumes[1].VolumeID = "v1" }, kvmbackup.ErrInvalid},
+		"device twice":  {func(in *input) { in.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid},
+		"unknown state": {func(in *input) { in.State = kvmbackup.DomainUnknown }, kvmbackup.ErrInvalid},
+		"no chain ID":   {func(in *input) { in.NewChain = "" }, kvmbackup.ErrInvalid},
 	} {
 		in := parentInput()
 		r.change(&in)
@@ -262,29 +268,29 @@ func TestDecideRefuses(t *testing.T) {
 func TestCheckRefuses(t *testing.T) {
 	in := parentInput()
 	good := decide(t, in)
-	for name, change := range map[string]func(in *kvmbackup.DecideInput, d *kvmbackup.Decision){
-		"incremental without active checkpoint": func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) { in.ActiveCheckpoint = "" },
-		"incremental on a missing file":         func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) { in.MissingFiles = []string{"x"} },
-		"incremental without bitmap": func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) {
+	for name, change := range map[string]func(in *input, d *kvmbackup.Decision){
+		"incremental without active checkpoint": func(in *input, _ *kvmbackup.Decision) { in.ActiveCheckpoint = "" },
+		"incremental on a missing file":         func(in *input, _ *kvmbackup.Decision) { in.MissingFiles = []string{"x"} },
+		"incremental without bitmap": func(in *input, _ *kvmbackup.Decision) {
 			in.Volumes[0].Bitmap = kvmbackup.BitmapInconsistent
 		},
-		"incremental on another domain's": func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) {
+		"incremental on another domain's": func(in *input, _ *kvmbackup.Decision) {
 			in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, lab.NewUUID
 		},
-		"another parent":     func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.ParentID = "other" },
-		"another position":   func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Position = 5 },
-		"another base":       func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Base = "other" },
-		"another checkpoint": func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Checkpoint = "other" },
-		"another link":       func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Volumes[0].ParentFile = "../../etc/passwd" },
-		"links exchanged": func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) {
+		"another parent":     func(_ *input, d *kvmbackup.Decision) { d.ParentID = "other" },
+		"another position":   func(_ *input, d *kvmbackup.Decision) { d.Position = 5 },
+		"another base":       func(_ *input, d *kvmbackup.Decision) { d.Base = "other" },
+		"another checkpoint": func(_ *input, d *kvmbackup.Decision) { d.Checkpoint = "other" },
+		"another link":       func(_ *input, d *kvmbackup.Decision) { d.Volumes[0].ParentFile = "../../etc/passwd" },
+		"links exchanged": func(_ *input, d *kvmbackup.Decision) {
 			d.Volumes[0].ParentFile, d.Volumes[1].ParentFile = d.Volumes[1].ParentFile, d.Volumes[0].ParentFile
 		},
-		"a volume left out":       func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Volumes = d.Volumes[:1] },
-		"tracking the untracked":  func(in *kvmbackup.DecideInput, _ *kvmbackup.Decision) { in.Volumes[0].Untrackable = "raw" },
-		"full with a parent":      func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Kind = kvmbackup.KindFull },
-		"no kind":                 func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Kind = kvmbackup.KindUnknown },
-		"tracked without a name":  func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Checkpoint = "" },
-		"full volume with a link": func(_ *kvmbackup.DecideInput, d *kvmbackup.Decision) { d.Volumes[0].Kind = kvmbackup.KindFull },
+		"a volume left out":       func(_ *input, d *kvmbackup.Decision) { d.Volumes = d.Volumes[:1] },
+		"tracking the untracked":  func(in *input, _ *kvmbackup.Decision) { in.Volumes[0].Untrackable = "raw" },
+		"full with a parent":      func(_ *input, d *kvmbackup.Decision) { d.Kind = kvmbackup.KindFull },
+		"no kind":                 func(_ *input, d *kvmbackup.Decision) { d.Kind = kvmbackup.KindUnknown },
+		"tracked without a name":  func(_ *input, d *kvmbackup.Decision) { d.Checkpoint = "" },
+		"full volume with a link": func(_ *input, d *kvmbackup.Decision) { d.Volumes[0].Kind = kvmbackup.KindFull },
 	} {
 		t.Run(name, func(t *testing.T) {
 			in, d := parentInput(), good
