@@ -123,7 +123,8 @@ func TestCodeOfOthers(t *testing.T) {
 			t.Errorf("%q leads back to %v, want %v", c.code, got, c.back)
 		}
 	}
-	if got := kvmbackup.ErrorOf("of-a-later-version"); got != kvmbackup.ErrOther { //nolint:errorlint // the sentinel itself
+	got := kvmbackup.ErrorOf("of-a-later-version")
+	if got != kvmbackup.ErrOther { //nolint:errorlint // the sentinel itself
 		t.Errorf("an unknown code leads to %v", got)
 	}
 }

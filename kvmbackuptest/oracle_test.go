@@ -40,7 +40,8 @@ func (p *play) backup(words []string) error {
 	if p.frozenAndPaused(err) {
 		return nil
 	}
-	if !p.gate.isDead() && (thawed || err == nil && !p.noThaw) { // one that fails may not have come to thaw what it found frozen
+	// A failed one may not have come to thaw what it found frozen.
+	if !p.gate.isDead() && (thawed || err == nil && !p.noThaw) {
 		if err := p.checkThawed(); err != nil {
 			return err
 		}

@@ -42,7 +42,8 @@ func TestTranslate(t *testing.T) {
 		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to get "write" lock: No locks available`, kvmbackup.ErrNoLocks},
 		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to lock byte 100: Operation not supported`, kvmbackup.ErrNoLocks},
 		{
-			1, `internal error: unable to execute QEMU command 'transaction': Could not replace node: Failed to get shared "write" lock`,
+			1, `internal error: unable to execute QEMU command 'transaction': Could not replace node: ` +
+				`Failed to get shared "write" lock`,
 			kvmbackup.ErrImageLocked,
 		},
 		{

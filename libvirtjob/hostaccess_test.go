@@ -13,7 +13,8 @@ import (
 func domainWith(osXML, devices, rest string) []byte {
 	return fmt.Appendf(nil, `<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name>
 <memory unit='MiB'>64</memory><os><type arch='x86_64'>hvm</type>%s</os>%s
-<devices><disk type='file' device='disk'><source file='/old/a'/><target dev='vda' bus='virtio'/></disk>%s</devices></domain>`,
+<devices><disk type='file' device='disk'><source file='/old/a'/><target dev='vda' bus='virtio'/></disk>%s
+</devices></domain>`,
 		osXML, rest, devices)
 }
 

@@ -34,19 +34,25 @@ const savedXML = `<domain type='kvm' id='7'>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/>
       <source file='/old/b.snap2' index='1'/>
-      <backingStore type='file' index='2'><format type='qcow2'/><source file='/old/b.qcow2'/><backingStore/></backingStore>
+      <backingStore type='file' index='2'>
+        <format type='qcow2'/><source file='/old/b.qcow2'/><backingStore/></backingStore>
       <target dev='vdb' bus='virtio'/>
     </disk>
-    <disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='/old/install.iso'/><target dev='sda' bus='sata'/><readonly/></disk>
-    <interface type='network'><mac address='52:54:00:11:22:33'/><source network='default'/><target dev='vnet4'/></interface>
+    <disk type='file' device='cdrom'>
+      <driver name='qemu' type='raw'/><source file='/old/install.iso'/><target dev='sda' bus='sata'/><readonly/></disk>
+    <interface type='network'><mac address='52:54:00:11:22:33'/>
+      <source network='default'/><target dev='vnet4'/></interface>
     <interface type='bridge'><mac address='52:54:00:11:22:34'/><source bridge='br0'/><target dev='shop0'/></interface>
-    <channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-7-shop/org.qemu.guest_agent.0'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <channel type='unix'>
+      <source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-7-shop/org.qemu.guest_agent.0'/>
+      <target type='virtio' name='org.qemu.guest_agent.0'/></channel>
     <graphics type='vnc' port='5901' autoport='no' listen='127.0.0.1'/>
     <vsock model='virtio'><cid auto='no' address='3'/></vsock>
     <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
     <tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='dir' path='/old/tpm'/></backend></tpm>
   </devices>
-  <seclabel type='dynamic' model='apparmor' relabel='yes'><label>libvirt-11111111-2222-3333-4444-555555555555</label></seclabel>
+  <seclabel type='dynamic' model='apparmor' relabel='yes'>
+    <label>libvirt-11111111-2222-3333-4444-555555555555</label></seclabel>
 </domain>`
 
 func goodOptions() RewriteOptions {

@@ -45,7 +45,8 @@ kvmbackup_running_total_bytes{op="backup",vm="vm1"} 1000
 # HELP kvmbackup_transferred_bytes_total Bytes that were copied, checked or read, while it is done.
 # TYPE kvmbackup_transferred_bytes_total counter
 kvmbackup_transferred_bytes_total{op="backup",step="follow job",vm="vm1"} 400
-`, "kvmbackup_running", "kvmbackup_running_done_bytes", "kvmbackup_running_total_bytes", "kvmbackup_transferred_bytes_total")
+`, "kvmbackup_running", "kvmbackup_running_done_bytes", "kvmbackup_running_total_bytes",
+		"kvmbackup_transferred_bytes_total")
 	at("digest", 50)
 	m.Observe(engine.Event{Type: engine.EventDone, OpID: 1, Op: "backup", VM: "vm1", Elapsed: 5 * time.Second})
 	m.Observe(engine.Event{Type: engine.EventFailed, OpID: 2, Op: "backup", VM: "vm2", Elapsed: time.Minute, Err: errors.New("it broke")})
@@ -59,7 +60,8 @@ kvmbackup_running{op="backup",vm="vm2"} 0
 # TYPE kvmbackup_transferred_bytes_total counter
 kvmbackup_transferred_bytes_total{op="backup",step="digest",vm="vm1"} 50
 kvmbackup_transferred_bytes_total{op="backup",step="follow job",vm="vm1"} 400
-`, "kvmbackup_running", "kvmbackup_running_done_bytes", "kvmbackup_running_total_bytes", "kvmbackup_transferred_bytes_total")
+`, "kvmbackup_running", "kvmbackup_running_done_bytes", "kvmbackup_running_total_bytes",
+		"kvmbackup_transferred_bytes_total")
 	if n := testutil.CollectAndCount(m, "kvmbackup_operation_duration_seconds"); n != 2 {
 		t.Errorf("%d histograms, want one of each outcome", n)
 	}
@@ -95,7 +97,8 @@ kvmbackup_guest_requests_total{vm="vm1"} 60
 // TestLastVerified: the last verification that found nothing, also after a restart.
 func TestLastVerified(t *testing.T) {
 	const want = `
-# HELP kvmbackup_last_verified_timestamp_seconds Unix time at which a verification of one of the VM's backups last found nothing.
+# HELP kvmbackup_last_verified_timestamp_seconds ` +
+		`Unix time at which a verification of one of the VM's backups last found nothing.
 # TYPE kvmbackup_last_verified_timestamp_seconds gauge
 kvmbackup_last_verified_timestamp_seconds{vm="vm1"} 1.7e+09
 `

@@ -139,7 +139,7 @@ func TestFlushesWhatTookAName(t *testing.T) {
 	want(t, os.Rename(name+".new", name))
 	before := c.flushes.Load()
 	want(t, r.Publish(t.Context(), m))
-	if n := c.flushes.Load() - before; n != 8 { // what was opened, two volumes, two side files, the manifest and two folders
+	if n := c.flushes.Load() - before; n != 8 { // the opened file, two volumes, two side files, the manifest, two folders
 		t.Errorf("%d flushes", n)
 	}
 }

@@ -85,8 +85,10 @@ func TestMACByHand(t *testing.T) {
 	raw, err := key.MarshalBinary()
 	want(t, err)
 	script := `datakey=$(printf %s "$1" | od -An -v -tx1 | tr -d ' \n')
-mackey=$(openssl kdf -keylen 32 -kdfopt digest:SHA256 -kdfopt hexkey:$datakey -kdfopt info:'kvmbackup manifest' HKDF | tr -d ':\n')
-jq -c 'del(.sequence,.pinned,.verified_at,.reasons,.keys,.mac,.checksum)' "$2" | tr -d '\n' | openssl dgst -sha256 -mac HMAC -macopt hexkey:$mackey -r | cut -c1-64`
+mackey=$(openssl kdf -keylen 32 -kdfopt digest:SHA256 -kdfopt hexkey:$datakey -kdfopt info:'kvmbackup manifest' HKDF |
+  tr -d ':\n')
+jq -c 'del(.sequence,.pinned,.verified_at,.reasons,.keys,.mac,.checksum)' "$2" | tr -d '\n' |
+  openssl dgst -sha256 -mac HMAC -macopt hexkey:$mackey -r | cut -c1-64`
 	out, err := exec.CommandContext(t.Context(), "sh", "-c", script, "sh", string(raw), file).CombinedOutput()
 	m, derr := repository.DecodeManifest(b)
 	want(t, errors.Join(err, derr))

@@ -67,8 +67,10 @@ func startGuest(ctx context.Context, name string) (g *guest, err error) {
 	}
 	g.dom, err = g.conn.DomainDefineXML(fmt.Sprintf(`<domain type='%s'><name>%s</name>
 <memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/><apic/></features>
-<devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/><target dev='vda' bus='virtio'/></disk>
-<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`, kind, name, disk))
+<devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/>
+<source file='%s'/><target dev='vda' bus='virtio'/></disk>
+<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`,
+		kind, name, disk))
 	if err != nil {
 		return g, err
 	}

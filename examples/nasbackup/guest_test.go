@@ -184,7 +184,8 @@ func defineGuest(conn *libvirt.Connect, dir, name, uuid, osXML, devices string) 
 	}
 	return conn.DomainDefineXML(fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>%s</uuid>
 <memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type>%s</os><features><acpi/><apic/></features>
-<devices>%s%s<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`,
+<devices>%s%s
+<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`,
 		kind, html.EscapeString(name), uuid, osXML, disks, devices))
 }
 

@@ -264,7 +264,8 @@ func TestLedger(t *testing.T) {
 		{ID: "here", VM: "vm", Status: kvmbackup.StatusDeletePending, Volumes: []kvmbackup.VolumeBackup{{StoredSize: 20}}},
 		{ID: "never", VM: "vm", Status: kvmbackup.StatusFailed, Volumes: []kvmbackup.VolumeBackup{{StoredSize: 3}}},
 	}
-	l.exec(`INSERT INTO kvmbackup_removals (backup_id, vm_id, stored_bytes, removed_us) VALUES ('gone', 'vm', 90, extract(epoch FROM now())::bigint * 1000000)`)
+	l.exec(`INSERT INTO kvmbackup_removals (backup_id, vm_id, stored_bytes, removed_us)
+		VALUES ('gone', 'vm', 90, extract(epoch FROM now())::bigint * 1000000)`)
 	for range 2 {
 		l.must(ledger.settle(t.Context(), eng))
 		l.must(ledger.charge(t.Context(), records))
@@ -277,7 +278,8 @@ func TestLedger(t *testing.T) {
 // TestLedgerByIndex: what is done after each backup, and what is shown of each VM, doesn't read the table of all.
 func TestLedgerByIndex(t *testing.T) {
 	l := newLab(t)
-	l.exec(`INSERT INTO orchestrator_quota (backup, vm, bytes) SELECT 'b' || i, 'vm' || i % 500, 1 FROM generate_series(1, 20000) AS i`)
+	l.exec(`INSERT INTO orchestrator_quota (backup, vm, bytes)
+		SELECT 'b' || i, 'vm' || i % 500, 1 FROM generate_series(1, 20000) AS i`)
 	l.exec(`INSERT INTO orchestrator_vms (vm, every) SELECT 'vm' || i, '1 day' FROM generate_series(1, 2) AS i`)
 	l.exec(`ANALYZE`)
 	for _, statement := range []string{forgetSQL, tablesSQL} {

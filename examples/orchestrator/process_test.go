@@ -112,8 +112,8 @@ func TestKilled(t *testing.T) {
 // left returns the running backups of the process a, which is dead.
 func (l *lab) left() (ids []kvmbackup.BackupID) {
 	l.t.Helper()
-	rows, err := l.db.QueryContext(l.t.Context(), `SELECT backup_id FROM kvmbackup_backups b JOIN kvmbackup_vms v ON v.vm_id = b.vm_id
-		WHERE b.status = 'running' AND v.lease_holder = 'a'`)
+	rows, err := l.db.QueryContext(l.t.Context(), `SELECT backup_id FROM kvmbackup_backups b
+		JOIN kvmbackup_vms v ON v.vm_id = b.vm_id WHERE b.status = 'running' AND v.lease_holder = 'a'`)
 	l.must(err)
 	defer rows.Close()
 	for rows.Next() {

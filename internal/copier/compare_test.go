@@ -69,7 +69,8 @@ func TestCompare(t *testing.T) {
 		t.Errorf("nothing has changed: %+v", p)
 	}
 	b.io(s, "write -P 1 1M 1M", // the same
-		"write -P 3 3M 100", "write -z 5M 1M", "discard 7M 64k", "write -P 0 8M 64k", "write -P 0 40M 1M", // the last was zero
+		"write -P 3 3M 100", "write -z 5M 1M", "discard 7M 64k", "write -P 0 8M 64k",
+		"write -P 0 40M 1M", // it was zero
 		"write -P 4 50M 128k", "write -P 5 67108864 512")
 	b.run("qemu-img", "resize", "-q", "-f", "qcow2", s.Path, fmt.Sprint(80*mib))
 	b.io(s, "write -P 6 79M 1M")

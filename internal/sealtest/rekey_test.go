@@ -36,7 +36,8 @@ func TestRekey(t *testing.T) {
 	}
 	w.restored(w.engine(reads(t, w.mine, fresh)), last)
 
-	all, err := w.reader().Rekey(t.Context(), engine.RekeyRequest{To: takes(t, fresh)}) // which can't open the first any more
+	// This reader can't open the first any more.
+	all, err := w.reader().Rekey(t.Context(), engine.RekeyRequest{To: takes(t, fresh)})
 	if err != nil || len(all) != 3 || all[0].Changed || !all[1].Changed || !all[2].Changed {
 		t.Fatalf("rekeyed %v, %v", all, err)
 	}

@@ -22,11 +22,15 @@ func load(t testing.TB, db *sql.DB, c sqlstore.Config, vms, perVM int) {
 	}
 	of := func(format, i string) string { return fmt.Sprintf(format, i) }
 	record := `'{"id":"' || ` + of(id, "i") + ` || '","vm":"' || ` + of(vm, "i / per") + ` || '","kind":"' ||
-		CASE WHEN n % 10 = 0 THEN 'full' ELSE 'incremental' END || '","status":"' || status || '","chain_id":"' || ` + of(id, "i / 10") + ` ||
-		'","position":' || (n % 10) || ',"parent_id":"' || coalesce(parent, '') || '","checkpoint":"backup.' || n || '","repository":"nas","path":"' ||
-		` + of(vm, "i / per") + ` || '/' || n || '","sequence":' || (n + 1) || ',"started_at":"2026-11-23T07:04:50Z","consistency":"crash",
-		"volumes":[{"volume_id":"v","device":"vda","kind":"full","file":"root.v.qcow2","virtual_size":1,"stored_size":1,"dirty_bytes":1,"source_format":"qcow2","tracked":true}]}'`
-	rows := fmt.Sprintf(`, rows AS (SELECT i, i %% %[1]d AS n, %[1]d AS per, CASE WHEN i %% 50 = 49 THEN 'failed' ELSE 'completed' END AS status,
+		CASE WHEN n % 10 = 0 THEN 'full' ELSE 'incremental' END || '","status":"' || status ||
+		'","chain_id":"' || ` + of(id, "i / 10") + ` ||
+		'","position":' || (n % 10) || ',"parent_id":"' || coalesce(parent, '') ||
+		'","checkpoint":"backup.' || n || '","repository":"nas","path":"' ||
+		` + of(vm, "i / per") + ` || '/' || n || '","sequence":' || (n + 1) || ',"started_at":"2026-11-23T07:04:50Z",
+		"consistency":"crash","volumes":[{"volume_id":"v","device":"vda","kind":"full","file":"root.v.qcow2",
+		"virtual_size":1,"stored_size":1,"dirty_bytes":1,"source_format":"qcow2","tracked":true}]}'`
+	rows := fmt.Sprintf(`, rows AS (SELECT i, i %% %[1]d AS n, %[1]d AS per,
+		CASE WHEN i %% 50 = 49 THEN 'failed' ELSE 'completed' END AS status,
 		CASE WHEN i %% 10 = 0 OR i %% 50 = 49 THEN NULL ELSE %[2]s END AS parent FROM series)`, perVM, of(id, "i - 1"))
 	statements := []string{
 		`INSERT INTO ` + table(c, "vms") + ` (vm_id, active_checkpoint, last_sequence, last_stamp, lease_token, lease_holder, lease_expires_us) ` +

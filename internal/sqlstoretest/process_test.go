@@ -98,11 +98,12 @@ func backUp(ctx context.Context, st *sqlstore.Store, l kvmbackup.Lease) error {
 // TestProcesses lets several processes race for the leases and backups of one VM in one SQLite file, from the empty
 // file on. With a busy_timeout SQLite queues them, without one the store does.
 func TestProcesses(t *testing.T) {
+	const documented = "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)"
 	for name, pragmas := range map[string]string{
-		"documented":        "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)",
+		"documented":        documented,
 		"no busy_timeout":   "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(0)&_pragma=synchronous(OFF)",
 		"rollback journal":  "?_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)",
-		"host's own txlock": "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)&_txlock=immediate",
+		"host's own txlock": documented + "&_txlock=immediate",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

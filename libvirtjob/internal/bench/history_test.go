@@ -88,14 +88,18 @@ func (a *app) insert(ctx context.Context, n int) error {
 		id     = `printf('00000000-0000-4000-8000-%012d', i)`
 		chain  = `printf('00000000-0000-4000-8000-%012d', i / 10)`
 		parent = `CASE WHEN i % 10 = 0 THEN NULL ELSE printf('00000000-0000-4000-8000-%012d', i - 1) END`
-		record = `'{"id":"' || ` + id + ` || '","vm":"vm1","kind":"' || CASE WHEN i % 10 = 0 THEN 'full' ELSE 'incremental' END ||
-			'","status":"completed","chain_id":"' || ` + chain + ` || '","position":' || (i % 10) || ',"parent_id":"' || coalesce(` + parent + `, '') ||
-			'","checkpoint":"old.' || i || '","repository":"nas","path":"vm1/' || i || '","sequence":' || (i + 1) || ',"started_at":"2026-11-23T07:04:50Z",
-			"consistency":"crash","volumes":[{"volume_id":"v","device":"vda","kind":"full","file":"root.v.qcow2","virtual_size":1,"stored_size":1,
-			"dirty_bytes":1,"source_format":"qcow2","tracked":true}]}'`
+		record = `'{"id":"' || ` + id + ` || '","vm":"vm1","kind":"' ||
+			CASE WHEN i % 10 = 0 THEN 'full' ELSE 'incremental' END ||
+			'","status":"completed","chain_id":"' || ` + chain + ` || '","position":' || (i % 10) ||
+			',"parent_id":"' || coalesce(` + parent + `, '') ||
+			'","checkpoint":"old.' || i || '","repository":"nas","path":"vm1/' || i || '","sequence":' || (i + 1) ||
+			',"started_at":"2026-11-23T07:04:50Z","consistency":"crash","volumes":[{"volume_id":"v","device":"vda",
+			"kind":"full","file":"root.v.qcow2","virtual_size":1,"stored_size":1,"dirty_bytes":1,
+			"source_format":"qcow2","tracked":true}]}'`
 	)
 	for _, s := range []string{
-		fmt.Sprintf(`INSERT INTO kvmbackup_vms (vm_id, active_checkpoint, last_sequence, last_stamp, lease_token, lease_holder, lease_expires_us)
+		fmt.Sprintf(`INSERT INTO kvmbackup_vms
+			(vm_id, active_checkpoint, last_sequence, last_stamp, lease_token, lease_holder, lease_expires_us)
 			VALUES ('vm1', '', %d, '', 0, '', 0)`, n),
 		fmt.Sprintf(`WITH RECURSIVE series(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM series WHERE i + 1 < %d)
 			INSERT INTO kvmbackup_backups (backup_id, vm_id, sequence, status, chain_id, parent_id, record)

@@ -89,12 +89,15 @@ func (g *guest) xml() string {
 	}
 	var disks strings.Builder
 	for _, d := range g.devices {
-		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/><target dev='%s' bus='virtio'/><alias name='ua-%s'/></disk>",
-			g.image(d), d, d)
+		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>"+
+			"<target dev='%s' bus='virtio'/><alias name='ua-%s'/></disk>", g.image(d), d, d)
 	}
-	return fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>%s</uuid><memory unit='MiB'>16</memory><os><type arch='x86_64' machine='pc'>hvm</type></os>
-<features><acpi/><apic/></features><devices><emulator>/usr/bin/qemu-system-x86_64</emulator>%s
-<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`, kind, g.name, uuid.NewSHA1(uuid.NameSpaceOID, []byte(g.name)), disks.String()) // a transient one keeps its UUID
+	id := uuid.NewSHA1(uuid.NameSpaceOID, []byte(g.name)) // a transient one keeps its UUID
+	return fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>%s</uuid><memory unit='MiB'>16</memory>
+<os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/><apic/></features>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator>%s
+<controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video></devices></domain>`,
+		kind, g.name, id, disks.String())
 }
 
 // define makes the domain known, if it isn't.

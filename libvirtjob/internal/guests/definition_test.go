@@ -138,7 +138,8 @@ func define(t *testing.T, dir, osXML, devices string) (name string) {
 	defineXML(t, name, fmt.Sprintf(`<domain type='qemu'><name>%s</name><uuid>%s</uuid><memory unit='MiB'>64</memory>
   <os><type arch='x86_64' machine='q35'>hvm</type>%s</os><features><acpi/><apic/></features>
   <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/><target dev='vda' bus='virtio'/></disk>
+    <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>
+      <target dev='vda' bus='virtio'/></disk>
     <controller type='usb' model='none'/><memballoon model='none'/>%s
   </devices></domain>`, name, uuid.NewString(), osXML, image, devices))
 	return name

@@ -118,7 +118,8 @@ func (g *guest) xml() string {
   <name>%s</name>
   <uuid>%s</uuid>
   <memory unit='MiB'>160</memory>
-  <os><type arch='x86_64' machine='pc'>hvm</type><kernel>%s</kernel><initrd>%s</initrd><cmdline>console=ttyS0 quiet panic=1</cmdline></os>
+  <os><type arch='x86_64' machine='pc'>hvm</type><kernel>%s</kernel><initrd>%s</initrd>
+    <cmdline>console=ttyS0 quiet panic=1</cmdline></os>
   <features><acpi/><apic/></features>
   <on_reboot>destroy</on_reboot>
   <devices>

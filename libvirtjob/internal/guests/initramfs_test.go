@@ -63,7 +63,8 @@ for d in /sys/class/block/vd?; do
 done
 agent() {
 	for p in /sys/class/virtio-ports/*; do
-		[ "$(cat $p/name)" = org.qemu.guest_agent.0 ] && qemu-ga -m virtio-serial -p /dev/${p##*/} -t /tmp -F/hook >/tmp/agent 2>&1 &
+		[ "$(cat $p/name)" = org.qemu.guest_agent.0 ] &&
+			qemu-ga -m virtio-serial -p /dev/${p##*/} -t /tmp -F/hook >/tmp/agent 2>&1 &
 	done
 }
 agent

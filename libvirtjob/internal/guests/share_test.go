@@ -91,7 +91,8 @@ func (s *share) throttle(bytesPerSecond int64) {
 	s.Helper()
 	for _, order := range []string{
 		`{"execute":"qmp_capabilities"}`, // an error from the second time on
-		fmt.Sprintf(`{"execute":"qom-set","arguments":{"path":"/objects/speed","property":"limits","value":{"bps-total":%d}},"id":"done"}`, bytesPerSecond),
+		fmt.Sprintf(`{"execute":"qom-set","arguments":{"path":"/objects/speed","property":"limits",`+
+			`"value":{"bps-total":%d}},"id":"done"}`, bytesPerSecond),
 	} {
 		_, err := s.monitor.Write([]byte(order))
 		lab.OK(s, err)

@@ -248,8 +248,9 @@ func (s *story) pull() (end func()) {
 	for _, d := range s.disks[1:] {
 		others += "<disk name='" + d.Device + "' backup='no'/>"
 	}
-	xml := "<domainbackup mode='pull'><server transport='unix' socket='" + socket + "'/><disks><disk name='" + s.disks[0].Device +
-		"' backup='yes' type='file'><scratch file='" + s.TempDir() + "/scratch'/></disk>" + others + "</disks></domainbackup>"
+	xml := "<domainbackup mode='pull'><server transport='unix' socket='" + socket + "'/><disks>" +
+		"<disk name='" + s.disks[0].Device + "' backup='yes' type='file'>" +
+		"<scratch file='" + s.TempDir() + "/scratch'/></disk>" + others + "</disks></domainbackup>"
 	s.must(dom.BackupBegin(xml, "", 0))
 	return func() {
 		s.must(dom.AbortJob())

@@ -8,7 +8,8 @@ import (
 
 const output = `date: 2026-11-23
 cores: 2
-BenchmarkFull/1GiB-2  1  900 backup-begin-wall-ms  945 ours-wall-ms  1.05 ours/backup-begin  1.2 ours/backup-begin-max  0.9 ours/backup-begin-min
+BenchmarkFull/1GiB-2  1  900 backup-begin-wall-ms  945 ours-wall-ms  1.05 ours/backup-begin` +
+	`  1.2 ours/backup-begin-max  0.9 ours/backup-begin-min
 BenchmarkHistory/plan-2  1  2.5 million/ten  1 plan-ms@10  2.5 plan-ms@1000000
 PASS
 `
