@@ -258,7 +258,6 @@ func (s *decideStory) delete(id kvmbackup.BackupID) {
 	})
 }
 
-// left lists the records.
 func (s *decideStory) left() string {
 	s.t.Helper()
 	all, err := s.store.List(s.t.Context(), kvmbackup.Query{})

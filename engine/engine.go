@@ -248,7 +248,7 @@ func (e *Engine) needImages(name string) error {
 	return nil
 }
 
-// Get returns one record. ErrNotFound.
+// Get returns one record, or ErrNotFound if the store has no such record.
 func (e *Engine) Get(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Backup, error) {
 	_, b, err := e.find(ctx, "get", id)
 	return b, err

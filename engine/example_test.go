@@ -92,7 +92,6 @@ func (d *demo) start() {
 
 func (d *demo) close() { must(os.RemoveAll(d.dir)) }
 
-// request names the VM's volumes.
 func (d *demo) request() engine.BackupRequest {
 	return engine.BackupRequest{
 		VM: web1, Volumes: []engine.Volume{{ID: "root", Device: "vda", Root: true}, {ID: "data", Device: "vdb"}},

@@ -62,7 +62,6 @@ func checkScratch(spec kvmbackup.JobSpec) error {
 	return nil
 }
 
-// makeScratch makes the job's folder.
 func (j *job) makeScratch() error {
 	if !j.pulls() {
 		return nil

@@ -30,7 +30,6 @@ type bench struct {
 	last   map[string]string           // device: its newest file
 }
 
-// newBench starts a guest with the disks.
 func newBench(t *testing.T, cfg realguest.Config) *bench {
 	t.Helper()
 	guest := realguest.Start(t, cfg)
@@ -150,7 +149,6 @@ func (b *bench) disk(device string) kvmbackup.DiskStatus {
 	return kvmbackup.DiskStatus{}
 }
 
-// begin prepares and begins a job.
 func (b *bench) begin(spec kvmbackup.JobSpec) kvmbackup.Job {
 	b.Helper()
 	job, err := b.exec.PrepareJob(b.ctx, b.ref, spec)

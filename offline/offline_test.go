@@ -17,7 +17,6 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// bench is a folder with images.
 type bench struct {
 	*testing.T
 	images *offline.Images

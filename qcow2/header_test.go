@@ -14,7 +14,6 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// extension is a header extension.
 type extension struct {
 	kind uint32
 	data []byte
@@ -65,7 +64,6 @@ func bitmapsExtension(count uint32, size uint64) extension {
 	return extension{0x23852875, data}
 }
 
-// bitmapEntry is a directory entry.
 func bitmapEntry(name string, flags uint32, granularityBits byte) []byte {
 	entry := make([]byte, (24+len(name)+7)&^7)
 	binary.BigEndian.PutUint64(entry, 6<<16)

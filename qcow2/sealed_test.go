@@ -330,7 +330,6 @@ func TestHostileLUKSHeaders(t *testing.T) {
 	}
 }
 
-// dialNBD connects to a server's socket.
 func dialNBD(t testing.TB, socket, export string) *nbd.Client {
 	t.Helper()
 	conn, err := dialUnix(t.Context(), socket)

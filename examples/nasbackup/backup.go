@@ -17,7 +17,6 @@ import (
 // maxMiB is as many as an int64 of bytes can count.
 const maxMiB = int64(math.MaxInt64 >> 20)
 
-// backupFlags are the options of backup.
 type backupFlags struct {
 	policyFlags
 	quiesce    bool

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// opened is what open prints.
 type opened struct {
 	Socket string `json:"socket"`
 	Hold   string `json:"hold"` // keeps the backup from being removed meanwhile

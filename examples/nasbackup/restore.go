@@ -15,7 +15,6 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// restoreFlags are the options of restore.
 type restoreFlags struct {
 	to        string
 	format    string

@@ -145,7 +145,6 @@ func (l *lab) calm() {
 	l.until("no claims", func() bool { return query[int](l, `SELECT count(*) FROM orchestrator_vms WHERE claimed_by <> ''`) == 0 })
 }
 
-// instance is a running service.
 type instance struct {
 	stop  context.CancelFunc
 	ended chan error

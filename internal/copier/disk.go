@@ -156,7 +156,6 @@ func enlarge(conn net.Conn) {
 	}
 }
 
-// each calls f for every connection.
 func (d *disk) each(f func(*nbd.Client)) {
 	for _, list := range [][]*nbd.Client{d.sources, d.targets} {
 		for _, c := range list {

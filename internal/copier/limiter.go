@@ -28,7 +28,6 @@ func (l *limiter) set(limit int64) {
 	l.changed = make(chan struct{})
 }
 
-// now returns the limit.
 func (l *limiter) now() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -98,7 +98,6 @@ func statements(t *testing.T, db *sql.DB, c sqlstore.Config, vm kvmbackup.VMID, 
 	return out
 }
 
-// fileOf asks SQLite for the database's file.
 func fileOf(t *testing.T, db *sql.DB, c sqlstore.Config) (file string) {
 	t.Helper()
 	if c.Schema == "" {

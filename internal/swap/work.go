@@ -76,7 +76,6 @@ func (w *Work) rename(from, to string) error {
 	return w.step(func() error { return os.Rename(from, to) })
 }
 
-// sync flushes a file or folder.
 func (w *Work) sync(path string) error {
 	return w.step(func() error {
 		f, err := os.Open(path)

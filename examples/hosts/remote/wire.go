@@ -54,7 +54,6 @@ type reply[T any] struct {
 	Error    *failure               `json:"error,omitempty"`
 }
 
-// scratchSpace is the answer to ScratchSpace.
 type scratchSpace struct {
 	FileSystem string `json:"file_system"`
 	FreeBytes  int64  `json:"free_bytes"`

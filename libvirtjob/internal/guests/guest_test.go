@@ -32,7 +32,6 @@ type guest struct {
 	console    *console
 }
 
-// guestDisk is a disk of a guest.
 type guestDisk struct {
 	device, path string
 	format       string // default qcow2
@@ -135,7 +134,6 @@ func (g *guest) xml() string {
 </domain>`, g.name, g.uuid, s.kernel, s.initramfs, disks.String(), g.bootLog(), g.socket())
 }
 
-// ref names the guest's domain.
 func (g *guest) ref() kvmbackup.DomainRef { return kvmbackup.DomainRef{Name: g.name, UUID: g.uuid} }
 
 func (g *guest) domain() *libvirt.Domain {

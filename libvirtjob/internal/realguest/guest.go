@@ -151,7 +151,6 @@ func (g *Guest) Create() {
 	_ = dom.Free()
 }
 
-// start starts the persistent domain.
 func (g *Guest) start(flags libvirt.DomainCreateFlags) error {
 	g.tb.Helper()
 	if g.ran {

@@ -63,7 +63,6 @@ type taken struct {
 // errEnough is the cause of the stories' cancels.
 var errEnough = errors.New("enough")
 
-// tell starts the guest of a story.
 func tell(t *testing.T, cfg config) *story {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
@@ -360,7 +359,6 @@ func (s *story) record() kvmbackup.VMRecord {
 	return r
 }
 
-// files lists what is below a folder.
 func (s *story) files(dir string) []string {
 	s.Helper()
 	var found []string
