@@ -134,7 +134,8 @@ func TestLayerLimit(t *testing.T) {
 		dom, err := b.guest.Host.Conn.DomainCreateXML(fmt.Sprintf(`<domain type='qemu'><name>%s</name>
 <memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os>
 <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>
-<target dev='vda' bus='virtio'/></disk><controller type='usb' model='none'/></devices></domain>`, name, image), libvirt.DOMAIN_START_PAUSED)
+<target dev='vda' bus='virtio'/></disk><controller type='usb' model='none'/></devices></domain>`,
+			name, image), libvirt.DOMAIN_START_PAUSED)
 		if err != nil {
 			t.Logf("%s: %v", filepath.Base(image), err)
 			return false
