@@ -43,7 +43,8 @@ func TestRekey(t *testing.T) {
 	}
 	for _, b := range []kvmbackup.Backup{first, mixed, last} {
 		w.restored(w.engine(reads(t, fresh)), b)
-		if _, err := w.reader().Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: t.TempDir()}); !errors.Is(err, kvmbackup.ErrKey) {
+		_, err := w.reader().Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: t.TempDir()})
+		if !errors.Is(err, kvmbackup.ErrKey) {
 			t.Errorf("the old identity still reads %s: %v", b.Path, err)
 		}
 		report, err := w.engine(reads(t, fresh)).Verify(t.Context(), b.ID, engine.VerifyOptions{Open: true})

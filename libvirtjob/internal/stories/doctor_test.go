@@ -249,7 +249,8 @@ func TestDoctorOnFolders(t *testing.T) {
 	s.must(os.Rename(lost, lost+".aside"))
 	s.finds(engine.FindingMissingFile)
 	s.repair(engine.FindingMissingFile)
-	if _, err := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: third.ID, Dir: t.TempDir()}); !errors.Is(err, kvmbackup.ErrMissingFile) {
+	_, err = s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: third.ID, Dir: t.TempDir()})
+	if !errors.Is(err, kvmbackup.ErrMissingFile) {
 		t.Errorf("restore: %v", err)
 	}
 	b, err := s.engine.Backup(s.ctx, s.request())
