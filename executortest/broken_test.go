@@ -10,8 +10,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/executortest"
 )
 
-// TestRulesBite breaks an executor in one way per rule of the contract, and the rule must say so. A rule without a broken executor fails.
-// That histories bite is shown with one: they compare all that a user sees.
+// TestRulesBite breaks an executor in one way per rule of the contract, and the rule must say so. A rule without a
+// broken executor fails. That histories bite is shown with one: they compare all that a user sees.
 func TestRulesBite(t *testing.T) {
 	unused := breakers()
 	for _, rule := range executortest.Rules() {
@@ -303,9 +303,9 @@ func breakers() map[string]broken {
 		"history/everyday": idle("DropCheckpoint"),
 	}
 	for rule, method := range map[string]string{
-		"inspect": "Inspect", "register-checkpoint": "RegisterCheckpoint", "drop-checkpoint": "DropCheckpoint", "dirty-bytes": "DirtyBytes",
-		"held-bytes": "HeldBytes", "prepare-job": "PrepareJob", "adopt-job": "AdoptJob", "freeze": "Freeze", "thaw": "Thaw", "resume": "Resume",
-		"definition": "Definition", "begin": "Begin",
+		"inspect": "Inspect", "register-checkpoint": "RegisterCheckpoint", "drop-checkpoint": "DropCheckpoint",
+		"dirty-bytes": "DirtyBytes", "held-bytes": "HeldBytes", "prepare-job": "PrepareJob", "adopt-job": "AdoptJob",
+		"freeze": "Freeze", "thaw": "Thaw", "resume": "Resume", "definition": "Definition", "begin": "Begin",
 	} {
 		all["context/"+rule] = deaf(method)
 	}

@@ -7,7 +7,8 @@ import (
 )
 
 func TestSimulator(t *testing.T) {
-	executortest.Run(t, func(t testing.TB) executortest.World { return executortest.NewSimulator(t.TempDir()) }, executortest.Parallel())
+	executortest.Run(t, func(t testing.TB) executortest.World { return executortest.NewSimulator(t.TempDir()) },
+		executortest.Parallel())
 }
 
 // pulling is a simulator whose running domain is backed up by pull.
@@ -20,5 +21,7 @@ func (w pulling) Scratch() (string, error) { return w.TempDir(), nil }
 
 // TestPull holds the simulator to the rules by pull.
 func TestPull(t *testing.T) {
-	executortest.Run(t, func(t testing.TB) executortest.World { return pulling{executortest.NewSimulator(t.TempDir()), t} }, executortest.Parallel())
+	executortest.Run(t, func(t testing.TB) executortest.World {
+		return pulling{executortest.NewSimulator(t.TempDir()), t}
+	}, executortest.Parallel())
 }

@@ -31,7 +31,8 @@ func (s *teller) parts(names ...kvmbackup.VMID) map[kvmbackup.VMID]int64 {
 	return got
 }
 
-// Jobs share a limiter's bandwidth by their weights; what one can't use is the others', also when limits change or jobs end.
+// Jobs share a limiter's bandwidth by their weights; what one can't use is the others', also when limits change or jobs
+// end.
 func TestSharedBandwidth(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		host, repo := engine.NewLimiter(10), engine.NewLimiter(10)
@@ -145,7 +146,8 @@ func TestSharedBandwidthRefused(t *testing.T) {
 		synctest.Wait()
 		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
 		all.Wait()
-		if text := log.String(); strings.Count(text, "change the job's bandwidth") != 1 || !strings.Contains(text, "libvirt refuses it") {
+		if text := log.String(); strings.Count(text, "change the job's bandwidth") != 1 ||
+			!strings.Contains(text, "libvirt refuses it") {
 			t.Errorf("said:\n%s", text)
 		}
 	})

@@ -31,8 +31,8 @@ func (s *teller) compared(b kvmbackup.Backup, clusters map[kvmbackup.VolumeID]in
 	}
 }
 
-// TestCompared goes through what costs a full otherwise. Each is an incremental of what differs, and the next one goes by
-// bitmap.
+// TestCompared goes through what costs a full otherwise. Each is an incremental of what differs, and the next one goes
+// by bitmap.
 func TestCompared(t *testing.T) {
 	pullStory(t, func(t *testing.T, s *teller) {
 		byBitmap := func() {
@@ -98,8 +98,8 @@ func TestComparedRaw(t *testing.T) {
 	})
 }
 
-// TestBitmapMissed: what changed behind QEMU's back is found by the pass that compares although the bitmap is fine, stored,
-// and told loudly.
+// TestBitmapMissed: what changed behind QEMU's back is found by the pass that compares although the bitmap is fine,
+// stored, and told loudly.
 func TestBitmapMissed(t *testing.T) {
 	pullStory(t, func(t *testing.T, s *teller) {
 		var missed []engine.Event
@@ -124,7 +124,8 @@ func TestBitmapMissed(t *testing.T) {
 		forced.ForceCompare = true
 		b := s.backup(forced)
 		s.compared(b, map[kvmbackup.VolumeID]int64{"vol-vda": 3, "vol-vdb": 0})
-		if len(missed) != 1 || missed[0].Bytes != 2*cluster || !strings.Contains(missed[0].Detail, "vol-vda") || !hasReason(b, engine.ReasonBitmapMissed) {
+		if len(missed) != 1 || missed[0].Bytes != 2*cluster || !strings.Contains(missed[0].Detail, "vol-vda") ||
+			!hasReason(b, engine.ReasonBitmapMissed) {
 			t.Errorf("told %v, recorded %v", missed, b.Reasons)
 		}
 		m, err := s.repo.ReadManifest(t.Context(), b.Path)
@@ -136,8 +137,8 @@ func TestBitmapMissed(t *testing.T) {
 	})
 }
 
-// TestCannotCompare: without a scratch a running VM's backups are as they were, and say why; who insists is refused. With
-// one a policy of push pulls what is compared.
+// TestCannotCompare: without a scratch a running VM's backups are as they were, and say why; who insists is refused.
+// With one a policy of push pulls what is compared.
 func TestCannotCompare(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.backup(comparing)

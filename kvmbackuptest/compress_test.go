@@ -15,8 +15,8 @@ func compressed(p kvmbackup.Policy) kvmbackup.Policy {
 	return p
 }
 
-// TestCompressionNeedsACopier: a running VM is compressed by pull, a stopped one always, and a push is refused with the way
-// out. Record and manifest say what is compressed; plain and compressed backups mix.
+// TestCompressionNeedsACopier: a running VM is compressed by pull, a stopped one always, and a push is refused with the
+// way out. Record and manifest say what is compressed; plain and compressed backups mix.
 func TestCompressionNeedsACopier(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.backup(everyday)
@@ -59,8 +59,8 @@ type started struct {
 func (e started) with(t *testing.T, s *teller) kvmbackup.Job {
 	spec := kvmbackup.JobSpec{
 		ID: kvmbackup.NewBackupID(), Dir: t.TempDir(), Transfer: kvmbackup.TransferOffline, Checkpoint: "c",
-		Volumes: []kvmbackup.JobVolume{{VolumeID: "v", Device: "vda", Kind: kvmbackup.KindFull, File: "f", VirtualSize: 16 * cluster,
-			Tracked: true, Compression: kvmbackup.CompressionZstd}},
+		Volumes: []kvmbackup.JobVolume{{VolumeID: "v", Device: "vda", Kind: kvmbackup.KindFull, File: "f",
+			VirtualSize: 16 * cluster, Tracked: true, Compression: kvmbackup.CompressionZstd}},
 	}
 	s.must(e.start())
 	j, err := e.PrepareJob(t.Context(), kvmbackup.DomainRef{Name: vm}, spec)
@@ -78,8 +78,8 @@ func TestCompressionOfAStartedDomain(t *testing.T) {
 	})
 }
 
-// TestEstimateOfCompressedBackups: what the volume's last backups came to is what is expected of the next, and the plan says
-// so; without any the plain size counts.
+// TestEstimateOfCompressedBackups: what the volume's last backups came to is what is expected of the next, and the plan
+// says so; without any the plain size counts.
 func TestEstimateOfCompressedBackups(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.withScratch())
@@ -97,7 +97,8 @@ func TestEstimateOfCompressedBackups(t *testing.T) {
 		s.must(s.write("vda", 4, 4)) // of which the full knows nothing
 		full := compressed(everyday)
 		full.ForceFull = true
-		if p := plan(full); p.EstimateBytes != stored+stored/4 && p.EstimateBytes > first.EstimateBytes || len(p.FromHistory) != 2 {
+		if p := plan(full); p.EstimateBytes != stored+stored/4 && p.EstimateBytes > first.EstimateBytes ||
+			len(p.FromHistory) != 2 {
 			t.Errorf("a full after one of %d:\n%v", stored, p)
 		}
 		if p := plan(compressed(everyday)); len(p.FromHistory) > 0 {
@@ -105,7 +106,8 @@ func TestEstimateOfCompressedBackups(t *testing.T) {
 		}
 		s.backup(compressed(everyday))
 		s.must(s.write("vda", 0, 8))
-		if p := plan(compressed(everyday)); !slices.Contains(p.FromHistory, "vda") || !strings.Contains(p.String(), "came to with zstd") {
+		if p := plan(compressed(everyday)); !slices.Contains(p.FromHistory, "vda") ||
+			!strings.Contains(p.String(), "came to with zstd") {
 			t.Errorf("an incremental after another:\n%v", p)
 		}
 		full.Compression = ""

@@ -17,7 +17,10 @@ import (
 // backup, too.
 func TestSecretsOfTheFirmware(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
-		s.must(s.h.Define(kvmbackuptest.Domain{Name: "uefi", NVRAM: []byte("variables"), TPM: []byte("state"), Disks: []kvmbackuptest.Disk{s.newDisk("vda", "uefi")}}))
+		s.must(s.h.Define(kvmbackuptest.Domain{
+			Name: "uefi", NVRAM: []byte("variables"), TPM: []byte("state"),
+			Disks: []kvmbackuptest.Disk{s.newDisk("vda", "uefi")},
+		}))
 		s.must(s.h.Start("uefi"))
 		b, err := s.engine.Backup(t.Context(), engine.BackupRequest{VM: "uefi"})
 		s.must(err)
@@ -32,7 +35,8 @@ func TestSecretsOfTheFirmware(t *testing.T) {
 			}
 		}
 		def, err := s.engine.Definition(t.Context(), b.ID)
-		if s.must(err); string(def.NVRAM) != "variables" || string(def.TPM) != "state" || !strings.Contains(string(def.XML), "uefi") {
+		if s.must(err); string(def.NVRAM) != "variables" || string(def.TPM) != "state" ||
+			!strings.Contains(string(def.XML), "uefi") {
 			t.Errorf("the definition is %q", def)
 		}
 		if slices.ContainsFunc(b.Reasons, func(r kvmbackup.Reason) bool { return r.Code == engine.ReasonTPMNotSaved }) {
@@ -42,7 +46,8 @@ func TestSecretsOfTheFirmware(t *testing.T) {
 		if s.must(err); !report.OK() {
 			t.Error(report.Problems)
 		}
-		for name, want := range map[string]error{repository.NVRAMName: kvmbackup.ErrDamaged, repository.DomainXMLName: kvmbackup.ErrMissingFile} {
+		for name, want := range map[string]error{repository.NVRAMName: kvmbackup.ErrDamaged,
+			repository.DomainXMLName: kvmbackup.ErrMissingFile} {
 			path := s.repo.FilePath(b.Path, name)
 			was, err := os.ReadFile(path)
 			s.must(err)

@@ -58,7 +58,8 @@ func TestDeleteMiddle(t *testing.T) {
 			t.Errorf("plan: %v", p)
 		}
 		s.statuses(bs, completed, pending, completed, completed)
-		if _, err := s.engine.Restore(t.Context(), engine.RestoreRequest{Backup: bs[1].ID, Dir: s.dir}); !errors.Is(err, kvmbackup.ErrStatus) {
+		_, err := s.engine.Restore(t.Context(), engine.RestoreRequest{Backup: bs[1].ID, Dir: s.dir})
+		if !errors.Is(err, kvmbackup.ErrStatus) {
 			t.Errorf("restore of what was deleted: %v", err)
 		}
 		s.backup(everyday)

@@ -42,7 +42,8 @@ func TestDigestIsTheRealOne(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	for range 4 {
 		dir := t.TempDir()
-		full, inc, raw, flat := filepath.Join(dir, "full"), filepath.Join(dir, "inc"), filepath.Join(dir, "raw"), filepath.Join(dir, "flat")
+		full, inc, raw, flat := filepath.Join(dir, "full"), filepath.Join(dir, "inc"), filepath.Join(dir, "raw"),
+			filepath.Join(dir, "flat")
 		writeRandom(t, rnd, full, "")
 		writeRandom(t, rnd, inc, "full")
 		below := []qcow2.Layer{{Path: full}}

@@ -28,7 +28,8 @@ func TestFirstBackupIsFull(t *testing.T) {
 		if b.Kind != kvmbackup.KindFull || b.Position != 0 || reasonOf(b, "") != kvmbackup.ReasonNoActiveCheckpoint {
 			t.Errorf("%v at %d: %v", b.Kind, b.Position, b.Reasons)
 		}
-		if files := filesOf(s, b); !slices.Equal(files, []string{"backup.json", "datadisk.vol-vdb.qcow2", "domain.xml", "root.vol-vda.qcow2"}) {
+		files := filesOf(s, b)
+		if !slices.Equal(files, []string{"backup.json", "datadisk.vol-vdb.qcow2", "domain.xml", "root.vol-vda.qcow2"}) {
 			t.Errorf("files: %v", files)
 		}
 	})
@@ -128,7 +129,8 @@ func TestHotPlug(t *testing.T) {
 		s.must(s.write("vdc", 4, 2))
 		b := s.backup(everyday)
 		v, _ := b.Volume("vol-vdc")
-		if b.Kind != kvmbackup.KindIncremental || v.Kind != kvmbackup.KindFull || reasonOf(b, "vol-vdc") != kvmbackup.ReasonVolumeNew {
+		if b.Kind != kvmbackup.KindIncremental || v.Kind != kvmbackup.KindFull ||
+			reasonOf(b, "vol-vdc") != kvmbackup.ReasonVolumeNew {
 			t.Errorf("%v with %v: %v", b.Kind, v.Kind, b.Reasons)
 		}
 		s.must(s.write("vdc", 5, 1))
@@ -188,7 +190,8 @@ func TestResize(t *testing.T) {
 		}
 		s.must(s.h.Resize(vm, "vda", 4*cluster))
 		b = s.backup(everyday)
-		if v, _ := b.Volume("vol-vda"); v.Kind != kvmbackup.KindFull || reasonOf(b, "vol-vda") != kvmbackup.ReasonVolumeShrank {
+		if v, _ := b.Volume("vol-vda"); v.Kind != kvmbackup.KindFull ||
+			reasonOf(b, "vol-vda") != kvmbackup.ReasonVolumeShrank {
 			t.Errorf("shrunk: %v, %v", v.Kind, b.Reasons)
 		}
 		s.must(s.h.Resize(vm, "vda", 8*cluster))
@@ -247,7 +250,8 @@ func TestRawAndOldDisks(t *testing.T) {
 func TestSkippedDrives(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		for _, d := range []kvmbackuptest.Disk{
-			{Device: "sda", Medium: "cdrom", NoMedia: true}, {Device: "sdb", ReadOnly: true, SizeBytes: cluster}, {Device: "sdc", Transient: true, SizeBytes: cluster},
+			{Device: "sda", Medium: "cdrom", NoMedia: true}, {Device: "sdb", ReadOnly: true, SizeBytes: cluster},
+			{Device: "sdc", Transient: true, SizeBytes: cluster},
 		} {
 			s.must(s.h.Attach(vm, d))
 		}

@@ -9,7 +9,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
-// settlers are the operations that settle what a crash left of the backup with that ID, the newest, on top of the older one.
+// settlers are the operations that settle what a crash left of the backup with that ID, the newest, on top of the older
+// one.
 var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
 	"backup": func(s *teller, _, _ kvmbackup.BackupID) error {
 		_, err := s.engine.Backup(s.t.Context(), s.request(everyday))
@@ -25,7 +26,9 @@ var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
 	},
 	"restore in place": func(s *teller, older, _ kvmbackup.BackupID) error {
 		s.must(s.h.Shutdown(vm))
-		_, err := s.engine.Restore(s.t.Context(), engine.RestoreRequest{Backup: older, InPlace: &engine.InPlace{Volumes: s.volumes}})
+		_, err := s.engine.Restore(s.t.Context(), engine.RestoreRequest{
+			Backup: older, InPlace: &engine.InPlace{Volumes: s.volumes},
+		})
 		return err
 	},
 	"recover": func(s *teller, _, _ kvmbackup.BackupID) error {
@@ -48,8 +51,8 @@ var settlers = map[string]func(s *teller, older, left kvmbackup.BackupID) error{
 	},
 }
 
-// Whatever operation settles an interrupted backup tells of it, under the name of what it does: a recovery. Package metrics counts the
-// backups that one completes by that name.
+// Whatever operation settles an interrupted backup tells of it, under the name of what it does: a recovery. Package
+// metrics counts the backups that one completes by that name.
 func TestRecoveredIsTold(t *testing.T) {
 	for name, settle := range settlers {
 		for at, completes := range map[string]bool{"Begin": false, "Complete": true} {
@@ -57,7 +60,9 @@ func TestRecoveredIsTold(t *testing.T) {
 				story(t, false, func(t *testing.T, s *teller) {
 					older := s.backup(everyday)
 					s.must(killedAt(at)(s.world))
-					left, err := s.store.List(t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+					left, err := s.store.List(t.Context(), kvmbackup.Query{
+						VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning},
+					})
 					s.must(err)
 					told := map[engine.EventType]int{}
 					s.cfg.OnEvent = func(ev engine.Event) {

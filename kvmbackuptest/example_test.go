@@ -20,7 +20,9 @@ import (
 func TestFirst(t *testing.T) {
 	ctx := t.Context()
 	h := kvmbackuptest.NewHypervisor()
-	lab.OK(t, h.Define(kvmbackuptest.Domain{Name: "vm1", Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}}}))
+	lab.OK(t, h.Define(kvmbackuptest.Domain{
+		Name: "vm1", Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}},
+	}))
 	lab.OK(t, h.Start("vm1"))
 	lab.OK(t, h.Write("vm1", "vda", 0, []byte("hello")))
 
@@ -42,8 +44,8 @@ func TestFirst(t *testing.T) {
 	}
 }
 
-// A VM is backed up three times; the second time only what has changed, and the third time in full, because QEMU crashed and lost
-// its bitmap. Then the second backup is compared with what the disk held at its time.
+// A VM is backed up three times; the second time only what has changed, and the third time in full, because QEMU
+// crashed and lost its bitmap. Then the second backup is compared with what the disk held at its time.
 func Example() {
 	ctx := context.Background()
 	h := kvmbackuptest.NewHypervisor()

@@ -107,9 +107,13 @@ var faultCases = []faultCase{
 	{name: "first", act: act(everyday, engine.QuiesceNo)},
 	{name: "incremental", prepare: taken(2), act: act(everyday, engine.QuiesceNo), next: kvmbackup.KindIncremental},
 	{name: "quiesced", prepare: taken(1), act: act(everyday, engine.QuiesceRequire), next: kvmbackup.KindIncremental},
-	{name: "restarted transient", transient: true, prepare: inOrder(taken(2), func(l *world) error { return l.h.Restart(vm) }),
+	{name: "restarted transient", transient: true, prepare: inOrder(taken(2), func(l *world) error {
+		return l.h.Restart(vm)
+	}),
 		act: act(everyday, engine.QuiesceTry), next: kvmbackup.KindIncremental},
-	{name: "crashed", prepare: inOrder(taken(2), func(l *world) error { return errors.Join(l.h.Crash(vm), l.h.Start(vm)) }),
+	{name: "crashed", prepare: inOrder(taken(2), func(l *world) error {
+		return errors.Join(l.h.Crash(vm), l.h.Start(vm))
+	}),
 		act: act(everyday, engine.QuiesceNo)},
 	{name: "stopped full", prepare: inOrder(taken(1), shutdown), act: act(everyday, engine.QuiesceNo)},
 	{name: "stopped incremental", prepare: inOrder(taken(2), shutdown),
@@ -118,11 +122,18 @@ var faultCases = []faultCase{
 	{name: "recovering a job", prepare: inOrder(taken(1), killedAt("Wait")), act: act(everyday, engine.QuiesceNo)},
 	{name: "recovering a folder", prepare: inOrder(taken(1), killedAt("Complete")), act: act(everyday, engine.QuiesceNo)},
 	{name: "pull first", prepare: pulls, act: act(everyday, engine.QuiesceNo)},
-	{name: "pull incremental", prepare: inOrder(pulls, taken(2)), act: act(everyday, engine.QuiesceNo), next: kvmbackup.KindIncremental},
-	{name: "pull quiesced", prepare: inOrder(taken(1), pulls), act: act(everyday, engine.QuiesceRequire), next: kvmbackup.KindIncremental},
-	{name: "pull transient", transient: true, prepare: inOrder(pulls, taken(1)), act: act(everyday, engine.QuiesceTry), next: kvmbackup.KindIncremental},
-	{name: "recovering a pull job", prepare: inOrder(pulls, taken(1), killedAt("Wait")), act: act(everyday, engine.QuiesceNo),
+	{
+		name: "pull incremental", prepare: inOrder(pulls, taken(2)), act: act(everyday, engine.QuiesceNo),
+		next: kvmbackup.KindIncremental,
+	},
+	{
+		name: "pull quiesced", prepare: inOrder(taken(1), pulls), act: act(everyday, engine.QuiesceRequire),
+		next: kvmbackup.KindIncremental,
+	},
+	{name: "pull transient", transient: true, prepare: inOrder(pulls, taken(1)), act: act(everyday, engine.QuiesceTry),
 		next: kvmbackup.KindIncremental},
+	{name: "recovering a pull job", prepare: inOrder(pulls, taken(1), killedAt("Wait")),
+		act: act(everyday, engine.QuiesceNo), next: kvmbackup.KindIncremental},
 	{name: "delete newest", prepare: taken(3), act: deleted(2, false)},
 	{name: "delete middle", prepare: taken(3), act: deleted(1, false), next: kvmbackup.KindIncremental},
 	{name: "delete cascade", prepare: inOrder(taken(3), deleted(0, false), deleted(1, false)), act: deleted(2, false)},
@@ -227,11 +238,15 @@ func (l *world) checkFailed() error {
 	if err := l.checkThawed(); err != nil {
 		return err
 	}
-	running, err := l.store.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+	running, err := l.store.List(context.Background(), kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning},
+	})
 	if err != nil || len(running) > 0 {
 		return err // said to be left to the next operation
 	}
-	failed, err := l.store.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusFailed}})
+	failed, err := l.store.List(context.Background(), kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusFailed},
+	})
 	for _, b := range failed {
 		for _, v := range l.volumes {
 			if ours, _, _ := l.names(v.Device); slices.Contains(ours, string(b.Checkpoint)) {

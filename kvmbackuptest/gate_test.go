@@ -131,8 +131,11 @@ type gatedStore struct {
 	g *gate
 }
 
-func (s gatedStore) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration) (kvmbackup.Lease, error) {
-	return through(s.g, "AcquireLease", func() (kvmbackup.Lease, error) { return s.Store.AcquireLease(ctx, vm, holder, ttl) })
+func (s gatedStore) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string,
+	ttl time.Duration) (kvmbackup.Lease, error) {
+	return through(s.g, "AcquireLease", func() (kvmbackup.Lease, error) {
+		return s.Store.AcquireLease(ctx, vm, holder, ttl)
+	})
 }
 
 func (s gatedStore) RenewLease(ctx context.Context, l kvmbackup.Lease, ttl time.Duration) (kvmbackup.Lease, error) {
@@ -187,11 +190,13 @@ func (s gatedStore) SetActive(ctx context.Context, l kvmbackup.Lease, name kvmba
 	return pass(s.g, "SetActive", func() error { return s.Store.SetActive(ctx, l, name) })
 }
 
-func (s gatedStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID, a kvmbackup.Annotation) error {
+func (s gatedStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID,
+	a kvmbackup.Annotation) error {
 	return pass(s.g, "Annotate", func() error { return s.Store.Annotate(ctx, l, id, a) })
 }
 
-// repositoryCalls are the calls on the folder that pass the gate, by what the repository calls them, as plans name them.
+// repositoryCalls are the calls on the folder that pass the gate, by what the repository calls them, as plans name
+// them.
 var repositoryCalls = map[string]string{
 	"probe": "Probe", "create partial": "CreatePartial", "write file": "WriteFile", "publish": "Publish",
 	"open targets": "OpenTargets", "published": "Published", "read partial manifest": "PartialManifest",
@@ -242,7 +247,8 @@ func (e gatedExecutor) Inspect(ctx context.Context, d kvmbackup.DomainRef) (kvmb
 	return through(e.g, "Inspect", func() (kvmbackup.DomainStatus, error) { return e.Executor.Inspect(ctx, d) })
 }
 
-func (e gatedExecutor) RegisterCheckpoint(ctx context.Context, d kvmbackup.DomainRef, cp kvmbackup.CheckpointSpec) error {
+func (e gatedExecutor) RegisterCheckpoint(ctx context.Context, d kvmbackup.DomainRef,
+	cp kvmbackup.CheckpointSpec) error {
 	return pass(e.g, "RegisterCheckpoint", func() error { return e.Executor.RegisterCheckpoint(ctx, d, cp) })
 }
 
@@ -253,20 +259,28 @@ func (e gatedExecutor) DropCheckpoint(ctx context.Context, d kvmbackup.DomainRef
 	return pass(e.g, "DropCheckpoint", func() error { return e.Executor.DropCheckpoint(ctx, d, name) })
 }
 
-func (e gatedExecutor) HeldBytes(ctx context.Context, d kvmbackup.DomainRef, devices []string) (map[string]int64, error) {
+func (e gatedExecutor) HeldBytes(ctx context.Context, d kvmbackup.DomainRef,
+	devices []string) (map[string]int64, error) {
 	return through(e.g, "HeldBytes", func() (map[string]int64, error) { return e.Executor.HeldBytes(ctx, d, devices) })
 }
 
-func (e gatedExecutor) DirtyBytes(ctx context.Context, d kvmbackup.DomainRef, name kvmbackup.CheckpointName) (map[string]int64, error) {
+func (e gatedExecutor) DirtyBytes(ctx context.Context, d kvmbackup.DomainRef,
+	name kvmbackup.CheckpointName) (map[string]int64, error) {
 	return through(e.g, "DirtyBytes", func() (map[string]int64, error) { return e.Executor.DirtyBytes(ctx, d, name) })
 }
 
-func (e gatedExecutor) PrepareJob(ctx context.Context, d kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
-	return through(e.g, "PrepareJob", func() (kvmbackup.Job, error) { return e.job(spec)(e.Executor.PrepareJob(ctx, d, spec)) })
+func (e gatedExecutor) PrepareJob(ctx context.Context, d kvmbackup.DomainRef,
+	spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+	return through(e.g, "PrepareJob", func() (kvmbackup.Job, error) {
+		return e.job(spec)(e.Executor.PrepareJob(ctx, d, spec))
+	})
 }
 
-func (e gatedExecutor) AdoptJob(ctx context.Context, d kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
-	return through(e.g, "AdoptJob", func() (kvmbackup.Job, error) { return e.job(spec)(e.Executor.AdoptJob(ctx, d, spec)) })
+func (e gatedExecutor) AdoptJob(ctx context.Context, d kvmbackup.DomainRef,
+	spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+	return through(e.g, "AdoptJob", func() (kvmbackup.Job, error) {
+		return e.job(spec)(e.Executor.AdoptJob(ctx, d, spec))
+	})
 }
 
 func (e gatedExecutor) job(spec kvmbackup.JobSpec) func(kvmbackup.Job, error) (kvmbackup.Job, error) {
@@ -290,7 +304,8 @@ func (e gatedExecutor) Resume(ctx context.Context, d kvmbackup.DomainRef) error 
 	return pass(e.g, "Resume", func() error { return e.Executor.Resume(ctx, d) })
 }
 
-func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
+func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef,
+	opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
 	return through(e.g, "Definition", func() (kvmbackup.Definition, error) { return e.Executor.Definition(ctx, d, opts) })
 }
 

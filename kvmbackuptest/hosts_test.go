@@ -23,7 +23,8 @@ func TestRecoverOnAnotherHost(t *testing.T) {
 		s.must(err)
 		found, err := b.RecoverAll(t.Context())
 		s.must(err)
-		if len(found) != 1 || found[0].Err != nil || len(found[0].Found) != 1 || found[0].Found[0].Outcome != engine.RecoveryPending {
+		if len(found) != 1 || found[0].Err != nil || len(found[0].Found) != 1 ||
+			found[0].Found[0].Outcome != engine.RecoveryPending {
 			t.Errorf("the other host recovered %+v", found)
 		}
 		if got := s.outcome(); got != engine.RecoveryFollowed {
@@ -34,7 +35,8 @@ func TestRecoverOnAnotherHost(t *testing.T) {
 	})
 }
 
-// TestRecoverForAHostThatIsGone: an engine that goes by the name of a host that is gone for good settles what that had left.
+// TestRecoverForAHostThatIsGone: an engine that goes by the name of a host that is gone for good settles what that had
+// left.
 func TestRecoverForAHostThatIsGone(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.cfg.Host = "host-a"

@@ -130,7 +130,8 @@ func TestNeverStalled(t *testing.T) {
 
 func TestSlowTarget(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
-		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{Delay: 5 * time.Minute})) // far longer than the lease lives, were it not renewed
+		// far longer than the lease lives, were it not renewed
+		s.must(s.h.SetTarget(vm, kvmbackuptest.Target{Delay: 5 * time.Minute}))
 		s.backup(everyday)
 		s.want("F")
 	})
@@ -178,11 +179,13 @@ func TestForeignJob(t *testing.T) {
 		for _, kind := range []kvmbackup.JobState{kvmbackup.JobBackup, kvmbackup.JobOther} {
 			s.must(s.h.StartForeignJob(vm, kind, "somebody's job"))
 			var busy *kvmbackup.BusyError
-			if _, err := s.engine.Backup(t.Context(), s.request(everyday)); !errors.Is(err, kvmbackup.ErrBusy) || !errors.As(err, &busy) {
+			if _, err := s.engine.Backup(t.Context(), s.request(everyday)); !errors.Is(err, kvmbackup.ErrBusy) ||
+				!errors.As(err, &busy) {
 				t.Errorf("backup: %v", err)
 			}
 			p, err := s.engine.Plan(t.Context(), s.request(everyday))
-			if s.must(err); !errors.Is(p.Blocked, kvmbackup.ErrBusy) || p.Blocked.Error() != busy.Error() || p.BusyWith != "somebody's job" {
+			if s.must(err); !errors.Is(p.Blocked, kvmbackup.ErrBusy) || p.Blocked.Error() != busy.Error() ||
+				p.BusyWith != "somebody's job" {
 				t.Errorf("planned: %v, busy with %q", p.Blocked, p.BusyWith)
 			}
 			s.must(s.h.EndForeignJob(vm))

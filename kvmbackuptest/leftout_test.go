@@ -86,7 +86,8 @@ func TestUnreadableDisk(t *testing.T) {
 		s.must(s.h.Start(vm))
 		s.must(s.write("vdb", 1, 2))
 		b = s.backup(everyday)
-		if v, _ := b.Volume("vol-vdb"); v.Kind != kvmbackup.KindFull || reasonOf(b, "vol-vdb") != kvmbackup.ReasonVolumeNew || len(b.Volumes) != 3 {
+		if v, _ := b.Volume("vol-vdb"); v.Kind != kvmbackup.KindFull || reasonOf(b, "vol-vdb") != kvmbackup.ReasonVolumeNew ||
+			len(b.Volumes) != 3 {
 			t.Errorf("back again: %+v, %v", b.Volumes, b.Reasons)
 		}
 		s.must(s.write("vdb", 2, 1))
@@ -122,7 +123,9 @@ func TestNamedAndExcludedDisks(t *testing.T) {
 		p, err := s.engine.Plan(t.Context(), req)
 		s.must(err)
 		if len(p.Decision.Volumes) != 1 || p.Decision.Volumes[0].Device != "vdb" ||
-			!slices.ContainsFunc(p.Decision.Reasons, func(r kvmbackup.Reason) bool { return r.Code == engine.ReasonDiskExcluded && r.Detail == "vda" }) {
+			!slices.ContainsFunc(p.Decision.Reasons, func(r kvmbackup.Reason) bool {
+				return r.Code == engine.ReasonDiskExcluded && r.Detail == "vda"
+			}) {
 			t.Errorf("the plan is %+v", p.Decision)
 		}
 		req.Exclude = []string{"vdz"}
@@ -155,7 +158,9 @@ func TestImagesInUse(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.must(s.h.Shutdown(vm))
 		user := func(h *kvmbackuptest.Hypervisor, name string) {
-			s.must(h.Define(kvmbackuptest.Domain{Name: name, Disks: []kvmbackuptest.Disk{{Device: "vda", Source: s.dir + "/images/vdb.qcow2"}}}))
+			s.must(h.Define(kvmbackuptest.Domain{
+				Name: name, Disks: []kvmbackuptest.Disk{{Device: "vda", Source: s.dir + "/images/vdb.qcow2"}},
+			}))
 			s.must(h.Start(name))
 		}
 		elsewhere := kvmbackuptest.NewHypervisor(s.h)

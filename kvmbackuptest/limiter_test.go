@@ -22,7 +22,8 @@ type askedLeases struct {
 	acquired, renewed atomic.Int64
 }
 
-func (s *askedLeases) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration) (kvmbackup.Lease, error) {
+func (s *askedLeases) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string,
+	ttl time.Duration) (kvmbackup.Lease, error) {
 	s.acquired.Add(1)
 	return s.Store.AcquireLease(ctx, vm, holder, ttl)
 }
@@ -164,7 +165,8 @@ func TestTheMostOverdueGoesFirst(t *testing.T) {
 			return engine.Turn{Due: time.Now().Add(-ago), Weight: weight}
 		}
 		turns := map[kvmbackup.VMID]engine.Turn{
-			"early": due(-time.Hour, 1), "now": {}, "hour": due(time.Hour, 0), "day": due(24*time.Hour, 1), "heavy": due(time.Hour, 48),
+			"early": due(-time.Hour, 1), "now": {}, "hour": due(time.Hour, 0), "day": due(24*time.Hour, 1),
+			"heavy": due(time.Hour, 48),
 		}
 		for _, name := range []kvmbackup.VMID{"early", "now", "hour", "day", "heavy"} {
 			c.more(name)
@@ -174,7 +176,8 @@ func TestTheMostOverdueGoesFirst(t *testing.T) {
 		if got := c.order(); !slices.Equal(got, []kvmbackup.VMID{"heavy", "day", "hour", "now", "early"}) {
 			t.Errorf("began in the order %v", got)
 		}
-		if _, err := c.engine.Backup(t.Context(), engine.BackupRequest{VM: vm, Turn: engine.Turn{Weight: -1}}); !errors.Is(err, kvmbackup.ErrInvalid) {
+		_, err := c.engine.Backup(t.Context(), engine.BackupRequest{VM: vm, Turn: engine.Turn{Weight: -1}})
+		if !errors.Is(err, kvmbackup.ErrInvalid) {
 			t.Error(err)
 		}
 	})
@@ -224,7 +227,8 @@ func BenchmarkPlaces(b *testing.B) {
 			b.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(b.Context())
-		if err := errors.Join(l.h.Start(vm), l.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung})); err != nil {
+		err = errors.Join(l.h.Start(vm), l.h.SetTarget(vm, kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+		if err != nil {
 			b.Fatal(err)
 		}
 		var all sync.WaitGroup

@@ -54,15 +54,17 @@ func TestModel(t *testing.T) {
 	}
 	for _, verb := range mustHappen {
 		if taken[verb] < total.histories/100 {
-			t.Errorf("%q was carried out %d times in %d histories: TestModel hardly tests it", verb, taken[verb], total.histories)
+			t.Errorf("%q was carried out %d times in %d histories: TestModel hardly tests it", verb, taken[verb],
+				total.histories)
 		}
 	}
 }
 
 // mustHappen are the steps without which TestModel would say little.
 var mustHappen = []string{
-	"write", "discard", "backup", "backup by push", "backup by pull", "backup off", "backup offline", "backup compared", "restart", "crash", "shutdown", "start", "attach", "detach", "replace", "grow", "snapshot",
-	"commit", "delete", "delete!", "restore", "retain", "forget", "kill", "kill!", "fail", "fail!",
+	"write", "discard", "backup", "backup by push", "backup by pull", "backup off", "backup offline", "backup compared",
+	"restart", "crash", "shutdown", "start", "attach", "detach", "replace", "grow", "snapshot", "commit", "delete",
+	"delete!", "restore", "retain", "forget", "kill", "kill!", "fail", "fail!",
 }
 
 // keep writes a failing history where TestScenarios finds it.
@@ -109,13 +111,17 @@ var weighted = []struct {
 	line   string
 }{
 	{20, "write DEVICE CLUSTER COUNT"}, {2, "scribble DEVICE CLUSTER"}, {3, "discard DEVICE CLUSTER COUNT"},
-	{14, "backup"}, {2, "backup quiesce"}, {1, "backup off"}, {1, "backup full"}, {2, "backup offline"}, {1, "backup compare"},
-	{2, "restart"}, {2, "crash"}, {2, "shutdown"}, {1, "destroy"}, {4, "start"}, {1, "pause"}, {1, "pause-error"}, {1, "resume"},
+	{14, "backup"}, {2, "backup quiesce"}, {1, "backup off"}, {1, "backup full"}, {2, "backup offline"},
+	{1, "backup compare"},
+	{2, "restart"}, {2, "crash"}, {2, "shutdown"}, {1, "destroy"}, {4, "start"}, {1, "pause"}, {1, "pause-error"},
+	{1, "resume"},
 	{5, "attach DEVICE"}, {2, "detach DEVICE"}, {1, "replace DEVICE"}, {1, "grow DEVICE SECTORS"},
 	{2, "snapshot DEVICE"}, {1, "snapshot-by-hand DEVICE"}, {5, "commit DEVICE"}, {1, "forget"},
-	{2, "delete NUMBER"}, {1, "delete! NUMBER"}, {4, "retain RULE KEEP"}, {2, "retain RULE KEEP RULE KEEP"}, {2, "pin NUMBER"}, {1, "unpin NUMBER"},
+	{2, "delete NUMBER"}, {1, "delete! NUMBER"}, {4, "retain RULE KEEP"}, {2, "retain RULE KEEP RULE KEEP"},
+	{2, "pin NUMBER"}, {1, "unpin NUMBER"},
 	{2, "later HOURS"}, {4, "restore NUMBER"}, {2, "recover"}, {1, "check"},
-	{1, "busy"}, {1, "quiet"}, {1, "scratch ROOM"}, {1, "job-ends"}, {1, "agent AGENT"}, {1, "target TARGET CLUSTER"}, {1, "target good"},
+	{1, "busy"}, {1, "quiet"}, {1, "scratch ROOM"}, {1, "job-ends"}, {1, "agent AGENT"}, {1, "target TARGET CLUSTER"},
+	{1, "target good"},
 	{5, "ACCIDENT CALL backup"}, {1, "ACCIDENT CALL backup quiesce"}, {1, "ACCIDENT CALL delete NUMBER"},
 	{2, "ACCIDENT CALL retain RULE KEEP"}, {1, "ACCIDENT CALL restore NUMBER"}, {2, "ACCIDENT CALL recover"},
 }
@@ -137,7 +143,8 @@ var lines = rapid.Custom(func(t *rapid.T) string {
 	return strings.Join(words, " ")
 })
 
-// even draws from [0, n), each number as often as another. Rapid's own ranges prefer small ones, which would undo the weights.
+// even draws from [0, n), each number as often as another. Rapid's own ranges prefer small ones, which would undo the
+// weights.
 func even(t *rapid.T, label string, n int) (i int) {
 	for range 10 {
 		i *= 2

@@ -17,7 +17,9 @@ import (
 // manager is an engine on the same store and repository that reaches no hypervisor.
 func (s *teller) manager() *engine.Engine {
 	s.t.Helper()
-	m, err := engine.New(engine.Config{Store: s.store, Repository: s.repo, Images: kvmbackuptest.Images{}, Host: "manager"})
+	m, err := engine.New(engine.Config{
+		Store: s.store, Repository: s.repo, Images: kvmbackuptest.Images{}, Host: "manager",
+	})
 	s.must(err)
 	return m
 }
@@ -33,7 +35,8 @@ func (s *teller) inspected() (st kvmbackup.DomainStatus) {
 	return st
 }
 
-// TestPlanWithInspected: from what another machine has inspected the manager plans what the hypervisor's own engine does.
+// TestPlanWithInspected: from what another machine has inspected the manager plans what the hypervisor's own engine
+// does.
 func TestPlanWithInspected(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		manager := s.manager()
@@ -52,10 +55,12 @@ func TestPlanWithInspected(t *testing.T) {
 			s.must(err)
 			got, err := manager.PlanWith(t.Context(), s.request(everyday), s.inspected())
 			s.must(err)
-			if got.Kind != want.Kind || !slices.Equal(reasons(got), reasons(want)) || got.Base != want.Base || got.ParentID != want.ParentID {
+			if got.Kind != want.Kind || !slices.Equal(reasons(got), reasons(want)) || got.Base != want.Base ||
+				got.ParentID != want.ParentID {
 				t.Errorf("step %d: the manager plans\n%v, the host\n%v", n, got, want)
 			}
-			if len(got.Assumed) > 0 || !slices.Equal(got.Unmeasured, []string{"vda", "vdb"}) || got.EstimateBytes < want.EstimateBytes {
+			if len(got.Assumed) > 0 || !slices.Equal(got.Unmeasured, []string{"vda", "vdb"}) ||
+				got.EstimateBytes < want.EstimateBytes {
 				t.Errorf("step %d: assumed %q, not measured %q, %d bytes where the host estimates %d",
 					n, got.Assumed, got.Unmeasured, got.EstimateBytes, want.EstimateBytes)
 			}
@@ -105,7 +110,8 @@ func TestPlanWithInventory(t *testing.T) {
 			p, err := manager.PlanWith(t.Context(), s.request(everyday), s.inventory())
 			s.must(err)
 			if p.Kind != kind || len(p.Assumed) != assumed || p.Blocked != nil {
-				t.Errorf("planned %v, assumed %q, blocked by %v; want %v with %d assumed", p.Kind, p.Assumed, p.Blocked, kind, assumed)
+				t.Errorf("planned %v, assumed %q, blocked by %v; want %v with %d assumed", p.Kind, p.Assumed, p.Blocked,
+					kind, assumed)
 			}
 			return p
 		}
@@ -120,8 +126,8 @@ func TestPlanWithInventory(t *testing.T) {
 	})
 }
 
-// TestPlanWithCompared: a manager doesn't know what the host has for a comparison, takes it for granted, and says so. What
-// the inventory knows to stand in the way does.
+// TestPlanWithCompared: a manager doesn't know what the host has for a comparison, takes it for granted, and says so.
+// What the inventory knows to stand in the way does.
 func TestPlanWithCompared(t *testing.T) {
 	pullStory(t, func(t *testing.T, s *teller) {
 		manager := s.manager()
@@ -131,7 +137,8 @@ func TestPlanWithCompared(t *testing.T) {
 		st := s.inventory()
 		p, err := manager.PlanWith(t.Context(), s.request(every), st)
 		s.must(err)
-		if p.ReadBytes != 16*cluster || p.Transfer != kvmbackup.TransferPull || !slices.ContainsFunc(p.Assumed, func(a string) bool { return strings.Contains(a, "scratch") }) {
+		if p.ReadBytes != 16*cluster || p.Transfer != kvmbackup.TransferPull ||
+			!slices.ContainsFunc(p.Assumed, func(a string) bool { return strings.Contains(a, "scratch") }) {
 			t.Errorf("planned\n%v", p)
 		}
 		b := s.backup(every)
@@ -152,13 +159,19 @@ func TestPlanWithRefuses(t *testing.T) {
 			spoil func(*engine.BackupRequest, *kvmbackup.DomainStatus)
 			want  error
 		}{
-			"no state":       {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.State = kvmbackup.DomainUnknown }, kvmbackup.ErrInvalid},
-			"no size":        {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Disks[1].VirtualSize = 0 }, kvmbackup.ErrInvalid},
-			"no format":      {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Disks[0].Format = "" }, kvmbackup.ErrInvalid},
-			"no disks":       {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Disks = nil }, kvmbackup.ErrNoVolume},
-			"another domain": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Name = "other" }, kvmbackup.ErrNoDomain},
-			"another UUID":   {func(r *engine.BackupRequest, _ *kvmbackup.DomainStatus) { r.DomainUUID = "11" }, kvmbackup.ErrNoDomain},
-			"no VM":          {func(r *engine.BackupRequest, _ *kvmbackup.DomainStatus) { r.VM = "" }, kvmbackup.ErrInvalid},
+			"no state": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.State = kvmbackup.DomainUnknown },
+				kvmbackup.ErrInvalid},
+			"no size": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Disks[1].VirtualSize = 0 },
+				kvmbackup.ErrInvalid},
+			"no format": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Disks[0].Format = "" },
+				kvmbackup.ErrInvalid},
+			"no disks": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Disks = nil },
+				kvmbackup.ErrNoVolume},
+			"another domain": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Name = "other" },
+				kvmbackup.ErrNoDomain},
+			"another UUID": {func(r *engine.BackupRequest, _ *kvmbackup.DomainStatus) { r.DomainUUID = "11" },
+				kvmbackup.ErrNoDomain},
+			"no VM": {func(r *engine.BackupRequest, _ *kvmbackup.DomainStatus) { r.VM = "" }, kvmbackup.ErrInvalid},
 			"a locked disk": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) {
 				st.Disks[0].Unreadable, st.Disks[0].InUse = "locked", true
 			}, kvmbackup.ErrImageLocked},
@@ -171,12 +184,14 @@ func TestPlanWithRefuses(t *testing.T) {
 		}
 		busy := s.inventory()
 		busy.Job, busy.JobDetail = kvmbackup.JobOther, "migration"
-		if p, err := manager.PlanWith(t.Context(), s.request(everyday), busy); err != nil || !errors.Is(p.Blocked, kvmbackup.ErrBusy) {
+		if p, err := manager.PlanWith(t.Context(), s.request(everyday), busy); err != nil ||
+			!errors.Is(p.Blocked, kvmbackup.ErrBusy) {
 			t.Errorf("while it migrates: blocked by %v, error %v", p.Blocked, err)
 		}
 		large := s.inventory()
 		large.Disks[0].VirtualSize = 1 << 60
-		if p, err := manager.PlanWith(t.Context(), s.request(everyday), large); err != nil || !errors.Is(p.Blocked, kvmbackup.ErrNoSpace) {
+		if p, err := manager.PlanWith(t.Context(), s.request(everyday), large); err != nil ||
+			!errors.Is(p.Blocked, kvmbackup.ErrNoSpace) {
 			t.Errorf("with tables that don't fit: blocked by %v, error %v", p.Blocked, err)
 		}
 	})
@@ -199,7 +214,9 @@ func TestWithoutHypervisor(t *testing.T) {
 			t.Errorf("the verification says\n%v", report)
 		}
 		s.must(os.Mkdir(filepath.Join(s.dir, "restored"), 0o755))
-		restored, err := m.Restore(t.Context(), engine.RestoreRequest{Backup: second.ID, Dir: filepath.Join(s.dir, "restored")})
+		restored, err := m.Restore(t.Context(), engine.RestoreRequest{
+			Backup: second.ID, Dir: filepath.Join(s.dir, "restored"),
+		})
 		if s.must(err); len(restored.Volumes) != 2 {
 			t.Errorf("restored %v", restored)
 		}
@@ -237,7 +254,8 @@ func TestWithoutHypervisor(t *testing.T) {
 	})
 }
 
-// TestWithoutHypervisorAfterACrash: what a crash left of the job is the VM's host's to settle; a whole folder anyone commits.
+// TestWithoutHypervisorAfterACrash: what a crash left of the job is the VM's host's to settle; a whole folder anyone
+// commits.
 func TestWithoutHypervisorAfterACrash(t *testing.T) {
 	for op, want := range map[string]engine.RecoveryOutcome{"Wait": engine.RecoveryFollowed, "Complete": ""} {
 		story(t, false, func(t *testing.T, s *teller) {

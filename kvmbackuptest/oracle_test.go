@@ -25,8 +25,8 @@ func patience() (context.Context, context.CancelFunc) {
 // backup takes a backup, which must succeed unless the scenario has broken something.
 func (p *play) backup(words []string) error {
 	has := func(w string) bool { return slices.Contains(words, w) }
-	req := p.request(kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"), OfflineIncremental: has("offline"),
-		Compare: p.compare, ForceCompare: has("compare")})
+	req := p.request(kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"),
+		OfflineIncremental: has("offline"), Compare: p.compare, ForceCompare: has("compare")})
 	if has("quiesce") {
 		req.Quiesce = engine.QuiesceTry
 	}
@@ -99,7 +99,9 @@ func (p *play) foreign() []string {
 
 // pick returns one of the backups that are offered.
 func (p *play) pick(n int) (kvmbackup.Backup, bool) {
-	list, err := p.store.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	list, err := p.store.List(context.Background(), kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted},
+	})
 	if err != nil || len(list) == 0 {
 		return kvmbackup.Backup{}, false
 	}
@@ -140,7 +142,8 @@ func (p *play) checkOthersKept(before []kvmbackup.Backup, deleted kvmbackup.Back
 	for _, b := range p.records() {
 		after[b.ID] = b.Status
 	}
-	slices.SortFunc(before, func(a, b kvmbackup.Backup) int { return cmp.Compare(a.Sequence, b.Sequence) }) // parents before children
+	// parents before children
+	slices.SortFunc(before, func(a, b kvmbackup.Backup) int { return cmp.Compare(a.Sequence, b.Sequence) })
 	for _, b := range before {
 		goes[b.ID] = goes[b.ID] || force && goes[b.ParentID]
 		if b.Status == kvmbackup.StatusCompleted && !goes[b.ID] && after[b.ID] != kvmbackup.StatusCompleted {
@@ -239,8 +242,8 @@ func (p *play) recover() error {
 	return err
 }
 
-// frozenAndPaused is the one thing that only a person can settle: an interrupted backup has left the guest frozen, and then
-// somebody or something has paused it, so that it can't be thawed.
+// frozenAndPaused is the one thing that only a person can settle: an interrupted backup has left the guest frozen, and
+// then somebody or something has paused it, so that it can't be thawed.
 func (p *play) frozenAndPaused(err error) bool {
 	state, _, _ := p.h.State(vm)
 	return errors.Is(err, kvmbackup.ErrDomainStopped) && state == kvmbackup.DomainPaused
@@ -249,7 +252,8 @@ func (p *play) frozenAndPaused(err error) bool {
 // finish is what holds after every history.
 func (p *play) finish() error {
 	p.busy, p.target = false, kvmbackuptest.TargetGood
-	if err := errors.Join(p.h.SetTarget(vm, kvmbackuptest.Target{}), p.h.SetAgent(vm, kvmbackuptest.AgentPresent)); err != nil {
+	err := errors.Join(p.h.SetTarget(vm, kvmbackuptest.Target{}), p.h.SetAgent(vm, kvmbackuptest.AgentPresent))
+	if err != nil {
 		return err
 	}
 	p.describe()

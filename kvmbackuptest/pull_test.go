@@ -27,7 +27,8 @@ func pullStory(t *testing.T, tell func(t *testing.T, s *teller)) {
 	})
 }
 
-// TestPullAndPush mixes both ways and a stopped VM's in one chain. Record, manifest and plan say which way it was, and why.
+// TestPullAndPush mixes both ways and a stopped VM's in one chain. Record, manifest and plan say which way it was, and
+// why.
 func TestPullAndPush(t *testing.T) {
 	pullStory(t, func(t *testing.T, s *teller) {
 		for _, c := range []struct {
@@ -54,7 +55,8 @@ func TestPullAndPush(t *testing.T) {
 			s.must(s.write("vda", 4, 1))
 		}
 		s.must(s.h.Shutdown(vm))
-		if b := s.backup(kvmbackup.Policy{FullEvery: 100, OfflineIncremental: true}); b.Transfer != kvmbackup.TransferOffline {
+		b := s.backup(kvmbackup.Policy{FullEvery: 100, OfflineIncremental: true})
+		if b.Transfer != kvmbackup.TransferOffline {
 			t.Errorf("a stopped VM is backed up by %v", b.Transfer)
 		}
 		s.want("FIII")
@@ -92,7 +94,9 @@ func (s *teller) refused(err, want error, words ...string) {
 			s.t.Errorf("%q isn't in %q", w, err)
 		}
 	}
-	failed, err := s.store.List(s.t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusFailed}})
+	failed, err := s.store.List(s.t.Context(), kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusFailed},
+	})
 	if err != nil || len(failed) > 0 {
 		s.t.Errorf("records of what was refused: %v, %v", failed, err)
 	}
@@ -156,8 +160,8 @@ func found(d engine.Diagnosis, code engine.FindingCode) bool {
 	return false
 }
 
-// TestScratchFull: the guest writes faster than the scratch has room for, in scratches of several sizes. The backup fails
-// with the figures, no write of the guest does, and the next backup is incremental.
+// TestScratchFull: the guest writes faster than the scratch has room for, in scratches of several sizes. The backup
+// fails with the figures, no write of the guest does, and the next backup is incremental.
 func TestScratchFull(t *testing.T) {
 	for room := int64(1); room <= 5; room++ {
 		pullStory(t, func(t *testing.T, s *teller) {
@@ -175,7 +179,8 @@ func TestScratchFull(t *testing.T) {
 			if !errors.Is(err, kvmbackup.ErrScratchFull) || kvmbackup.Code(err) != "scratch-full" || !errors.As(err, &full) {
 				t.Fatalf("got %v", err)
 			}
-			if full.Folder != s.cfg.Scratch[0] || full.FreeAtBegin != room*cluster || full.Used+full.Free != room*cluster || full.WriteRate == 0 {
+			if full.Folder != s.cfg.Scratch[0] || full.FreeAtBegin != room*cluster || full.Used+full.Free != room*cluster ||
+				full.WriteRate == 0 {
 				t.Errorf("figures: %+v", full)
 			}
 			s.h.OnStep(nil)
@@ -191,7 +196,8 @@ func TestScratchFull(t *testing.T) {
 	}
 }
 
-// TestLeftPullJob: the process dies in mid-job. The job stays, the guest fills its scratch, and the next operation ends it.
+// TestLeftPullJob: the process dies in mid-job. The job stays, the guest fills its scratch, and the next operation ends
+// it.
 func TestLeftPullJob(t *testing.T) {
 	for name, next := range map[string]func(s *teller) error{
 		"recover": func(s *teller) error {
@@ -269,7 +275,8 @@ func TestHungRepositoryBothWays(t *testing.T) {
 				if pushed := way == kvmbackup.TransferPush; errors.Is(err, kvmbackup.ErrJobStuck) != pushed || runs != pushed {
 					t.Errorf("after %v: %v; the job is there: %v", time.Since(begun), err, runs)
 				}
-				if took := time.Since(begun); way == kvmbackup.TransferPull && (!errors.Is(err, kvmbackup.ErrStalled) || took > time.Minute+2*time.Second) {
+				took := time.Since(begun)
+				if way == kvmbackup.TransferPull && (!errors.Is(err, kvmbackup.ErrStalled) || took > time.Minute+2*time.Second) {
 					t.Errorf("the abort took until %v: %v", took, err)
 				}
 				s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
@@ -281,7 +288,8 @@ func TestHungRepositoryBothWays(t *testing.T) {
 	}
 }
 
-// TestPullWithoutItsLease: a process that lost its lease ends its own pull job all the same, as nobody else can follow it.
+// TestPullWithoutItsLease: a process that lost its lease ends its own pull job all the same, as nobody else can follow
+// it.
 func TestPullWithoutItsLease(t *testing.T) {
 	pullStory(t, func(t *testing.T, s *teller) {
 		s.must(s.open(plan{op: "RenewLease", mode: failBefore, always: true}))
@@ -298,13 +306,15 @@ func TestPullWithoutItsLease(t *testing.T) {
 	})
 }
 
-// TestDoctorOfScratches: what a job that is over has left in a scratch is found and removed; what isn't ours is left alone.
+// TestDoctorOfScratches: what a job that is over has left in a scratch is found and removed; what isn't ours is left
+// alone.
 func TestDoctorOfScratches(t *testing.T) {
 	pullStory(t, func(t *testing.T, s *teller) {
 		b := s.backup(everyday)
 		scratch := s.cfg.Scratch[0]
 		ours := filepath.Join(scratch, "kvmbackup-"+string(b.ID))
-		others := []string{filepath.Join(scratch, "kvmbackup-"+string(kvmbackup.NewBackupID())), filepath.Join(scratch, "kvmbackup-notes"), filepath.Join(scratch, "theirs")}
+		others := []string{filepath.Join(scratch, "kvmbackup-"+string(kvmbackup.NewBackupID())),
+			filepath.Join(scratch, "kvmbackup-notes"), filepath.Join(scratch, "theirs")}
 		for _, dir := range append(others, ours) {
 			s.must(os.Mkdir(dir, 0o700))
 			s.must(os.WriteFile(filepath.Join(dir, "vda"), []byte("x"), 0o600))

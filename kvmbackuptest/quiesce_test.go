@@ -155,7 +155,8 @@ func TestSubscriberPanicsWhileFrozen(t *testing.T) {
 	})
 }
 
-// A subscriber that doesn't return keeps the backup waiting, as its own fault, and not the guest: that is thawed at the limit.
+// A subscriber that doesn't return keeps the backup waiting, as its own fault, and not the guest: that is thawed at the
+// limit.
 func TestSubscriberBlocksWhileFrozen(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		cfg := s.cfg
@@ -175,7 +176,8 @@ func TestSubscriberBlocksWhileFrozen(t *testing.T) {
 		b, err := eng.Backup(t.Context(), req)
 		s.must(err)
 		s.thawed()
-		if b.Consistency != kvmbackup.ConsistencyCrash || !hasReason(b, engine.ReasonQuiesceFailed) || b.FrozenFor > 11*time.Second {
+		if b.Consistency != kvmbackup.ConsistencyCrash || !hasReason(b, engine.ReasonQuiesceFailed) ||
+			b.FrozenFor > 11*time.Second {
 			t.Errorf("%v, frozen for %v: %v", b.Consistency, b.FrozenFor, b.Reasons)
 		}
 		s.must(s.verify(b))

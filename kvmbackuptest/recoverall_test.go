@@ -18,7 +18,9 @@ import (
 func (s *teller) more(names ...kvmbackup.VMID) {
 	s.t.Helper()
 	for _, name := range names {
-		s.must(s.h.Define(kvmbackuptest.Domain{Name: string(name), Disks: []kvmbackuptest.Disk{s.newDisk("vda", string(name))}}))
+		s.must(s.h.Define(kvmbackuptest.Domain{
+			Name: string(name), Disks: []kvmbackuptest.Disk{s.newDisk("vda", string(name))},
+		}))
 		s.must(s.h.Start(string(name)))
 		s.must(s.h.Write(string(name), "vda", 0, kvmbackuptest.Pattern(7, 3*cluster)))
 	}
@@ -112,7 +114,8 @@ func TestRecoverAllErrors(t *testing.T) {
 		s.must(s.open(plan{}))
 		all, err := s.engine.RecoverAll(t.Context())
 		s.must(err)
-		if len(all) != 2 || !errors.Is(all[0].Err, kvmbackup.ErrJobStuck) || all[0].Found[0].Outcome != engine.RecoveryPending {
+		if len(all) != 2 || !errors.Is(all[0].Err, kvmbackup.ErrJobStuck) ||
+			all[0].Found[0].Outcome != engine.RecoveryPending {
 			t.Errorf("recovered: %+v", all)
 		}
 		if all[1].Err != nil || all[1].Found[0].Outcome != engine.RecoveryUndone {
@@ -127,7 +130,8 @@ type definer struct {
 	secrets *[]bool
 }
 
-func (d definer) Definition(ctx context.Context, dom kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
+func (d definer) Definition(ctx context.Context, dom kvmbackup.DomainRef,
+	opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
 	*d.secrets = append(*d.secrets, opts.Secrets)
 	return d.Executor.Definition(ctx, dom, opts)
 }
@@ -161,7 +165,8 @@ func TestRecoveryDoesWhatWasAsked(t *testing.T) {
 					b, err := s.store.Backup(t.Context(), all[0].Found[0].Backup)
 					s.must(err)
 					if b.Status != completed || (b.Volumes[0].Digest != "") != asked || !slices.Equal(secrets, []bool{asked}) {
-						t.Errorf("backup is %v (%s) with digest %q, secrets were asked for: %v", b.Status, b.Error, b.Volumes[0].Digest, secrets)
+						t.Errorf("backup is %v (%s) with digest %q, secrets were asked for: %v", b.Status, b.Error,
+							b.Volumes[0].Digest, secrets)
 					}
 				})
 			})

@@ -93,16 +93,34 @@ func TestRecoveries(t *testing.T) {
 		"before the job": {at: "PrepareJob", want: engine.RecoveryUndone, kinds: "FI"},
 		"job prepared":   {at: "Begin", want: engine.RecoveryUndone, kinds: "FI"},
 		"job runs":       {at: "Wait", want: engine.RecoveryFollowed, kinds: "FII"},
-		"job runs, and is to be aborted": {at: "Wait", then: func(s *teller) { s.cfg.AbortLeftJobs = true; s.must(s.open(plan{})) },
+		"job runs, and is to be aborted": {at: "Wait", then: func(s *teller) {
+			s.cfg.AbortLeftJobs = true
+			s.must(s.open(plan{}))
+		},
 			want: engine.RecoveryUndone, kinds: "FI"},
-		"job has ended": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)) }, want: engine.RecoveryCommitted, kinds: "FII"},
-		"job has ended, and is not aborted": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.cfg.AbortLeftJobs = true; s.must(s.open(plan{})) },
+		"job has ended": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)) }, want: engine.RecoveryCommitted,
+			kinds: "FII"},
+		"job has ended, and is not aborted": {at: "Wait", then: func(s *teller) {
+			s.must(s.h.RunJob(vm))
+			s.cfg.AbortLeftJobs = true
+			s.must(s.open(plan{}))
+		},
 			want: engine.RecoveryCommitted, kinds: "FII"},
-		"job has ended, and the VM was shut down": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.must(s.h.Restart(vm)) },
+		"job has ended, and the VM was shut down": {at: "Wait", then: func(s *teller) {
+			s.must(s.h.RunJob(vm))
+			s.must(s.h.Restart(vm))
+		},
 			want: engine.RecoveryCommitted, kinds: "FII"},
-		"job has ended, and QEMU died": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.must(s.h.Crash(vm)); s.must(s.h.Start(vm)) },
+		"job has ended, and QEMU died": {at: "Wait", then: func(s *teller) {
+			s.must(s.h.RunJob(vm))
+			s.must(s.h.Crash(vm))
+			s.must(s.h.Start(vm))
+		},
 			want: engine.RecoveryUndone, kinds: "FF"},
-		"job has ended, and its outcome was taken": {at: "Wait", then: func(s *teller) { s.must(s.h.RunJob(vm)); s.must(s.h.TakeOutcome(vm)) },
+		"job has ended, and its outcome was taken": {at: "Wait", then: func(s *teller) {
+			s.must(s.h.RunJob(vm))
+			s.must(s.h.TakeOutcome(vm))
+		},
 			want: engine.RecoveryUndone, kinds: "FI"},
 		"job has ended, and another after it": {at: "Wait", then: func(s *teller) {
 			s.must(s.h.RunJob(vm))
@@ -116,8 +134,13 @@ func TestRecoveries(t *testing.T) {
 			}
 			s.must(s.h.SetTarget(vm, kvmbackuptest.Target{}))
 		}, want: engine.RecoveryUndone, kinds: "FI"},
-		"QEMU died":         {at: "Wait", then: func(s *teller) { s.must(s.h.Crash(vm)); s.must(s.h.Start(vm)) }, want: engine.RecoveryUndone, kinds: "FF"},
-		"VM was shut down":  {at: "Wait", then: func(s *teller) { s.must(s.h.Restart(vm)) }, want: engine.RecoveryUndone, kinds: "FI"},
+		"QEMU died": {
+			at: "Wait", then: func(s *teller) { s.must(s.h.Crash(vm)); s.must(s.h.Start(vm)) },
+			want: engine.RecoveryUndone, kinds: "FF",
+		},
+		"VM was shut down": {
+			at: "Wait", then: func(s *teller) { s.must(s.h.Restart(vm)) }, want: engine.RecoveryUndone, kinds: "FI",
+		},
 		"copied":            {at: "Definition", want: engine.RecoveryCommitted, kinds: "FII"},
 		"before publishing": {at: "Publish", want: engine.RecoveryCommitted, kinds: "FII"},
 		"published":         {at: "Complete", want: engine.RecoveryCommitted, kinds: "FII"},
@@ -158,7 +181,9 @@ func TestRecoveryOfADelete(t *testing.T) {
 func TestRecoveryOfAFolderThatLacksAFile(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.interrupted("Complete")
-		running, err := s.store.List(t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+		running, err := s.store.List(t.Context(), kvmbackup.Query{
+			VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning},
+		})
 		s.must(err)
 		b := running[0]
 		partial := s.cfg.Repository.PartialDir(b.Path, b.ID)
@@ -192,8 +217,8 @@ func TestRecoveryThatHasToWait(t *testing.T) {
 	}
 }
 
-// A guest that an I/O error paused while the process was dying runs on when its backup is settled, however that goes. One that
-// had been paused before stays paused.
+// A guest that an I/O error paused while the process was dying runs on when its backup is settled, however that goes.
+// One that had been paused before stays paused.
 func TestRecoveryOfAPausedGuest(t *testing.T) {
 	for _, abort := range []bool{false, true} {
 		for _, ran := range []bool{false, true} {
@@ -376,13 +401,15 @@ func TestTargetsCheckedTogether(t *testing.T) {
 	})
 }
 
-// damagedFolder leaves a published folder whose record is running and whose manifest is damaged, and returns the backup, the manifest's path
-// and its right content.
+// damagedFolder leaves a published folder whose record is running and whose manifest is damaged, and returns the
+// backup, the manifest's path and its right content.
 func (s *teller) damagedFolder(content string) (kvmbackup.Backup, string, []byte) {
 	s.t.Helper()
 	s.must(killedAt("Complete")(s.world))
 	s.must(s.open(plan{}))
-	running, err := s.store.List(s.t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+	running, err := s.store.List(s.t.Context(), kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning},
+	})
 	s.must(err)
 	name := s.repo.FilePath(running[0].Path, repository.ManifestName)
 	good, err := os.ReadFile(name)
@@ -391,10 +418,11 @@ func (s *teller) damagedFolder(content string) (kvmbackup.Backup, string, []byte
 	return running[0], name, good
 }
 
-// A folder that was published and whose manifest was damaged before its record was completed doesn't keep the VM from being backed up: the
-// record fails, the folder stays, and comes back by Import when its manifest is mended.
+// A folder that was published and whose manifest was damaged before its record was completed doesn't keep the VM from
+// being backed up: the record fails, the folder stays, and comes back by Import when its manifest is mended.
 func TestRecoveryOfADamagedFolder(t *testing.T) {
-	for name, content := range map[string]string{"empty": "", "cut": `{"format_version": 1, "id": "`, "of something else": `{"format_version": 99}`} {
+	for name, content := range map[string]string{"empty": "", "cut": `{"format_version": 1, "id": "`,
+		"of something else": `{"format_version": 99}`} {
 		for _, first := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/first=%v", name, first), func(t *testing.T) {
 				story(t, false, func(t *testing.T, s *teller) {
@@ -411,7 +439,8 @@ func TestRecoveryOfADamagedFolder(t *testing.T) {
 					}
 					failed, err := s.store.Backup(t.Context(), b.ID)
 					s.must(err)
-					if failed.Status != kvmbackup.StatusFailed || !strings.Contains(failed.Error, b.Path) || !strings.Contains(failed.Error, "import") {
+					if failed.Status != kvmbackup.StatusFailed || !strings.Contains(failed.Error, b.Path) ||
+						!strings.Contains(failed.Error, "import") {
 						t.Errorf("record is %v: %s", failed.Status, failed.Error)
 					}
 					s.must(s.write("vdb", 3, 1))
@@ -423,7 +452,8 @@ func TestRecoveryOfADamagedFolder(t *testing.T) {
 						t.Errorf("files are %v, were %v", after, before)
 					}
 					s.finds(engine.FindingUnrecorded, "mend")
-					if found, err := s.engine.Import(t.Context(), vm); err != nil || slices.ContainsFunc(found, func(i engine.Imported) bool { return i.Added }) {
+					if found, err := s.engine.Import(t.Context(), vm); err != nil ||
+						slices.ContainsFunc(found, func(i engine.Imported) bool { return i.Added }) {
 						t.Errorf("import of what is damaged: %+v, %v", found, err)
 					}
 					s.must(os.WriteFile(manifest, good, 0o600))
@@ -464,7 +494,8 @@ func (s *teller) imported(b kvmbackup.Backup) {
 	}
 }
 
-// The record alone goes when the failed backup is deleted: its folder is not for a deletion that can't tell what is in it.
+// The record alone goes when the failed backup is deleted: its folder is not for a deletion that can't tell what is in
+// it.
 func TestDeleteOfADamagedFoldersRecord(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		b, manifest, good := s.damagedFolder("")

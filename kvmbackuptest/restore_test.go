@@ -65,7 +65,9 @@ func TestRestoreOneVolumeRaw(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		b := s.four()[3]
 		path := filepath.Join(s.dir, "vda.raw")
-		req := engine.RestoreRequest{Backup: b.ID, Volumes: []engine.RestoreVolume{{ID: "vol-vda", Path: path, Format: qcow2.FormatRaw}}}
+		req := engine.RestoreRequest{
+			Backup: b.ID, Volumes: []engine.RestoreVolume{{ID: "vol-vda", Path: path, Format: qcow2.FormatRaw}},
+		}
 		_, err := s.engine.Restore(t.Context(), req)
 		s.must(err)
 		got, err := kvmbackuptest.ReadRaw(path)
@@ -128,7 +130,8 @@ func TestMissingParentFile(t *testing.T) {
 	})
 }
 
-// Damage that the verification of one backup finds below it is known of all that stand on it, and so is that it was mended.
+// Damage that the verification of one backup finds below it is known of all that stand on it, and so is that it was
+// mended.
 func TestDamageBelow(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		bs := s.four()

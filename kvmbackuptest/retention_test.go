@@ -114,8 +114,10 @@ func (p *play) retain(words []string) error {
 	return err
 }
 
-// checkRetained compares what retention has done with the rule and with its plan. One that failed may have left things to do.
-func (p *play) checkRetained(stay map[kvmbackup.BackupID]bool, planned kvmbackup.RetentionPlan, before []kvmbackup.Backup, done bool) error {
+// checkRetained compares what retention has done with the rule and with its plan. One that failed may have left things
+// to do.
+func (p *play) checkRetained(stay map[kvmbackup.BackupID]bool, planned kvmbackup.RetentionPlan,
+	before []kvmbackup.Backup, done bool) error {
 	after, needed := map[kvmbackup.BackupID]kvmbackup.Status{}, map[kvmbackup.BackupID]bool{}
 	for _, b := range p.records() {
 		after[b.ID], needed[b.ParentID] = b.Status, true

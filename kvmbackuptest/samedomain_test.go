@@ -11,15 +11,16 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// A VM is deleted, and another one gets its name: its disks are not overwritten, its backups push out none of the old one's, and no chain
-// goes on from the one to the other, even on the same disk.
+// A VM is deleted, and another one gets its name: its disks are not overwritten, its backups push out none of the old
+// one's, and no chain goes on from the one to the other, even on the same disk.
 func TestNameOfAnotherVM(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		old := s.four()[3]
 		s.must(s.h.Shutdown(vm))
 		s.must(s.h.Undefine(vm))
 		s.must(s.h.Define(kvmbackuptest.Domain{
-			Name: vm, UUID: "0a1b0000-0000-4000-8000-000000000002", Disks: []kvmbackuptest.Disk{s.newDisk("vda", "vda"), s.newDisk("vdb", "vdb")},
+			Name: vm, UUID: "0a1b0000-0000-4000-8000-000000000002",
+			Disks: []kvmbackuptest.Disk{s.newDisk("vda", "vda"), s.newDisk("vdb", "vdb")},
 		}))
 		req := engine.RestoreRequest{Backup: old.ID, InPlace: &engine.InPlace{Volumes: s.volumes}}
 		active := func() kvmbackup.CheckpointName {
@@ -37,8 +38,10 @@ func TestNameOfAnotherVM(t *testing.T) {
 
 		s.must(s.h.Start(vm))
 		b := s.backup(everyday)
-		if b.Kind != kvmbackup.KindFull || reasonOf(b, "") != kvmbackup.ReasonParentOtherDomain || b.DomainUUID == old.DomainUUID || old.DomainUUID == "" {
-			t.Errorf("the new VM's first backup is %v because %v; UUIDs %q and %q", b.Kind, b.Reasons, old.DomainUUID, b.DomainUUID)
+		if b.Kind != kvmbackup.KindFull || reasonOf(b, "") != kvmbackup.ReasonParentOtherDomain ||
+			b.DomainUUID == old.DomainUUID || old.DomainUUID == "" {
+			t.Errorf("the new VM's first backup is %v because %v; UUIDs %q and %q", b.Kind, b.Reasons,
+				old.DomainUUID, b.DomainUUID)
 		}
 		if b = s.backup(everyday); b.Kind != kvmbackup.KindIncremental {
 			t.Errorf("the new VM's second backup is %v because %v", b.Kind, b.Reasons)
@@ -64,7 +67,9 @@ func TestUnrecordedFolderOfAnotherVM(t *testing.T) {
 		s.four()
 		s.must(s.h.Shutdown(vm))
 		s.must(s.h.Undefine(vm))
-		s.must(s.h.Define(kvmbackuptest.Domain{Name: vm, UUID: "0a1b0000-0000-4000-8000-000000000002", Disks: []kvmbackuptest.Disk{s.newDisk("vda", "new")}}))
+		s.must(s.h.Define(kvmbackuptest.Domain{
+			Name: vm, UUID: "0a1b0000-0000-4000-8000-000000000002", Disks: []kvmbackuptest.Disk{s.newDisk("vda", "new")},
+		}))
 		s.cfg.Store = memstore.New()
 		e, err := engine.New(s.cfg)
 		s.must(err)

@@ -18,8 +18,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// A scenario is a history of one VM, one step a line; testdata/scenarios/README.md has the language. A step that isn't possible
-// when its turn comes, such as a write to a VM that is off, is passed over, so that any part of a scenario is one too.
+// A scenario is a history of one VM, one step a line; testdata/scenarios/README.md has the language. A step that isn't
+// possible when its turn comes, such as a write to a VM that is off, is passed over, so that any part of a scenario is
+// one too.
 type scenario []string
 
 func (sc scenario) String() string { return strings.Join(sc, "\n") + "\n" }
@@ -40,8 +41,8 @@ type play struct {
 	taken    map[string]int // how often each verb was carried out, not passed over
 }
 
-// run plays a scenario on a fresh VM and then does what holds after every history: what was left is recovered, nothing is left
-// over, every backup offered restores to what the disks held, and the next backup succeeds.
+// run plays a scenario on a fresh VM and then does what holds after every history: what was left is recovered, nothing
+// is left over, every backup offered restores to what the disks held, and the next backup succeeds.
 func (sc scenario) run(t *testing.T, dir string) (p *play, err error) {
 	synctest.Test(t, func(*testing.T) {
 		defer func() {
@@ -89,13 +90,16 @@ func (p *play) setUp() error {
 		}
 	})
 	foreign := filepath.Join(p.dir, "nas", vm, "notes.txt")
-	return errors.Join(p.h.Start(vm), p.write("vda", 0, 2), p.write("vdb", 1, 1), p.h.CreateCheckpoint(vm, "others", "vda"),
-		p.h.CreateBitmap(vm, "vdb", "kvmbackup-mine-not"), os.Mkdir(filepath.Dir(foreign), 0o755), os.WriteFile(foreign, []byte("x"), 0o644))
+	return errors.Join(p.h.Start(vm), p.write("vda", 0, 2), p.write("vdb", 1, 1),
+		p.h.CreateCheckpoint(vm, "others", "vda"),
+		p.h.CreateBitmap(vm, "vdb", "kvmbackup-mine-not"), os.Mkdir(filepath.Dir(foreign), 0o755),
+		os.WriteFile(foreign, []byte("x"), 0o644))
 }
 
 // step carries one line out.
 func (p *play) step(words []string) error {
-	if len(words) == 0 || strings.HasPrefix(words[0], "#") || slices.Contains([]string{"transient", "pull", "compare"}, words[0]) {
+	if len(words) == 0 || strings.HasPrefix(words[0], "#") ||
+		slices.Contains([]string{"transient", "pull", "compare"}, words[0]) {
 		return nil
 	}
 	p.describe()
@@ -262,8 +266,8 @@ func (p *play) source(device string) string {
 	return path
 }
 
-// accident carries out "kill N STEP...": the process dies at its N-th call; with fail only that call fails. With ! the call
-// has its effect all the same.
+// accident carries out "kill N STEP...": the process dies at its N-th call; with fail only that call fails. With ! the
+// call has its effect all the same.
 func (p *play) accident(words []string) error {
 	m := map[string]mode{"kill": killBefore, "kill!": killAfter, "fail": failBefore, "fail!": failAfter}[words[0]]
 	n, err := strconv.Atoi(words[1])

@@ -20,8 +20,8 @@ func (s *teller) index(dir string) {
 	s.must(os.WriteFile(filepath.Join(dir, ".DS_Store"), nil, 0o600))
 }
 
-// leftFolders wants what is foreign in so many folders of removed backups, unharmed, and nothing else but what the records know. It takes
-// these folders away.
+// leftFolders wants what is foreign in so many folders of removed backups, unharmed, and nothing else but what the
+// records know. It takes these folders away.
 func (s *teller) leftFolders(want int) {
 	s.t.Helper()
 	entries, err := s.repo.List(s.t.Context(), vm)
@@ -46,7 +46,8 @@ func (s *teller) leftFolders(want int) {
 	s.must(s.checkClean())
 }
 
-// A file of somebody else in the folder of a backup that fails, or that a crash has left, keeps no later backup from being taken.
+// A file of somebody else in the folder of a backup that fails, or that a crash has left, keeps no later backup from
+// being taken.
 func TestForeignFilesInPartialFolders(t *testing.T) {
 	for name, settle := range map[string]func(s *teller){
 		"failure": nil,
@@ -167,7 +168,8 @@ func TestVolumesThatDifferInCaseAlone(t *testing.T) {
 		s.must(s.write("vdb", 1, 2))
 		b := s.backup(everyday)
 		s.want("FII")
-		if one, two := b.Volumes[0].File, b.Volumes[1].File; strings.EqualFold(strings.TrimPrefix(one, "root."), strings.TrimPrefix(two, "datadisk.")) {
+		one, two := b.Volumes[0].File, b.Volumes[1].File
+		if strings.EqualFold(strings.TrimPrefix(one, "root."), strings.TrimPrefix(two, "datadisk.")) {
 			t.Errorf("files %s and %s", one, two)
 		}
 		s.must(s.restoreAll())

@@ -17,7 +17,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// Processes that share places run as many operations at once as there are places; the place of one that died comes free.
+// Processes that share places run as many operations at once as there are places; the place of one that died comes
+// free.
 func TestSharedPlaces(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		process := func(holder string) *engine.Engine {
@@ -140,7 +141,8 @@ func (p *processes) ask(process int, name kvmbackup.VMID, ago time.Duration, wei
 	synctest.Wait()
 }
 
-// Of all operations of all processes the most overdue gets the next place, by its weight too, not the one that came first.
+// Of all operations of all processes the most overdue gets the next place, by its weight too, not the one that came
+// first.
 func TestTheMostOverdueProcessGoesFirst(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		p := newProcesses(s, 4, 1)
@@ -196,15 +198,16 @@ func TestSharedPlacesAskLittle(t *testing.T) {
 	})
 }
 
-// A process that dies while it is the next, or bids for it, or has a place, keeps the others waiting for some seconds, or as
-// long as a place's lease.
+// A process that dies while it is the next, or bids for it, or has a place, keeps the others waiting for some seconds,
+// or as long as a place's lease.
 func TestDeadProcessInTheQueue(t *testing.T) {
 	const urgent = "a process that died, due 2001-01-01T00:00:00.000Z, weight 100"
 	for _, r := range []struct {
 		what string
 		ttl  time.Duration
 		most time.Duration
-	}{{"next", 5 * time.Second, 7 * time.Second}, {"bid", 3 * time.Second, 9 * time.Second}, {"0", time.Minute, 65 * time.Second}} {
+	}{{"next", 5 * time.Second, 7 * time.Second}, {"bid", 3 * time.Second, 9 * time.Second},
+		{"0", time.Minute, 65 * time.Second}} {
 		t.Run(r.what, func(t *testing.T) {
 			story(t, false, func(t *testing.T, s *teller) {
 				p := newProcesses(s, 2, 1)

@@ -58,7 +58,9 @@ func TestSharedDiskOfDescribedVM(t *testing.T) {
 		s.must(s.h.Shutdown(vm))
 		req := s.request(everyday)
 		req.Volumes = nil
-		req.Disks = append(req.Disks, kvmbackup.DiskRef{Device: "vdc", Source: "/san/quorum.raw", Format: "raw", Shareable: true})
+		req.Disks = append(req.Disks, kvmbackup.DiskRef{
+			Device: "vdc", Source: "/san/quorum.raw", Format: "raw", Shareable: true,
+		})
 		b, err := s.engine.Backup(t.Context(), req)
 		s.must(err)
 		if len(b.Volumes) != 2 {

@@ -47,7 +47,8 @@ func (s *teller) refusesFor() *kvmbackup.SpaceError {
 	if s.must(err); p.EstimateBytes != space.NeedBytes {
 		s.t.Errorf("the plan says %d, the backup %d", p.EstimateBytes, space.NeedBytes)
 	}
-	if p.Blocked == nil || p.Blocked.Error() != space.Error() || !errors.Is(p.Blocked, kvmbackup.ErrNoSpace) || p.ReserveBytes != space.ReserveBytes {
+	if p.Blocked == nil || p.Blocked.Error() != space.Error() || !errors.Is(p.Blocked, kvmbackup.ErrNoSpace) ||
+		p.ReserveBytes != space.ReserveBytes {
 		s.t.Errorf("the plan says %v, the backup %v", p.Blocked, space)
 	}
 	return space
@@ -107,7 +108,8 @@ func TestEstimateOfWhatCannotBeMeasured(t *testing.T) {
 		s.must(s.write("vda", 0, 1))
 		s.onShare(16*cluster, func(c *engine.Config) { c.Executor = unable{c.Executor} })
 		e := s.refusesFor()
-		if e.NeedBytes < 16*cluster || len(e.Unmeasured) != 2 || !strings.Contains(e.Error(), "vda, vdb") || !strings.Contains(e.Error(), "IgnoreSpace") {
+		if e.NeedBytes < 16*cluster || len(e.Unmeasured) != 2 || !strings.Contains(e.Error(), "vda, vdb") ||
+			!strings.Contains(e.Error(), "IgnoreSpace") {
 			t.Errorf("refused with %v", e)
 		}
 		req := s.request(everyday)

@@ -8,8 +8,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
-// TestTransitions tells how a VM's settings change, from its first backup to the deletion of its last: what is taken after each change,
-// that every backup restores as long as it is there, in whatever order they go, and that nothing is left when the last one has gone.
+// TestTransitions tells how a VM's settings change, from its first backup to the deletion of its last: what is taken
+// after each change, that every backup restores as long as it is there, in whatever order they go, and that nothing is
+// left when the last one has gone.
 func TestTransitions(t *testing.T) {
 	off := kvmbackup.Policy{DisableIncremental: true}
 	every := func(n int) kvmbackup.Policy { return kvmbackup.Policy{FullEvery: n} }
@@ -27,16 +28,31 @@ func TestTransitions(t *testing.T) {
 		policies []kvmbackup.Policy
 		kinds    string
 	}{
-		{name: "off and on", policies: []kvmbackup.Policy{everyday, everyday, off, off, everyday, everyday, off, everyday}, kinds: "FIFFFIFF"},
+		{name: "off and on", policies: []kvmbackup.Policy{everyday, everyday, off, off, everyday, everyday, off, everyday},
+			kinds: "FIFFFIFF"},
 		{name: "only untracked ones before", policies: []kvmbackup.Policy{off, off, everyday, everyday}, kinds: "FFFI"},
 		{name: "never on", policies: []kvmbackup.Policy{off, off, off}, kinds: "FFF"},
 		{name: "off at the end", policies: []kvmbackup.Policy{everyday, everyday, off}, kinds: "FIF"},
-		{name: "fewer to a chain in mid-chain", policies: []kvmbackup.Policy{everyday, everyday, everyday, everyday, every(3), every(3), every(3), every(3)}, kinds: "FIIIFIIF"},
-		{name: "fewer, and the chain is short enough", policies: []kvmbackup.Policy{everyday, everyday, every(3), every(3)}, kinds: "FIIF"},
-		{name: "more to a chain in mid-chain", policies: []kvmbackup.Policy{every(2), every(2), every(2), every(4), every(4), every(4), every(4)}, kinds: "FIFIIIF"},
-		{name: "more, and the chain was complete", policies: []kvmbackup.Policy{every(2), every(2), every(3), every(3)}, kinds: "FIIF"},
-		{name: "fulls alone, and incrementals again", policies: []kvmbackup.Policy{every(1), every(1), everyday, every(1), everyday}, kinds: "FFIFI"},
-		{name: "all at once", policies: []kvmbackup.Policy{off, every(2), every(2), off, every(3), every(3), every(1), every(4), off, everyday}, kinds: "FFIFFIFIFF"},
+		{
+			name: "fewer to a chain in mid-chain", policies: []kvmbackup.Policy{everyday, everyday, everyday, everyday, every(3),
+				every(3), every(3), every(3)}, kinds: "FIIIFIIF",
+		},
+		{name: "fewer, and the chain is short enough", policies: []kvmbackup.Policy{everyday, everyday, every(3), every(3)},
+			kinds: "FIIF"},
+		{
+			name: "more to a chain in mid-chain", policies: []kvmbackup.Policy{every(2), every(2), every(2), every(4), every(4),
+				every(4), every(4)}, kinds: "FIFIIIF",
+		},
+		{name: "more, and the chain was complete", policies: []kvmbackup.Policy{every(2), every(2), every(3), every(3)},
+			kinds: "FIIF"},
+		{
+			name: "fulls alone, and incrementals again", policies: []kvmbackup.Policy{every(1), every(1), everyday, every(1),
+				everyday}, kinds: "FFIFI",
+		},
+		{
+			name: "all at once", policies: []kvmbackup.Policy{off, every(2), every(2), off, every(3), every(3), every(1),
+				every(4), off, everyday}, kinds: "FFIFFIFIFF",
+		},
 	} {
 		for i := (first + n) % stride; i < len(orders); i += stride {
 			t.Run(r.name+", deleted "+orders[i].name, func(t *testing.T) {
@@ -106,8 +122,8 @@ func (s *teller) nothingLeft(bs []kvmbackup.Backup) {
 	}
 }
 
-// TestTransitionsBetweenDeletes: the settings change and backups are deleted in turn, down to the last one, and each backup in between is
-// what the checkpoint that is left allows.
+// TestTransitionsBetweenDeletes: the settings change and backups are deleted in turn, down to the last one, and each
+// backup in between is what the checkpoint that is left allows.
 func TestTransitionsBetweenDeletes(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		off := kvmbackup.Policy{DisableIncremental: true}

@@ -17,7 +17,8 @@ func limited(t *testing.T) (ctx context.Context, end func()) {
 	return ctx, func() { <-ctx.Done() }
 }
 
-// What is taken back has a time limit of its own: nothing of it is left when the caller's deadline has passed, at whatever call.
+// What is taken back has a time limit of its own: nothing of it is left when the caller's deadline has passed, at
+// whatever call.
 func TestUndoAfterTheDeadline(t *testing.T) {
 	for _, at := range []string{"PrepareJob done", "Begin", "Begin done", "Wait", "Definition", "DropCheckpoint"} {
 		t.Run(at, func(t *testing.T) {
@@ -32,7 +33,8 @@ func TestUndoAfterTheDeadline(t *testing.T) {
 				if at == "DropCheckpoint" { // in the undo itself
 					s.must(s.open(plan{op: "OpenTargets", mode: failBefore}))
 				}
-				if _, err := s.engine.Backup(ctx, s.request(everyday)); !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errInjected) {
+				if _, err := s.engine.Backup(ctx, s.request(everyday)); !errors.Is(err, context.DeadlineExceeded) &&
+					!errors.Is(err, errInjected) {
 					t.Errorf("backup: %v", err)
 				}
 				s.must(s.checkClean())

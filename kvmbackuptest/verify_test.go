@@ -33,7 +33,8 @@ func TestVerifyThatFailsIsNotOK(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if report, err := s.engine.Verify(ctx, b.ID, engine.VerifyOptions{}); report.OK() || !errors.Is(err, context.Canceled) {
+		if report, err := s.engine.Verify(ctx, b.ID, engine.VerifyOptions{}); report.OK() ||
+			!errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled: OK %v beside %v", report.OK(), err)
 		}
 		if (engine.VerifyReport{}).OK() {
@@ -60,8 +61,8 @@ func TestInspectThatFailsIsNotHealthy(t *testing.T) {
 	})
 }
 
-// Digests work as with the real qemu-img: those of a backup are compared by a verification with content and by a restore, and a
-// byte that something has changed in a sound image is found by both. They can be had later, too.
+// Digests work as with the real qemu-img: those of a backup are compared by a verification with content and by a
+// restore, and a byte that something has changed in a sound image is found by both. They can be had later, too.
 func TestDigestsFindAChangedByte(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.four()
@@ -88,7 +89,8 @@ func TestDigestsFindAChangedByte(t *testing.T) {
 		_, err = f.WriteAt([]byte{0}, info.Size()-cluster) // the guest's data are last
 		s.must(errors.Join(err, f.Close()))
 		report, err = s.engine.Verify(t.Context(), b.ID, content)
-		if !errors.Is(err, kvmbackup.ErrDamaged) || len(report.Problems) != 1 || report.Problems[0].Code != engine.ProblemContent {
+		if !errors.Is(err, kvmbackup.ErrDamaged) || len(report.Problems) != 1 ||
+			report.Problems[0].Code != engine.ProblemContent {
 			t.Errorf("after a change: %+v, %v", report, err)
 		}
 		out := t.TempDir()

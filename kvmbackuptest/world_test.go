@@ -53,7 +53,8 @@ func newWorld(dir string, transient bool, agent kvmbackuptest.Agent) (*world, er
 		}
 	}
 	var err error
-	if l.repo, err = repository.Init(context.Background(), filepath.Join(dir, "nas"), repository.Options{NoSync: true}); err != nil {
+	if l.repo, err = repository.Init(context.Background(), filepath.Join(dir, "nas"),
+		repository.Options{NoSync: true}); err != nil {
 		return nil, err
 	}
 	d := kvmbackuptest.Domain{Name: vm, Transient: transient, Agent: agent}
@@ -72,7 +73,9 @@ func newWorld(dir string, transient bool, agent kvmbackuptest.Agent) (*world, er
 }
 
 func (l *world) newDisk(device, name string) kvmbackuptest.Disk {
-	return kvmbackuptest.Disk{Device: device, Source: filepath.Join(l.dir, "images", name+".qcow2"), SizeBytes: 8 * cluster}
+	return kvmbackuptest.Disk{
+		Device: device, Source: filepath.Join(l.dir, "images", name+".qcow2"), SizeBytes: 8 * cluster,
+	}
 }
 
 // open starts a new host process: an engine whose calls can be made to fail.
@@ -186,7 +189,9 @@ func (l *world) restore(b kvmbackup.Backup) error {
 
 // restoreAll restores every backup that is offered.
 func (l *world) restoreAll() error {
-	offered, err := l.engine.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	offered, err := l.engine.List(context.Background(), kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted},
+	})
 	if err != nil {
 		return err
 	}
@@ -226,8 +231,8 @@ func (l *world) names(device string) (ours, others []string, err error) {
 	return ours, others, err
 }
 
-// checkClean says what is left over: records that are running, folders that belong to no record, checkpoints and bitmaps of
-// ours but the active one.
+// checkClean says what is left over: records that are running, folders that belong to no record, checkpoints and
+// bitmaps of ours but the active one.
 func (l *world) checkClean() error {
 	ctx := context.Background()
 	records, err := l.store.List(ctx, kvmbackup.Query{VM: vm})
@@ -276,7 +281,9 @@ func (l *world) checkNames(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n := rec.ActiveCheckpoint; n != "" && !slices.ContainsFunc(owners, func(b kvmbackup.Backup) bool { return b.Checkpoint == n }) {
+	if n := rec.ActiveCheckpoint; n != "" && !slices.ContainsFunc(owners, func(b kvmbackup.Backup) bool {
+		return b.Checkpoint == n
+	}) {
 		return fmt.Errorf("the active checkpoint %s is no completed backup's", n)
 	}
 	for _, v := range l.volumes {
@@ -298,7 +305,9 @@ func (l *world) checkNames(ctx context.Context) error {
 
 // kinds spells the offered backups as F and I.
 func (l *world) kinds() string {
-	list, _ := l.engine.List(context.Background(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	list, _ := l.engine.List(context.Background(), kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted},
+	})
 	var s strings.Builder
 	for _, b := range list {
 		s.WriteString(strings.ToUpper(b.Kind.String()[:1]))

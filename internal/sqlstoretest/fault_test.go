@@ -15,8 +15,8 @@ import (
 
 var errKilled = errors.New("killed")
 
-// TestKilledAtEveryStatement kills the process at each statement of each write. Another process sees that nothing was done,
-// and can do it.
+// TestKilledAtEveryStatement kills the process at each statement of each write. Another process sees that nothing was
+// done, and can do it.
 func TestKilledAtEveryStatement(t *testing.T) {
 	ctx := t.Context()
 	dsn := sqliteDSN(filepath.Join(t.TempDir(), "backups.db"))
@@ -28,7 +28,9 @@ func TestKilledAtEveryStatement(t *testing.T) {
 	}
 	b := kvmbackup.Backup{ID: kvmbackup.NewBackupID(), VM: "vm", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
 		ChainID: kvmbackup.NewChainID(), Checkpoint: "backup.c", Path: "vm/1", StartedAt: time.Unix(1, 0),
-		Consistency: kvmbackup.ConsistencyCrash, Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"}}}
+		Consistency: kvmbackup.ConsistencyCrash, Volumes: []kvmbackup.VolumeBackup{
+			{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"},
+		}}
 	completed := b
 	completed.Status = kvmbackup.StatusCompleted
 	deaths := 0

@@ -16,11 +16,13 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
-// BenchmarkFleet is what looks at a whole fleet, each of whose VMs has so many backups, one of them delete-pending below others.
+// BenchmarkFleet is what looks at a whole fleet, each of whose VMs has so many backups, one of them delete-pending
+// below others.
 func BenchmarkFleet(b *testing.B) {
 	for _, size := range []struct{ vms, perVM int }{{200, 100}, {20_000, 100}} {
 		b.Run(fmt.Sprintf("SQLite/%dx%d", size.vms, size.perVM), func(b *testing.B) {
-			benchmarkFleet(b, openDB(b, "sqlite", sqliteDSN(filepath.Join(b.TempDir(), "backups.db"))), sqlstore.Config{}, size.vms, size.perVM)
+			benchmarkFleet(b, openDB(b, "sqlite", sqliteDSN(filepath.Join(b.TempDir(), "backups.db"))), sqlstore.Config{},
+				size.vms, size.perVM)
 		})
 		b.Run(fmt.Sprintf("PostgreSQL/%dx%d", size.vms, size.perVM), func(b *testing.B) {
 			benchmarkFleet(b, openDB(b, "pgx", testpg.DSN(b)), freshSchema(), size.vms, size.perVM)

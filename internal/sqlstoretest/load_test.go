@@ -8,8 +8,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
-// load fills the tables by one statement each: each VM has perVM backups in chains of ten, all completed but every 50th,
-// which failed, and one removal. backupID(vm*perVM+n) is the VM's n-th, from 0, its sequence n+1.
+// load fills the tables by one statement each: each VM has perVM backups in chains of ten, all completed but every
+// 50th, which failed, and one removal. backupID(vm*perVM+n) is the VM's n-th, from 0, its sequence n+1.
 func load(t testing.TB, db *sql.DB, c sqlstore.Config, vms, perVM int) {
 	t.Helper()
 	series := func(n int) string {
@@ -33,10 +33,14 @@ func load(t testing.TB, db *sql.DB, c sqlstore.Config, vms, perVM int) {
 		CASE WHEN i %% 50 = 49 THEN 'failed' ELSE 'completed' END AS status,
 		CASE WHEN i %% 10 = 0 OR i %% 50 = 49 THEN NULL ELSE %[2]s END AS parent FROM series)`, perVM, of(id, "i - 1"))
 	statements := []string{
-		`INSERT INTO ` + table(c, "vms") + ` (vm_id, active_checkpoint, last_sequence, last_stamp, lease_token, lease_holder, lease_expires_us) ` +
-			series(vms) + fmt.Sprintf(` SELECT %s, 'backup.%d', %d, '%d', 0, '', 0 FROM series`, of(vm, "i"), perVM-2, perVM, perVM-1),
-		`INSERT INTO ` + table(c, "backups") + ` (backup_id, vm_id, sequence, status, chain_id, parent_id, record) ` + series(vms*perVM) + rows +
-			` SELECT ` + of(id, "i") + `, ` + of(vm, "i / per") + `, n + 1, status, ` + of(id, "i / 10") + `, parent, ` + record + ` FROM rows`,
+		`INSERT INTO ` + table(c, "vms") +
+			` (vm_id, active_checkpoint, last_sequence, last_stamp, lease_token, lease_holder, lease_expires_us) ` +
+			series(vms) + fmt.Sprintf(` SELECT %s, 'backup.%d', %d, '%d', 0, '', 0 FROM series`, of(vm, "i"), perVM-2,
+			perVM, perVM-1),
+		`INSERT INTO ` + table(c, "backups") + ` (backup_id, vm_id, sequence, status, chain_id, parent_id, record) ` +
+			series(vms*perVM) + rows +
+			` SELECT ` + of(id, "i") + `, ` + of(vm, "i / per") + `, n + 1, status, ` + of(id, "i / 10") + `, parent, ` +
+			record + ` FROM rows`,
 		`INSERT INTO ` + table(c, "removals") + ` (backup_id, vm_id, stored_bytes, removed_us) ` + series(vms) +
 			` SELECT ` + of(id, "i + 900000000") + `, ` + of(vm, "i") + `, 1, 1 FROM series`,
 		`ANALYZE`,

@@ -32,15 +32,20 @@ func newOneVM(tb testing.TB, backups int, o repository.Options) oneVM {
 		}
 	}
 	h := kvmbackuptest.NewHypervisor()
-	disk := kvmbackuptest.Disk{Device: "vda", Source: filepath.Join(tb.TempDir(), "vm.qcow2"), SizeBytes: 2 * kvmbackuptest.ClusterBytes}
+	disk := kvmbackuptest.Disk{
+		Device: "vda", Source: filepath.Join(tb.TempDir(), "vm.qcow2"), SizeBytes: 2 * kvmbackuptest.ClusterBytes,
+	}
 	must(errors.Join(h.Define(kvmbackuptest.Domain{Name: "vm", Disks: []kvmbackuptest.Disk{disk}}), h.Start("vm")))
-	v := oneVM{store: openStore(tb, openDB(tb, "sqlite", sqliteDSN(filepath.Join(tb.TempDir(), "backups.db"))), sqlstore.Config{})}
+	v := oneVM{
+		store: openStore(tb, openDB(tb, "sqlite", sqliteDSN(filepath.Join(tb.TempDir(), "backups.db"))), sqlstore.Config{}),
+	}
 	o.NoSync = true
 	var err error
 	v.repo, err = repository.Init(tb.Context(), tb.TempDir(), o)
 	must(err)
 	v.e, err = engine.New(engine.Config{
-		Store: v.store, Repository: v.repo, Executor: h.Executor(), Images: kvmbackuptest.Images{}, ReserveBytes: engine.NoReserve,
+		Store: v.store, Repository: v.repo, Executor: h.Executor(), Images: kvmbackuptest.Images{},
+		ReserveBytes: engine.NoReserve,
 	})
 	must(err)
 	l, err := v.store.AcquireLease(tb.Context(), "vm", "filler", time.Hour)
@@ -59,11 +64,14 @@ func newOneVM(tb testing.TB, backups int, o repository.Options) oneVM {
 func backupOf(vm kvmbackup.VMID, n int, repo string, last kvmbackup.Backup) kvmbackup.Backup {
 	at := time.Date(2001, 1, 1, n, 0, 0, 0, time.UTC)
 	b := kvmbackup.Backup{
-		ID: kvmbackup.NewBackupID(), VM: vm, Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted, ChainID: kvmbackup.NewChainID(),
+		ID: kvmbackup.NewBackupID(), VM: vm, Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted,
+		ChainID:  kvmbackup.NewChainID(),
 		Path:     string(vm) + "/" + kvmbackup.Stamp{}.Next(at, func(kvmbackup.Stamp) bool { return false }).String(),
-		Sequence: int64(n + 1), StartedAt: at, CompletedAt: at, Repository: repo, DomainUUID: "c7a5fdbd-edaf-9455-926a-d65c16db1809",
-		Consistency: kvmbackup.ConsistencyCrash, Checkpoint: kvmbackup.CheckpointName(fmt.Sprint("backup.", n)),
-		Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Device: "vda", Kind: kvmbackup.KindFull, File: "root.v.qcow2"}},
+		Sequence: int64(n + 1), StartedAt: at, CompletedAt: at, Repository: repo,
+		DomainUUID: "c7a5fdbd-edaf-9455-926a-d65c16db1809", Consistency: kvmbackup.ConsistencyCrash,
+		Checkpoint: kvmbackup.CheckpointName(fmt.Sprint("backup.", n)), Volumes: []kvmbackup.VolumeBackup{
+			{VolumeID: "v", Device: "vda", Kind: kvmbackup.KindFull, File: "root.v.qcow2"},
+		},
 	}
 	if n%10 > 0 {
 		b.Kind, b.ChainID, b.Position, b.ParentID = kvmbackup.KindIncremental, last.ChainID, n%10, last.ID

@@ -38,9 +38,10 @@ func TestNoTableScan(t *testing.T) {
 	})
 }
 
-// statements returns what the methods have the database do for a VM, and for the backup where they ask for one, with the
-// arguments of one time each.
-func statements(t *testing.T, db *sql.DB, c sqlstore.Config, vm kvmbackup.VMID, id kvmbackup.BackupID) map[string][]any {
+// statements returns what the methods have the database do for a VM, and for the backup where they ask for one, with
+// the arguments of one time each.
+func statements(t *testing.T, db *sql.DB, c sqlstore.Config, vm kvmbackup.VMID,
+	id kvmbackup.BackupID) map[string][]any {
 	t.Helper()
 	out := map[string][]any{}
 	c.Dialect = dialect(t, c)
@@ -73,7 +74,9 @@ func statements(t *testing.T, db *sql.DB, c sqlstore.Config, vm kvmbackup.VMID, 
 	lab.OK(t, err)
 	_, err = st.List(ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
 	lab.OK(t, err)
-	_, err = st.List(ctx, kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusDeletePending}})
+	_, err = st.List(ctx, kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning, kvmbackup.StatusDeletePending},
+	})
 	lab.OK(t, err)
 	_, err = st.List(ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusDeletePending}, Leaves: true})
 	lab.OK(t, err)
@@ -138,7 +141,8 @@ func scans(plan string, c sqlstore.Config) bool {
 		if c.Schema != "" && strings.Contains(line, "Seq Scan") {
 			return true
 		}
-		if c.Schema == "" && strings.HasPrefix(line, "SCAN") && !strings.Contains(line, "candidates") && !strings.Contains(line, "CONSTANT ROW") {
+		if c.Schema == "" && strings.HasPrefix(line, "SCAN") && !strings.Contains(line, "candidates") &&
+			!strings.Contains(line, "CONSTANT ROW") {
 			return true
 		}
 	}

@@ -79,9 +79,11 @@ func work(ctx context.Context, dsn string) error {
 // second running record.
 func backUp(ctx context.Context, st *sqlstore.Store, l kvmbackup.Lease) error {
 	b := kvmbackup.Backup{ID: kvmbackup.NewBackupID(), VM: "vm", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
-		ChainID: kvmbackup.NewChainID(), Path: fmt.Sprintf("vm/%d", l.Token), Checkpoint: kvmbackup.CheckpointName(fmt.Sprint("backup.", l.Token)),
-		StartedAt: time.Unix(1, 0), Consistency: kvmbackup.ConsistencyCrash,
-		Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"}}}
+		ChainID: kvmbackup.NewChainID(), Path: fmt.Sprintf("vm/%d", l.Token),
+		Checkpoint: kvmbackup.CheckpointName(fmt.Sprint("backup.", l.Token)), StartedAt: time.Unix(1, 0),
+		Consistency: kvmbackup.ConsistencyCrash, Volumes: []kvmbackup.VolumeBackup{
+			{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"},
+		}}
 	if parent, err := st.Newest(ctx, "vm"); err == nil {
 		b.Kind, b.ParentID, b.ChainID, b.Position = kvmbackup.KindIncremental, parent.ID, parent.ChainID, parent.Position+1
 	} else if !errors.Is(err, kvmbackup.ErrNotFound) {

@@ -15,8 +15,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
-// TestWaitsForLock: a write that finds the VM or the file locked by somebody else waits for its turn; when its context ends
-// first it returns the cause and has changed nothing.
+// TestWaitsForLock: a write that finds the VM or the file locked by somebody else waits for its turn; when its context
+// ends first it returns the cause and has changed nothing.
 func TestWaitsForLock(t *testing.T) {
 	onBoth(t, func(t *testing.T, open func() *sql.DB, c sqlstore.Config) {
 		db := open()

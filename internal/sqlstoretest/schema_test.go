@@ -59,7 +59,8 @@ func TestMigrateFromEach(t *testing.T) {
 			st := newStore(t, open(), c)
 			applyByHand(t, open(), c, from)
 			var older *sqlstore.SchemaError
-			if err := st.CheckSchema(t.Context()); !errors.As(err, &older) || older.Have != from || !errors.Is(err, sqlstore.ErrSchemaOlder) {
+			if err := st.CheckSchema(t.Context()); !errors.As(err, &older) || older.Have != from ||
+				!errors.Is(err, sqlstore.ErrSchemaOlder) {
 				t.Errorf("an older schema gives %v", err)
 			}
 			l, err := st.AcquireLease(t.Context(), "vm", "old", time.Hour)
@@ -90,14 +91,16 @@ func TestSchemaNewer(t *testing.T) {
 	onBoth(t, func(t *testing.T, open func() *sql.DB, c sqlstore.Config) {
 		db := open()
 		st := openStore(t, db, c)
-		insert := fmt.Sprintf(`INSERT INTO %s (version, name, applied_at) VALUES (99, 'from the future', '')`, table(c, "migrations"))
+		insert := fmt.Sprintf(`INSERT INTO %s (version, name, applied_at) VALUES (99, 'from the future', '')`,
+			table(c, "migrations"))
 		if _, err := db.Exec(insert); err != nil {
 			t.Fatal(err)
 		}
 		_, err := sqlstore.New(t.Context(), db, c)
 		for _, err := range []error{err, st.Migrate(t.Context()), st.CheckSchema(t.Context())} {
 			var newer *sqlstore.SchemaError
-			if !errors.As(err, &newer) || newer.Have != 99 || newer.Want != st.SchemaVersion() || !errors.Is(err, sqlstore.ErrSchemaNewer) {
+			if !errors.As(err, &newer) || newer.Have != 99 || newer.Want != st.SchemaVersion() ||
+				!errors.Is(err, sqlstore.ErrSchemaNewer) {
 				t.Errorf("a newer schema gives %v", err)
 			}
 		}

@@ -34,9 +34,11 @@ func newSpoilt(t *testing.T, db *sql.DB, c sqlstore.Config) *spoilt {
 	s.l, err = s.st.AcquireLease(t.Context(), "vm", "holder", time.Hour)
 	must(err)
 	begin := func(n int, parent kvmbackup.Backup) kvmbackup.Backup {
-		b := kvmbackup.Backup{ID: kvmbackup.NewBackupID(), VM: "vm", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
-			ChainID: kvmbackup.NewChainID(), Checkpoint: "backup.c", Path: fmt.Sprintf("vm/%d", n), StartedAt: time.Unix(1, 0),
-			Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"}}}
+		b := kvmbackup.Backup{ID: kvmbackup.NewBackupID(), VM: "vm", Kind: kvmbackup.KindFull,
+			Status: kvmbackup.StatusRunning, ChainID: kvmbackup.NewChainID(), Checkpoint: "backup.c",
+			Path: fmt.Sprintf("vm/%d", n), StartedAt: time.Unix(1, 0), Volumes: []kvmbackup.VolumeBackup{
+				{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"},
+			}}
 		if parent.ID != "" {
 			b.Kind, b.ChainID, b.ParentID, b.Position = kvmbackup.KindIncremental, parent.ChainID, parent.ID, 1
 		}
@@ -172,7 +174,9 @@ func TestSpoiltBackups(t *testing.T) {
 				s := newSpoilt(t, open(), c)
 				if r.record != nil {
 					var text string
-					if err := s.db.QueryRow(`SELECT record FROM ` + table(s.c, "backups") + ` WHERE backup_id = '` + string(s.inc.ID) + `'`).Scan(&text); err != nil {
+					err := s.db.QueryRow(`SELECT record FROM ` + table(s.c, "backups") + ` WHERE backup_id = '` + string(s.inc.ID) +
+						`'`).Scan(&text)
+					if err != nil {
 						t.Fatal(err)
 					}
 					spoilt := r.record(text)
@@ -193,7 +197,8 @@ func (s *spoilt) refuses(t *testing.T) {
 	t.Helper()
 	ctx, before := t.Context(), s.dump(t)
 	next := s.inc
-	next.ID, next.Path, next.Status, next.ParentID, next.Position = kvmbackup.NewBackupID(), "vm/4", kvmbackup.StatusRunning, s.inc.ID, 2
+	next.ID, next.Path, next.Status, next.ParentID, next.Position = kvmbackup.NewBackupID(), "vm/4",
+		kvmbackup.StatusRunning, s.inc.ID, 2
 	yes := true
 	for _, call := range []struct {
 		name string
@@ -202,7 +207,9 @@ func (s *spoilt) refuses(t *testing.T) {
 		{"read", func() error { _, err := s.st.Backup(ctx, s.inc.ID); return err }},
 		{"list", func() error { _, err := s.st.List(ctx, kvmbackup.Query{VM: "vm"}); return err }},
 		{"list by status", func() error {
-			_, err := s.st.List(ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted, kvmbackup.StatusFailed}})
+			_, err := s.st.List(ctx, kvmbackup.Query{
+				Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted, kvmbackup.StatusFailed},
+			})
 			return err
 		}},
 		{"children", func() error { _, err := s.st.Children(ctx, s.full.ID); return err }},
@@ -227,8 +234,8 @@ func (s *spoilt) refuses(t *testing.T) {
 	}
 }
 
-// TestSpoiltNewest: the newest backup with a status that can't be read isn't passed over for an older one, and no second one begins beside
-// what may be running.
+// TestSpoiltNewest: the newest backup with a status that can't be read isn't passed over for an older one, and no
+// second one begins beside what may be running.
 func TestSpoiltNewest(t *testing.T) {
 	onBoth(t, func(t *testing.T, open func() *sql.DB, c sqlstore.Config) {
 		s := newSpoilt(t, open(), c)
@@ -263,7 +270,8 @@ func TestSpoiltParent(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := s.dump(t)
-		if err := s.st.Remove(t.Context(), s.l, s.full.ID, 1); !errors.Is(err, kvmbackup.ErrInvalid) || !strings.Contains(err.Error(), string(s.inc.ID)) {
+		if err := s.st.Remove(t.Context(), s.l, s.full.ID, 1); !errors.Is(err, kvmbackup.ErrInvalid) ||
+			!strings.Contains(err.Error(), string(s.inc.ID)) {
 			t.Errorf("got %v, want an ErrInvalid that names the child", err)
 		}
 		if now := s.dump(t); now != before {
@@ -279,7 +287,8 @@ func TestSpoiltVM(t *testing.T) {
 		sqliteOnly bool
 	}{
 		{"lease_token = -1", false}, {"last_sequence = -1", false}, {"lease_expires_us = -1", false},
-		{"lease_token = 'x'", true}, {"last_sequence = 1.5", true}, {"lease_expires_us = 'soon'", true}, {"lease_token = x'00ff'", true},
+		{"lease_token = 'x'", true}, {"last_sequence = 1.5", true}, {"lease_expires_us = 'soon'", true},
+		{"lease_token = x'00ff'", true},
 	} {
 		t.Run(r.set, func(t *testing.T) {
 			onBoth(t, func(t *testing.T, open func() *sql.DB, c sqlstore.Config) {
@@ -337,7 +346,8 @@ func TestSpoiltRemoval(t *testing.T) {
 					t.Fatalf("%v, %v", list, err)
 				}
 				s.exec(t, c, `UPDATE {removals} SET `+set+` WHERE vm_id = ?`, "vm")
-				if _, err := s.st.Removals(t.Context(), 0); !errors.Is(err, kvmbackup.ErrInvalid) || !strings.Contains(err.Error(), string(list[0].Backup)) {
+				if _, err := s.st.Removals(t.Context(), 0); !errors.Is(err, kvmbackup.ErrInvalid) ||
+					!strings.Contains(err.Error(), string(list[0].Backup)) {
 					t.Errorf("got %v, want an ErrInvalid that names the backup", err)
 				}
 				if err := s.st.AckRemoval(t.Context(), list[0].Backup); err != nil {

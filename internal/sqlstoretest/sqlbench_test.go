@@ -17,7 +17,8 @@ import (
 func BenchmarkStore(b *testing.B) {
 	for _, size := range []struct{ vms, perVM int }{{1, 10}, {100_000, 10}, {1, 1_000_000}} {
 		b.Run(fmt.Sprintf("SQLite/%dx%d", size.vms, size.perVM), func(b *testing.B) {
-			benchmark(b, openDB(b, "sqlite", sqliteDSN(filepath.Join(b.TempDir(), "backups.db"))), sqlstore.Config{}, size.vms, size.perVM)
+			benchmark(b, openDB(b, "sqlite", sqliteDSN(filepath.Join(b.TempDir(), "backups.db"))), sqlstore.Config{},
+				size.vms, size.perVM)
 		})
 		b.Run(fmt.Sprintf("PostgreSQL/%dx%d", size.vms, size.perVM), func(b *testing.B) {
 			benchmark(b, openDB(b, "pgx", testpg.DSN(b)), freshSchema(), size.vms, size.perVM)
@@ -46,9 +47,11 @@ func benchmark(b *testing.B, db *sql.DB, c sqlstore.Config, vms, perVM int) {
 	measure("Newest", func(int) error { _, err := st.Newest(ctx, vm); return err })
 	measure("Children", func(int) error { _, err := st.Children(ctx, id); return err })
 	measure("BeginCompleteMarkRemove", func(i int) error {
-		rec := kvmbackup.Backup{ID: kvmbackup.NewBackupID(), VM: vm, Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
-			ChainID: kvmbackup.NewChainID(), Checkpoint: "backup.x", Path: fmt.Sprintf("%s/x%d", vm, i), StartedAt: time.Unix(1, 0),
-			Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"}}}
+		rec := kvmbackup.Backup{ID: kvmbackup.NewBackupID(), VM: vm, Kind: kvmbackup.KindFull,
+			Status: kvmbackup.StatusRunning, ChainID: kvmbackup.NewChainID(), Checkpoint: "backup.x",
+			Path: fmt.Sprintf("%s/x%d", vm, i), StartedAt: time.Unix(1, 0), Volumes: []kvmbackup.VolumeBackup{
+				{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"},
+			}}
 		rec, err := st.Begin(ctx, l, rec)
 		if err != nil {
 			return err

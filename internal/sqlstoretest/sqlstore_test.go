@@ -47,9 +47,10 @@ func TestSQLite(t *testing.T) {
 	storetest.Run(t, func(t testing.TB) storetest.Harness {
 		dsn := sqliteDSN(filepath.Join(t.TempDir(), "backups.db"))
 		db := openDB(t, "sqlite", dsn)
-		return storetest.Harness{Store: openStore(t, db, sqlstore.Config{}), Close: db.Close, Open: func() (kvmbackup.Store, error) {
-			return sqlstore.New(t.Context(), openDB(t, "sqlite", dsn), sqlstore.Config{})
-		}}
+		return storetest.Harness{Store: openStore(t, db, sqlstore.Config{}), Close: db.Close,
+			Open: func() (kvmbackup.Store, error) {
+				return sqlstore.New(t.Context(), openDB(t, "sqlite", dsn), sqlstore.Config{})
+			}}
 	}, storetest.Parallel())
 }
 

@@ -51,7 +51,9 @@ func onEach(t testing.TB, f func(name string, st *counted)) {
 		st.Store = openStore(t, db, c)
 		f(name, st)
 	}
-	open("SQLite", watched{driver: openDB(t, "sqlite", ":memory:").Driver(), dsn: sqliteDSN(filepath.Join(t.TempDir(), "backups.db"))}, sqlstore.Config{})
+	open("SQLite", watched{
+		driver: openDB(t, "sqlite", ":memory:").Driver(), dsn: sqliteDSN(filepath.Join(t.TempDir(), "backups.db")),
+	}, sqlstore.Config{})
 	open("PostgreSQL", watched{driver: openDB(t, "pgx", testpg.DSN(t)).Driver(), dsn: testpg.DSN(t)}, freshSchema())
 }
 
@@ -62,7 +64,9 @@ func host(t testing.TB, st kvmbackup.Store, vms int) *engine.Engine {
 	h := kvmbackuptest.NewHypervisor()
 	for i := range vms {
 		name := fmt.Sprintf("vm%d", i)
-		disk := kvmbackuptest.Disk{Device: "vda", Source: filepath.Join(dir, name+".qcow2"), SizeBytes: 2 * kvmbackuptest.ClusterBytes}
+		disk := kvmbackuptest.Disk{
+			Device: "vda", Source: filepath.Join(dir, name+".qcow2"), SizeBytes: 2 * kvmbackuptest.ClusterBytes,
+		}
 		lab.OK(t, errors.Join(h.Define(kvmbackuptest.Domain{Name: name, Disks: []kvmbackuptest.Disk{disk}}), h.Start(name)))
 	}
 	repo, err := repository.Init(t.Context(), t.TempDir(), repository.Options{NoSync: true})

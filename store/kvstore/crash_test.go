@@ -35,24 +35,30 @@ func story(t *testing.T) []step {
 	failing.ID, failing.Path = kvmbackup.NewBackupID(), "vm-a/4"
 	failing.Position, failing.ParentID = 2, inc.ID
 	begin := func(b kvmbackup.Backup) step {
-		return step{"begin", func(st kvmbackup.Store, l kvmbackup.Lease) error { _, err := st.Begin(ctx, l, b); return err }, kvmbackup.ErrInvalid}
+		return step{"begin", func(st kvmbackup.Store, l kvmbackup.Lease) error { _, err := st.Begin(ctx, l, b); return err },
+			kvmbackup.ErrInvalid}
 	}
 	complete := func(b kvmbackup.Backup) step {
 		b.Status = kvmbackup.StatusCompleted
 		return step{"complete", func(st kvmbackup.Store, l kvmbackup.Lease) error { return st.Complete(ctx, l, b) }, nil}
 	}
 	mark := func(b kvmbackup.Backup) step {
-		return step{"mark", func(st kvmbackup.Store, l kvmbackup.Lease) error { return st.MarkDeletePending(ctx, l, b.ID) }, nil}
+		return step{"mark", func(st kvmbackup.Store, l kvmbackup.Lease) error {
+			return st.MarkDeletePending(ctx, l, b.ID)
+		}, nil}
 	}
 	remove := func(b kvmbackup.Backup) step {
-		return step{"remove", func(st kvmbackup.Store, l kvmbackup.Lease) error { return st.Remove(ctx, l, b.ID, 7) }, kvmbackup.ErrNotFound}
+		return step{"remove", func(st kvmbackup.Store, l kvmbackup.Lease) error { return st.Remove(ctx, l, b.ID, 7) },
+			kvmbackup.ErrNotFound}
 	}
 	return []step{
 		{"import", func(st kvmbackup.Store, l kvmbackup.Lease) error { return st.Import(ctx, l, imported) }, nil},
 		begin(full), complete(full), begin(inc), complete(inc), begin(failing),
 		{"fail", func(st kvmbackup.Store, l kvmbackup.Lease) error { return st.Fail(ctx, l, failing.ID, "why\x00") }, nil},
 		{"annotate", func(st kvmbackup.Store, l kvmbackup.Lease) error {
-			return st.Annotate(ctx, l, imported.ID, kvmbackup.Annotation{AddHold: &kvmbackup.Hold{ID: "h", Purpose: strings.Repeat("ä", 700)}})
+			return st.Annotate(ctx, l, imported.ID, kvmbackup.Annotation{
+				AddHold: &kvmbackup.Hold{ID: "h", Purpose: strings.Repeat("ä", 700)},
+			})
 		}, nil},
 		mark(inc), mark(full), remove(inc), remove(failing), remove(full),
 		{"ack", func(st kvmbackup.Store, l kvmbackup.Lease) error { return st.AckRemoval(ctx, inc.ID) }, nil},
@@ -62,8 +68,8 @@ func story(t *testing.T) []step {
 
 func record(vm kvmbackup.VMID, n int) kvmbackup.Backup {
 	return kvmbackup.Backup{ID: kvmbackup.NewBackupID(), VM: vm, Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
-		ChainID: kvmbackup.NewChainID(), Checkpoint: kvmbackup.CheckpointName(fmt.Sprint("backup.", n)), Path: fmt.Sprint(vm, "/", n),
-		StartedAt: time.Unix(int64(n), 0).UTC(), Consistency: kvmbackup.ConsistencyCrash,
+		ChainID: kvmbackup.NewChainID(), Checkpoint: kvmbackup.CheckpointName(fmt.Sprint("backup.", n)),
+		Path: fmt.Sprint(vm, "/", n), StartedAt: time.Unix(int64(n), 0).UTC(), Consistency: kvmbackup.ConsistencyCrash,
 		Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"}}}
 }
 
@@ -143,7 +149,8 @@ func checkCopies(t *testing.T, tab *table) {
 	if err := errors.Join(err, errList); err != nil {
 		t.Fatal(err)
 	}
-	if got := tab.details(kvstore.Object{Kind: kvstore.ObjectVM, ID: "vm-a"})["nas.active_checkpoint_id"]; got != string(vm.ActiveCheckpoint) {
+	got := tab.details(kvstore.Object{Kind: kvstore.ObjectVM, ID: "vm-a"})["nas.active_checkpoint_id"]
+	if got != string(vm.ActiveCheckpoint) {
 		t.Fatalf("the host sees the active checkpoint %q, the store %q", got, vm.ActiveCheckpoint)
 	}
 	for _, b := range list {
@@ -182,7 +189,8 @@ func TestKilledAtEveryWrite(t *testing.T) {
 			deaths++
 			next := store(t, tab, tab)
 			if got := look(t, next); got != seen[told] && (told == len(steps) || got != seen[told+1]) {
-				t.Fatalf("killed at write %d (after: %v), in step %d: half of a step is seen:\n%s\nwant %s\nor %s", n, after, told, got, seen[told], seen[min(told+1, len(steps))])
+				t.Fatalf("killed at write %d (after: %v), in step %d: half of a step is seen:\n%s\nwant %s\nor %s", n, after, told,
+					got, seen[told], seen[min(told+1, len(steps))])
 			}
 			tab.Advance(2 * time.Hour)
 			if _, err := tell(t, next, steps[told:], true); err != nil {

@@ -69,7 +69,9 @@ func newFleet(tb testing.TB, history int) *fleet {
 	f := &fleet{kv: &asked{table: newTable()}}
 	f.st = store(tb, f.kv.table, f.kv)
 	h := kvmbackuptest.NewHypervisor()
-	disk := kvmbackuptest.Disk{Device: "vda", Source: filepath.Join(tb.TempDir(), "vm.qcow2"), SizeBytes: 2 * kvmbackuptest.ClusterBytes}
+	disk := kvmbackuptest.Disk{
+		Device: "vda", Source: filepath.Join(tb.TempDir(), "vm.qcow2"), SizeBytes: 2 * kvmbackuptest.ClusterBytes,
+	}
 	must(errors.Join(h.Define(kvmbackuptest.Domain{Name: "vm", Disks: []kvmbackuptest.Disk{disk}}), h.Start("vm")))
 	repo, err := repository.Init(tb.Context(), tb.TempDir(), repository.Options{NoSync: true})
 	must(err)
@@ -82,9 +84,10 @@ func newFleet(tb testing.TB, history int) *fleet {
 	var last kvmbackup.Backup
 	for n := range history {
 		b := kvmbackup.Backup{
-			ID: kvmbackup.NewBackupID(), VM: "vm", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted, ChainID: kvmbackup.NewChainID(),
-			Path: "vm/" + stamp(time.Duration(n)), Sequence: int64(n + 1), StartedAt: time.Unix(int64(n), 0), Repository: repo.ID(),
-			Consistency: kvmbackup.ConsistencyCrash, Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"}},
+			ID: kvmbackup.NewBackupID(), VM: "vm", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted,
+			ChainID: kvmbackup.NewChainID(), Path: "vm/" + stamp(time.Duration(n)), Sequence: int64(n + 1),
+			StartedAt: time.Unix(int64(n), 0), Repository: repo.ID(), Consistency: kvmbackup.ConsistencyCrash,
+			Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"}},
 		}
 		if n%10 > 0 {
 			b.Kind, b.ChainID, b.Position, b.ParentID = kvmbackup.KindIncremental, last.ChainID, n%10, last.ID
@@ -169,7 +172,8 @@ func TestRetainAgainstHistory(t *testing.T) {
 	}
 }
 
-// BenchmarkHistory is what a backup, and a retention that deletes all others, ask of the table of a VM with so many backups.
+// BenchmarkHistory is what a backup, and a retention that deletes all others, ask of the table of a VM with so many
+// backups.
 func BenchmarkHistory(b *testing.B) {
 	for _, history := range []int{10, 100, 1000} {
 		for _, what := range []string{"Backup", "Retain"} {

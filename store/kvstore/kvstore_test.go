@@ -24,9 +24,10 @@ func TestMemory(t *testing.T) {
 			tab := newTable()
 			tab.max = size
 			legacy(tab)
-			return storetest.Harness{Store: store(t, tab, tab), Advance: tab.Advance, Close: tab.Close, Open: func() (kvmbackup.Store, error) {
-				return store(t, tab, tab), nil
-			}}
+			return storetest.Harness{Store: store(t, tab, tab), Advance: tab.Advance, Close: tab.Close,
+				Open: func() (kvmbackup.Store, error) {
+					return store(t, tab, tab), nil
+				}}
 		}, storetest.Parallel())
 	}
 }

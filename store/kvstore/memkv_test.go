@@ -34,7 +34,9 @@ func (t *table) Close() error {
 func (t *table) alive(ctx context.Context) error { return cmp.Or(ctx.Err(), t.dead) }
 
 func newTable() *table {
-	return &table{rows: map[kvstore.Object]map[string]string{}, now: time.Date(2026, 11, 23, 7, 0, 0, 0, time.UTC), max: 1000}
+	return &table{
+		rows: map[kvstore.Object]map[string]string{}, now: time.Date(2026, 11, 23, 7, 0, 0, 0, time.UTC), max: 1000,
+	}
 }
 
 // clock is the table's own, in the role of a database's.

@@ -149,7 +149,10 @@ func (h *history) compare(name string, everything bool) {
 	}
 	list := func(q kvmbackup.Query) {
 		h.t.Helper()
-		ask(fmt.Sprintf("List %+v", q), func(st kvmbackup.Store) (any, error) { l, err := st.List(ctx, q); return ids(l), err })
+		ask(fmt.Sprintf("List %+v", q), func(st kvmbackup.Store) (any, error) {
+			l, err := st.List(ctx, q)
+			return ids(l), err
+		})
 	}
 	ask("Newest", func(st kvmbackup.Store) (any, error) {
 		b, err := st.Newest(ctx, "vm-a")

@@ -80,7 +80,8 @@ func (s *spoilt) reads(t *testing.T) []answer {
 func (s *spoilt) writes(t *testing.T) []answer {
 	ctx, yes := t.Context(), true
 	next := s.inc
-	next.ID, next.Path, next.Status, next.ParentID, next.Position = kvmbackup.NewBackupID(), "vm-a/4", kvmbackup.StatusRunning, s.inc.ID, 2
+	next.ID, next.Path, next.Status, next.ParentID, next.Position = kvmbackup.NewBackupID(), "vm-a/4",
+		kvmbackup.StatusRunning, s.inc.ID, 2
 	_, errBegin := s.st.Begin(ctx, s.l, next)
 	return []answer{
 		{"Begin", nil, errBegin},
@@ -101,7 +102,8 @@ func (s *spoilt) rows() map[kvstore.Object]map[string]string {
 	return out
 }
 
-// refuses wants of every read its answer, as before, or an ErrInvalid that names the object, of every write the latter, and nothing changed.
+// refuses wants of every read its answer, as before, or an ErrInvalid that names the object, of every write the latter,
+// and nothing changed.
 func (s *spoilt) refuses(t *testing.T, o kvstore.Object) {
 	t.Helper()
 	before, refused := s.rows(), 0
@@ -132,7 +134,8 @@ func (s *spoilt) refuses(t *testing.T, o kvstore.Object) {
 // find returns the VM's or the incremental's key with the prefix.
 func (s *spoilt) find(t *testing.T, prefix string) (kvstore.Object, string) {
 	t.Helper()
-	for _, o := range []kvstore.Object{{Kind: kvstore.ObjectVM, ID: "vm-a"}, {Kind: kvstore.ObjectBackup, ID: string(s.inc.ID)}} {
+	for _, o := range []kvstore.Object{{Kind: kvstore.ObjectVM, ID: "vm-a"},
+		{Kind: kvstore.ObjectBackup, ID: string(s.inc.ID)}} {
 		for key := range s.tab.details(o) {
 			if strings.HasPrefix(key, prefix) {
 				return o, key
@@ -143,10 +146,12 @@ func (s *spoilt) find(t *testing.T, prefix string) (kvstore.Object, string) {
 	return kvstore.Object{}, ""
 }
 
-// TestSpoiltDetails: a detail of the store's that can't be read is an ErrInvalid that names its object, never a panic and never another answer.
+// TestSpoiltDetails: a detail of the store's that can't be read is an ErrInvalid that names its object, never a panic
+// and never another answer.
 func TestSpoiltDetails(t *testing.T) {
 	for _, prefix := range []string{kvstore.KeyHead, kvstore.KeyIndexPrefix, kvstore.KeyRecordPrefix} {
-		for _, value := range []string{"yes", "1", `"text"`, "null", "{}", "[]", "[{}]", "\x01", `{"v":0}`, `{"v":-1}`, `{"id":7}`, `{"e":[{}]}`, `{"e":{}}`, `{"r":[{}]}`} {
+		for _, value := range []string{"yes", "1", `"text"`, "null", "{}", "[]", "[{}]", "\x01", `{"v":0}`, `{"v":-1}`,
+			`{"id":7}`, `{"e":[{}]}`, `{"e":{}}`, `{"r":[{}]}`} {
 			t.Run(prefix+"="+value, func(t *testing.T) {
 				s := newSpoilt(t)
 				o, key := s.find(t, prefix)

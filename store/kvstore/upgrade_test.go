@@ -80,7 +80,8 @@ func goOn(t *testing.T, st kvmbackup.Store) error {
 	return err
 }
 
-// TestUpgrade: the tables of the earlier release show what they did, and are written on; nothing of their index is left.
+// TestUpgrade: the tables of the earlier release show what they did, and are written on; nothing of their index is
+// left.
 func TestUpgrade(t *testing.T) {
 	for i, e := range earlierTables(t) {
 		t.Run(fmt.Sprintf("%s %d", e.Name, i), func(t *testing.T) {

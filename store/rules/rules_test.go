@@ -217,8 +217,10 @@ func TestFaults(t *testing.T) {
 
 func record(parent kvmbackup.BackupID, n int64) kvmbackup.Backup {
 	b := kvmbackup.Backup{ID: kvmbackup.NewBackupID(), VM: "vm", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusRunning,
-		ChainID: kvmbackup.NewChainID(), Checkpoint: "backup.c", Path: "vm/" + string(rune('a'+n)), StartedAt: time.Unix(n, 0),
-		Consistency: kvmbackup.ConsistencyCrash, Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"}}}
+		ChainID: kvmbackup.NewChainID(), Checkpoint: "backup.c", Path: "vm/" + string(rune('a'+n)),
+		StartedAt: time.Unix(n, 0), Consistency: kvmbackup.ConsistencyCrash, Volumes: []kvmbackup.VolumeBackup{
+			{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"},
+		}}
 	if parent != "" {
 		b.Kind, b.ParentID, b.Position = kvmbackup.KindIncremental, parent, 1
 	}

@@ -29,7 +29,9 @@ func Example() {
 
 // A host with a migration tool of its own takes the statements.
 func ExampleMigrations() {
-	steps, err := sqlstore.Migrations(sqlstore.Config{Dialect: sqlstore.DialectPostgreSQL, Schema: "backup", TablePrefix: "nas_"})
+	steps, err := sqlstore.Migrations(sqlstore.Config{
+		Dialect: sqlstore.DialectPostgreSQL, Schema: "backup", TablePrefix: "nas_",
+	})
 	if err != nil {
 		log.Fatal(err)
 	}

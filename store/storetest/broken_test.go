@@ -42,13 +42,15 @@ func TestRulesBite(t *testing.T) {
 	}
 }
 
-// TestProcessClock: a store that goes by the process's clock instead of its own is found by every rule on expiry, however
-// short its leases and slow its calls are.
+// TestProcessClock: a store that goes by the process's clock instead of its own is found by every rule on expiry,
+// however short its leases and slow its calls are.
 func TestProcessClock(t *testing.T) {
 	found := 0
 	for _, rule := range storetest.Rules() {
 		own := newClock() // nobody asks it
-		err := rule.Check(t.Context(), storetest.Harness{Store: memstore.New(), Advance: own.Advance, ShortTTL: time.Nanosecond})
+		err := rule.Check(t.Context(), storetest.Harness{
+			Store: memstore.New(), Advance: own.Advance, ShortTTL: time.Nanosecond,
+		})
 		expiry := strings.HasSuffix(rule.Name, "-expired") && rule.Name != "lease/release-expired" // which does nothing
 		switch expiry = expiry || rule.Name == "lease/clock" || rule.Name == "lease/takeover"; {
 		case expiry && err == nil:
@@ -82,7 +84,8 @@ func TestRulesEnd(t *testing.T) {
 	defer close(until)
 	for _, rule := range storetest.Rules() {
 		if strings.HasPrefix(rule.Name, "lease/busy") {
-			err := rule.Check(t.Context(), storetest.Harness{Store: waits{memstore.New(), until}}, storetest.Limit(10*time.Millisecond))
+			err := rule.Check(t.Context(), storetest.Harness{Store: waits{memstore.New(), until}},
+				storetest.Limit(10*time.Millisecond))
 			if err == nil || !strings.Contains(err.Error(), rule.Text) {
 				t.Errorf("%s: %v", rule.Name, err)
 			}
@@ -93,8 +96,9 @@ func TestRulesEnd(t *testing.T) {
 // breakers returns for every rule a way to break a whole store so that the rule must fail.
 func breakers() map[string]func(*hooks) {
 	out := map[string]func(*hooks){}
-	for _, set := range []map[string]func(*hooks){leaseBreakers, readBreakers, listBreakers, beginBreakers, completeBreakers,
-		failBreakers, markBreakers, removeBreakers, annotateBreakers, importBreakers, removalBreakers, concurrentBreakers} {
+	for _, set := range []map[string]func(*hooks){leaseBreakers, readBreakers, listBreakers, beginBreakers,
+		completeBreakers, failBreakers, markBreakers, removeBreakers, annotateBreakers, importBreakers, removalBreakers,
+		concurrentBreakers} {
 		for name, f := range set {
 			out[name] = f
 		}
@@ -105,7 +109,8 @@ func breakers() map[string]func(*hooks) {
 		out["dead/"+w] = undead(w)
 	}
 	delete(out, "fence/set-active-other-vm")
-	for _, m := range []string{"acquire-lease", "renew-lease", "release-lease", "vm", "backup", "newest", "children", "list", "removals", "ack-removal"} {
+	for _, m := range []string{"acquire-lease", "renew-lease", "release-lease", "vm", "backup", "newest", "children",
+		"list", "removals", "ack-removal"} {
 		out["context/"+m] = ignoreContext(m)
 		out["dead/"+m] = undead(m)
 	}
@@ -134,12 +139,16 @@ func fenceBreakers(out map[string]func(*hooks), name string) {
 		}
 	}
 	out["fence/"+name+"-taken-over"] = pass(func(h *hooks, l lease) bool { return l.Token < h.last[l.VM].Token })
-	out["fence/"+name+"-released"] = pass(func(h *hooks, l lease) bool { return l.Token == h.last[l.VM].Token && h.released[l.VM] })
+	out["fence/"+name+"-released"] = pass(func(h *hooks, l lease) bool {
+		return l.Token == h.last[l.VM].Token && h.released[l.VM]
+	})
 	out["fence/"+name+"-expired"] = pass(func(h *hooks, l lease) bool {
 		// The suite's own look at whether the lease is over is a SetActive with a clock that stands.
 		return l.Token == h.last[l.VM].Token && !h.released[l.VM]
 	})
-	out["fence/"+name+"-not-given"] = pass(func(h *hooks, l lease) bool { return l.Token > h.last[l.VM].Token || l.Token <= 0 })
+	out["fence/"+name+"-not-given"] = pass(func(h *hooks, l lease) bool {
+		return l.Token > h.last[l.VM].Token || l.Token <= 0
+	})
 	out["fence/"+name+"-other-vm"] = func(h *hooks) {
 		h.before[name] = func(ctx ctxT, l lease) (ctxT, lease) {
 			if l.VM == "vm-b" {
@@ -476,7 +485,8 @@ var beginBreakers = map[string]func(*hooks){
 	},
 	"begin/per-vm": func(h *hooks) {
 		h.begin = func(ctx ctxT, l lease, b rec) (rec, error) {
-			if running, _ := h.good.List(ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}}); len(running) > 0 {
+			running, _ := h.good.List(ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+			if len(running) > 0 {
 				return rec{}, kvmbackup.ErrRunning
 			}
 			return h.good.Begin(ctx, l, b)
@@ -799,7 +809,8 @@ var importBreakers = map[string]func(*hooks){
 	},
 	"import/while-running": func(h *hooks) {
 		h.imports = func(ctx ctxT, l lease, b rec) error {
-			if list, _ := h.good.List(ctx, kvmbackup.Query{VM: l.VM, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}}); len(list) > 0 {
+			list, _ := h.good.List(ctx, kvmbackup.Query{VM: l.VM, Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+			if len(list) > 0 {
 				return kvmbackup.ErrRunning
 			}
 			return h.good.Import(ctx, l, b)

@@ -62,12 +62,13 @@ type hooks struct {
 // newHooks returns a store that nothing is broken of.
 func newHooks() *hooks {
 	st, c := memory()
-	return &hooks{good: st, clock: c, before: map[string]func(ctxT, lease) (ctxT, lease){}, after: map[string]func(error) error{},
-		stored: func(b rec) rec { return b }, returned: func(b rec) rec { return b }, done: map[string]func(ctxT, lease, idT){},
-		acquire: st.AcquireLease, renew: st.RenewLease, release: st.ReleaseLease, vm: st.VM, newest: st.Newest, children: st.Children,
-		list: st.List, begin: st.Begin, complete: st.Complete, fail: st.Fail, mark: st.MarkDeletePending, remove: st.Remove,
-		active: st.SetActive, annotate: st.Annotate, imports: st.Import, removals: st.Removals, ack: st.AckRemoval,
-		last: map[vmT]lease{}, alive: map[string]bool{}, released: map[vmT]bool{}, snapped: map[idT]rec{}}
+	return &hooks{good: st, clock: c, before: map[string]func(ctxT, lease) (ctxT, lease){},
+		after: map[string]func(error) error{}, stored: func(b rec) rec { return b }, returned: func(b rec) rec { return b },
+		done: map[string]func(ctxT, lease, idT){}, acquire: st.AcquireLease, renew: st.RenewLease, release: st.ReleaseLease,
+		vm: st.VM, newest: st.Newest, children: st.Children, list: st.List, begin: st.Begin, complete: st.Complete,
+		fail: st.Fail, mark: st.MarkDeletePending, remove: st.Remove, active: st.SetActive, annotate: st.Annotate,
+		imports: st.Import, removals: st.Removals, ack: st.AckRemoval, last: map[vmT]lease{}, alive: map[string]bool{},
+		released: map[vmT]bool{}, snapped: map[idT]rec{}}
 }
 
 func (h *hooks) harness() storetest.Harness {
