@@ -17,11 +17,15 @@ import (
 func TestMetrics(t *testing.T) {
 	m := metrics.New()
 	at := time.Unix(1700000000, 0).UTC()
-	b := kvmbackup.Backup{VM: "vm1", Kind: kvmbackup.KindIncremental, Position: 2, StartedAt: at.Add(-3 * time.Second), CompletedAt: at,
-		FrozenFor: 50 * time.Millisecond, Volumes: []kvmbackup.VolumeBackup{{VirtualSize: 1000, DirtyBytes: 250, StoredSize: 300}}}
+	b := kvmbackup.Backup{VM: "vm1", Kind: kvmbackup.KindIncremental, Position: 2, StartedAt: at.Add(-3 * time.Second),
+		CompletedAt: at, FrozenFor: 50 * time.Millisecond, Volumes: []kvmbackup.VolumeBackup{
+			{VirtualSize: 1000, DirtyBytes: 250, StoredSize: 300},
+		}}
 	m.Observe(engine.Event{Type: engine.EventCompleted, Op: "backup", VM: "vm1", Backup: &b})
 	m.Observe(engine.Event{Type: engine.EventCompleted, Op: "restore", VM: "vm1", Backup: &b})
-	m.Observe(engine.Event{Type: engine.EventFailed, Op: "backup", VM: "vm1", Err: fmt.Errorf("x: %w", kvmbackup.ErrNoSpace)})
+	m.Observe(engine.Event{
+		Type: engine.EventFailed, Op: "backup", VM: "vm1", Err: fmt.Errorf("x: %w", kvmbackup.ErrNoSpace),
+	})
 	m.Observe(engine.Event{Type: engine.EventDeleted, VM: "vm1", Bytes: 4096})
 	m.Observe(engine.Event{Type: engine.EventStalled, VM: "vm2"})
 	want := `
@@ -48,7 +52,8 @@ kvmbackup_last_duration_seconds{vm="vm1"} 3
 kvmbackup_last_success_timestamp_seconds{vm="vm1"} 1.7e+09
 `
 	err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_backups_total", "kvmbackup_chain_length",
-		"kvmbackup_deleted_bytes_total", "kvmbackup_failures_total", "kvmbackup_last_dirty_ratio", "kvmbackup_last_duration_seconds",
+		"kvmbackup_deleted_bytes_total", "kvmbackup_failures_total", "kvmbackup_last_dirty_ratio",
+		"kvmbackup_last_duration_seconds",
 		"kvmbackup_last_success_timestamp_seconds")
 	if err != nil {
 		t.Error(err)
@@ -62,7 +67,11 @@ kvmbackup_last_success_timestamp_seconds{vm="vm1"} 1.7e+09
 // TestSeed: after a restart the gauges say what they said before, and the counters nothing.
 func TestSeed(t *testing.T) {
 	at := time.Unix(1700000000, 0).UTC()
-	b := kvmbackup.Backup{VM: "vm1", Position: 1, StartedAt: at.Add(-time.Second), CompletedAt: at, Volumes: []kvmbackup.VolumeBackup{{VirtualSize: 10}}}
+	b := kvmbackup.Backup{
+		VM: "vm1", Position: 1, StartedAt: at.Add(-time.Second), CompletedAt: at, Volumes: []kvmbackup.VolumeBackup{
+			{VirtualSize: 10},
+		},
+	}
 	m := metrics.New()
 	m.Seed(b)
 	if n := testutil.CollectAndCount(m); n != 6 {
@@ -76,12 +85,14 @@ kvmbackup_chain_length{vm="vm1"} 2
 # TYPE kvmbackup_last_success_timestamp_seconds gauge
 kvmbackup_last_success_timestamp_seconds{vm="vm1"} 1.7e+09
 `
-	if err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_chain_length", "kvmbackup_last_success_timestamp_seconds"); err != nil {
+	if err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_chain_length",
+		"kvmbackup_last_success_timestamp_seconds"); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestRecovered: a backup that a recovery has completed is one like any other, whatever operation began with the recovery.
+// TestRecovered: a backup that a recovery has completed is one like any other, whatever operation began with the
+// recovery.
 func TestRecovered(t *testing.T) {
 	m := metrics.New()
 	b := kvmbackup.Backup{VM: "vm1", Kind: kvmbackup.KindFull, Volumes: []kvmbackup.VolumeBackup{{VirtualSize: 10}}}

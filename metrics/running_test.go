@@ -13,7 +13,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/metrics"
 )
 
-// TestRunning: while the first backup of a VM runs, its metrics move. At its end what is under way is gone, and what was done stays.
+// TestRunning: while the first backup of a VM runs, its metrics move. At its end what is under way is gone, and what
+// was done stays.
 func TestRunning(t *testing.T) {
 	m := metrics.New()
 	at := func(step string, done int64) {
@@ -49,7 +50,9 @@ kvmbackup_transferred_bytes_total{op="backup",step="follow job",vm="vm1"} 400
 		"kvmbackup_transferred_bytes_total")
 	at("digest", 50)
 	m.Observe(engine.Event{Type: engine.EventDone, OpID: 1, Op: "backup", VM: "vm1", Elapsed: 5 * time.Second})
-	m.Observe(engine.Event{Type: engine.EventFailed, OpID: 2, Op: "backup", VM: "vm2", Elapsed: time.Minute, Err: errors.New("it broke")})
+	m.Observe(engine.Event{
+		Type: engine.EventFailed, OpID: 2, Op: "backup", VM: "vm2", Elapsed: time.Minute, Err: errors.New("it broke"),
+	})
 	at("digest", 60) // of nothing that runs
 	wants(`
 # HELP kvmbackup_running Operations that hold the VM's lease now.
@@ -88,7 +91,8 @@ kvmbackup_guest_request_seconds_total{vm="vm1"} 10
 # TYPE kvmbackup_guest_requests_total counter
 kvmbackup_guest_requests_total{vm="vm1"} 60
 `
-	err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_guest_requests_total", "kvmbackup_guest_request_seconds_total")
+	err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_guest_requests_total",
+		"kvmbackup_guest_request_seconds_total")
 	if err != nil {
 		t.Error(err)
 	}
@@ -110,7 +114,8 @@ kvmbackup_last_verified_timestamp_seconds{vm="vm1"} 1.7e+09
 	b.Verification.OK, b.Verification.At = false, at.Add(time.Hour)
 	seeded.Seed(b)
 	for _, m := range []*metrics.Metrics{told, seeded} {
-		if err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_last_verified_timestamp_seconds"); err != nil {
+		err := testutil.CollectAndCompare(m, strings.NewReader(want), "kvmbackup_last_verified_timestamp_seconds")
+		if err != nil {
 			t.Error(err)
 		}
 	}

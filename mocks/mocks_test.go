@@ -91,12 +91,15 @@ func TestPlanAsksTheDecider(t *testing.T) {
 	h := newHost(t)
 	h.executor.EXPECT().Inspect(gomock.Any(), kvmbackup.DomainRef{Name: "vm1"}).Return(kvmbackup.DomainStatus{
 		Name: "vm1", Defined: true, State: kvmbackup.DomainRunning, Job: kvmbackup.JobNone,
-		Disks: []kvmbackup.DiskStatus{{Device: "vda", Source: "/vda.qcow2", Format: "qcow2", VirtualSize: 1 << 30, AllocatedBytes: 5 << 20}},
+		Disks: []kvmbackup.DiskStatus{
+			{Device: "vda", Source: "/vda.qcow2", Format: "qcow2", VirtualSize: 1 << 30, AllocatedBytes: 5 << 20},
+		},
 	}, nil)
 	h.store.EXPECT().VM(gomock.Any(), kvmbackup.VMID("vm1")).Return(kvmbackup.VMRecord{VM: "vm1"}, nil)
 	h.store.EXPECT().Newest(gomock.Any(), kvmbackup.VMID("vm1")).Return(kvmbackup.Backup{}, kvmbackup.ErrNotFound)
 	h.store.EXPECT().List(gomock.Any(), gomock.Any()).Return(nil, nil).AnyTimes()
-	h.executor.EXPECT().HeldBytes(gomock.Any(), kvmbackup.DomainRef{Name: "vm1"}, []string{"vda"}).Return(map[string]int64{"vda": 5 << 20}, nil)
+	h.executor.EXPECT().HeldBytes(gomock.Any(), kvmbackup.DomainRef{Name: "vm1"}, []string{"vda"}).
+		Return(map[string]int64{"vda": 5 << 20}, nil)
 	h.decider.EXPECT().Decide(gomock.Any()).DoAndReturn(func(in kvmbackup.DecideInput) (kvmbackup.Decision, error) {
 		assert.Nil(t, in.Newest)
 		assert.Equal(t, kvmbackup.DomainRunning, in.State)
@@ -114,7 +117,8 @@ func TestPlanAsksTheDecider(t *testing.T) {
 func TestBackupWithoutAStore(t *testing.T) {
 	h := newHost(t)
 	away := errors.New("connection refused")
-	h.store.EXPECT().AcquireLease(gomock.Any(), kvmbackup.VMID("vm1"), gomock.Any(), gomock.Any()).Return(kvmbackup.Lease{}, away)
+	h.store.EXPECT().AcquireLease(gomock.Any(), kvmbackup.VMID("vm1"), gomock.Any(), gomock.Any()).
+		Return(kvmbackup.Lease{}, away)
 
 	_, err := h.engine.Backup(t.Context(), engine.BackupRequest{VM: "vm1"})
 

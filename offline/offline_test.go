@@ -52,7 +52,8 @@ func (b *bench) create(name, format string, options ...string) offline.Disk {
 
 func (b *bench) write(d offline.Disk, pattern byte, offset, length int) {
 	b.Helper()
-	b.run("qemu-io", "-f", d.Format, "-c", "write -P "+strconv.Itoa(int(pattern))+" "+strconv.Itoa(offset)+" "+strconv.Itoa(length), d.Path)
+	b.run("qemu-io", "-f", d.Format, "-c", "write -P "+strconv.Itoa(int(pattern))+" "+strconv.Itoa(offset)+" "+
+		strconv.Itoa(length), d.Path)
 }
 
 func (b *bench) must(err error) {
@@ -275,7 +276,9 @@ func TestInspect(t *testing.T) {
 	if got := b.inspect(raw); got.Untrackable != "raw" || got.VirtualSize != size || got.AllocatedBytes > 1<<20 {
 		t.Errorf("disk is %+v", got)
 	}
-	skipped := offline.Disk{Device: "sda", Path: "/nowhere", Format: "raw", Skip: "cdrom", Serial: "1", Description: "a disc"}
+	skipped := offline.Disk{
+		Device: "sda", Path: "/nowhere", Format: "raw", Skip: "cdrom", Serial: "1", Description: "a disc",
+	}
 	if got := b.inspect(skipped); got.Skip != "cdrom" || got.Serial != "1" || got.Source != "a disc" {
 		t.Errorf("disk is %+v", got)
 	}
@@ -287,25 +290,30 @@ func TestInspect(t *testing.T) {
 	b.wantErr(err, kvmbackup.ErrUnsupported)
 }
 
-// What is encrypted says so and can't be read, and nobody tries to change it; what was only made to look so by a guest is not.
+// What is encrypted says so and can't be read, and nobody tries to change it; what was only made to look so by a guest
+// is not.
 func TestEncrypted(t *testing.T) {
 	b := newBench(t)
 	secret := func(format, option string) []string {
-		return []string{"--object", "secret,id=s,data=x", "-o", option + "key-secret=s" + map[bool]string{true: "," + option + "iter-time=10"}[format == "luks"]}
+		return []string{"--object", "secret,id=s,data=x", "-o",
+			option + "key-secret=s" + map[bool]string{true: "," + option + "iter-time=10"}[format == "luks"]}
 	}
-	luks := b.create("luks.qcow2", "qcow2", append([]string{"-o", "encrypt.format=luks"}, secret("luks", "encrypt.")...)...)
+	luks := b.create("luks.qcow2", "qcow2",
+		append([]string{"-o", "encrypt.format=luks"}, secret("luks", "encrypt.")...)...)
 	aes := b.create("aes.qcow2", "qcow2", append([]string{"-o", "encrypt.format=aes"}, secret("aes", "encrypt.")...)...)
 	inner := b.create("inner.luks", "luks", secret("luks", "")...)
 	over := func(name string, below offline.Disk) offline.Disk {
 		d := offline.Disk{Device: name, Path: b.path(name), Format: "qcow2"}
-		b.run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", below.Path, "-F", below.Format, d.Path, strconv.Itoa(size))
+		b.run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", below.Path, "-F", below.Format, d.Path,
+			strconv.Itoa(size))
 		return d
 	}
 	defined := offline.Disk{Device: "raw", Path: inner.Path, Format: "raw", Encryption: "luks"}
 	for _, c := range []struct {
 		disk offline.Disk
 		want string
-	}{{luks, "luks"}, {aes, "aes"}, {over("a", luks), "luks"}, {over("b", aes), "aes"}, {over("c", inner), "luks"}, {defined, "luks"}} {
+	}{{luks, "luks"}, {aes, "aes"}, {over("a", luks), "luks"}, {over("b", aes), "aes"}, {over("c", inner), "luks"},
+		{defined, "luks"}} {
 		got := b.inspect(c.disk)
 		if got.Encryption != c.want || !strings.Contains(got.Unreadable, "encrypted ("+c.want+")") || got.Bitmaps != nil {
 			b.Errorf("%s: disk is %+v", c.disk.Device, got)
@@ -321,7 +329,8 @@ func TestEncrypted(t *testing.T) {
 		b.Errorf("disk is %+v", got)
 	}
 
-	b.run("qemu-img", "bitmap", "--add", "--object", "secret,id=s,data=x", "--image-opts", "driver=qcow2,encrypt.key-secret=s,file.filename="+luks.Path, "c1")
+	b.run("qemu-img", "bitmap", "--add", "--object", "secret,id=s,data=x", "--image-opts",
+		"driver=qcow2,encrypt.key-secret=s,file.filename="+luks.Path, "c1")
 	plain := b.create("plain.qcow2", "qcow2")
 	b.run("qemu-img", "bitmap", "--add", plain.Path, "c1")
 	both := []offline.Disk{luks, plain}
@@ -330,7 +339,8 @@ func TestEncrypted(t *testing.T) {
 	}
 	b.must(b.images.DropBitmap(b.Context(), both, "c1"))
 	b.wantBitmaps(plain, "")
-	if out, err := exec.Command("qemu-img", "info", luks.Path).Output(); err != nil || !strings.Contains(string(out), "c1") {
+	if out, err := exec.Command("qemu-img", "info", luks.Path).Output(); err != nil ||
+		!strings.Contains(string(out), "c1") {
 		b.Errorf("the bitmap is not there: %v, %s", err, out)
 	}
 }
@@ -340,7 +350,8 @@ func TestBelowIsElsewhere(t *testing.T) {
 	b := newBench(t)
 	vda := b.create("vda.qcow2", "qcow2")
 	var disks []offline.Disk
-	for i, below := range []string{"nbd://localhost/x", `json:{"driver":"raw","file":{"driver":"nbd","host":"h","port":"1"}}`} {
+	for i, below := range []string{"nbd://localhost/x",
+		`json:{"driver":"raw","file":{"driver":"nbd","host":"h","port":"1"}}`} {
 		d := offline.Disk{Device: "vd" + strconv.Itoa(i), Path: b.path(strconv.Itoa(i)), Format: "qcow2"}
 		b.run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", below, "-F", "raw", d.Path, strconv.Itoa(size))
 		disks = append(disks, d)
@@ -396,7 +407,10 @@ func TestBackingFormatFromDefinition(t *testing.T) {
 	b.must(err)
 	_, err = f.Write(hostile)
 	b.must(errors.Join(err, f.Close()))
-	top := offline.Disk{Device: "top", Path: b.path("top.qcow2"), Format: "qcow2", Below: []string{base.Path}, BelowFormats: []string{"raw"}, Ends: true}
+	top := offline.Disk{
+		Device: "top", Path: b.path("top.qcow2"), Format: "qcow2", Below: []string{base.Path},
+		BelowFormats: []string{"raw"}, Ends: true,
+	}
 	b.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", top.Path)
 	b.write(top, 2, 2<<20, 1<<20)
 	b.forgetBackingFormat(top.Path)
@@ -428,7 +442,8 @@ func TestUnreadable(t *testing.T) {
 	b.must(os.WriteFile(b.path("text"), []byte("this was an image"), 0o644))
 	for name, d := range map[string]offline.Disk{
 		"remote base": remote, "network": {Device: "vdb", Format: "raw", Description: "nbd:x"},
-		"damaged": {Device: "vdb", Path: b.path("text"), Format: "qcow2"}, "missing": {Device: "vdb", Path: b.path("gone"), Format: "qcow2"},
+		"damaged":  {Device: "vdb", Path: b.path("text"), Format: "qcow2"},
+		"missing":  {Device: "vdb", Path: b.path("gone"), Format: "qcow2"},
 		"a folder": {Device: "vdb", Path: b.path("."), Format: "raw"},
 	} {
 		status, err := b.images.Inspect(b.Context(), []offline.Disk{vda, d})
@@ -499,7 +514,8 @@ func TestThinDisk(t *testing.T) {
 	info, err := os.Stat(b.path("full"))
 	b.must(err)
 	t.Logf("%v, %d bytes", took, info.Size())
-	if took > time.Minute || info.Size() > 70<<20 || result.TotalBytes != thin || result.Transfer != kvmbackup.TransferOffline {
+	if took > time.Minute || info.Size() > 70<<20 || result.TotalBytes != thin ||
+		result.Transfer != kvmbackup.TransferOffline {
 		t.Errorf("it took %v and has %d bytes; result %+v", took, info.Size(), result)
 	}
 }
@@ -543,7 +559,8 @@ func TestTargetIsExchanged(t *testing.T) {
 	}
 }
 
-// TestFolderOfTargetsExchanged: where the folder of the targets is a link, or a FIFO, nothing is made, and nobody waits.
+// TestFolderOfTargetsExchanged: where the folder of the targets is a link, or a FIFO, nothing is made, and nobody
+// waits.
 func TestFolderOfTargetsExchanged(t *testing.T) {
 	b := newBench(t)
 	vda := b.create("vda.qcow2", "qcow2")

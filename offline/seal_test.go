@@ -10,8 +10,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// TestSealedTargets: a full and an incremental of a stopped VM, each under a key of its own, compressed or not. They show
-// nothing, and are what the guest had.
+// TestSealedTargets: a full and an incremental of a stopped VM, each under a key of its own, compressed or not. They
+// show nothing, and are what the guest had.
 func TestSealedTargets(t *testing.T) {
 	b := newBench(t)
 	tool, err := qcow2.New(qcow2.Config{})
@@ -22,7 +22,9 @@ func TestSealedTargets(t *testing.T) {
 	take := func(spec kvmbackup.JobSpec) {
 		key := kvmbackup.NewDataKey()
 		spec.DataKey = &key
-		spec.Volumes[0].Compression = map[string]kvmbackup.Compression{"a1": "", "a2": kvmbackup.CompressionZstd}[spec.Volumes[0].File]
+		spec.Volumes[0].Compression = map[string]kvmbackup.Compression{
+			"a1": "", "a2": kvmbackup.CompressionZstd,
+		}[spec.Volumes[0].File]
 		job := b.prepare(spec, vda)
 		b.must(job.Begin(b.Context()))
 		_, err := job.Wait(b.Context(), nil)
@@ -38,11 +40,13 @@ func TestSealedTargets(t *testing.T) {
 	b.run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", vda.Path, b.path("out"))
 	for i, l := range layers {
 		h, err := tool.Header(b.Context(), l.Path, l.Secret)
-		if err = errors.Join(err, h.Validate(qcow2.Expect{VirtualSizeBytes: size, BackingFile: []string{"a1", ""}[i]})); err != nil {
+		if err = errors.Join(err,
+			h.Validate(qcow2.Expect{VirtualSizeBytes: size, BackingFile: []string{"a1", ""}[i]})); err != nil {
 			t.Error(err)
 		}
 		raw, err := os.ReadFile(l.Path)
-		if err != nil || bytes.Contains(raw, bytes.Repeat([]byte{3}, 64)) || bytes.Contains(raw, bytes.Repeat([]byte{1}, 64)) {
+		if err != nil || bytes.Contains(raw, bytes.Repeat([]byte{3}, 64)) ||
+			bytes.Contains(raw, bytes.Repeat([]byte{1}, 64)) {
 			t.Errorf("%s shows what is in it: %v", l.Path, err)
 		}
 	}

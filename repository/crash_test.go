@@ -14,8 +14,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// story is an operation that is broken off at each of its steps in turn. Afterwards what a reader sees must be the state
-// before or the state after, and doing it again must lead to the state after, with nothing left over.
+// story is an operation that is broken off at each of its steps in turn. Afterwards what a reader sees must be the
+// state before or the state after, and doing it again must lead to the state after, with nothing left over.
 type story struct {
 	name  string
 	setup func(t *testing.T, r *repository.Repository) repository.Manifest
@@ -183,8 +183,8 @@ func published(t *testing.T, r *repository.Repository, m repository.Manifest) {
 	if _, ok, err := r.Published(t.Context(), m.Path, m.ID); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	same(t, tree(t, r), []string{vm, m.Path, m.Path + "/backup.json", m.Path + "/datadisk.v2.qcow2", m.Path + "/domain.xml",
-		m.Path + "/nvram", m.Path + "/root.v1.qcow2"})
+	same(t, tree(t, r), []string{vm, m.Path, m.Path + "/backup.json", m.Path + "/datadisk.v2.qcow2",
+		m.Path + "/domain.xml", m.Path + "/nvram", m.Path + "/root.v1.qcow2"})
 }
 
 // unlessForeign passes over the error of a removal that is done.
@@ -284,7 +284,8 @@ func TestInitBrokenOffAtEveryStep(t *testing.T) {
 	}
 }
 
-// TestOrderOfSteps pins what crash safety rests on: data before the manifest, the manifest before the name, each flushed.
+// TestOrderOfSteps pins what crash safety rests on: data before the manifest, the manifest before the name, each
+// flushed.
 func TestOrderOfSteps(t *testing.T) {
 	f := &faults{at: -1}
 	dir := t.TempDir()
@@ -294,9 +295,9 @@ func TestOrderOfSteps(t *testing.T) {
 	want(t, err)
 	want(t, watched.Publish(t.Context(), m))
 	p := repository.PartialPath(m.Path, m.ID)
-	same(t, f.steps, []string{"sync " + p + "/root.v1.qcow2", "sync " + p + "/datadisk.v2.qcow2", "sync " + p + "/domain.xml",
-		"sync " + p + "/nvram", "create " + p + "/backup.json", "write " + p + "/backup.json", "sync " + p + "/backup.json",
-		"place " + p + "/backup.json", "syncdir " + p, "rename " + p, "syncdir " + vm})
+	same(t, f.steps, []string{"sync " + p + "/root.v1.qcow2", "sync " + p + "/datadisk.v2.qcow2",
+		"sync " + p + "/domain.xml", "sync " + p + "/nvram", "create " + p + "/backup.json", "write " + p + "/backup.json",
+		"sync " + p + "/backup.json", "place " + p + "/backup.json", "syncdir " + p, "rename " + p, "syncdir " + vm})
 	f.steps = nil
 	_, err = watched.Remove(t.Context(), kvmbackup.Backup{Path: m.Path, ID: m.ID})
 	want(t, err)
@@ -306,7 +307,8 @@ func TestOrderOfSteps(t *testing.T) {
 		"remove " + d + "/backup.json", "rmdir " + d, "syncdir " + vm, "rmdir " + vm, "syncdir ."})
 }
 
-// TestRemovedBytesAfterCrash: a removal that was broken off reports as much as one that wasn't, until its last file is gone.
+// TestRemovedBytesAfterCrash: a removal that was broken off reports as much as one that wasn't, until its last file is
+// gone.
 func TestRemovedBytesAfterCrash(t *testing.T) {
 	measure := func(at int) (kvmbackup.Removed, *faults) {
 		dir := t.TempDir()
@@ -329,7 +331,9 @@ func TestRemovedBytesAfterCrash(t *testing.T) {
 	if whole.Bytes < 8192 || whole.AlreadyGone {
 		t.Fatal(whole)
 	}
-	last := slices.IndexFunc(f.steps, func(s string) bool { return strings.HasPrefix(s, "syncdir") && strings.Contains(s, "deleting") })
+	last := slices.IndexFunc(f.steps, func(s string) bool {
+		return strings.HasPrefix(s, "syncdir") && strings.Contains(s, "deleting")
+	})
 	for i := range last {
 		got, _ := measure(i)
 		if got.Bytes > whole.Bytes || got.Bytes < whole.Bytes-4096 || got.AlreadyGone {
@@ -338,8 +342,8 @@ func TestRemovedBytesAfterCrash(t *testing.T) {
 	}
 }
 
-// TestPowerCutAfterBrokenOffCreate: a process dies while it makes the VM's folder, another publishes a backup there, and
-// then a power cut takes all names that were not flushed.
+// TestPowerCutAfterBrokenOffCreate: a process dies while it makes the VM's folder, another publishes a backup there,
+// and then a power cut takes all names that were not flushed.
 func TestPowerCutAfterBrokenOffCreate(t *testing.T) {
 	for i := 0; ; i++ {
 		dir := t.TempDir()

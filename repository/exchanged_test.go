@@ -48,9 +48,9 @@ func exchange(path, victim string) error {
 	return os.Symlink(to, path)
 }
 
-// TestFoldersExchanged: somebody who can write to the share exchanges the folder that is worked in for a link to another VM's
-// backup, or the VM's folder for a link to another VM's, before each step that an operation makes. Whatever becomes of the
-// operation, nothing of the other VM's is touched.
+// TestFoldersExchanged: somebody who can write to the share exchanges the folder that is worked in for a link to
+// another VM's backup, or the VM's folder for a link to another VM's, before each step that an operation makes.
+// Whatever becomes of the operation, nothing of the other VM's is touched.
 func TestFoldersExchanged(t *testing.T) {
 	inPartial := func(t *testing.T, r *repository.Repository) repository.Manifest { return prepare(t, r, full()) }
 	published := func(t *testing.T, r *repository.Repository) repository.Manifest { return publish(t, r, full()) }
@@ -133,7 +133,8 @@ func exchangedAt(
 	armed = true
 	failed := run(t.Context(), r, m)
 	if after := wholeTree(t, filepath.Join(dir, "victim")); after != before {
-		t.Errorf("%s exchanged before step %d (%s): %v\nthe other VM's folder was\n%s\nand is\n%s", what, i, at, failed, before, after)
+		t.Errorf("%s exchanged before step %d (%s): %v\nthe other VM's folder was\n%s\nand is\n%s", what, i, at, failed,
+			before, after)
 	}
 	return calls > i
 }

@@ -9,7 +9,8 @@ type (
 	FileJSON   = fileJSON
 )
 
-// DocumentOf is the manifest as it is written, unless it is not valid; ManifestOf the inverse, whether it is valid or not.
+// DocumentOf is the manifest as it is written, unless it is not valid; ManifestOf the inverse, whether it is valid or
+// not.
 func DocumentOf(m Manifest) Document { return m.document() }
 
 func ManifestOf(d Document) Manifest { return d.manifest() }

@@ -49,8 +49,8 @@ func TestProbeListsNothing(t *testing.T) {
 	}
 }
 
-// TestFoldersAreNotRead: what a backup does to folders takes as many allocations beside hundreds of others as beside few:
-// of none but the first names are read.
+// TestFoldersAreNotRead: what a backup does to folders takes as many allocations beside hundreds of others as beside
+// few: of none but the first names are read.
 func TestFoldersAreNotRead(t *testing.T) {
 	r := quick(t)
 	folders := func(from, to int) {
@@ -179,10 +179,14 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// BenchmarkFleet is what one backup asks of the repository's folders, with so many VMs and with so many backups of the VM.
+// BenchmarkFleet is what one backup asks of the repository's folders, with so many VMs and with so many backups of the
+// VM.
 func BenchmarkFleet(b *testing.B) {
-	for _, size := range []struct{ vms, backups int }{{10, 1}, {1000, 1}, {5000, 1}, {20_000, 1}, {1, 10}, {1, 1000}, {1, 10_000}} {
-		b.Run(fmt.Sprintf("vms=%d/backups=%d", size.vms, size.backups), func(b *testing.B) { benchmarkFleet(b, size.vms, size.backups) })
+	for _, size := range []struct{ vms, backups int }{{10, 1}, {1000, 1}, {5000, 1}, {20_000, 1}, {1, 10}, {1, 1000},
+		{1, 10_000}} {
+		b.Run(fmt.Sprintf("vms=%d/backups=%d", size.vms, size.backups), func(b *testing.B) {
+			benchmarkFleet(b, size.vms, size.backups)
+		})
 	}
 }
 

@@ -33,7 +33,9 @@ func (s shape) manifest(t *testing.T) repository.Manifest {
 // sealedManifest wraps nothing: a manifest's reader doesn't know what is in a wrapped key.
 func sealedManifest(t *testing.T, m repository.Manifest) repository.Manifest {
 	t.Helper()
-	m = m.WithKeys([]kvmbackup.WrappedKey{{KeyID: "age1first", Wrapped: []byte("one")}, {KeyID: "the safe", Wrapped: []byte("two")}})
+	m = m.WithKeys([]kvmbackup.WrappedKey{
+		{KeyID: "age1first", Wrapped: []byte("one")}, {KeyID: "the safe", Wrapped: []byte("two")},
+	})
 	m.ParentMAC = strings.Repeat("8b", 32)
 	m, err := m.SealedWith(knownKey(t))
 	want(t, err)
@@ -119,7 +121,8 @@ func manifestShapes() map[string]shape {
 		"sealed": incremental(func(s *shape) {
 			s.sealed = true
 			for i := range s.backup.Volumes {
-				s.backup.Volumes[i].FileEncryption, s.backup.Volumes[i].FileDigest = kvmbackup.EncryptionLUKS, "sha256:"+strings.Repeat("6f", 32)
+				s.backup.Volumes[i].FileEncryption, s.backup.Volumes[i].FileDigest = kvmbackup.EncryptionLUKS,
+					"sha256:"+strings.Repeat("6f", 32)
 			}
 			s.files = []kvmbackup.SideFile{{Name: repository.DomainXMLName + repository.SealedSuffix, Size: 5000, SHA256: sha}}
 		}),

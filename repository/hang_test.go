@@ -29,8 +29,8 @@ func (s *stuck) step(string) error {
 	return nil
 }
 
-// TestHangAtEveryStep hangs every operation at each of its steps in turn: the call comes back in time, further calls fail at
-// once, and after waking up nothing more is done, so that the state is what a crash at that step leaves.
+// TestHangAtEveryStep hangs every operation at each of its steps in turn: the call comes back in time, further calls
+// fail at once, and after waking up nothing more is done, so that the state is what a crash at that step leaves.
 func TestHangAtEveryStep(t *testing.T) {
 	for _, s := range stories {
 		t.Run(s.name, func(t *testing.T) {
@@ -242,8 +242,8 @@ func flushing(of string, release <-chan struct{}) func(string) error {
 	}
 }
 
-// A long flush that its caller leaves is no hang of the share: other VMs go on, and the VM itself when the flush is over. Once it has
-// exceeded its limit nobody goes on.
+// A long flush that its caller leaves is no hang of the share: other VMs go on, and the VM itself when the flush is
+// over. Once it has exceeded its limit nobody goes on.
 func TestCancelDuringAFlushIsTheCallersAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, release := t.TempDir(), make(chan struct{})

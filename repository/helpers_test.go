@@ -35,8 +35,14 @@ func full() repository.Manifest {
 		Consistency: kvmbackup.ConsistencyCrash,
 		Reasons:     []kvmbackup.Reason{{Code: "no-active-checkpoint", Detail: "first backup"}},
 		Volumes: []kvmbackup.VolumeBackup{
-			{VolumeID: "v1", Device: "vda", Kind: kvmbackup.KindFull, File: "root.v1.qcow2", VirtualSize: 1 << 30, StoredSize: 4096},
-			{VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 20, StoredSize: 4096},
+			{
+				VolumeID: "v1", Device: "vda", Kind: kvmbackup.KindFull, File: "root.v1.qcow2", VirtualSize: 1 << 30,
+				StoredSize: 4096,
+			},
+			{
+				VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 20,
+				StoredSize: 4096,
+			},
 		},
 	}}
 }

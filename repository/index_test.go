@@ -6,7 +6,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// A crash after an index is written comes before any manifest or record tells of it: it goes with its volume all the same.
+// A crash after an index is written comes before any manifest or record tells of it: it goes with its volume all the
+// same.
 func TestIndexIsTheBackupsOwn(t *testing.T) {
 	t.Parallel()
 	r := quick(t)

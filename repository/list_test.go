@@ -118,9 +118,10 @@ func TestLinkedFoldersAreRefused(t *testing.T) {
 
 func TestPathsStayInside(t *testing.T) {
 	r := quick(t)
-	for _, path := range []string{"", "x", "..", "../2026.11.23.07.04.50", "a/b/2026.11.23.07.04.50", "/2026.11.23.07.04.50",
-		"vm/..", "vm/2026.11.23.07.04.50/..", "vm/2026.11.23.07.04.50/", "vm/2026.11.23.07.04.50.partial-../x",
-		"vm/2026.11.23.07.04.50.partial-", "kvmbackup-repository.json/2026.11.23.07.04.50", ".vm/2026.11.23.07.04.50"} {
+	for _, path := range []string{"", "x", "..", "../2026.11.23.07.04.50", "a/b/2026.11.23.07.04.50",
+		"/2026.11.23.07.04.50", "vm/..", "vm/2026.11.23.07.04.50/..", "vm/2026.11.23.07.04.50/",
+		"vm/2026.11.23.07.04.50.partial-../x", "vm/2026.11.23.07.04.50.partial-",
+		"kvmbackup-repository.json/2026.11.23.07.04.50", ".vm/2026.11.23.07.04.50"} {
 		if p := r.FilePath(path, "x"); p != "" {
 			t.Errorf("FilePath(%q) = %q", path, p)
 		}

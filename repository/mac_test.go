@@ -121,7 +121,11 @@ func TestSealedShapes(t *testing.T) {
 			*m = manifestShapes()["incremental"].manifest(t)
 			m.ParentMAC = mac
 		},
-		"a MAC of a plain one": func(m *repository.Manifest) { mac := m.MAC; *m = manifestShapes()["full"].manifest(t); m.MAC = mac },
+		"a MAC of a plain one": func(m *repository.Manifest) {
+			mac := m.MAC
+			*m = manifestShapes()["full"].manifest(t)
+			m.MAC = mac
+		},
 		"a sealed volume alone": func(m *repository.Manifest) {
 			*m = manifestShapes()["full"].manifest(t)
 			m.Volumes[0].FileEncryption = "luks"

@@ -98,7 +98,8 @@ func TestManifestChecksumPlace(t *testing.T) {
 	}
 }
 
-// TestManifestChecksumByHand runs the commands of docs/format.md: one prints the checksum, one gives an edited file its own.
+// TestManifestChecksumByHand runs the commands of docs/format.md: one prints the checksum, one gives an edited file its
+// own.
 func TestManifestChecksumByHand(t *testing.T) {
 	doc, err := os.ReadFile("../docs/format.md")
 	want(t, err)
@@ -197,59 +198,65 @@ func TestDecodeManifestClasses(t *testing.T) {
 func TestManifestValidate(t *testing.T) {
 	type M = repository.Document
 	// These a record can't even say: the version, what follows from other fields, and numbers that are too large for it.
-	onlyWritten := []string{"version", "no parent path", "parent of another vm", "own parent path", "parent file elsewhere",
-		"tracked without checkpoint"}
+	onlyWritten := []string{"version", "no parent path", "parent of another vm", "own parent path",
+		"parent file elsewhere", "tracked without checkpoint"}
 	tests := map[string]func(m *M){
-		"version":                      func(m *M) { m.Version = 0 },
-		"id empty":                     func(m *M) { m.ID = "" },
-		"id leaves":                    func(m *M) { m.ID = "../x" },
-		"vm leaves":                    func(m *M) { m.VM = ".." },
-		"vm absolute":                  func(m *M) { m.VM = "/etc" },
-		"vm is the marker":             func(m *M) { m.VM = "KVMBackup-Repository.json" },
-		"path of another vm":           func(m *M) { m.Path = "x/2026.11.23.08.04.50" },
-		"path without vm":              func(m *M) { m.Path = "2026.11.23.08.04.50" },
-		"path partial":                 func(m *M) { m.Path += ".partial-x" },
-		"path leaves":                  func(m *M) { m.Path = vm + "/../x" },
-		"kind":                         func(m *M) { m.Kind = "" },
-		"chain":                        func(m *M) { m.ChainID = "a/b" },
-		"position":                     func(m *M) { m.Position = 0 },
-		"position negative":            func(m *M) { m.Position = -1 },
-		"no parent id":                 func(m *M) { m.ParentID = "" },
-		"no parent path":               func(m *M) { m.ParentPath = "" },
-		"parent of another vm":         func(m *M) { m.ParentPath = "x/2026.11.23.07.04.50" },
-		"own parent":                   func(m *M) { m.ParentID = m.ID },
-		"own parent path":              func(m *M) { m.ParentPath = m.Path },
-		"full with parent":             func(m *M) { m.Kind = "full" },
-		"incremental without any":      func(m *M) { m.Volumes = m.Volumes[1:] },
-		"no volumes":                   func(m *M) { m.Volumes = nil },
-		"tracked without checkpoint":   func(m *M) { m.Checkpoint = "" },
-		"checkpoint with control":      func(m *M) { m.Checkpoint = "a\nb" },
-		"sequence":                     func(m *M) { m.Sequence = -1 },
-		"no start":                     func(m *M) { m.StartedAt = time.Time{} },
-		"no end":                       func(m *M) { m.CompletedAt = time.Time{} },
-		"consistency":                  func(m *M) { m.Consistency = "good" },
-		"frozen":                       func(m *M) { m.FrozenMS = -1 },
-		"volume id":                    func(m *M) { m.Volumes[0].VolumeID = "a/b" },
-		"volume id twice":              func(m *M) { m.Volumes[1].VolumeID = m.Volumes[0].VolumeID },
-		"volume kind":                  func(m *M) { m.Volumes[0].Kind = "" },
-		"file twice":                   func(m *M) { m.Volumes[1].File = "ROOT.V1.qcow2" },
-		"file leaves":                  func(m *M) { m.Volumes[0].File = "../x" },
-		"file absolute":                func(m *M) { m.Volumes[0].File = "/etc/passwd" },
-		"file with NUL":                func(m *M) { m.Volumes[0].File = "a\x00b" },
-		"file is the manifest":         func(m *M) { m.Volumes[0].File = "backup.json" },
-		"file hidden":                  func(m *M) { m.Volumes[0].File = ".x" },
-		"file empty":                   func(m *M) { m.Volumes[0].File = "" },
-		"parent file missing":          func(m *M) { m.Volumes[0].ParentFile = "" },
-		"parent file absolute":         func(m *M) { m.Volumes[0].ParentFile = "/etc/passwd" },
-		"parent file here":             func(m *M) { m.Volumes[0].ParentFile = "root.v1.qcow2" },
-		"parent file deep":             func(m *M) { m.Volumes[0].ParentFile = "../2026.11.23.07.04.50/../../x" },
-		"parent file elsewhere":        func(m *M) { m.Volumes[0].ParentFile = "../2026.11.23.07.04.51/root.v1.qcow2" },
-		"parent file is a json spec":   func(m *M) { m.Volumes[0].ParentFile = "json:{}" },
-		"parent file of a full":        func(m *M) { m.Volumes[1].ParentFile = m.Volumes[0].ParentFile },
-		"sizes":                        func(m *M) { m.Volumes[0].StoredSize = -1 },
-		"digest":                       func(m *M) { m.Volumes[0].Digest = &repository.DigestJSON{Algorithm: "sha256", Value: "XY"} },
-		"side file leaves":             func(m *M) { m.Files = []repository.FileJSON{{Name: "../x", SHA256: strings.Repeat("0", 64)}} },
-		"side file is a volume":        func(m *M) { m.Files = []repository.FileJSON{{Name: "root.v1.qcow2", SHA256: strings.Repeat("0", 64)}} },
+		"version":                    func(m *M) { m.Version = 0 },
+		"id empty":                   func(m *M) { m.ID = "" },
+		"id leaves":                  func(m *M) { m.ID = "../x" },
+		"vm leaves":                  func(m *M) { m.VM = ".." },
+		"vm absolute":                func(m *M) { m.VM = "/etc" },
+		"vm is the marker":           func(m *M) { m.VM = "KVMBackup-Repository.json" },
+		"path of another vm":         func(m *M) { m.Path = "x/2026.11.23.08.04.50" },
+		"path without vm":            func(m *M) { m.Path = "2026.11.23.08.04.50" },
+		"path partial":               func(m *M) { m.Path += ".partial-x" },
+		"path leaves":                func(m *M) { m.Path = vm + "/../x" },
+		"kind":                       func(m *M) { m.Kind = "" },
+		"chain":                      func(m *M) { m.ChainID = "a/b" },
+		"position":                   func(m *M) { m.Position = 0 },
+		"position negative":          func(m *M) { m.Position = -1 },
+		"no parent id":               func(m *M) { m.ParentID = "" },
+		"no parent path":             func(m *M) { m.ParentPath = "" },
+		"parent of another vm":       func(m *M) { m.ParentPath = "x/2026.11.23.07.04.50" },
+		"own parent":                 func(m *M) { m.ParentID = m.ID },
+		"own parent path":            func(m *M) { m.ParentPath = m.Path },
+		"full with parent":           func(m *M) { m.Kind = "full" },
+		"incremental without any":    func(m *M) { m.Volumes = m.Volumes[1:] },
+		"no volumes":                 func(m *M) { m.Volumes = nil },
+		"tracked without checkpoint": func(m *M) { m.Checkpoint = "" },
+		"checkpoint with control":    func(m *M) { m.Checkpoint = "a\nb" },
+		"sequence":                   func(m *M) { m.Sequence = -1 },
+		"no start":                   func(m *M) { m.StartedAt = time.Time{} },
+		"no end":                     func(m *M) { m.CompletedAt = time.Time{} },
+		"consistency":                func(m *M) { m.Consistency = "good" },
+		"frozen":                     func(m *M) { m.FrozenMS = -1 },
+		"volume id":                  func(m *M) { m.Volumes[0].VolumeID = "a/b" },
+		"volume id twice":            func(m *M) { m.Volumes[1].VolumeID = m.Volumes[0].VolumeID },
+		"volume kind":                func(m *M) { m.Volumes[0].Kind = "" },
+		"file twice":                 func(m *M) { m.Volumes[1].File = "ROOT.V1.qcow2" },
+		"file leaves":                func(m *M) { m.Volumes[0].File = "../x" },
+		"file absolute":              func(m *M) { m.Volumes[0].File = "/etc/passwd" },
+		"file with NUL":              func(m *M) { m.Volumes[0].File = "a\x00b" },
+		"file is the manifest":       func(m *M) { m.Volumes[0].File = "backup.json" },
+		"file hidden":                func(m *M) { m.Volumes[0].File = ".x" },
+		"file empty":                 func(m *M) { m.Volumes[0].File = "" },
+		"parent file missing":        func(m *M) { m.Volumes[0].ParentFile = "" },
+		"parent file absolute":       func(m *M) { m.Volumes[0].ParentFile = "/etc/passwd" },
+		"parent file here":           func(m *M) { m.Volumes[0].ParentFile = "root.v1.qcow2" },
+		"parent file deep":           func(m *M) { m.Volumes[0].ParentFile = "../2026.11.23.07.04.50/../../x" },
+		"parent file elsewhere":      func(m *M) { m.Volumes[0].ParentFile = "../2026.11.23.07.04.51/root.v1.qcow2" },
+		"parent file is a json spec": func(m *M) { m.Volumes[0].ParentFile = "json:{}" },
+		"parent file of a full":      func(m *M) { m.Volumes[1].ParentFile = m.Volumes[0].ParentFile },
+		"sizes":                      func(m *M) { m.Volumes[0].StoredSize = -1 },
+		"digest": func(m *M) {
+			m.Volumes[0].Digest = &repository.DigestJSON{Algorithm: "sha256", Value: "XY"}
+		},
+		"side file leaves": func(m *M) {
+			m.Files = []repository.FileJSON{{Name: "../x", SHA256: strings.Repeat("0", 64)}}
+		},
+		"side file is a volume": func(m *M) {
+			m.Files = []repository.FileJSON{{Name: "root.v1.qcow2", SHA256: strings.Repeat("0", 64)}}
+		},
 		"side file without a checksum": func(m *M) { m.Files = []repository.FileJSON{{Name: "x"}} },
 		"sequence too large":           func(m *M) { m.Sequence = math.MaxInt64 },
 		"position too large":           func(m *M) { m.Position = math.MaxInt32 },
@@ -268,7 +275,9 @@ func TestManifestValidate(t *testing.T) {
 		"reason too long": func(m *M) {
 			m.Reasons = []repository.ReasonJSON{{Code: kvmbackup.ReasonCode(strings.Repeat("x", 1<<20))}}
 		},
-		"detail too long": func(m *M) { m.Reasons = []repository.ReasonJSON{{Code: "x", Detail: strings.Repeat("x", 1<<20)}} },
+		"detail too long": func(m *M) {
+			m.Reasons = []repository.ReasonJSON{{Code: "x", Detail: strings.Repeat("x", 1<<20)}}
+		},
 		"volume of a reason too long": func(m *M) {
 			m.Reasons = []repository.ReasonJSON{{Code: "x", VolumeID: kvmbackup.VolumeID(strings.Repeat("x", 1<<20))}}
 		},
@@ -284,7 +293,9 @@ func TestManifestValidate(t *testing.T) {
 		"side file too large": func(m *M) {
 			m.Files = []repository.FileJSON{{Name: "x", Size: 1 << 40, SHA256: strings.Repeat("0", 64)}}
 		},
-		"side file with a negative one": func(m *M) { m.Files = []repository.FileJSON{{Name: "x", Size: -1, SHA256: strings.Repeat("0", 64)}} },
+		"side file with a negative one": func(m *M) {
+			m.Files = []repository.FileJSON{{Name: "x", Size: -1, SHA256: strings.Repeat("0", 64)}}
+		},
 	}
 	for name, spoil := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -325,7 +336,8 @@ func TestManifestErrorsAreFew(t *testing.T) {
 	}
 }
 
-// TestHostileShapes: documents of a few MiB that would become hundreds, or a stack without end, are refused in a fraction of that.
+// TestHostileShapes: documents of a few MiB that would become hundreds, or a stack without end, are refused in a
+// fraction of that.
 func TestHostileShapes(t *testing.T) {
 	b, err := full().Encode()
 	want(t, err)
@@ -363,8 +375,10 @@ func FuzzDecodeManifest(f *testing.F) {
 	f.Add([]byte(`{"version":3}`))
 	b, _ := full().Encode()
 	for _, change := range [][2]string{
-		{`"sequence": `, `"sequence": 9007199254740993`}, {`"virtual_size": `, `"virtual_size": 9`}, {`"position": 0`, `"position": 4294967296`},
-		{`"volumes": [`, `"volumes": [null,{},`}, {`"frozen_ms": `, `"frozen_ms": 999999999999`}, {`"started_at": "2`, `"started_at": "0`},
+		{`"sequence": `, `"sequence": 9007199254740993`}, {`"virtual_size": `, `"virtual_size": 9`},
+		{`"position": 0`, `"position": 4294967296`},
+		{`"volumes": [`, `"volumes": [null,{},`}, {`"frozen_ms": `, `"frozen_ms": 999999999999`},
+		{`"started_at": "2`, `"started_at": "0`},
 	} {
 		f.Add([]byte(seal(strings.Replace(string(b), change[0], change[1], 1))))
 	}
@@ -380,7 +394,8 @@ func FuzzDecodeManifest(f *testing.F) {
 			return
 		}
 		if len(m.Volumes) > 512 || len(m.Files) > kvmbackup.MaxSideFiles || len(m.Reasons) > repository.MaxReasons ||
-			m.Sequence < 0 || m.Sequence > repository.MaxSequence || m.Position > repository.MaxPosition || m.StartedAt.Year() < 1970 {
+			m.Sequence < 0 || m.Sequence > repository.MaxSequence || m.Position > repository.MaxPosition ||
+			m.StartedAt.Year() < 1970 {
 			t.Fatalf("beyond a limit: %+v", m)
 		}
 		var stored, virtual int64

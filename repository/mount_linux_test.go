@@ -161,8 +161,8 @@ func fill(t *testing.T, name string, most int) {
 	t.Fatal("never full")
 }
 
-// TestLostWrites lies about space: the file system below the loop device is full, so that what was written is lost when it is
-// flushed. The second Publish must not believe the second flush, which reports nothing.
+// TestLostWrites lies about space: the file system below the loop device is full, so that what was written is lost when
+// it is flushed. The second Publish must not believe the second flush, which reports nothing.
 func TestLostWrites(t *testing.T) {
 	below := lab.Tmpfs(t, "size=4m")
 	mnt := loop(t, below, 64<<20)
@@ -179,7 +179,8 @@ func TestLostWrites(t *testing.T) {
 	}
 }
 
-// TestLostWritesThatSomebodyElseWasToldOf: the writer of the file has flushed it, was told that it is lost, and has said nothing.
+// TestLostWritesThatSomebodyElseWasToldOf: the writer of the file has flushed it, was told that it is lost, and has
+// said nothing.
 func TestLostWritesThatSomebodyElseWasToldOf(t *testing.T) {
 	below := lab.Tmpfs(t, "size=4m")
 	mnt := loop(t, below, 64<<20)

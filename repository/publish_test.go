@@ -163,7 +163,8 @@ func TestCreatePartialRefusesATakenStamp(t *testing.T) {
 	}
 }
 
-// TestTwoOfOneStamp: of two backups with one path, which only two stores of one VM can give, the first to be published is kept.
+// TestTwoOfOneStamp: of two backups with one path, which only two stores of one VM can give, the first to be published
+// is kept.
 func TestTwoOfOneStamp(t *testing.T) {
 	r := quick(t)
 	first, second := full(), full()

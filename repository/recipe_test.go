@@ -74,8 +74,9 @@ func TestRecipeStops(t *testing.T) {
 	empty := foldersOf(t, chain)
 	want(t, os.WriteFile(filepath.Join(empty, path.Base(chain[0].Path), repository.ManifestName), nil, 0o600))
 	for what, c := range map[string]struct{ dir, key, says string }{
-		"no manifest":           {lost, "# secret of the images: 00", path.Base(chain[0].Path) + "/backup.json"},
-		"a manifest without":    {empty, "# secret of the images: 00", "identity opens no key of " + path.Base(chain[0].Path)},
+		"no manifest": {lost, "# secret of the images: 00", path.Base(chain[0].Path) + "/backup.json"},
+		"a manifest without": {empty, "# secret of the images: 00",
+			"identity opens no key of " + path.Base(chain[0].Path)},
 		"an identity of others": {foldersOf(t, chain), "", "identity opens no key of " + path.Base(chain[0].Path)},
 	} {
 		tools, said, err := cook(t, recipe, c.dir, c.key)
@@ -119,7 +120,8 @@ func cook(t *testing.T, recipe, dir, key string) (ran, said string, err error) {
 	return string(tools), string(text), err
 }
 
-// TestRecipeOfOddChains: plain volumes need nothing but qemu-img, names can't leave their words, and no chain is refused.
+// TestRecipeOfOddChains: plain volumes need nothing but qemu-img, names can't leave their words, and no chain is
+// refused.
 func TestRecipeOfOddChains(t *testing.T) {
 	plain := []kvmbackup.Backup{shapeOfFull(), shapeOfIncremental()}
 	plain[1].Volumes[0].Device, plain[1].Volumes[0].File = "v'; rm -r x; '", "a b$(c)"

@@ -31,8 +31,8 @@ func TestRemoveReportsBytesAndThenThatItIsGone(t *testing.T) {
 // leftOf is the folder in which a removal of full leaves what is foreign.
 const leftOf = fullPath + ".left-" + fullID
 
-// indexed puts into a folder what indexers, desktops, NFS and repairs of file systems leave there, and a folder and a link under names of
-// the backup's files. It returns the names.
+// indexed puts into a folder what indexers, desktops, NFS and repairs of file systems leave there, and a folder and a
+// link under names of the backup's files. It returns the names.
 func indexed(t *testing.T, dir string, of ...string) []string {
 	t.Helper()
 	names := []string{".DS_Store", ".nfs0000000000a1", "@eaDir", "Thumbs.db", "lost+found", "overlay.qcow2"}
@@ -118,7 +118,8 @@ func TestPublishTakesForeignFilesAlong(t *testing.T) {
 	toldOf(t, r, err, names)
 }
 
-// TestForeignFilesThatCannotBeMoved stay where they are; the backup's own are gone all the same, and a later call tries again.
+// TestForeignFilesThatCannotBeMoved stay where they are; the backup's own are gone all the same, and a later call tries
+// again.
 func TestForeignFilesThatCannotBeMoved(t *testing.T) {
 	dir := t.TempDir()
 	m := publish(t, initRepo(t, dir, repository.Options{NoSync: true}), full())
@@ -152,7 +153,8 @@ func TestRemoveRefusesWhatIsNotTheBackups(t *testing.T) {
 			put(t, r.FilePath(fullPath, repository.ManifestName), string(b))
 		}, repository.ErrForeign},
 		"later manifest": {func(t *testing.T, r *repository.Repository) {
-			put(t, r.FilePath(fullPath, repository.ManifestName), seal(`{"version": 3, "id": 7, "checksum": "`+strings.Repeat("0", 64)+`"}`))
+			put(t, r.FilePath(fullPath, repository.ManifestName),
+				seal(`{"version": 3, "id": 7, "checksum": "`+strings.Repeat("0", 64)+`"}`))
 		}, repository.ErrManifestVersion},
 	}
 	for name, tc := range tests {
@@ -258,8 +260,8 @@ func TestRemovePartialLeavesThePublished(t *testing.T) {
 	published(t, r, m)
 }
 
-// What appears between the last file and the folder itself is set aside, too. When it is gone by itself, as NFS's remains of open files are,
-// its folder goes with the next removal.
+// What appears between the last file and the folder itself is set aside, too. When it is gone by itself, as NFS's
+// remains of open files are, its folder goes with the next removal.
 func TestRemoveFindsTheFolderNotEmpty(t *testing.T) {
 	for _, name := range []string{".nfs0000000000a1", "new"} {
 		dir := t.TempDir()

@@ -38,8 +38,9 @@ guest ok = yes
 force user = root
 `
 
-// TestSamba is a backup's life on a share of a real SMB server, which refuses to rename a folder in which a file is open and doesn't tell
-// upper from lower case. It runs in namespaces of its own: server and mount are there for nobody else.
+// TestSamba is a backup's life on a share of a real SMB server, which refuses to rename a folder in which a file is
+// open and doesn't tell upper from lower case. It runs in namespaces of its own: server and mount are there for nobody
+// else.
 func TestSamba(t *testing.T) {
 	const mark = "KVMBACKUP_TEST_SAMBA"
 	lab.NeedRoot(t)
@@ -49,7 +50,8 @@ func TestSamba(t *testing.T) {
 				lab.Missing(t, err)
 			}
 		}
-		again := exec.CommandContext(t.Context(), "unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
+		again := exec.CommandContext(t.Context(), "unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc",
+			"--kill-child",
 			os.Args[0], "-test.run=^TestSamba$", "-test.count=1", "-test.v")
 		again.Env = append(os.Environ(), mark+"=1")
 		if out, err := again.CombinedOutput(); err != nil {
@@ -90,7 +92,8 @@ func TestSamba(t *testing.T) {
 	_, err = r.Remove(t.Context(), m.Backup)
 	want(t, err, kvmbackup.ErrForeignFiles)
 	want(t, <-closed)
-	same(t, tree(t, r), []string{"Web", "Web/2026.11.23.07.04.50.left-" + string(m.ID), "Web/2026.11.23.07.04.50.left-" + string(m.ID) + "/.DS_Store"})
+	same(t, tree(t, r), []string{"Web", "Web/2026.11.23.07.04.50.left-" + string(m.ID),
+		"Web/2026.11.23.07.04.50.left-" + string(m.ID) + "/.DS_Store"})
 }
 
 // mountSamba starts a server and mounts its share.

@@ -14,8 +14,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// TestNothingIsOpenInAFolderThatIsRenamed: SMB refuses to rename a folder in which a file is open. What was open to hear of lost writes is
-// flushed and closed before; not even what the kernel is being asked to write out is left.
+// TestNothingIsOpenInAFolderThatIsRenamed: SMB refuses to rename a folder in which a file is open. What was open to
+// hear of lost writes is flushed and closed before; not even what the kernel is being asked to write out is left.
 func TestNothingIsOpenInAFolderThatIsRenamed(t *testing.T) {
 	dir := t.TempDir()
 	renames := 0
@@ -57,7 +57,8 @@ func TestNothingIsOpenInAFolderThatIsRenamed(t *testing.T) {
 	}
 }
 
-// TestRenameIsRefused plays a file that somebody else has open, on SMB, by a folder that can't be renamed: it is a mount point.
+// TestRenameIsRefused plays a file that somebody else has open, on SMB, by a folder that can't be renamed: it is a
+// mount point.
 func TestRenameIsRefused(t *testing.T) {
 	lab.NeedRoot(t)
 	r := initRepo(t, t.TempDir(), repository.Options{NoSync: true, Timeout: time.Second})
@@ -81,7 +82,8 @@ func TestRenameIsRefused(t *testing.T) {
 	published(t, r, m)
 }
 
-// TestUmask: QEMU, as another user, gets through what is made here whatever the umask; what an administrator has closed stays closed.
+// TestUmask: QEMU, as another user, gets through what is made here whatever the umask; what an administrator has closed
+// stays closed.
 func TestUmask(t *testing.T) {
 	r := quick(t)
 	old := syscall.Umask(0o077)

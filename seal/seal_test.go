@@ -36,14 +36,15 @@ func wrapped(t *testing.T, k *seal.Keys, key kvmbackup.DataKey) []kvmbackup.Wrap
 	return w
 }
 
-// TestRecipientsAndIdentities: who has one of the identities unwraps, who has only recipients or others doesn't and is told
-// whose would do.
+// TestRecipientsAndIdentities: who has one of the identities unwraps, who has only recipients or others doesn't and is
+// told whose would do.
 func TestRecipientsAndIdentities(t *testing.T) {
 	ctx := t.Context()
 	private, public := pair(t)
 	other, otherPublic := pair(t)
 	host := seal.New()
-	if err := errors.Join(host.AddRecipient(public), host.AddPassphrase("the safe", "correct horse"), host.AddRecipient(public)); err != nil {
+	if err := errors.Join(host.AddRecipient(public), host.AddPassphrase("the safe", "correct horse"),
+		host.AddRecipient(public)); err != nil {
 		t.Fatal(err)
 	}
 	key := kvmbackup.NewDataKey()
@@ -52,7 +53,8 @@ func TestRecipientsAndIdentities(t *testing.T) {
 		t.Fatalf("wrapped for %v", both)
 	}
 	byIdentity, byPassphrase, unfit, onlyRecipient := seal.New(), seal.New(), seal.New(), seal.New()
-	if err := errors.Join(byIdentity.AddIdentity(private), byPassphrase.AddPassphrase("the safe", "correct horse"), unfit.AddIdentity(other),
+	if err := errors.Join(byIdentity.AddIdentity(private), byPassphrase.AddPassphrase("the safe", "correct horse"),
+		unfit.AddIdentity(other),
 		onlyRecipient.AddRecipient(public)); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +65,8 @@ func TestRecipientsAndIdentities(t *testing.T) {
 	}
 	for _, k := range []*seal.Keys{unfit, onlyRecipient, seal.New()} {
 		_, err := k.UnwrapKey(ctx, both)
-		if !errors.Is(err, kvmbackup.ErrKey) || !strings.Contains(err.Error(), public) || !strings.Contains(err.Error(), "the safe") {
+		if !errors.Is(err, kvmbackup.ErrKey) || !strings.Contains(err.Error(), public) ||
+			!strings.Contains(err.Error(), "the safe") {
 			t.Errorf("%v gives %v", k, err)
 		}
 	}
@@ -81,7 +84,8 @@ func TestRecipientsAndIdentities(t *testing.T) {
 		t.Errorf("an identity alone, of %s, is taken for a recipient: %v", otherPublic, err)
 	}
 	for name, k := range map[string]*seal.Keys{"host": host, "identity": byIdentity} {
-		if text := fmt.Sprintf("%v %+v %#v %s %d", k, k, k, k, k); strings.Contains(text, private) || strings.Contains(text, "correct") {
+		if text := fmt.Sprintf("%v %+v %#v %s %d", k, k, k, k, k); strings.Contains(text, private) ||
+			strings.Contains(text, "correct") {
 			t.Errorf("%s prints as %s", name, text)
 		}
 	}
@@ -110,7 +114,8 @@ func TestWrappedKeyIsAnIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(string(text), "\n")
-	if lines[0] != "# kvmbackup data key: "+hex.EncodeToString(raw) || lines[1] != "# secret of the images: "+key.ImagesSecret() {
+	if lines[0] != "# kvmbackup data key: "+hex.EncodeToString(raw) ||
+		lines[1] != "# secret of the images: "+key.ImagesSecret() {
 		t.Errorf("wrapped is another text")
 	}
 	ids, err := age.ParseIdentities(bytes.NewReader(text))
@@ -157,7 +162,8 @@ func TestBadKeys(t *testing.T) {
 		b[20] = map[bool]byte{true: 'Q', false: 'P'}[b[20] == 'P']
 		return string(b)
 	}
-	for _, s := range []string{"", "age1", public[:40], public + "x", private, "ssh-ed25519 AAAA", strings.ToUpper(public)[:30]} {
+	for _, s := range []string{"", "age1", public[:40], public + "x", private, "ssh-ed25519 AAAA",
+		strings.ToUpper(public)[:30]} {
 		err := seal.New().AddRecipient(s)
 		if !errors.Is(err, kvmbackup.ErrInvalid) {
 			t.Errorf("recipient %q gives %v", s, err)
@@ -170,7 +176,8 @@ func TestBadKeys(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", "age1x", "a\nb"} {
-		if err := seal.New().AddPassphrase(name, "secret"); !errors.Is(err, kvmbackup.ErrInvalid) || strings.Contains(err.Error(), "secret") {
+		if err := seal.New().AddPassphrase(name, "secret"); !errors.Is(err, kvmbackup.ErrInvalid) ||
+			strings.Contains(err.Error(), "secret") {
 			t.Errorf("passphrase %q gives %v", name, err)
 		}
 	}
@@ -187,13 +194,15 @@ func TestFilesOfKeys(t *testing.T) {
 	if err := k.AddRecipients(strings.NewReader("# of the safe\n\n" + public + "\n  " + second + "\r\n")); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.AddIdentities(strings.NewReader("# created: now\n# public key: " + public + "\n" + private + "\n")); err != nil {
+	if err := k.AddIdentities(strings.NewReader("# created: now\n# public key: " + public + "\n" + private +
+		"\n")); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(k.Recipients(), []string{public, second}) || !slices.Equal(k.Identities(), []string{public}) {
 		t.Errorf("the files give %v", k)
 	}
-	for file, line := range map[string]string{"": "", "# none\n": "", public + "\nage1x\n": "line 2", strings.Repeat("x", 1<<20): "", private + "\n": "line 1"} {
+	for file, line := range map[string]string{"": "", "# none\n": "", public + "\nage1x\n": "line 2",
+		strings.Repeat("x", 1<<20): "", private + "\n": "line 1"} {
 		err := seal.New().AddRecipients(strings.NewReader(file))
 		if !errors.Is(err, kvmbackup.ErrInvalid) || !strings.Contains(err.Error(), line) {
 			t.Errorf("%.40q gives %v", file, err)

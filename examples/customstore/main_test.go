@@ -69,7 +69,8 @@ func TestVMNames(t *testing.T) {
 		found[state.VM.VM] = state.VM.ActiveCheckpoint == kvmbackup.CheckpointName("of "+state.VM.VM)
 	}
 	for _, vm := range names {
-		if v, err := st.VM(t.Context(), vm); err != nil || !found[vm] || v.ActiveCheckpoint != kvmbackup.CheckpointName("of "+vm) {
+		if v, err := st.VM(t.Context(), vm); err != nil || !found[vm] ||
+			v.ActiveCheckpoint != kvmbackup.CheckpointName("of "+vm) {
 			t.Errorf("VM %q: %+v, %v; found in the folder: %v", vm, v, err, found[vm])
 		}
 	}

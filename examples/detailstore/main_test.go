@@ -35,7 +35,8 @@ func TestStore(t *testing.T) {
 
 func openSQLite(t testing.TB, file string) *sql.DB {
 	t.Helper()
-	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)")
+	db, err := sql.Open("sqlite",
+		"file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)")
 	if err != nil {
 		t.Fatal(err)
 	}

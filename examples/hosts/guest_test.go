@@ -28,7 +28,8 @@ type guest struct {
 
 // qemuConf lets QEMU run as the user of this test, without what only a system's libvirt is set up for.
 func qemuConf() string {
-	conf := "security_driver = \"none\"\nremember_owner = 0\nnamespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n"
+	conf := "security_driver = \"none\"\nremember_owner = 0\nnamespaces = []\ncgroup_controllers = []\nstdio_handler = " +
+		"\"file\"\n"
 	if os.Geteuid() == 0 {
 		conf += "user = \"+0\"\ngroup = \"+0\"\n"
 	}
@@ -52,8 +53,10 @@ func startGuest(ctx context.Context, name string) (g *guest, err error) {
 		return g, err
 	}
 	disk := filepath.Join(g.dir, "vda.qcow2")
-	err = errors.Join(os.Chmod(g.dir, 0o755), os.MkdirAll(etc, 0o755), os.WriteFile(filepath.Join(etc, "qemu.conf"), []byte(qemuConf()), 0o644),
-		os.Setenv("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null"), images.Create(ctx, disk, qcow2.CreateOptions{SizeBytes: 1 << 30}), libvirtjob.RunEventLoop())
+	err = errors.Join(os.Chmod(g.dir, 0o755), os.MkdirAll(etc, 0o755),
+		os.WriteFile(filepath.Join(etc, "qemu.conf"), []byte(qemuConf()), 0o644),
+		os.Setenv("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null"),
+		images.Create(ctx, disk, qcow2.CreateOptions{SizeBytes: 1 << 30}), libvirtjob.RunEventLoop())
 	if err != nil {
 		return g, err
 	}
@@ -79,7 +82,8 @@ func startGuest(ctx context.Context, name string) (g *guest, err error) {
 
 // write is the guest's.
 func (g *guest) write(cluster, pattern string) error {
-	command := fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "write -P %s %sk 64k"`, pattern, cluster)
+	command := fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "write -P %s %sk 64k"`,
+		pattern, cluster)
 	answer, err := g.dom.QemuMonitorCommand(command, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
 	if err == nil && answer != "" {
 		err = fmt.Errorf("%s: %s", command, answer)

@@ -25,7 +25,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// A process has one libvirt, so each host is a process: this test binary, with the arguments of an agent in the environment.
+// A process has one libvirt, so each host is a process: this test binary, with the arguments of an agent in the
+// environment.
 const agentEnv = "HOSTS_TEST_AGENT"
 
 func TestMain(m *testing.M) {
@@ -208,7 +209,9 @@ func (m *manager) writesToTheStore(a *agent) {
 	a.changes(3, 4)
 	kept, disk := m.backup(a, kvmbackup.KindIncremental)
 	do("retain", string(a.vm), "1")
-	left, err := m.engine.List(m.t.Context(), kvmbackup.Query{VM: a.vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	left, err := m.engine.List(m.t.Context(), kvmbackup.Query{
+		VM: a.vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted},
+	})
 	lab.OK(m.t, err)
 	lab.Equal(m.t, "backups that are left", len(left), 1)
 	m.holds(kept, disk)

@@ -83,11 +83,13 @@ func TestPlan(t *testing.T) {
 		t.Errorf("nothing is in its way: %s", text)
 	}
 	p.Blocked = &kvmbackup.SpaceError{NeedBytes: 1 << 30, FreeBytes: 1<<30 - 1, Where: "the repository"}
-	if text := said(); !strings.Contains(text, "not now: the repository has 1073741823 bytes free") || !strings.Contains(text, "--ignore-space") {
+	if text := said(); !strings.Contains(text, "not now: the repository has 1073741823 bytes free") ||
+		!strings.Contains(text, "--ignore-space") {
 		t.Errorf("one byte too few: %s", text)
 	}
 	p.Blocked = &kvmbackup.BusyError{VM: "web", Holder: "blockcommit"}
-	if text := said(); !strings.Contains(text, "not now: \"web\" is busy: held by blockcommit") || strings.Contains(text, "--ignore-space") {
+	if text := said(); !strings.Contains(text, "not now: \"web\" is busy: held by blockcommit") ||
+		strings.Contains(text, "--ignore-space") {
 		t.Errorf("and a job: %s", text)
 	}
 }
@@ -141,7 +143,8 @@ func TestUsage(t *testing.T) {
 	unnamed := &fixture{t: t}
 	unnamed.fail(exitUsage, "usage", "list")
 	r := f.run("list", "--frobnicate")
-	if !strings.Contains(r.stderr, "frobnicate") || !strings.Contains(r.stderr, "\nUsage: nasbackup list [DOMAIN] ") || r.stdout != "" {
+	if !strings.Contains(r.stderr, "frobnicate") || !strings.Contains(r.stderr, "\nUsage: nasbackup list [DOMAIN] ") ||
+		r.stdout != "" {
 		t.Errorf("without --json: %+v", r)
 	}
 }
@@ -197,7 +200,8 @@ func TestBadStore(t *testing.T) {
 	} {
 		f.args[3] = store
 		r := f.run("list")
-		if r.code != want.exit || !strings.Contains(r.stderr, want.text) || strings.Count(r.stderr, "unable to open") > 1 || strings.Contains(r.stderr, "secret") {
+		if r.code != want.exit || !strings.Contains(r.stderr, want.text) || strings.Count(r.stderr, "unable to open") > 1 ||
+			strings.Contains(r.stderr, "secret") {
 			t.Errorf("%s: exit code %d\n%s", store, r.code, r.stderr)
 		}
 	}
@@ -250,7 +254,8 @@ func TestVerifyAndRestore(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(f.dir, "web", "2026.11.24.07.04.50", "notes.txt"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if r := f.must("verify", web3); !strings.Contains(r.stdout, ": ok, 3 files") || !strings.Contains(r.stdout, "note, no damage: extra: ") {
+	if r := f.must("verify", web3); !strings.Contains(r.stdout, ": ok, 3 files") ||
+		!strings.Contains(r.stdout, "note, no damage: extra: ") {
 		t.Errorf("a file that isn't the backup's: %s", r.stdout)
 	}
 
@@ -264,7 +269,8 @@ func TestVerifyAndRestore(t *testing.T) {
 	if r := f.run("verify", "--all", "--json"); strings.Count(r.stdout, `"problems":[]`) != 2 {
 		t.Errorf("web's full and mail's are sound, the report says %s", r.stdout)
 	}
-	if r := f.must("retain", "web", "--keep-last", "1", "--dry-run"); strings.Count(r.stdout, "is damaged and counts for no rule") != 2 ||
+	r := f.must("retain", "web", "--keep-last", "1", "--dry-run")
+	if strings.Count(r.stdout, "is damaged and counts for no rule") != 2 ||
 		!strings.Contains(r.stdout, "keep    last ") {
 		t.Errorf("the full is kept, as the two that stand on the lost file are damaged; the plan says %s", r.stdout)
 	}

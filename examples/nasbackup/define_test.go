@@ -11,7 +11,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// TestEndToEndDefine restores to new domains, which start beside the one that was backed up and are backed up themselves.
+// TestEndToEndDefine restores to new domains, which start beside the one that was backed up and are backed up
+// themselves.
 func TestEndToEndDefine(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

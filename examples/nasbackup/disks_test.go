@@ -19,7 +19,8 @@ func TestDisks(t *testing.T) {
 	}
 	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
 	first := l.list(guestName)[0]
-	for option, code := range map[string]kvmbackup.ReasonCode{"--disk=vda": engine.ReasonDiskNotNamed, "--exclude-disk=vdb": engine.ReasonDiskExcluded} {
+	for option, code := range map[string]kvmbackup.ReasonCode{"--disk=vda": engine.ReasonDiskNotNamed,
+		"--exclude-disk=vdb": engine.ReasonDiskExcluded} {
 		var p engine.Plan
 		l.get(&p, "plan", guestName, option)
 		b := l.backup(kvmbackup.KindIncremental, kvmbackup.ReasonIncremental, option)

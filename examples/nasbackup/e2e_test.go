@@ -33,7 +33,8 @@ func TestEndToEnd(t *testing.T) {
 	}
 	var report doctorReport
 	l.get(&report, "doctor", guestName) // without a backup yet
-	if v := report.Versions; report.VM != guestName || v.Libvirt == "" || v.QEMU == "" || v.QEMUImg == "" || len(v.Features) == 0 {
+	if v := report.Versions; report.VM != guestName || v.Libvirt == "" || v.QEMU == "" || v.QEMUImg == "" ||
+		len(v.Features) == 0 {
 		t.Errorf("doctor: %+v", report)
 	}
 	if r := l.run("doctor", guestName); !strings.Contains(r.stdout, "libvirt "+report.Versions.Libvirt+", QEMU ") {
@@ -41,7 +42,8 @@ func TestEndToEnd(t *testing.T) {
 	}
 	var plan engine.Plan
 	l.get(&plan, "plan", guestName)
-	if plan.Kind != kvmbackup.KindFull || plan.Reasons[0].Code != kvmbackup.ReasonNoActiveCheckpoint || len(plan.Volumes) != 2 {
+	if plan.Kind != kvmbackup.KindFull || plan.Reasons[0].Code != kvmbackup.ReasonNoActiveCheckpoint ||
+		len(plan.Volumes) != 2 {
 		t.Errorf("plan of the first backup: %+v", plan)
 	}
 	first, held1 := l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint, "--digests"), l.now()
@@ -134,7 +136,8 @@ func TestOptions(t *testing.T) {
 
 	var kept retention
 	l.get(&kept, "retain", guestName, "--keep-last", "1")
-	if all := l.list("--all"); len(kept.Backups) != 5 || len(all) != 4 || all[0].Status != kvmbackup.StatusDeletePending || all[1].Status != kvmbackup.StatusCompleted {
+	if all := l.list("--all"); len(kept.Backups) != 5 || len(all) != 4 || all[0].Status != kvmbackup.StatusDeletePending ||
+		all[1].Status != kvmbackup.StatusCompleted {
 		t.Errorf("retain did %+v and left %+v", kept, all)
 	}
 	var gone deletion
@@ -163,7 +166,8 @@ func (l *lab) crashed(like kvmbackup.Backup, stamp string) {
 	l.open()
 }
 
-// TestTwoRepositories takes backups of one domain to two of them, with records of their own: each has a chain of its own.
+// TestTwoRepositories takes backups of one domain to two of them, with records of their own: each has a chain of its
+// own.
 func TestTwoRepositories(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
@@ -273,7 +277,8 @@ func TestInPlace(t *testing.T) {
 		if err := os.WriteFile(path, want, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := l.tool.Compare(t.Context(), l.path(device+".qcow2"), path, qcow2.CompareOptions{FormatB: qcow2.FormatRaw}); err != nil {
+		if err := l.tool.Compare(t.Context(), l.path(device+".qcow2"), path,
+			qcow2.CompareOptions{FormatB: qcow2.FormatRaw}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -283,8 +288,8 @@ func TestInPlace(t *testing.T) {
 	l.backup(kvmbackup.KindFull, kvmbackup.ReasonNoActiveCheckpoint)
 }
 
-// TestCtrlC interrupts backups, one of them twice, and lets one run into its time limit: they leave nothing behind, and the
-// next one is as cheap as the first of them would have been.
+// TestCtrlC interrupts backups, one of them twice, and lets one run into its time limit: they leave nothing behind, and
+// the next one is as cheap as the first of them would have been.
 func TestCtrlC(t *testing.T) {
 	// Not in parallel: the job has to be there still when the signal comes.
 	l := newLab(t)

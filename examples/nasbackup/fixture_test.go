@@ -16,7 +16,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
-// fixture is a repository with the backups F I I of the domain web, and F of mail, and a store that was imported from it.
+// fixture is a repository with the backups F I I of the domain web, and F of mail, and a store that was imported from
+// it.
 type fixture struct {
 	t    *testing.T
 	dir  string // the repository's

@@ -19,8 +19,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 )
 
-// The end-to-end test runs the program as a process of its own, as it is one libvirt root to one process, and in between
-// this test binary as the guest's handler. asEnv says which of the two a process is.
+// The end-to-end test runs the program as a process of its own, as it is one libvirt root to one process, and in
+// between this test binary as the guest's handler. asEnv says which of the two a process is.
 const asEnv = "NASBACKUP_TEST_AS"
 
 func TestMain(m *testing.M) {
@@ -62,9 +62,10 @@ func needsNobody() bool {
 	return os.Geteuid() == 0
 }
 
-// handleGuest does one thing with the guest of a folder: start, start it with UEFI, stop it and all others, define NAME UUID
-// (another with the same disks), boot NAME (another that is defined), xml NAME, write DISK PATTERN OFFSET LENGTH, or spread
-// DISK PATTERN OFFSET LENGTH END, which writes at every other LENGTH from OFFSET to END. The guest lives on after this process.
+// handleGuest does one thing with the guest of a folder: start, start it with UEFI, stop it and all others, define NAME
+// UUID (another with the same disks), boot NAME (another that is defined), xml NAME, write DISK PATTERN OFFSET LENGTH,
+// or spread DISK PATTERN OFFSET LENGTH END, which writes at every other LENGTH from OFFSET to END. The guest lives on
+// after this process.
 func handleGuest(dir, action string, args []string) error {
 	if err := libvirtjob.RunEventLoop(); err != nil {
 		return err
@@ -154,7 +155,8 @@ const (
 
 func rootURI(dir string) string { return "qemu:///embed?root=" + filepath.Join(dir, "libvirt") }
 
-// startGuest starts it paused: it has no system. With UEFI it also has a network card, and a port to a file of the host.
+// startGuest starts it paused: it has no system. With UEFI it also has a network card, and a port to a file of the
+// host.
 func startGuest(conn *libvirt.Connect, dir string, uefi bool) error {
 	osXML, devices := "", ""
 	if uefi {
@@ -180,7 +182,8 @@ func defineGuest(conn *libvirt.Connect, dir, name, uuid, osXML, devices string) 
 	var disks string
 	for _, device := range []string{"vda", "vdb"} {
 		disks += fmt.Sprintf("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>"+
-			"<target dev='%s' bus='virtio'/><serial>serial-%s</serial></disk>", filepath.Join(dir, device+".qcow2"), device, device)
+			"<target dev='%s' bus='virtio'/><serial>serial-%s</serial></disk>", filepath.Join(dir, device+".qcow2"),
+			device, device)
 	}
 	return conn.DomainDefineXML(fmt.Sprintf(`<domain type='%s'><name>%s</name><uuid>%s</uuid>
 <memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type>%s</os><features><acpi/><apic/></features>
@@ -194,7 +197,8 @@ func writeGuest(dom *libvirt.Domain, args []string) error {
 	if err != nil {
 		return err
 	}
-	command := fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -P %s %s %s"`, disk, args[1], args[2], args[3])
+	command := fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -P %s %s %s"`, disk,
+		args[1], args[2], args[3])
 	answer, err := dom.QemuMonitorCommand(command, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
 	if err == nil && answer != "" {
 		err = fmt.Errorf("%s: %s", command, answer)

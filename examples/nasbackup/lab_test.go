@@ -17,8 +17,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// lab is a folder with a libvirt root, a guest with two disks, a repository and a store. disks is what the guest's disks
-// hold; it is written beside QEMU.
+// lab is a folder with a libvirt root, a guest with two disks, a repository and a store. disks is what the guest's
+// disks hold; it is written beside QEMU.
 type lab struct {
 	t      *testing.T
 	dir    string
@@ -46,7 +46,8 @@ func newLab(t *testing.T) *lab {
 	l.file("nas/.keep", "")
 	for device, size := range labSizes {
 		l.disks[device] = make([]byte, size)
-		if err := l.tool.Create(t.Context(), l.path(device+".qcow2"), qcow2.CreateOptions{SizeBytes: int64(size)}); err != nil {
+		err := l.tool.Create(t.Context(), l.path(device+".qcow2"), qcow2.CreateOptions{SizeBytes: int64(size)})
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -131,8 +132,8 @@ func (l *lab) write(disk int, pattern byte, offset, length int) {
 	copy(l.disks[[]string{"vda", "vdb"}[disk]][offset:], bytes.Repeat([]byte{pattern}, length))
 }
 
-// spread writes into every other cluster of vda. A limit comes into force when a job has begun, and doesn't hold for what it
-// copies by then: many clusters keep it busy.
+// spread writes into every other cluster of vda. A limit comes into force when a job has begun, and doesn't hold for
+// what it copies by then: many clusters keep it busy.
 func (l *lab) spread(pattern byte) {
 	l.t.Helper()
 	const cluster = 64 << 10
@@ -159,7 +160,8 @@ func (l *lab) run(args ...string) result {
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	began := time.Now()
 	err := l.runPinned(cmd)
-	l.t.Logf("nasbackup %s: %d after %v\n%s%s", strings.Join(args, " "), cmd.ProcessState.ExitCode(), time.Since(began).Round(time.Millisecond), stdout.String(), stderr.String())
+	l.t.Logf("nasbackup %s: %d after %v\n%s%s", strings.Join(args, " "), cmd.ProcessState.ExitCode(),
+		time.Since(began).Round(time.Millisecond), stdout.String(), stderr.String())
 	if err != nil && cmd.ProcessState.ExitCode() < 0 {
 		l.t.Fatal(err)
 	}

@@ -36,8 +36,10 @@ func TestHostileTexts(t *testing.T) {
 	}
 	failed := f.failedWith(evil)
 	for _, args := range [][]string{
-		{"import"}, {"list", "--all"}, {"show", string(m.ID)}, {"show", failed}, {"show", evil}, {"verify", "web/latest"}, {"verify", web3},
-		{"verify", "--all"}, {"restore", web3, "--to", t.TempDir()}, {"delete", web3}, {evil}, {"list", "--" + evil}, {"doctor", evil},
+		{"import"}, {"list", "--all"}, {"show", string(m.ID)}, {"show", failed}, {"show", evil}, {"verify", "web/latest"},
+		{"verify", web3},
+		{"verify", "--all"}, {"restore", web3, "--to", t.TempDir()}, {"delete", web3}, {evil}, {"list", "--" + evil},
+		{"doctor", evil},
 	} {
 		for _, more := range [][]string{nil, {"--json"}, {"--verbose"}, {"--json", "--verbose"}} {
 			r := f.run(append(args, more...)...)

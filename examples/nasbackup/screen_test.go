@@ -46,7 +46,8 @@ func TestTable(t *testing.T) {
 }
 
 func TestSize(t *testing.T) {
-	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1 << 10: "1.0 KiB", 1536 << 10: "1.5 MiB", 1<<63 - 1: "8.0 EiB"} {
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1 << 10: "1.0 KiB", 1536 << 10: "1.5 MiB",
+		1<<63 - 1: "8.0 EiB"} {
 		if has := size(n); has != want {
 			t.Errorf("size(%d) = %q, want %q", n, has, want)
 		}
@@ -55,9 +56,10 @@ func TestSize(t *testing.T) {
 
 // TestScreen: what is drawn is erased before anything else is written, and nothing is drawn where there is no terminal.
 func TestScreen(t *testing.T) {
-	progress := engine.Event{Type: engine.EventProgress, Progress: &kvmbackup.JobProgress{Volumes: []kvmbackup.VolumeProgress{
-		{Device: "vda", DoneBytes: 1, TotalBytes: 2}, {Device: "vdb", DoneBytes: 2, TotalBytes: 2},
-	}}}
+	progress := engine.Event{Type: engine.EventProgress,
+		Progress: &kvmbackup.JobProgress{Volumes: []kvmbackup.VolumeProgress{
+			{Device: "vda", DoneBytes: 1, TotalBytes: 2}, {Device: "vdb", DoneBytes: 2, TotalBytes: 2},
+		}}}
 	for _, width := range []int{0, 40} {
 		var out bytes.Buffer
 		s := &screen{w: &out, width: func() int { return width }}

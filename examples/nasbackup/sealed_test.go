@@ -94,7 +94,8 @@ func TestSealed(t *testing.T) {
 	l.get(&first, "backup", guestName, "--recipient", oldKey, "--compress", "zstd")
 	l.get(&second, "backup", guestName, "--recipients-file", l.path("recipients.txt"), "--offline-incremental")
 	if !slices.Equal(first.KeyIDs, []string{oldKey}) || second.Kind != kvmbackup.KindIncremental ||
-		second.Volumes[0].FileEncryption != kvmbackup.EncryptionLUKS || first.Volumes[0].Compression != kvmbackup.CompressionZstd {
+		second.Volumes[0].FileEncryption != kvmbackup.EncryptionLUKS ||
+		first.Volumes[0].Compression != kvmbackup.CompressionZstd {
 		t.Errorf("taken: %+v, %+v", first, second)
 	}
 	l.fail(exitFailed, "no-key", "restore", string(second.ID), "--to", l.path("nothing"))
@@ -115,19 +116,22 @@ func TestSealed(t *testing.T) {
 	l.fail(exitFailed, "no-key", "restore", string(second.ID), "--to", l.path("nothing"), "--identity", old)
 	l.getsBack(second, held, "after", "--identity", fresh)
 	report = engine.VerifyReport{}
-	if l.get(&report, "verify", string(second.ID), "--content", "--identity", fresh); len(report.MissingKeys) > 0 || !report.OK() {
+	if l.get(&report, "verify", string(second.ID), "--content", "--identity", fresh); len(report.MissingKeys) > 0 ||
+		!report.OK() {
 		t.Errorf("verified with the key: %+v", report)
 	}
 	l.comparesSealed(freshKey, verbose)
 	said := map[string]string{"arguments and environments": seen(), "what was printed": printed.String()}
-	if !strings.Contains(said["arguments and environments"], "qemu-storage-daemon") || !strings.Contains(said["what was printed"], "step=") {
+	if !strings.Contains(said["arguments and environments"], "qemu-storage-daemon") ||
+		!strings.Contains(said["what was printed"], "step=") {
 		t.Error("nothing was seen")
 	}
 	l.holdsNoKey(said, fresh)
 	l.importsSealed(first, second, fresh)
 }
 
-// importsSealed gives one backup the wrapped key of another, and rebuilds the records: with an identity that is noticed.
+// importsSealed gives one backup the wrapped key of another, and rebuilds the records: with an identity that is
+// noticed.
 func (l *lab) importsSealed(of, in kvmbackup.Backup, identity string) {
 	l.t.Helper()
 	read := func(b kvmbackup.Backup) (repository.Manifest, string) {
@@ -154,7 +158,8 @@ func (l *lab) importsSealed(of, in kvmbackup.Backup, identity string) {
 		}
 	}
 	r := l.run("import", "--identity", identity, "--json")
-	if strings.Count(r.stdout, `"added":true`) != 3 || !strings.Contains(r.stdout, "MAC") { // the first, and the index's two
+	// the first, and the index's two
+	if strings.Count(r.stdout, `"added":true`) != 3 || !strings.Contains(r.stdout, "MAC") {
 		l.t.Errorf("imported with the identity: %s", r.stdout)
 	}
 	if r := l.run("import", "--json"); strings.Count(r.stdout, `"added":true`) != 2 {
@@ -169,7 +174,8 @@ func (l *lab) comparesSealed(recipient string, verbose func(args ...string)) {
 	l.t.Helper()
 	l.file("index.key", indexKey+"\n")
 	l.file("short.key", indexKey[2:])
-	args := []string{guestName, "--recipient", recipient, "--compare", "--offline-incremental", "--index-key-file", l.path("index.key")}
+	args := []string{guestName, "--recipient", recipient, "--compare", "--offline-incremental", "--index-key-file",
+		l.path("index.key")}
 	l.fail(exitUsage, "usage", "backup", guestName, "--index-key-file", l.path("short.key"))
 	l.fail(exitFailed, "unsupported", append([]string{"backup"}, args...)...) // there is no index yet
 	verbose(append([]string{"backup", "--full"}, args...)...)
@@ -183,7 +189,8 @@ func (l *lab) comparesSealed(recipient string, verbose func(args ...string)) {
 	}
 }
 
-// holdsNoKey looks for the backups' data keys in the texts and in every file of the lab, those of images and records included.
+// holdsNoKey looks for the backups' data keys in the texts and in every file of the lab, those of images and records
+// included.
 func (l *lab) holdsNoKey(texts map[string]string, identity string) {
 	l.t.Helper()
 	keys := seal.New()
@@ -207,7 +214,8 @@ func (l *lab) holdsNoKey(texts map[string]string, identity string) {
 			l.t.Fatal(err)
 		}
 		raw, _ := key.MarshalBinary() // never fails
-		secrets[m.Path+": its data key"], secrets[m.Path+": its data key in hexadecimal"] = string(raw), hex.EncodeToString(raw)
+		secrets[m.Path+": its data key"], secrets[m.Path+": its data key in hexadecimal"] = string(raw),
+			hex.EncodeToString(raw)
 		secrets[m.Path+": its images' secret"] = key.ImagesSecret()
 		for _, v := range m.Volumes {
 			secrets[m.Path+": the secret of "+v.File] = key.ImageSecret(v.File)

@@ -17,7 +17,8 @@ func TestParseConfig(t *testing.T) {
 	if again.Instance == c.Instance {
 		t.Errorf("two runs are both %q", c.Instance)
 	}
-	for _, args := range [][]string{{"--workers", "0"}, {"--lease-ttl", "0s"}, {"--instance", ""}, {"--grace", "-1s"}, {"vm1"}} {
+	for _, args := range [][]string{{"--workers", "0"}, {"--lease-ttl", "0s"}, {"--instance", ""},
+		{"--grace", "-1s"}, {"vm1"}} {
 		if _, err := parseConfig(args, env); err == nil {
 			t.Errorf("%v is taken", slices.Concat(args))
 		}

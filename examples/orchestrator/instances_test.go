@@ -32,7 +32,9 @@ func TestTwoInstances(t *testing.T) {
 		l.must(err)
 		host := hostOf(h)
 		host.Listener = listener
-		running = append(running, l.start(name, host, func(cfg *Config) { cfg.LeaseTTL, cfg.BusyWait = deadline, time.Millisecond }))
+		running = append(running, l.start(name, host, func(cfg *Config) {
+			cfg.LeaseTTL, cfg.BusyWait = deadline, time.Millisecond
+		}))
 		addresses = append(addresses, listener.Addr().String())
 	}
 	for n := range tools.Rounds(3, 6) {
@@ -91,7 +93,8 @@ func (l *lab) checkMetrics(addresses []string) {
 		for _, bytes := range l.scrape(address, "orchestrator_quota_bytes") {
 			quota += bytes
 		}
-		if want := query[float64](l, `SELECT sum(bytes)::float8 FROM orchestrator_quota WHERE returned_at IS NULL`); quota != want {
+		want := query[float64](l, `SELECT sum(bytes)::float8 FROM orchestrator_quota WHERE returned_at IS NULL`)
+		if quota != want {
 			l.t.Errorf("%s tells a quota of %v, want %v", address, quota, want)
 		}
 	}
@@ -131,7 +134,8 @@ func (l *lab) get(address, path string) string {
 	return string(body)
 }
 
-// TestLostClaims has every claim lapse at once, again and again, so that only the engine's leases keep the instances apart.
+// TestLostClaims has every claim lapse at once, again and again, so that only the engine's leases keep the instances
+// apart.
 func TestLostClaims(t *testing.T) {
 	l := newLab(t)
 	h, err := newHypervisor(time.Millisecond)
@@ -183,10 +187,13 @@ func TestShutdown(t *testing.T) {
 			if n := query[int](l, `SELECT count(*) FROM orchestrator_vms WHERE claimed_by = '' AND failures = 0`); n != vmCount {
 				t.Errorf("%d VMs are free for others, want %d", n, vmCount)
 			}
-			if partial, err := filepath.Glob(filepath.Join(l.cfg.Repository, "*", "*.partial-*")); len(partial) > 0 || err != nil {
+			if partial, err := filepath.Glob(filepath.Join(l.cfg.Repository, "*", "*.partial-*")); len(partial) > 0 ||
+				err != nil {
 				t.Errorf("left over: %v, %v", partial, err)
 			}
-			if due := query[int](l, `SELECT count(*) FROM orchestrator_vms WHERE next_run > now() - interval '1 hour' AND last_success IS NULL`); due != vmCount-c.completed {
+			due := query[int](l,
+				`SELECT count(*) FROM orchestrator_vms WHERE next_run > now() - interval '1 hour' AND last_success IS NULL`)
+			if due != vmCount-c.completed {
 				t.Errorf("%d VMs wait for their first backup, want %d", due, vmCount-c.completed)
 			}
 		})
@@ -202,8 +209,8 @@ func jobs(h *kvmbackuptest.Hypervisor) (n int) {
 	return n
 }
 
-// TestRestart starts the service again after it has lost its hypervisor in the middle of backups, whose jobs run on: they are followed
-// to their end and count.
+// TestRestart starts the service again after it has lost its hypervisor in the middle of backups, whose jobs run on:
+// they are followed to their end and count.
 func TestRestart(t *testing.T) {
 	l := newLab(t)
 	h, err := newHypervisor(20 * time.Millisecond)
@@ -248,7 +255,8 @@ func TestPutOff(t *testing.T) {
 		return query[bool](l, `SELECT last_success IS NOT NULL AND last_error = '' FROM orchestrator_vms WHERE vm = 'vm00'`)
 	})
 	l.end(i)
-	if next := query[time.Time](l, `SELECT next_run FROM orchestrator_vms WHERE vm = 'vm00'`); next.UTC().Format("15:04") != "02:30" {
+	next := query[time.Time](l, `SELECT next_run FROM orchestrator_vms WHERE vm = 'vm00'`)
+	if next.UTC().Format("15:04") != "02:30" {
 		t.Errorf("the next run is at %v", next)
 	}
 }

@@ -41,8 +41,9 @@ func newLab(t *testing.T) *lab {
 	t.Helper()
 	name := fmt.Sprintf("orchestrator%d", schemas.Add(1))
 	l := &lab{t: t, cfg: Config{
-		Database: testpg.DSN(t) + " search_path=" + name, Repository: newFolder(t), Workers: 4, HostLimit: 3, RepositoryLimit: 3,
-		LeaseTTL: 3 * time.Second, BusyWait: 3 * time.Second, Retry: 20 * time.Millisecond, Poll: 20 * time.Millisecond, Grace: deadline,
+		Database: testpg.DSN(t) + " search_path=" + name, Repository: newFolder(t), Workers: 4, HostLimit: 3,
+		RepositoryLimit: 3, LeaseTTL: 3 * time.Second, BusyWait: 3 * time.Second, Retry: 20 * time.Millisecond,
+		Poll: 20 * time.Millisecond, Grace: deadline,
 	}}
 	var err error
 	l.db, err = sql.Open("pgx", l.cfg.Database)
@@ -103,7 +104,8 @@ func query[T any](l *lab, text string, args ...any) (value T) {
 // schedule lets all VMs be backed up again and again.
 func (l *lab) schedule() {
 	for i := range vmCount {
-		l.exec(`INSERT INTO orchestrator_vms (vm, every, full_every, keep_last) VALUES ($1, '50 milliseconds', 4, $2)`, vmName(i), keepLast)
+		l.exec(`INSERT INTO orchestrator_vms (vm, every, full_every, keep_last) VALUES ($1, '50 milliseconds', 4, $2)`,
+			vmName(i), keepLast)
 	}
 }
 
@@ -134,7 +136,8 @@ func (l *lab) untilMore() {
 	asked := time.Now()
 	l.untilBackups(keepLast + 1)
 	l.until("a backup of every VM that was begun since", func() bool {
-		return query[int](l, `SELECT count(DISTINCT vm) FROM seen WHERE (record->>'started_at')::timestamptz > $1`, asked) == vmCount
+		return query[int](l, `SELECT count(DISTINCT vm) FROM seen WHERE (record->>'started_at')::timestamptz > $1`,
+			asked) == vmCount
 	})
 }
 
@@ -142,7 +145,9 @@ func (l *lab) untilMore() {
 func (l *lab) calm() {
 	l.t.Helper()
 	l.exec(`UPDATE orchestrator_vms SET enabled = false`)
-	l.until("no claims", func() bool { return query[int](l, `SELECT count(*) FROM orchestrator_vms WHERE claimed_by <> ''`) == 0 })
+	l.until("no claims", func() bool {
+		return query[int](l, `SELECT count(*) FROM orchestrator_vms WHERE claimed_by <> ''`) == 0
+	})
 }
 
 type instance struct {
@@ -244,7 +249,8 @@ func (l *lab) checkRecords() {
 		p, err := (kvmbackup.RetentionPolicy{Last: keepLast}).Plan(records, "")
 		l.must(err)
 		if completed != keepLast || len(p.RemoveNow) > 0 {
-			l.t.Errorf("%s has %d completed backups, and retention would remove %v; want %d and none", vm, completed, p.RemoveNow, keepLast)
+			l.t.Errorf("%s has %d completed backups, and retention would remove %v; want %d and none", vm, completed,
+				p.RemoveNow, keepLast)
 		}
 	}
 }
@@ -274,12 +280,15 @@ WHERE (a.record->>'completed_at')::timestamptz > (b.record->>'started_at')::time
 	if overlaps > 0 {
 		l.t.Errorf("%d pairs of backups overlap", overlaps)
 	}
-	if n := query[int](l, `SELECT count(*) FROM seen WHERE (record->>'completed_at')::timestamptz >= (record->>'started_at')::timestamptz`); n == 0 {
+	n := query[int](l,
+		`SELECT count(*) FROM seen WHERE (record->>'completed_at')::timestamptz >= (record->>'started_at')::timestamptz`)
+	if n == 0 {
 		l.t.Error("the history has no times")
 	}
 }
 
-// checkQuota: the quota table is what is on disk, backup by backup and byte by byte, and every removal is accounted for.
+// checkQuota: the quota table is what is on disk, backup by backup and byte by byte, and every removal is accounted
+// for.
 func (l *lab) checkQuota() {
 	l.t.Helper()
 	entries, err := l.repo.List(l.t.Context(), "")
@@ -297,7 +306,8 @@ func (l *lab) checkQuota() {
 			l.must(err)
 			allocated += info.AllocatedBytes
 		}
-		charged := query[int64](l, `SELECT coalesce(sum(bytes), 0) FROM orchestrator_quota WHERE backup = $1 AND returned_at IS NULL`, e.ID)
+		charged := query[int64](l,
+			`SELECT coalesce(sum(bytes), 0) FROM orchestrator_quota WHERE backup = $1 AND returned_at IS NULL`, e.ID)
 		if charged != allocated || allocated == 0 {
 			l.t.Errorf("%s takes %d bytes on disk and %d of the quota", e.Path, allocated, charged)
 		}

@@ -45,7 +45,8 @@ func TestHelp(t *testing.T) {
 	err = start(t.Context(), []string{"--help"})
 	os.Stderr = stderr
 	text, errRead := os.ReadFile(file.Name())
-	if err != nil || errRead != nil || !strings.Contains(string(text), "-lease-ttl") || strings.Contains(string(text), "secret") {
+	if err != nil || errRead != nil || !strings.Contains(string(text), "-lease-ttl") ||
+		strings.Contains(string(text), "secret") {
 		t.Errorf("%v, %v; printed %s", err, errRead, text)
 	}
 }
@@ -54,9 +55,10 @@ func TestStartRefuses(t *testing.T) {
 	t.Setenv("ORCHESTRATOR_DATABASE", "")
 	l := newLab(t)
 	for name, args := range map[string][]string{
-		"no database":  {"--database", "host=" + t.TempDir(), "--repo", l.cfg.Repository, "--connect", "test:///default"},
-		"no share":     {"--database", l.cfg.Database, "--repo", t.TempDir(), "--connect", "test:///default"},
-		"no libvirt":   {"--database", l.cfg.Database, "--repo", l.cfg.Repository, "--connect", "qemu+unix:///system?socket=/nothing/there"},
+		"no database": {"--database", "host=" + t.TempDir(), "--repo", l.cfg.Repository, "--connect", "test:///default"},
+		"no share":    {"--database", l.cfg.Database, "--repo", t.TempDir(), "--connect", "test:///default"},
+		"no libvirt": {"--database", l.cfg.Database, "--repo", l.cfg.Repository, "--connect",
+			"qemu+unix:///system?socket=/nothing/there"},
 		"no arguments": nil,
 	} {
 		if err := start(t.Context(), append(args, "--listen", "")); err == nil {

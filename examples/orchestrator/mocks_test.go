@@ -14,14 +14,15 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// The tests in this file ask what this program makes of a failure, and need neither database nor hypervisor. They are meant to
-// be copied: a mock fails at one call, and any call that is not expected fails the test.
+// The tests in this file ask what this program makes of a failure, and need neither database nor hypervisor. They are
+// meant to be copied: a mock fails at one call, and any call that is not expected fails the test.
 
 // TestBusyIsNoFailure: the store says that another process has the VM. The VM is put off, and its guest is not touched.
 func TestBusyIsNoFailure(t *testing.T) {
 	ctrl := gomock.NewController(t)
 	store, guest := mocks.NewMockStore(ctrl), mocks.NewMockExecutor(ctrl)
-	store.EXPECT().AcquireLease(gomock.Any(), kvmbackup.VMID("web"), gomock.Any(), gomock.Any()).Return(kvmbackup.Lease{}, kvmbackup.ErrBusy)
+	store.EXPECT().AcquireLease(gomock.Any(), kvmbackup.VMID("web"), gomock.Any(), gomock.Any()).
+		Return(kvmbackup.Lease{}, kvmbackup.ErrBusy)
 
 	got := backUpOnce(t, engine.Config{Store: store, Executor: guest, LeaseWait: engine.NoWait})
 
@@ -37,7 +38,8 @@ func TestFullShare(t *testing.T) {
 		Name: "web", Defined: true, State: kvmbackup.DomainRunning, Job: kvmbackup.JobNone,
 		Disks: []kvmbackup.DiskStatus{{Device: "vda", Source: "/vda.qcow2", Format: "qcow2", VirtualSize: 1 << 30}},
 	}, nil)
-	guest.EXPECT().PrepareJob(gomock.Any(), gomock.Any(), gomock.Any()).Return(nil, fmt.Errorf("create vda.qcow2: %w", kvmbackup.ErrNoSpace))
+	guest.EXPECT().PrepareJob(gomock.Any(), gomock.Any(), gomock.Any()).
+		Return(nil, fmt.Errorf("create vda.qcow2: %w", kvmbackup.ErrNoSpace))
 	guest.EXPECT().DropCheckpoint(gomock.Any(), gomock.Any(), gomock.Any()).Return(nil) // the engine leaves nothing behind
 
 	got := backUpOnce(t, engine.Config{Store: store, Executor: guest})

@@ -81,8 +81,8 @@ func (l *lab) spawn(name string, delay time.Duration) *process {
 }
 
 // TestKilled has two processes, one of which is killed in the middle of backups and started again. Each process has a
-// simulated hypervisor of its own with the same VMs, and a job dies with its process: when the other process goes on with a VM, it
-// finds no bitmap there and takes a full.
+// simulated hypervisor of its own with the same VMs, and a job dies with its process: when the other process goes on
+// with a VM, it finds no bitmap there and takes a full.
 func TestKilled(t *testing.T) {
 	l := newLab(t)
 	l.schedule()

@@ -41,7 +41,8 @@ func TestQuickstart(t *testing.T) {
 	if want := []string{"full", "incremental", "incremental", "full"}; !slices.Equal(decided, want) {
 		t.Errorf("decided %v, want %v", decided, want)
 	}
-	for text, want := range map[string]int{"is identical": 4, "#2 is delete-pending": 1, "removed demo/": 2, strings.Repeat("#", 30) + "] ": 6, "\r": 0} {
+	for text, want := range map[string]int{"is identical": 4, "#2 is delete-pending": 1, "removed demo/": 2,
+		strings.Repeat("#", 30) + "] ": 6, "\r": 0} {
 		if has := bytes.Count(out, []byte(text)); has != want {
 			t.Errorf("%q is there %d times, want %d", text, has, want)
 		}

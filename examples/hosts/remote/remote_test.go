@@ -34,16 +34,22 @@ type world struct {
 }
 
 func newWorld(t testing.TB, idleLimit time.Duration) *world {
-	w := &world{Simulator: executortest.NewSimulator(t.TempDir()), t: t, limit: idleLimit, root: "/", closed: make(chan struct{}, 1)}
+	w := &world{
+		Simulator: executortest.NewSimulator(t.TempDir()), t: t, limit: idleLimit, root: "/", closed: make(chan struct{}, 1),
+	}
 	w.boot()
-	w.host = httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, in *http.Request) { (*w.handler.Load()).ServeHTTP(out, in) }))
+	w.host = httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, in *http.Request) {
+		(*w.handler.Load()).ServeHTTP(out, in)
+	}))
 	t.Cleanup(w.host.Close)
 	return w
 }
 
 // boot starts the host's process again, which knows no handles.
 func (w *world) boot() {
-	h := (&remote.Server{Executor: closing{w.Simulator.Executor(), w.closed}, Root: w.root, Scratch: w.scratch, IdleLimit: w.limit}).Handler()
+	h := (&remote.Server{
+		Executor: closing{w.Simulator.Executor(), w.closed}, Root: w.root, Scratch: w.scratch, IdleLimit: w.limit,
+	}).Handler()
 	w.handler.Store(&h)
 }
 
@@ -69,7 +75,9 @@ func (w *world) begun(stopped bool) (kvmbackup.DomainRef, kvmbackup.JobSpec, kvm
 	ref, source := kvmbackup.DomainRef{Name: name}, must(w.Source("vda"))
 	spec := kvmbackup.JobSpec{
 		ID: kvmbackup.NewBackupID(), Dir: filepath.Join(share, "1"), CreatedAt: time.Now(), BandwidthBytes: 1 << 20,
-		Volumes: []kvmbackup.JobVolume{{VolumeID: "vol", Device: "vda", Source: source, Kind: kvmbackup.KindFull, File: "vda.qcow2", VirtualSize: 1 << 20}},
+		Volumes: []kvmbackup.JobVolume{
+			{VolumeID: "vol", Device: "vda", Source: source, Kind: kvmbackup.KindFull, File: "vda.qcow2", VirtualSize: 1 << 20},
+		},
 	}
 	lab.OK(w.t, os.Mkdir(spec.Dir, 0o755))
 	j, err := w.Executor().PrepareJob(w.t.Context(), ref, spec)
@@ -108,7 +116,8 @@ func TestBrokenConnection(t *testing.T) {
 	lab.OK(t, j.Close(t.Context()))
 }
 
-// TestHostStartsAgain: the new process adopts the job of a running domain; that of a stopped one ended with the old process.
+// TestHostStartsAgain: the new process adopts the job of a running domain; that of a stopped one ended with the old
+// process.
 func TestHostStartsAgain(t *testing.T) {
 	for stopped, want := range map[bool]error{false: nil, true: kvmbackup.ErrJobFailed} {
 		w := newWorld(t, 0)
@@ -126,8 +135,8 @@ func TestHostStartsAgain(t *testing.T) {
 	}
 }
 
-// TestClientDies: the handle that nobody uses is closed. The job of a running domain goes on and can be adopted; that of a stopped one
-// ends, so that the domain can be started.
+// TestClientDies: the handle that nobody uses is closed. The job of a running domain goes on and can be adopted; that
+// of a stopped one ends, so that the domain can be started.
 func TestClientDies(t *testing.T) {
 	w := newWorld(t, 300*time.Millisecond)
 	ref, spec, _ := w.begun(true)
@@ -145,8 +154,8 @@ func TestClientDies(t *testing.T) {
 	lab.OK(t, err)
 }
 
-// TestPull: a pull keeps its scratch on the hypervisor's host. It outlives the connection, and what is left in the scratch is found and
-// removed from afar.
+// TestPull: a pull keeps its scratch on the hypervisor's host. It outlives the connection, and what is left in the
+// scratch is found and removed from afar.
 func TestPull(t *testing.T) {
 	ctx, here, scratch := t.Context(), lab.Tmpfs(t, "size=256m"), t.TempDir()
 	w := newWorld(t, 0)
@@ -181,7 +190,9 @@ func TestPull(t *testing.T) {
 	target := engine.Target{VM: kvmbackup.VMID(vm)}
 	d, err := eng.Inspect(ctx, target)
 	lab.OK(t, err)
-	if !slices.ContainsFunc(d.Findings, func(f engine.Finding) bool { return f.Code == engine.FindingLeftScratch && f.Path == left }) {
+	if !slices.ContainsFunc(d.Findings, func(f engine.Finding) bool {
+		return f.Code == engine.FindingLeftScratch && f.Path == left
+	}) {
 		t.Errorf("what is left isn't found: %v", d)
 	}
 	_, err = eng.Repair(ctx, target)
@@ -202,7 +213,9 @@ func TestNoOtherFolder(t *testing.T) {
 	host := w.Executor().(engine.ScratchHost)
 	_, _, errSpace := host.ScratchSpace(t.Context(), other)
 	_, errEntries := host.ScratchEntries(t.Context(), other)
-	_, errJob := w.Executor().PrepareJob(t.Context(), kvmbackup.DomainRef{Name: "x"}, kvmbackup.JobSpec{Dir: "/x", Scratch: kept})
+	_, errJob := w.Executor().PrepareJob(t.Context(), kvmbackup.DomainRef{Name: "x"}, kvmbackup.JobSpec{
+		Dir: "/x", Scratch: kept,
+	})
 	for _, err := range []error{errSpace, errEntries, errJob, host.RemoveScratch(t.Context(), other, "kept")} {
 		lab.Fails(t, err, kvmbackup.ErrScratch)
 	}
@@ -258,7 +271,8 @@ type closingJob struct {
 	closed chan struct{}
 }
 
-func (c closing) PrepareJob(ctx context.Context, dom kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+func (c closing) PrepareJob(ctx context.Context, dom kvmbackup.DomainRef,
+	spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
 	j, err := c.Executor.PrepareJob(ctx, dom, spec)
 	return closingJob{j, c.closed}, err
 }
