@@ -35,19 +35,22 @@ func golden(t *testing.T, name, got string) {
 // sample is a record in which every field has a value.
 func sample() kvmbackup.Backup {
 	return kvmbackup.Backup{
-		ID: lab.BackupID("B"), VM: lab.VM, Domain: "i-2-17-VM", Kind: kvmbackup.KindIncremental, Status: kvmbackup.StatusCompleted,
-		ChainID: lab.ChainID("A"), Position: 2, ParentID: lab.BackupID("A"), Checkpoint: cp2, Repository: "11111111-0000-4000-8000-000000000001",
-		Path: "i-2-17-VM/2026.11.23.08.04.50", Sequence: 42, StartedAt: lab.Epoch.Add(time.Hour), CompletedAt: lab.Epoch.Add(time.Hour + 1500*time.Millisecond),
+		ID: lab.BackupID("B"), VM: lab.VM, Domain: "i-2-17-VM", Kind: kvmbackup.KindIncremental,
+		Status: kvmbackup.StatusCompleted, ChainID: lab.ChainID("A"), Position: 2, ParentID: lab.BackupID("A"),
+		Checkpoint: cp2, Repository: "11111111-0000-4000-8000-000000000001", Path: "i-2-17-VM/2026.11.23.08.04.50",
+		Sequence: 42, StartedAt: lab.Epoch.Add(time.Hour), CompletedAt: lab.Epoch.Add(time.Hour + 1500*time.Millisecond),
 		Consistency: kvmbackup.ConsistencyFilesystem, FrozenFor: 250 * time.Millisecond,
 		Reasons: []kvmbackup.Reason{
 			{Code: kvmbackup.ReasonIncremental, Detail: "position 2"}, {Code: kvmbackup.ReasonVolumeNew, VolumeID: "v2"},
 		},
 		Error: "none",
 		Volumes: []kvmbackup.VolumeBackup{
-			{VolumeID: "v1", Device: "vda", Kind: kvmbackup.KindIncremental, File: "root.v1.qcow2", ParentFile: "../2026.11.23.07.04.50/root.v1.qcow2",
-				VirtualSize: 1 << 30, StoredSize: 196608, DirtyBytes: 65536, SourceFormat: "qcow2", Layers: []string{"/images/v1.qcow2"}, Tracked: true, Digest: "sha256:aa", FileDigest: "sha256:bb"},
-			{VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 20, StoredSize: 4096,
-				DirtyBytes: 1 << 20, SourceFormat: "raw"},
+			{VolumeID: "v1", Device: "vda", Kind: kvmbackup.KindIncremental, File: "root.v1.qcow2",
+				ParentFile: "../2026.11.23.07.04.50/root.v1.qcow2", VirtualSize: 1 << 30, StoredSize: 196608, DirtyBytes: 65536,
+				SourceFormat: "qcow2", Layers: []string{"/images/v1.qcow2"}, Tracked: true, Digest: "sha256:aa",
+				FileDigest: "sha256:bb"},
+			{VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 20,
+				StoredSize: 4096, DirtyBytes: 1 << 20, SourceFormat: "raw"},
 		},
 		Files:  []kvmbackup.SideFile{{Name: "domain.xml", Size: 4711, SHA256: strings.Repeat("0f", 32)}},
 		Pinned: true, Holds: []kvmbackup.Hold{{ID: "h1", Purpose: "instant restore", Since: lab.Epoch}},
@@ -125,7 +128,9 @@ func TestValidate(t *testing.T) {
 		"volume's kind not set":        func(b *kvmbackup.Backup) { b.Volumes[1].Kind = kvmbackup.KindUnknown },
 		"incremental without a link":   func(b *kvmbackup.Backup) { b.Volumes[0].ParentFile = "" },
 		"full volume with a link":      func(b *kvmbackup.Backup) { b.Volumes[1].ParentFile = "../x/root.v1.qcow2" },
-		"incremental volume in a full": func(b *kvmbackup.Backup) { b.Kind, b.Position, b.ParentID = kvmbackup.KindFull, 0, "" },
+		"incremental volume in a full": func(b *kvmbackup.Backup) {
+			b.Kind, b.Position, b.ParentID = kvmbackup.KindFull, 0, ""
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := sample()
@@ -159,7 +164,8 @@ func TestEnums(t *testing.T) {
 		text  string
 		parse func(string) (word, error)
 	}{
-		{kvmbackup.KindUnknown, "unknown", kind}, {kvmbackup.KindFull, "full", kind}, {kvmbackup.KindIncremental, "incremental", kind},
+		{kvmbackup.KindUnknown, "unknown", kind}, {kvmbackup.KindFull, "full", kind},
+		{kvmbackup.KindIncremental, "incremental", kind},
 		{kvmbackup.StatusUnknown, "unknown", status}, {kvmbackup.StatusRunning, "running", status},
 		{kvmbackup.StatusCompleted, "completed", status}, {kvmbackup.StatusFailed, "failed", status},
 		{kvmbackup.StatusDeletePending, "delete-pending", status},

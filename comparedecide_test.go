@@ -9,8 +9,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
-// Where only the bitmap can't be trusted the volume is compared, with the cause on record; what is about the chain, the user
-// or the volume itself stays full; and what can't be compared is as it was without the policy.
+// Where only the bitmap can't be trusted the volume is compared, with the cause on record; what is about the chain, the
+// user or the volume itself stays full; and what can't be compared is as it was without the policy.
 func TestDecideCompare(t *testing.T) {
 	second := func(f func(v *facts)) func(in *input) {
 		return func(in *input) { f(&in.Volumes[1]) }
@@ -26,23 +26,27 @@ func TestDecideCompare(t *testing.T) {
 		{"newest untracked", func(in *input) { in.Newest.Checkpoint = "" }, kvmbackup.ReasonNotNewest, ""},
 		{"stopped", func(in *input) { in.State = kvmbackup.DomainStopped }, kvmbackup.ReasonStopped, ""},
 		{"missing", second(func(v *facts) { v.Bitmap = kvmbackup.BitmapMissing }), kvmbackup.ReasonVolumeBitmapMissing, ""},
-		{"inconsistent", second(func(v *facts) { v.Bitmap = kvmbackup.BitmapInconsistent }), kvmbackup.ReasonVolumeBitmapInconsistent, ""},
+		{"inconsistent", second(func(v *facts) { v.Bitmap = kvmbackup.BitmapInconsistent }),
+			kvmbackup.ReasonVolumeBitmapInconsistent, ""},
 		{"unknown", second(func(v *facts) { v.Bitmap = kvmbackup.BitmapUnknown }), kvmbackup.ReasonVolumeBitmapUnknown, ""},
 		{"moved", second(func(v *facts) { v.BitmapBegan = "/images/snap" }), kvmbackup.ReasonVolumeBitmapMoved, ""},
 		{"raw", second(func(v *facts) { v.Untrackable = "raw" }), kvmbackup.ReasonVolumeUntrackable, ""},
 		{"name taken", second(func(v *facts) { v.NameTaken = "backup-vdb" }), kvmbackup.ReasonVolumeNameTaken, ""},
-		{"grown", second(func(v *facts) { v.Untrackable, v.VirtualSize = "raw", v.VirtualSize*2 }), kvmbackup.ReasonVolumeUntrackable, ""},
+		{"grown", second(func(v *facts) { v.Untrackable, v.VirtualSize = "raw", v.VirtualSize*2 }),
+			kvmbackup.ReasonVolumeUntrackable, ""},
 
 		{"new", second(func(v *facts) { v.VolumeID, v.Untrackable = "v9", "raw" }), "", kvmbackup.ReasonVolumeNew},
 		{"shrank", second(func(v *facts) { v.VirtualSize, v.Untrackable = 1, "raw" }), "", kvmbackup.ReasonVolumeShrank},
-		{"reencrypted", second(func(v *facts) { v.Encryption, v.Untrackable = "luks", "raw" }), "", kvmbackup.ReasonVolumeReencrypted},
+		{"reencrypted", second(func(v *facts) { v.Encryption, v.Untrackable = "luks", "raw" }), "",
+			kvmbackup.ReasonVolumeReencrypted},
 		{"without file", func(in *input) { in.Newest.Volumes[1].File = "" }, "", kvmbackup.ReasonVolumeNoParentFile},
 		{"disabled", func(in *input) { in.Policy.DisableIncremental = true }, "", kvmbackup.ReasonBackupFull},
 		{"forced", func(in *input) { in.Policy.ForceFull, in.ActiveCheckpoint = true, "" }, "", kvmbackup.ReasonBackupFull},
 		{"every full", func(in *input) { in.Policy.FullEvery = 1 }, "", kvmbackup.ReasonBackupFull},
 		{"no backup", func(in *input) { in.Newest, in.ActiveCheckpoint = nil, "" }, "", kvmbackup.ReasonBackupFull},
 		{"damaged", func(in *input) { in.Damaged, in.ActiveCheckpoint = []string{"x"}, "" }, "", kvmbackup.ReasonBackupFull},
-		{"file missing", func(in *input) { in.MissingFiles, in.ActiveCheckpoint = []string{"x"}, "" }, "", kvmbackup.ReasonBackupFull},
+		{"file missing", func(in *input) { in.MissingFiles, in.ActiveCheckpoint = []string{"x"}, "" }, "",
+			kvmbackup.ReasonBackupFull},
 		{"pending", func(in *input) {
 			in.Newest.Status, in.ActiveCheckpoint = kvmbackup.StatusDeletePending, ""
 		}, "", kvmbackup.ReasonBackupFull},
@@ -69,7 +73,8 @@ func TestDecideCompare(t *testing.T) {
 				return
 			}
 			if v.Kind != kvmbackup.KindIncremental || !v.Compare || v.CheckBitmap || v.ParentFile == "" ||
-				v.Reason.Code != kvmbackup.ReasonVolumeCompared || v.Reason.VolumeID != v.VolumeID || !strings.HasPrefix(v.Reason.Detail, string(r.cause)) {
+				v.Reason.Code != kvmbackup.ReasonVolumeCompared || v.Reason.VolumeID != v.VolumeID ||
+				!strings.HasPrefix(v.Reason.Detail, string(r.cause)) {
 				t.Errorf("decided %+v, want a comparison because %s", v, r.cause)
 			}
 			if other := d.Volumes[0]; other.Compare == (d.Base != "") {

@@ -36,7 +36,8 @@ func TestDataKeyNeverPrints(t *testing.T) {
 		}
 		out.Write(b)
 	}
-	for _, secret := range []string{string(raw), hex.EncodeToString(raw), fmt.Sprint(raw), strings.Trim(fmt.Sprint(raw[:8]), "[]"), key.ImagesSecret(), key.ImageSecret("root.v1.qcow2")} {
+	for _, secret := range []string{string(raw), hex.EncodeToString(raw), fmt.Sprint(raw),
+		strings.Trim(fmt.Sprint(raw[:8]), "[]"), key.ImagesSecret(), key.ImageSecret("root.v1.qcow2")} {
 		if strings.Contains(strings.ToLower(out.String()), secret) {
 			t.Errorf("the key is in %q", out.String())
 		}
@@ -105,7 +106,8 @@ func TestDataKeyVector(t *testing.T) {
 	if got, want := key.ImagesSecret(), "b66cc80681df0ac55e4cb31c9b45a87afcddcc7bca30d1f074a8ece2ef3ec1af"; got != want {
 		t.Errorf("the images' secret is %s, want %s", got, want)
 	}
-	if got, want := key.ImageSecret("root.v1.qcow2"), "19adb4e067416fa9990b7d4de7de9da55c3e5438b42e76f2307d25073e7d3449"; got != want {
+	got, want := key.ImageSecret("root.v1.qcow2"), "19adb4e067416fa9990b7d4de7de9da55c3e5438b42e76f2307d25073e7d3449"
+	if got != want {
 		t.Errorf("an image's secret is %s, want %s", got, want)
 	}
 	if none := (*kvmbackup.DataKey)(nil); none.ImageSecret("root.v1.qcow2") != "" {

@@ -32,8 +32,13 @@ func parentInput() kvmbackup.DecideInput {
 		ID: backup1, VM: "vm1", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted, ChainID: chainA,
 		Checkpoint: cp1, Repository: "repo", Path: "vm1/2026.11.23.07.04.50",
 		Volumes: []kvmbackup.VolumeBackup{
-			{VolumeID: "v1", Device: "vda", Kind: kvmbackup.KindFull, File: "root.v1.qcow2", VirtualSize: 1 << 30, Tracked: true},
-			{VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 28, Tracked: true},
+			{
+				VolumeID: "v1", Device: "vda", Kind: kvmbackup.KindFull, File: "root.v1.qcow2", VirtualSize: 1 << 30, Tracked: true,
+			},
+			{
+				VolumeID: "v2", Device: "vdb", Kind: kvmbackup.KindFull, File: "datadisk.v2.qcow2", VirtualSize: 1 << 28,
+				Tracked: true,
+			},
 		},
 	}
 	return kvmbackup.DecideInput{
@@ -58,7 +63,8 @@ func TestDecideRules(t *testing.T) {
 		want      kvmbackup.ReasonCode
 		untracked bool
 	}{
-		{"incremental disabled", func(in *input) { in.Policy.DisableIncremental = true }, kvmbackup.ReasonIncrementalDisabled, true},
+		{"incremental disabled", func(in *input) { in.Policy.DisableIncremental = true },
+			kvmbackup.ReasonIncrementalDisabled, true},
 		{"disabled wins over forced", func(in *input) {
 			in.Policy = kvmbackup.Policy{DisableIncremental: true, ForceFull: true}
 		}, kvmbackup.ReasonIncrementalDisabled, true},
@@ -67,26 +73,35 @@ func TestDecideRules(t *testing.T) {
 		{"full-every negative", func(in *input) { in.Policy.FullEvery = -4 }, kvmbackup.ReasonEveryFull, false},
 		{"stopped", func(in *input) { in.State = kvmbackup.DomainStopped }, kvmbackup.ReasonStopped, false},
 		{"no active checkpoint", func(in *input) { in.ActiveCheckpoint = "" }, kvmbackup.ReasonNoActiveCheckpoint, false},
-		{"no backup at all", func(in *input) { in.ActiveCheckpoint, in.Newest = "", nil }, kvmbackup.ReasonNoActiveCheckpoint, false},
+		{"no backup at all", func(in *input) { in.ActiveCheckpoint, in.Newest = "", nil },
+			kvmbackup.ReasonNoActiveCheckpoint, false},
 		{"active without any backup", func(in *input) { in.Newest = nil }, kvmbackup.ReasonNotNewest, false},
-		{"newest has another checkpoint", func(in *input) { in.Newest.Checkpoint = "kvmbackup-2026.11.23.07.30.00" }, kvmbackup.ReasonNotNewest, false},
+		{"newest has another checkpoint", func(in *input) { in.Newest.Checkpoint = "kvmbackup-2026.11.23.07.30.00" },
+			kvmbackup.ReasonNotNewest, false},
 		{"newest is untracked", func(in *input) { in.Newest.Checkpoint = "" }, kvmbackup.ReasonNotNewest, false},
-		{"parent of another domain", func(in *input) { in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, lab.NewUUID }, kvmbackup.ReasonParentOtherDomain, false},
+		{"parent of another domain", func(in *input) { in.Newest.DomainUUID, in.DomainUUID = lab.OldUUID, lab.NewUUID },
+			kvmbackup.ReasonParentOtherDomain, false},
 		{"not newest wins over another domain", func(in *input) {
 			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Checkpoint = lab.OldUUID, lab.NewUUID, ""
 		}, kvmbackup.ReasonNotNewest, false},
 		{"another domain wins over delete-pending", func(in *input) {
 			in.Newest.DomainUUID, in.DomainUUID, in.Newest.Status = lab.OldUUID, lab.NewUUID, kvmbackup.StatusDeletePending
 		}, kvmbackup.ReasonParentOtherDomain, false},
-		{"parent delete-pending", func(in *input) { in.Newest.Status = kvmbackup.StatusDeletePending }, kvmbackup.ReasonParentDeletePending, false},
+		{"parent delete-pending", func(in *input) { in.Newest.Status = kvmbackup.StatusDeletePending },
+			kvmbackup.ReasonParentDeletePending, false},
 		{"parent without chain", func(in *input) { in.Newest.ChainID = "" }, kvmbackup.ReasonParentNoChainData, false},
 		{"parent without volumes", func(in *input) { in.Newest.Volumes = nil }, kvmbackup.ReasonParentNoChainData, false},
-		{"parent elsewhere", func(in *input) { in.Newest.Repository = "other" }, kvmbackup.ReasonParentOtherRepository, false},
-		{"parent damaged", func(in *input) { in.Damaged = []string{"backup x: root.v1.qcow2 is damaged"} }, kvmbackup.ReasonParentDamaged, false},
-		{"parent file missing", func(in *input) { in.MissingFiles = []string{"vm1/x/root.v1.qcow2"} }, kvmbackup.ReasonParentFileMissing, false},
-		{"chain complete", func(in *input) { in.Newest.Position, in.Policy.FullEvery = 2, 3 }, kvmbackup.ReasonChainComplete, false},
+		{"parent elsewhere", func(in *input) { in.Newest.Repository = "other" },
+			kvmbackup.ReasonParentOtherRepository, false},
+		{"parent damaged", func(in *input) { in.Damaged = []string{"backup x: root.v1.qcow2 is damaged"} },
+			kvmbackup.ReasonParentDamaged, false},
+		{"parent file missing", func(in *input) { in.MissingFiles = []string{"vm1/x/root.v1.qcow2"} },
+			kvmbackup.ReasonParentFileMissing, false},
+		{"chain complete", func(in *input) { in.Newest.Position, in.Policy.FullEvery = 2, 3 },
+			kvmbackup.ReasonChainComplete, false},
 		{"chain complete by default", func(in *input) { in.Newest.Position = 9 }, kvmbackup.ReasonChainComplete, false},
-		{"full-every lowered in mid-chain", func(in *input) { in.Newest.Position, in.Policy.FullEvery = 7, 3 }, kvmbackup.ReasonChainComplete, false},
+		{"full-every lowered in mid-chain", func(in *input) { in.Newest.Position, in.Policy.FullEvery = 7, 3 },
+			kvmbackup.ReasonChainComplete, false},
 		{"all bitmaps gone", func(in *input) {
 			both(in, func(v *facts) { v.Bitmap = kvmbackup.BitmapMissing })
 		}, kvmbackup.ReasonNoVolumeIncremental, false},
@@ -140,7 +155,8 @@ func TestDecideIncremental(t *testing.T) {
 		"device names moved": func(in *input) { in.Volumes[0].Device, in.Volumes[1].Device = "vdb", "vda" },
 		"volume grown":       func(in *input) { in.Volumes[0].VirtualSize *= 2 },
 		"layers merged down": func(in *input) {
-			in.Newest.Volumes[0].Layers, in.Volumes[0].BitmapBegan = []string{"/images/top", "/images/middle", "/images/base"}, "/images/middle"
+			in.Newest.Volumes[0].Layers, in.Volumes[0].BitmapBegan = []string{"/images/top", "/images/middle", "/images/base"},
+				"/images/middle"
 		},
 		"layers not known": func(in *input) { in.Newest.Volumes[0].Layers = []string{"/images/top"} },
 	} {
@@ -152,7 +168,9 @@ func TestDecideIncremental(t *testing.T) {
 				d.Position != in.Newest.Position+1 || d.Base != cp1 || d.Checkpoint != cp2 {
 				t.Fatalf("decided %+v", d)
 			}
-			links := map[kvmbackup.VolumeID]string{"v1": "../2026.11.23.07.04.50/root.v1.qcow2", "v2": "../2026.11.23.07.04.50/datadisk.v2.qcow2"}
+			links := map[kvmbackup.VolumeID]string{
+				"v1": "../2026.11.23.07.04.50/root.v1.qcow2", "v2": "../2026.11.23.07.04.50/datadisk.v2.qcow2",
+			}
 			for _, v := range d.Volumes {
 				if v.Kind != kvmbackup.KindIncremental || v.ParentFile != links[v.VolumeID] || !v.Tracked {
 					t.Errorf("volume %+v", v)
@@ -171,25 +189,33 @@ func TestDecideVolumes(t *testing.T) {
 	}{
 		{"new", func(_ *input, v *facts) { v.VolumeID = "v9" }, kvmbackup.ReasonVolumeNew, true},
 		{"raw", func(_ *input, v *facts) { v.Untrackable = "raw" }, kvmbackup.ReasonVolumeUntrackable, false},
-		{"bitmap's name taken", func(_ *input, v *facts) { v.NameTaken = "backup-vdb" }, kvmbackup.ReasonVolumeNameTaken, true},
+		{"bitmap's name taken", func(_ *input, v *facts) { v.NameTaken = "backup-vdb" },
+			kvmbackup.ReasonVolumeNameTaken, true},
 		{"raw, and the name taken", func(_ *input, v *facts) {
 			v.Untrackable, v.NameTaken = "raw", "backup-vdb"
 		}, kvmbackup.ReasonVolumeUntrackable, false},
-		{"bitmap missing", func(_ *input, v *facts) { v.Bitmap = kvmbackup.BitmapMissing }, kvmbackup.ReasonVolumeBitmapMissing, true},
-		{"bitmap inconsistent", func(_ *input, v *facts) { v.Bitmap = kvmbackup.BitmapInconsistent }, kvmbackup.ReasonVolumeBitmapInconsistent, true},
-		{"bitmap unknown", func(_ *input, v *facts) { v.Bitmap = kvmbackup.BitmapUnknown }, kvmbackup.ReasonVolumeBitmapUnknown, true},
+		{"bitmap missing", func(_ *input, v *facts) { v.Bitmap = kvmbackup.BitmapMissing },
+			kvmbackup.ReasonVolumeBitmapMissing, true},
+		{"bitmap inconsistent", func(_ *input, v *facts) { v.Bitmap = kvmbackup.BitmapInconsistent },
+			kvmbackup.ReasonVolumeBitmapInconsistent, true},
+		{"bitmap unknown", func(_ *input, v *facts) { v.Bitmap = kvmbackup.BitmapUnknown },
+			kvmbackup.ReasonVolumeBitmapUnknown, true},
 		{"bitmap moved", func(in *input, v *facts) {
 			in.Newest.Volumes[1].Layers, v.BitmapBegan = []string{"/images/base"}, "/images/base.snap1"
 		}, kvmbackup.ReasonVolumeBitmapMoved, true},
-		{"bitmap of a record without layers", func(_ *input, v *facts) { v.BitmapBegan = "/images/base" }, kvmbackup.ReasonVolumeBitmapMoved, true},
+		{"bitmap of a record without layers", func(_ *input, v *facts) { v.BitmapBegan = "/images/base" },
+			kvmbackup.ReasonVolumeBitmapMoved, true},
 		{"encrypted since", func(_ *input, v *facts) { v.Encryption = "luks" }, kvmbackup.ReasonVolumeReencrypted, true},
-		{"decrypted since", func(in *input, _ *facts) { in.Newest.Volumes[1].Encryption = "luks" }, kvmbackup.ReasonVolumeReencrypted, true},
+		{"decrypted since", func(in *input, _ *facts) { in.Newest.Volumes[1].Encryption = "luks" },
+			kvmbackup.ReasonVolumeReencrypted, true},
 		{"encrypted otherwise and shrank", func(in *input, v *facts) {
 			in.Newest.Volumes[1].Encryption, v.Encryption, v.VirtualSize = "aes", "luks", 1
 		}, kvmbackup.ReasonVolumeReencrypted, true},
-		{"encrypted since and raw", func(_ *input, v *facts) { v.Encryption, v.Untrackable = "luks", "raw" }, kvmbackup.ReasonVolumeUntrackable, false},
+		{"encrypted since and raw", func(_ *input, v *facts) { v.Encryption, v.Untrackable = "luks", "raw" },
+			kvmbackup.ReasonVolumeUntrackable, false},
 		{"shrank", func(_ *input, v *facts) { v.VirtualSize-- }, kvmbackup.ReasonVolumeShrank, true},
-		{"no parent file", func(in *input, _ *facts) { in.Newest.Volumes[1].File = "" }, kvmbackup.ReasonVolumeNoParentFile, true},
+		{"no parent file", func(in *input, _ *facts) { in.Newest.Volumes[1].File = "" },
+			kvmbackup.ReasonVolumeNoParentFile, true},
 	}
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
@@ -199,7 +225,8 @@ func TestDecideVolumes(t *testing.T) {
 			if d.Kind != kvmbackup.KindIncremental || d.Volumes[0].Kind != kvmbackup.KindIncremental {
 				t.Fatalf("one volume's trouble must not make the others full: %+v", d)
 			}
-			if v := d.Volumes[1]; v.Kind != kvmbackup.KindFull || v.Reason.Code != r.want || v.ParentFile != "" || v.Tracked != r.tracked {
+			if v := d.Volumes[1]; v.Kind != kvmbackup.KindFull || v.Reason.Code != r.want || v.ParentFile != "" ||
+				v.Tracked != r.tracked {
 				t.Errorf("volume decided %+v, want full because %s", v, r.want)
 			}
 		})
@@ -208,7 +235,8 @@ func TestDecideVolumes(t *testing.T) {
 		in := parentInput()
 		in.Volumes = in.Volumes[:1]
 		d := decide(t, in)
-		if len(d.Volumes) != 1 || len(d.Reasons) != 2 || d.Reasons[1].Code != kvmbackup.ReasonVolumeGone || d.Reasons[1].VolumeID != "v2" {
+		if len(d.Volumes) != 1 || len(d.Reasons) != 2 || d.Reasons[1].Code != kvmbackup.ReasonVolumeGone ||
+			d.Reasons[1].VolumeID != "v2" {
 			t.Errorf("decided %+v", d)
 		}
 	})
@@ -236,7 +264,8 @@ func TestDecideTellsOfTheUntrackable(t *testing.T) {
 		in.Volumes[1].Untrackable = "raw, and the way out"
 		r.change(&in)
 		d := decide(t, in)
-		if why := d.Volumes[1].Reason; why.Code != r.want || (why.Detail == in.Volumes[1].Untrackable) != (r.want == kvmbackup.ReasonVolumeUntrackable) {
+		why := d.Volumes[1].Reason
+		if why.Code != r.want || (why.Detail == in.Volumes[1].Untrackable) != (r.want == kvmbackup.ReasonVolumeUntrackable) {
 			t.Errorf("%s: %+v", name, d.Volumes)
 		}
 		if why := d.Volumes[0].Reason; why.Code != kvmbackup.ReasonBackupFull {
@@ -323,8 +352,8 @@ func decide(t *testing.T, in kvmbackup.DecideInput) kvmbackup.Decision {
 
 // listed has the fields of which the comment on DecideInput.Newest says that a ChainDecider reads them.
 func listed(b kvmbackup.Backup) *kvmbackup.Backup {
-	out := kvmbackup.Backup{ID: b.ID, Status: b.Status, DomainUUID: b.DomainUUID, Checkpoint: b.Checkpoint, Repository: b.Repository,
-		Path: b.Path, ChainID: b.ChainID, Position: b.Position}
+	out := kvmbackup.Backup{ID: b.ID, Status: b.Status, DomainUUID: b.DomainUUID, Checkpoint: b.Checkpoint,
+		Repository: b.Repository, Path: b.Path, ChainID: b.ChainID, Position: b.Position}
 	for _, v := range b.Volumes {
 		out.Volumes = append(out.Volumes, kvmbackup.VolumeBackup{VolumeID: v.VolumeID, Device: v.Device, File: v.File,
 			VirtualSize: v.VirtualSize, Encryption: v.Encryption, Layers: v.Layers})

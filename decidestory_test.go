@@ -15,11 +15,12 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// TestDecideStories plays testdata/decide/*.txt: what happens to a VM, line by line, and after "=>" what is decided. There is no
-// hypervisor and no file: only the decider, the records, and which bitmaps are on the disks. -update rewrites the decisions.
+// TestDecideStories plays testdata/decide/*.txt: what happens to a VM, line by line, and after "=>" what is decided.
+// There is no hypervisor and no file: only the decider, the records, and which bitmaps are on the disks. -update
+// rewrites the decisions.
 //
-// A backup's decision reads "b3 I on b2 at 1: incremental", or "b1 F: no-active-checkpoint"; "untracked" is added where no
-// checkpoint is taken, and volumes that are not as the whole are listed with their reasons.
+// A backup's decision reads "b3 I on b2 at 1: incremental", or "b1 F: no-active-checkpoint"; "untracked" is added where
+// no checkpoint is taken, and volumes that are not as the whole are listed with their reasons.
 //
 //	vm vda vdb=raw          a VM with these disks; the first line
 //	full-every N            the policy; also: incremental on|off, offline-incremental on|off
@@ -47,7 +48,10 @@ func TestDecideStories(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
 			text, err := os.ReadFile(f)
 			lab.OK(t, err)
-			s := &decideStory{t: t, store: memstore.New(), repository: "repo1", state: kvmbackup.DomainRunning, lost: map[kvmbackup.BackupID]bool{}}
+			s := &decideStory{
+				t: t, store: memstore.New(), repository: "repo1", state: kvmbackup.DomainRunning,
+				lost: map[kvmbackup.BackupID]bool{},
+			}
 			var out strings.Builder
 			for _, line := range strings.Split(strings.TrimRight(string(text), "\n"), "\n") {
 				line, _, _ = strings.Cut(line, "=>")
@@ -132,7 +136,8 @@ func (s *decideStory) play(words []string) string {
 			s.policy.DisableIncremental = false
 		}
 	case "start", "stop", "pause":
-		s.state = map[string]kvmbackup.DomainState{"start": kvmbackup.DomainRunning, "stop": kvmbackup.DomainStopped, "pause": kvmbackup.DomainPaused}[words[0]]
+		s.state = map[string]kvmbackup.DomainState{"start": kvmbackup.DomainRunning, "stop": kvmbackup.DomainStopped,
+			"pause": kvmbackup.DomainPaused}[words[0]]
 	case "restore":
 		s.write(func(l kvmbackup.Lease) error { return s.store.SetActive(s.t.Context(), l, "") })
 		s.mark(s.disks, "")
@@ -172,7 +177,8 @@ func (s *decideStory) disk(what, device string, words []string) {
 		s.disks = slices.Delete(s.disks, i, i+1)
 	case "replace":
 		s.given++
-		d.id, d.bitmaps = kvmbackup.VolumeID(fmt.Sprintf("volume%d", s.given)), map[kvmbackup.CheckpointName]kvmbackup.BitmapState{}
+		d.id, d.bitmaps = kvmbackup.VolumeID(fmt.Sprintf("volume%d", s.given)),
+			map[kvmbackup.CheckpointName]kvmbackup.BitmapState{}
 	case "move":
 		d.device = words[2]
 	case "grow":
@@ -285,7 +291,8 @@ func (s *decideStory) input(how []string) kvmbackup.DecideInput {
 		VM: lab.VM, Policy: s.policy, State: s.state, ActiveCheckpoint: vm.ActiveCheckpoint, Repository: s.repository,
 		NewCheckpoint: kvmbackup.NewCheckpointName("kvmbackup", stamp, lab.VM), NewChain: kvmbackup.NewChainID(),
 	}
-	in.Policy.ForceFull, in.Policy.ForceCompare, in.CantCompare = slices.Contains(how, "force"), slices.Contains(how, "compare"), s.cant
+	in.Policy.ForceFull, in.Policy.ForceCompare, in.CantCompare = slices.Contains(how, "force"),
+		slices.Contains(how, "compare"), s.cant
 	if newest, err := s.store.Newest(s.t.Context(), lab.VM); err == nil {
 		in.Newest = &newest
 		for b := newest; ; {
@@ -300,7 +307,9 @@ func (s *decideStory) input(how []string) kvmbackup.DecideInput {
 		}
 	}
 	for _, d := range s.disks {
-		v := kvmbackup.VolumeFacts{VolumeID: d.id, Device: d.device, Format: "qcow2", VirtualSize: d.size, Bitmap: kvmbackup.BitmapMissing}
+		v := kvmbackup.VolumeFacts{
+			VolumeID: d.id, Device: d.device, Format: "qcow2", VirtualSize: d.size, Bitmap: kvmbackup.BitmapMissing,
+		}
 		if state, there := d.bitmaps[vm.ActiveCheckpoint]; there {
 			v.Bitmap = state
 		}
@@ -319,14 +328,15 @@ func (s *decideStory) backup(how []string) string {
 	in := s.input(how)
 	d := decide(s.t, in)
 	b := kvmbackup.Backup{
-		ID: kvmbackup.NewBackupID(), VM: lab.VM, Kind: d.Kind, Status: kvmbackup.StatusRunning, ChainID: d.ChainID, Position: d.Position, ParentID: d.ParentID,
-		Checkpoint: d.Checkpoint, Repository: s.repository, StartedAt: lab.Epoch, Consistency: kvmbackup.ConsistencyCrash,
-		Path: string(lab.VM) + "/" + strings.TrimPrefix(in.NewCheckpoint.String(), "kvmbackup-"),
+		ID: kvmbackup.NewBackupID(), VM: lab.VM, Kind: d.Kind, Status: kvmbackup.StatusRunning, ChainID: d.ChainID,
+		Position: d.Position, ParentID: d.ParentID, Checkpoint: d.Checkpoint, Repository: s.repository, StartedAt: lab.Epoch,
+		Consistency: kvmbackup.ConsistencyCrash, Path: string(lab.VM) + "/" +
+			strings.TrimPrefix(in.NewCheckpoint.String(), "kvmbackup-"),
 	}
 	for i, v := range d.Volumes {
 		b.Volumes = append(b.Volumes, kvmbackup.VolumeBackup{
-			VolumeID: v.VolumeID, Device: v.Device, Kind: v.Kind, File: "disk." + v.VolumeID.String() + ".qcow2", ParentFile: v.ParentFile,
-			VirtualSize: in.Volumes[i].VirtualSize, Tracked: v.Tracked,
+			VolumeID: v.VolumeID, Device: v.Device, Kind: v.Kind, File: "disk." + v.VolumeID.String() + ".qcow2",
+			ParentFile: v.ParentFile, VirtualSize: in.Volumes[i].VirtualSize, Tracked: v.Tracked,
 		})
 	}
 	lab.OK(s.t, b.Validate())
@@ -367,8 +377,10 @@ func (s *decideStory) describe(b kvmbackup.Backup, d kvmbackup.Decision, failed 
 	}
 	says += ": " + strings.Join(codes, ", ")
 	for _, v := range d.Volumes {
-		if v.Kind != d.Kind || v.Reason.Code != kvmbackup.ReasonBackupFull && v.Reason.Code != kvmbackup.ReasonVolumeIncremental {
-			says += fmt.Sprintf("; %s %s %s", v.Device, map[kvmbackup.Kind]string{kvmbackup.KindFull: "F", kvmbackup.KindIncremental: "I"}[v.Kind], v.Reason.Code)
+		if v.Kind != d.Kind ||
+			v.Reason.Code != kvmbackup.ReasonBackupFull && v.Reason.Code != kvmbackup.ReasonVolumeIncremental {
+			says += fmt.Sprintf("; %s %s %s", v.Device,
+				map[kvmbackup.Kind]string{kvmbackup.KindFull: "F", kvmbackup.KindIncremental: "I"}[v.Kind], v.Reason.Code)
 		}
 	}
 	if failed {

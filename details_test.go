@@ -28,13 +28,14 @@ func TestKnownDetails(t *testing.T) {
 		}
 	}
 	same(known(sample()), map[string]string{
-		"nas.chain_id": lab.ChainID("A").String(), "nas.chain_position": "2", "nas.parent_backup_id": lab.BackupID("A").String(),
-		"nas.bitmap_name": cp2.String(), "nas.type": "incremental",
+		"nas.chain_id": lab.ChainID("A").String(), "nas.chain_position": "2",
+		"nas.parent_backup_id": lab.BackupID("A").String(), "nas.bitmap_name": cp2.String(), "nas.type": "incremental",
 	})
 	full := lab.Full()
 	full.Status = kvmbackup.StatusDeletePending
 	same(known(full), map[string]string{
-		"nas.chain_id": lab.ChainID("A").String(), "nas.chain_position": "0", "nas.type": "full", "nas.delete_pending": "true",
+		"nas.chain_id": lab.ChainID("A").String(), "nas.chain_position": "0", "nas.type": "full",
+		"nas.delete_pending": "true",
 	})
 	lab.Equal(t, "the VM's key", "nas.active_checkpoint_id", "nas.active_checkpoint_id")
 	lab.Equal(t, "volume keys", "nas.volume.", "nas.volume.")
@@ -76,11 +77,13 @@ func TestDetailsCorrupted(t *testing.T) {
 		"kvmbackup.frozen_for":   {"x", "7"},
 		"kvmbackup.reasons":      {"x", "{}", `[{"code":7}]`},
 		"kvmbackup.pinned":       {"x", "yes"},
-		"kvmbackup.files":        {"x", `[{"name":"x"}]`, `[{"name":"../x","sha256":"` + strings.Repeat("0", 64) + `"}]`, `[{"name":"x","size":-1,"sha256":"` + strings.Repeat("0", 64) + `"}]`},
+		"kvmbackup.files": {"x", `[{"name":"x"}]`, `[{"name":"../x","sha256":"` + strings.Repeat("0", 64) + `"}]`,
+			`[{"name":"x","size":-1,"sha256":"` + strings.Repeat("0", 64) + `"}]`},
 		"kvmbackup.holds":        {"x", `[{"since":"x"}]`},
 		"kvmbackup.verification": {"x", `{"at":"x"}`},
 	}
-	free := []string{"nas.bitmap_name", "kvmbackup.domain", "kvmbackup.repository", "kvmbackup.error"} // any text is a value
+	// any text is a value
+	free := []string{"nas.bitmap_name", "kvmbackup.domain", "kvmbackup.repository", "kvmbackup.error"}
 	for key := range sample().Details() {
 		if bad[key] == nil && !slices.Contains(free, key) {
 			t.Errorf("key %s has no row", key)
@@ -143,9 +146,11 @@ func TestPolicyFromSettings(t *testing.T) {
 		lab.Equal(t, fmt.Sprint(r.settings), got, r.want)
 		again, err := kvmbackup.PolicyFromSettings(got.Settings())
 		lab.OK(t, err)
-		if again.DisableIncremental != got.DisableIncremental || again.FullEvery != max(got.FullEvery, 1) && got.FullEvery != 0 {
+		if again.DisableIncremental != got.DisableIncremental ||
+			again.FullEvery != max(got.FullEvery, 1) && got.FullEvery != 0 {
 			t.Errorf("%v written and read again: %v", got, again)
 		}
 	}
-	lab.Equal(t, "the default policy, written", fmt.Sprint(kvmbackup.Policy{}.Settings()), "map[nas.backup.full.every:10 nas.backup.incremental.enabled:true]")
+	lab.Equal(t, "the default policy, written", fmt.Sprint(kvmbackup.Policy{}.Settings()),
+		"map[nas.backup.full.every:10 nas.backup.incremental.enabled:true]")
 }

@@ -14,8 +14,9 @@ import (
 	"testing"
 )
 
-// TestDocsCompile: every Go block in the documents and in the packages' comments is of Go code that is compiled: its statements,
-// or its declarations, are all in one file. What checks errors between them there may be left out, as may comments.
+// TestDocsCompile: every Go block in the documents and in the packages' comments is of Go code that is compiled: its
+// statements, or its declarations, are all in one file. What checks errors between them there may be left out, as may
+// comments.
 func TestDocsCompile(t *testing.T) {
 	code := map[string]string{}
 	var docs []string
@@ -128,8 +129,8 @@ func tokens(source string) string {
 	}
 }
 
-// TestDocsCommands: what the documents' commands name is there: targets of the Makefile, scripts, packages. The options of
-// nasbackup are checked by its own tests.
+// TestDocsCommands: what the documents' commands name is there: targets of the Makefile, scripts, packages. The options
+// of nasbackup are checked by its own tests.
 func TestDocsCommands(t *testing.T) {
 	makefile, err := os.ReadFile("Makefile")
 	if err != nil {

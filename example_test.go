@@ -14,8 +14,10 @@ import (
 func ExampleChainDecider() {
 	newest := kvmbackup.Backup{
 		ID: "bbbbbbbb-0000-4000-8000-000000000001", VM: "web1", Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted,
-		ChainID: "aaaaaaaa-0000-4000-8000-000000000001", Checkpoint: "kvmbackup-2026.11.23.07.04.50", Path: "web1/2026.11.23.07.04.50",
-		Volumes: []kvmbackup.VolumeBackup{{VolumeID: "root", Device: "vda", Kind: kvmbackup.KindFull, File: "root.root.qcow2", VirtualSize: 10 << 30}},
+		ChainID: "aaaaaaaa-0000-4000-8000-000000000001", Checkpoint: "kvmbackup-2026.11.23.07.04.50",
+		Path: "web1/2026.11.23.07.04.50", Volumes: []kvmbackup.VolumeBackup{
+			{VolumeID: "root", Device: "vda", Kind: kvmbackup.KindFull, File: "root.root.qcow2", VirtualSize: 10 << 30},
+		},
 	}
 	d, err := kvmbackup.ChainDecider{}.Decide(kvmbackup.DecideInput{
 		VM: "web1", Policy: kvmbackup.Policy{FullEvery: 3}, State: kvmbackup.DomainRunning,
@@ -70,11 +72,14 @@ func ExampleRetentionPolicy_Plan() {
 // For hosts that keep a table of details per backup and add no columns.
 func ExampleBackup_Details() {
 	b := kvmbackup.Backup{
-		ID: "bbbbbbbb-0000-4000-8000-000000000002", VM: "web1", Kind: kvmbackup.KindIncremental, Status: kvmbackup.StatusCompleted,
-		ChainID: "aaaaaaaa-0000-4000-8000-000000000001", Position: 1, ParentID: "bbbbbbbb-0000-4000-8000-000000000001",
-		Checkpoint: "kvmbackup-2026.11.23.08.04.50", Path: "web1/2026.11.23.08.04.50", Consistency: kvmbackup.ConsistencyCrash,
+		ID: "bbbbbbbb-0000-4000-8000-000000000002", VM: "web1", Kind: kvmbackup.KindIncremental,
+		Status: kvmbackup.StatusCompleted, ChainID: "aaaaaaaa-0000-4000-8000-000000000001", Position: 1,
+		ParentID: "bbbbbbbb-0000-4000-8000-000000000001", Checkpoint: "kvmbackup-2026.11.23.08.04.50",
+		Path: "web1/2026.11.23.08.04.50", Consistency: kvmbackup.ConsistencyCrash,
 		StartedAt: time.Date(2026, 11, 23, 8, 4, 50, 0, time.UTC),
-		Volumes:   []kvmbackup.VolumeBackup{{VolumeID: "root", Device: "vda", Kind: kvmbackup.KindFull, File: "root.root.qcow2"}},
+		Volumes: []kvmbackup.VolumeBackup{
+			{VolumeID: "root", Device: "vda", Kind: kvmbackup.KindFull, File: "root.root.qcow2"},
+		},
 	}
 	details := b.Details()
 	for _, key := range slices.Sorted(maps.Keys(details)) {

@@ -12,8 +12,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// vault stands for a key service: what it wraps is a number under which it keeps the key. A host with age's keys has package
-// seal, and one with a key service of its own embeds seal.Files in place of the two last methods.
+// vault stands for a key service: what it wraps is a number under which it keeps the key. A host with age's keys has
+// package seal, and one with a key service of its own embeds seal.Files in place of the two last methods.
 type vault struct {
 	name string
 	keys map[byte]kvmbackup.DataKey

@@ -73,15 +73,16 @@ func names(v any, into map[string]bool) map[string]bool {
 	return into
 }
 
-// TestResultsPrint: every result has snake_case names of its own in JSON, with words in place of numbers of enums, comes back from it, and
-// prints itself.
+// TestResultsPrint: every result has snake_case names of its own in JSON, with words in place of numbers of enums,
+// comes back from it, and prints itself.
 func TestResultsPrint(t *testing.T) {
 	snake := regexp.MustCompile(`^[a-z0-9]+(_[a-z0-9]+)*$`)
 	for _, v := range []any{
-		&kvmbackup.Decision{}, &kvmbackup.VolumeDecision{}, &kvmbackup.DeletePlan{}, &kvmbackup.RetentionPlan{}, &kvmbackup.RetentionDecision{},
-		&kvmbackup.DomainStatus{}, &kvmbackup.JobSpec{}, &kvmbackup.JobProgress{}, &kvmbackup.JobResult{}, &kvmbackup.Definition{},
-		&kvmbackup.DomainRef{}, &kvmbackup.CheckpointSpec{}, &kvmbackup.Removal{}, &kvmbackup.Removed{}, &kvmbackup.Backup{},
-		&engine.Plan{}, &engine.VerifyReport{}, &engine.Diagnosis{}, &engine.Recovery{}, &engine.RecoveredVM{}, &engine.Imported{}, &engine.Rekeyed{},
+		&kvmbackup.Decision{}, &kvmbackup.VolumeDecision{}, &kvmbackup.DeletePlan{}, &kvmbackup.RetentionPlan{},
+		&kvmbackup.RetentionDecision{}, &kvmbackup.DomainStatus{}, &kvmbackup.JobSpec{}, &kvmbackup.JobProgress{},
+		&kvmbackup.JobResult{}, &kvmbackup.Definition{}, &kvmbackup.DomainRef{}, &kvmbackup.CheckpointSpec{},
+		&kvmbackup.Removal{}, &kvmbackup.Removed{}, &kvmbackup.Backup{}, &engine.Plan{}, &engine.VerifyReport{},
+		&engine.Diagnosis{}, &engine.Recovery{}, &engine.RecoveredVM{}, &engine.Imported{}, &engine.Rekeyed{},
 		&engine.Restored{}, &engine.Event{},
 	} {
 		t.Run(fmt.Sprintf("%T", v), func(t *testing.T) {
@@ -149,10 +150,14 @@ func TestVerifyReportPrints(t *testing.T) {
 	}{
 		{engine.VerifyReport{Backup: "b", Files: 2, Complete: true}, "b: ok, 2 files\n"},
 		{engine.VerifyReport{Backup: "b", Files: 2}, "b: not verified\n"},
-		{engine.VerifyReport{Backup: "b", Files: 2, Complete: true, Content: true, Digests: 3}, "b: ok, 2 files, 3 digests\n"},
+		{
+			engine.VerifyReport{Backup: "b", Files: 2, Complete: true, Content: true, Digests: 3}, "b: ok, 2 files, 3 digests\n",
+		},
 		{engine.VerifyReport{Backup: "b", Files: 2, Complete: true, NoDigests: true},
 			"b: ok, 2 files; content not compared: no digests are on record\n"},
-		{engine.VerifyReport{Backup: "b", Files: 2, Complete: true, Problems: []engine.Problem{{Code: engine.ProblemCheck, Detail: "bad"}}},
+		{engine.VerifyReport{
+			Backup: "b", Files: 2, Complete: true, Problems: []engine.Problem{{Code: engine.ProblemCheck, Detail: "bad"}},
+		},
 			"b: damaged, 2 files\n  structure: bad\n"},
 	} {
 		lab.Equal(t, "printed", c.r.String(), c.want)

@@ -27,12 +27,15 @@ func TestScratchNeed(t *testing.T) {
 	}
 }
 
-// TestScratchIsShared: the room that one job was promised isn't promised again, on whichever folder of that file system, until
-// that job is over. The folder with the most room is taken.
+// TestScratchIsShared: the room that one job was promised isn't promised again, on whichever folder of that file
+// system, until that job is over. The folder with the most room is taken.
 func TestScratchIsShared(t *testing.T) {
 	const system, other = "none", "another" // no real ones
 	folders := func() []scratchFolder {
-		return []scratchFolder{{path: "/small", system: other, free: 30}, {path: "/a", system: system, free: 100}, {path: "/b", system: system, free: 100}}
+		return []scratchFolder{
+			{path: "/small", system: other, free: 30}, {path: "/a", system: system, free: 100},
+			{path: "/b", system: system, free: 100},
+		}
 	}
 	claim := func(need int64, want string) scratchClaim {
 		t.Helper()

@@ -21,21 +21,24 @@ import (
 
 // below are what the packages below the engine may return, and what a host sees of it.
 var below = map[string]struct{ err, want error }{
-	"repository.ErrNotRepository":   {repository.ErrNotRepository, kvmbackup.ErrNotRepository},
-	"repository.ErrOtherRepository": {fmt.Errorf("%w: %w", repository.ErrUnavailable, repository.ErrOtherRepository), kvmbackup.ErrOtherRepository},
-	"repository.ErrVersion":         {repository.ErrVersion, kvmbackup.ErrVersion},
-	"repository.ErrUnavailable":     {repository.ErrUnavailable, kvmbackup.ErrUnavailable},
-	"repository.ErrHung":            {fmt.Errorf("%w: %w", repository.ErrHung, context.DeadlineExceeded), kvmbackup.ErrUnavailable},
-	"repository.ErrReadOnly":        {repository.ErrReadOnly, kvmbackup.ErrReadOnly},
-	"repository.ErrNoSpace":         {&repository.Error{Op: "publish", Err: repository.ErrNoSpace}, kvmbackup.ErrNoSpace},
-	"repository.ErrNotFound":        {repository.ErrNotFound, kvmbackup.ErrMissingFile},
-	"repository.ErrExist":           {repository.ErrExist, kvmbackup.ErrTargetExists},
-	"repository.ErrForeign":         {repository.ErrForeign, kvmbackup.ErrForeign},
-	"repository.ErrDenied":          {repository.ErrDenied, kvmbackup.ErrDenied},
-	"repository.ErrUnsafe":          {repository.ErrUnsafe, kvmbackup.ErrDamaged},
-	"repository.ErrTooLarge":        {repository.ErrTooLarge, kvmbackup.ErrDamaged},
-	"repository.ErrInUse":           {repository.ErrInUse, kvmbackup.ErrBusy},
-	"repository.ErrFlush":           {fmt.Errorf("%w: %w", repository.ErrFlush, repository.ErrUnavailable), kvmbackup.ErrFlush},
+	"repository.ErrNotRepository": {repository.ErrNotRepository, kvmbackup.ErrNotRepository},
+	"repository.ErrOtherRepository": {fmt.Errorf("%w: %w", repository.ErrUnavailable, repository.ErrOtherRepository),
+		kvmbackup.ErrOtherRepository},
+	"repository.ErrVersion":     {repository.ErrVersion, kvmbackup.ErrVersion},
+	"repository.ErrUnavailable": {repository.ErrUnavailable, kvmbackup.ErrUnavailable},
+	"repository.ErrHung": {fmt.Errorf("%w: %w", repository.ErrHung, context.DeadlineExceeded),
+		kvmbackup.ErrUnavailable},
+	"repository.ErrReadOnly": {repository.ErrReadOnly, kvmbackup.ErrReadOnly},
+	"repository.ErrNoSpace":  {&repository.Error{Op: "publish", Err: repository.ErrNoSpace}, kvmbackup.ErrNoSpace},
+	"repository.ErrNotFound": {repository.ErrNotFound, kvmbackup.ErrMissingFile},
+	"repository.ErrExist":    {repository.ErrExist, kvmbackup.ErrTargetExists},
+	"repository.ErrForeign":  {repository.ErrForeign, kvmbackup.ErrForeign},
+	"repository.ErrDenied":   {repository.ErrDenied, kvmbackup.ErrDenied},
+	"repository.ErrUnsafe":   {repository.ErrUnsafe, kvmbackup.ErrDamaged},
+	"repository.ErrTooLarge": {repository.ErrTooLarge, kvmbackup.ErrDamaged},
+	"repository.ErrInUse":    {repository.ErrInUse, kvmbackup.ErrBusy},
+	"repository.ErrFlush": {fmt.Errorf("%w: %w", repository.ErrFlush, repository.ErrUnavailable),
+		kvmbackup.ErrFlush},
 	"repository.ErrManifest":        {repository.ErrManifest, kvmbackup.ErrDamaged},
 	"repository.ErrManifestVersion": {repository.ErrManifestVersion, kvmbackup.ErrDamaged},
 	"repository.ErrMisplaced":       {repository.ErrMisplaced, kvmbackup.ErrDamaged},
@@ -99,7 +102,8 @@ func TestTranslate(t *testing.T) {
 		})
 	}
 	var path *fs.PathError
-	if err := engine.Translate(t.Context(), &fs.PathError{Op: "stat", Path: "/x", Err: syscall.EIO}); !errors.As(err, &path) || path.Path != "/x" {
+	err := engine.Translate(t.Context(), &fs.PathError{Op: "stat", Path: "/x", Err: syscall.EIO})
+	if !errors.As(err, &path) || path.Path != "/x" {
 		t.Errorf("it hides the error of the system: %v", err)
 	}
 }
@@ -133,14 +137,16 @@ func TestTranslateEnded(t *testing.T) {
 		err  error
 		code []string
 	}{
-		"the cause":          {cancelled, fmt.Errorf("copy: %w", errHost), []string{"interrupted"}},
-		"the context":        {cancelled, fmt.Errorf("copy: %w", context.Canceled), []string{"interrupted"}},
-		"a killed tool":      {cancelled, errors.New("signal: killed"), []string{"interrupted"}},
-		"a cancelled job":    {cancelled, errors.Join(errHost, kvmbackup.ErrJobFailed), []string{"interrupted"}},
-		"a deadline":         {late, fmt.Errorf("copy: %w", errHost), []string{"timeout"}},
-		"a wait":             {late, fmt.Errorf("%w (gave up waiting: %w)", kvmbackup.ErrBusy, errHost), []string{"busy", "timeout"}},
-		"a job that hangs":   {cancelled, errors.Join(errHost, kvmbackup.ErrJobStuck), []string{"job-stuck", "interrupted"}},
-		"storage that hangs": {cancelled, errors.Join(errHost, kvmbackup.ErrUnavailable), []string{"unavailable", "interrupted"}},
+		"the cause":       {cancelled, fmt.Errorf("copy: %w", errHost), []string{"interrupted"}},
+		"the context":     {cancelled, fmt.Errorf("copy: %w", context.Canceled), []string{"interrupted"}},
+		"a killed tool":   {cancelled, errors.New("signal: killed"), []string{"interrupted"}},
+		"a cancelled job": {cancelled, errors.Join(errHost, kvmbackup.ErrJobFailed), []string{"interrupted"}},
+		"a deadline":      {late, fmt.Errorf("copy: %w", errHost), []string{"timeout"}},
+		"a wait": {late, fmt.Errorf("%w (gave up waiting: %w)", kvmbackup.ErrBusy, errHost),
+			[]string{"busy", "timeout"}},
+		"a job that hangs": {cancelled, errors.Join(errHost, kvmbackup.ErrJobStuck), []string{"job-stuck", "interrupted"}},
+		"storage that hangs": {cancelled, errors.Join(errHost, kvmbackup.ErrUnavailable),
+			[]string{"unavailable", "interrupted"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := engine.Translate(c.ctx, c.err)

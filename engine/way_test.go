@@ -20,29 +20,47 @@ func TestChooseWay(t *testing.T) {
 		reason kvmbackup.ReasonCode
 		err    error
 	}{
-		"nothing configured":         {wayInput{State: runs}, push, "", nil},
-		"nothing configured, can":    {wayInput{State: runs, CanPull: true}, push, "", nil},
-		"scratch":                    {wayInput{State: runs, Scratch: true, CanPull: true}, pull, ReasonTransferPull, nil},
-		"scratch, paused":            {wayInput{State: kvmbackup.DomainPaused, Scratch: true, CanPull: true}, pull, ReasonTransferPull, nil},
-		"scratch, can't":             {wayInput{State: runs, Scratch: true, NoPull: "too old"}, push, ReasonTransferPush, nil},
-		"scratch, off":               {wayInput{State: off, Scratch: true, CanPull: true}, kvmbackup.TransferOffline, "", nil},
-		"push asked":                 {wayInput{Wanted: push, State: runs, Scratch: true, CanPull: true}, push, ReasonTransferAsked, nil},
-		"push asked, off":            {wayInput{Wanted: push, State: off}, kvmbackup.TransferOffline, "", nil},
-		"pull asked":                 {wayInput{Wanted: pull, State: runs, Scratch: true, CanPull: true}, pull, ReasonTransferAsked, nil},
-		"pull asked, can't":          {wayInput{Wanted: pull, State: runs, Scratch: true, NoPull: "too old"}, 0, "", kvmbackup.ErrUnsupported},
+		"nothing configured":      {wayInput{State: runs}, push, "", nil},
+		"nothing configured, can": {wayInput{State: runs, CanPull: true}, push, "", nil},
+		"scratch":                 {wayInput{State: runs, Scratch: true, CanPull: true}, pull, ReasonTransferPull, nil},
+		"scratch, paused": {
+			wayInput{State: kvmbackup.DomainPaused, Scratch: true, CanPull: true}, pull, ReasonTransferPull, nil,
+		},
+		"scratch, can't": {
+			wayInput{State: runs, Scratch: true, NoPull: "too old"}, push, ReasonTransferPush, nil,
+		},
+		"scratch, off": {
+			wayInput{State: off, Scratch: true, CanPull: true}, kvmbackup.TransferOffline, "", nil,
+		},
+		"push asked": {
+			wayInput{Wanted: push, State: runs, Scratch: true, CanPull: true}, push, ReasonTransferAsked, nil,
+		},
+		"push asked, off": {wayInput{Wanted: push, State: off}, kvmbackup.TransferOffline, "", nil},
+		"pull asked": {
+			wayInput{Wanted: pull, State: runs, Scratch: true, CanPull: true}, pull, ReasonTransferAsked, nil,
+		},
+		"pull asked, can't": {
+			wayInput{Wanted: pull, State: runs, Scratch: true, NoPull: "too old"}, 0, "", kvmbackup.ErrUnsupported,
+		},
 		"pull asked, can't, off":     {wayInput{Wanted: pull, State: off, Scratch: true}, kvmbackup.TransferOffline, "", nil},
 		"pull asked, no scratch":     {wayInput{Wanted: pull, State: runs, CanPull: true}, 0, "", kvmbackup.ErrInvalid},
 		"pull asked, no scratch/off": {wayInput{Wanted: pull, State: off}, 0, "", kvmbackup.ErrInvalid},
-		"push asked, compared":       {wayInput{Wanted: push, State: runs, Scratch: true, CanPull: true, Compare: true}, pull, ReasonTransferPull, nil},
-		"compared, off":              {wayInput{State: off, Compare: true}, kvmbackup.TransferOffline, "", nil},
-		"offline asked":              {wayInput{Wanted: kvmbackup.TransferOffline, State: off}, 0, "", kvmbackup.ErrInvalid},
-		"nonsense asked":             {wayInput{Wanted: -1, State: runs}, 0, "", kvmbackup.ErrInvalid},
-		"compressed, scratch":        {wayInput{State: runs, Scratch: true, CanPull: true, NeedsCopier: "c"}, pull, ReasonTransferPull, nil},
-		"compressed, off":            {wayInput{State: off, NeedsCopier: "c"}, kvmbackup.TransferOffline, "", nil},
-		"compressed, no scratch":     {wayInput{State: runs, NeedsCopier: "c"}, 0, "", kvmbackup.ErrUnsupported},
-		"compressed, push asked":     {wayInput{Wanted: push, State: runs, Scratch: true, CanPull: true, NeedsCopier: "c"}, 0, "", kvmbackup.ErrUnsupported},
-		"compressed, can't":          {wayInput{State: runs, Scratch: true, NoPull: "too old", NeedsCopier: "c"}, 0, "", kvmbackup.ErrUnsupported},
-		"auto, named":                {wayInput{Wanted: auto, State: runs, Scratch: true, CanPull: true}, pull, ReasonTransferPull, nil},
+		"push asked, compared": {wayInput{Wanted: push, State: runs, Scratch: true, CanPull: true, Compare: true}, pull,
+			ReasonTransferPull, nil},
+		"compared, off":  {wayInput{State: off, Compare: true}, kvmbackup.TransferOffline, "", nil},
+		"offline asked":  {wayInput{Wanted: kvmbackup.TransferOffline, State: off}, 0, "", kvmbackup.ErrInvalid},
+		"nonsense asked": {wayInput{Wanted: -1, State: runs}, 0, "", kvmbackup.ErrInvalid},
+		"compressed, scratch": {
+			wayInput{State: runs, Scratch: true, CanPull: true, NeedsCopier: "c"}, pull, ReasonTransferPull, nil,
+		},
+		"compressed, off":        {wayInput{State: off, NeedsCopier: "c"}, kvmbackup.TransferOffline, "", nil},
+		"compressed, no scratch": {wayInput{State: runs, NeedsCopier: "c"}, 0, "", kvmbackup.ErrUnsupported},
+		"compressed, push asked": {wayInput{Wanted: push, State: runs, Scratch: true, CanPull: true, NeedsCopier: "c"}, 0, "",
+			kvmbackup.ErrUnsupported},
+		"compressed, can't": {
+			wayInput{State: runs, Scratch: true, NoPull: "too old", NeedsCopier: "c"}, 0, "", kvmbackup.ErrUnsupported,
+		},
+		"auto, named": {wayInput{Wanted: auto, State: runs, Scratch: true, CanPull: true}, pull, ReasonTransferPull, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.in.VM = "vm1"

@@ -44,7 +44,8 @@ func TestBitmapLife(t *testing.T) {
 
 	info, err := tool.Info(ctx, path, qcow2.InfoOptions{})
 	must(err)
-	if list := info.Bitmaps; len(list) != 2 || list[0].Name != "a" || list[0].GranularityBytes != 64<<10 || list[0].Auto() ||
+	list := info.Bitmaps
+	if len(list) != 2 || list[0].Name != "a" || list[0].GranularityBytes != 64<<10 || list[0].Auto() ||
 		list[1].Name != "b" || list[1].GranularityBytes != 4096 || !list[1].Auto() || list[1].InUse() {
 		t.Errorf("bitmaps: %+v", list)
 	}
@@ -82,7 +83,8 @@ func TestBitmapErrors(t *testing.T) {
 		{"count unknown", dirtyErr, qcow2.ErrBitmapNotFound},
 		{"empty name", tool.BitmapAdd(ctx, path, "", qcow2.BitmapAddOptions{}), qcow2.ErrBadName},
 		{"too long", tool.BitmapAdd(ctx, path, long+"n", qcow2.BitmapAddOptions{}), qcow2.ErrBadName},
-		{"granularity", tool.BitmapAdd(ctx, path, "g", qcow2.BitmapAddOptions{GranularityBytes: 777}), qcow2.ErrInvalidOption},
+		{"granularity", tool.BitmapAdd(ctx, path, "g", qcow2.BitmapAddOptions{GranularityBytes: 777}),
+			qcow2.ErrInvalidOption},
 		{"raw", tool.BitmapAdd(ctx, raw, "a", qcow2.BitmapAddOptions{}), qcow2.ErrFormat},
 		{"missing", tool.BitmapAdd(ctx, path+"x", "a", qcow2.BitmapAddOptions{}), qcow2.ErrNotFound},
 	} {

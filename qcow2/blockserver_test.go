@@ -51,11 +51,15 @@ func TestServeTargets(t *testing.T) {
 	t.Parallel()
 	tool, dir := newTool(t), t.TempDir()
 	path := filepath.Join(dir, "t")
-	server, client := targetClient(t, tool, qcow2.NewTarget{File: fresh(t, path), SizeBytes: 16 * mib, BackingFile: "parent.qcow2"})
-	if !client.MultiConn() || client.ReadOnly() || !client.CanFlush() || !client.CanZero() || client.SizeBytes() != 16*mib {
+	server, client := targetClient(t, tool, qcow2.NewTarget{
+		File: fresh(t, path), SizeBytes: 16 * mib, BackingFile: "parent.qcow2",
+	})
+	if !client.MultiConn() || client.ReadOnly() || !client.CanFlush() || !client.CanZero() ||
+		client.SizeBytes() != 16*mib {
 		t.Error("the export lacks something")
 	}
-	if err := errors.Join(client.WriteAt([]byte(strings.Repeat("x", 65536)), 65536), client.Zero(mib, mib), client.Flush()); err != nil {
+	if err := errors.Join(client.WriteAt([]byte(strings.Repeat("x", 65536)), 65536), client.Zero(mib, mib),
+		client.Flush()); err != nil {
 		t.Fatal(err)
 	}
 	client.Disconnect()
@@ -125,7 +129,9 @@ func TestTargetIsExchanged(t *testing.T) {
 func TestTargetOutOfSpace(t *testing.T) {
 	t.Parallel()
 	tool := newToolWith(t, qcow2.Config{StorageDaemon: script(t, `ulimit -f 8000; exec qemu-storage-daemon "$@"`)})
-	_, client := targetClient(t, tool, qcow2.NewTarget{File: fresh(t, filepath.Join(t.TempDir(), "t")), SizeBytes: 64 * mib})
+	_, client := targetClient(t, tool, qcow2.NewTarget{
+		File: fresh(t, filepath.Join(t.TempDir(), "t")), SizeBytes: 64 * mib,
+	})
 	var err error
 	for offset := int64(0); offset < 32*mib && err == nil; offset += mib {
 		err = client.WriteAt([]byte(strings.Repeat("x", mib)), offset)
@@ -139,8 +145,10 @@ func TestServeTargetsErrors(t *testing.T) {
 	t.Parallel()
 	tool, dir := newTool(t), t.TempDir()
 	f := fresh(t, filepath.Join(dir, "t"))
-	for _, target := range []qcow2.NewTarget{{File: f}, {File: f, SizeBytes: 511}, {File: f, SizeBytes: 512, BackingFile: strings.Repeat("x", 2000)}} {
-		if _, err := tool.ServeTargets(t.Context(), []qcow2.NewTarget{target}); !errors.Is(err, qcow2.ErrInvalidOption) && !errors.Is(err, qcow2.ErrBadName) {
+	for _, target := range []qcow2.NewTarget{{File: f}, {File: f, SizeBytes: 511},
+		{File: f, SizeBytes: 512, BackingFile: strings.Repeat("x", 2000)}} {
+		if _, err := tool.ServeTargets(t.Context(), []qcow2.NewTarget{target}); !errors.Is(err, qcow2.ErrInvalidOption) &&
+			!errors.Is(err, qcow2.ErrBadName) {
 			t.Errorf("%+v: %v", target, err)
 		}
 	}
@@ -156,7 +164,9 @@ func TestServeTargetsErrors(t *testing.T) {
 func TestTargetServerHangs(t *testing.T) {
 	t.Parallel()
 	tool := newTool(t)
-	server, client := targetClient(t, tool, qcow2.NewTarget{File: fresh(t, filepath.Join(t.TempDir(), "t")), SizeBytes: mib})
+	server, client := targetClient(t, tool, qcow2.NewTarget{
+		File: fresh(t, filepath.Join(t.TempDir(), "t")), SizeBytes: mib,
+	})
 	client.Disconnect()
 	if err := syscall.Kill(server.PID(), syscall.SIGSTOP); err != nil {
 		t.Fatal(err)

@@ -28,7 +28,9 @@ func TestCompressedTarget(t *testing.T) {
 	const size = 4*mib + 512
 	tool, dir := newTool(t), t.TempDir()
 	path := filepath.Join(dir, "t")
-	server, client := targetClient(t, tool, qcow2.NewTarget{File: fresh(t, path), SizeBytes: size, CompressionType: "zstd"})
+	server, client := targetClient(t, tool, qcow2.NewTarget{
+		File: fresh(t, path), SizeBytes: size, CompressionType: "zstd",
+	})
 	want := make([]byte, size)
 	copy(want, half(1, mib))
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(want[mib : mib+128<<10]) // doesn't compress
@@ -69,7 +71,8 @@ func TestQEMULacksADriver(t *testing.T) {
 			StorageDaemon: script(t, `sed -u 's/"`+word+`"/"nosuch"/' | qemu-storage-daemon "$@"`), Unconfined: true,
 		})
 		target := qcow2.NewTarget{
-			File: fresh(t, filepath.Join(t.TempDir(), "t")), SizeBytes: mib, CompressionType: "zstd", Secret: qcow2.NewSecret("s"),
+			File: fresh(t, filepath.Join(t.TempDir(), "t")), SizeBytes: mib, CompressionType: "zstd",
+			Secret: qcow2.NewSecret("s"),
 		}
 		if _, err := tool.ServeTargets(t.Context(), []qcow2.NewTarget{target}); !errors.Is(err, qcow2.ErrUnsupported) {
 			t.Errorf("without %s: got %v, want ErrUnsupported", word, err)

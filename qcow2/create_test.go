@@ -154,7 +154,8 @@ func TestBackingNames(t *testing.T) {
 	}
 }
 
-// TestCreateOverAnExport: the header names the export as QEMU and libvirt both read it; what one of them would misread is refused.
+// TestCreateOverAnExport: the header names the export as QEMU and libvirt both read it; what one of them would misread
+// is refused.
 func TestCreateOverAnExport(t *testing.T) {
 	t.Parallel()
 	tool, dir := newTool(t), t.TempDir()
@@ -178,7 +179,8 @@ func TestCreateOverAnExport(t *testing.T) {
 		"no socket":     {BackingExport: "vda"},
 	} {
 		o.SizeBytes = mib
-		if err := tool.Create(t.Context(), path+name, o); !errors.Is(err, qcow2.ErrBadName) && !errors.Is(err, qcow2.ErrInvalidOption) {
+		if err := tool.Create(t.Context(), path+name, o); !errors.Is(err, qcow2.ErrBadName) &&
+			!errors.Is(err, qcow2.ErrInvalidOption) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

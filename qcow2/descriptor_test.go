@@ -41,7 +41,8 @@ func TestDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	source, below := qcow2.Descriptor(open(t, top, os.O_RDONLY)), []qcow2.Layer{{Path: qcow2.Descriptor(open(t, base, os.O_RDONLY))}}
+	source, below := qcow2.Descriptor(open(t, top, os.O_RDONLY)),
+		[]qcow2.Layer{{Path: qcow2.Descriptor(open(t, base, os.O_RDONLY))}}
 	for _, path := range []string{base, top} {
 		if err := os.Rename(path, path+".aside"); err != nil {
 			t.Fatal(err)
@@ -52,7 +53,8 @@ func TestDescriptors(t *testing.T) {
 	}
 	out := open(t, filepath.Join(dir, "out"), os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	victim := filepath.Join(dir, "victim")
-	if err := errors.Join(os.Rename(out.Name(), out.Name()+".aside"), os.WriteFile(victim, []byte("victim"), 0o600), os.Symlink(victim, out.Name())); err != nil {
+	if err := errors.Join(os.Rename(out.Name(), out.Name()+".aside"), os.WriteFile(victim, []byte("victim"), 0o600),
+		os.Symlink(victim, out.Name())); err != nil {
 		t.Fatal(err)
 	}
 	if h, err := tool.Header(ctx, source, nil); err != nil || h.BackingFile != "base" {
@@ -93,7 +95,8 @@ func TestDescriptorsInErrors(t *testing.T) {
 	_, header := tool.Header(t.Context(), path, nil)
 	_, check := tool.Check(t.Context(), path, qcow2.CheckOptions{})
 	for what, err := range map[string]error{"header": header, "check": check} {
-		if !errors.Is(err, qcow2.ErrFormat) || !strings.Contains(err.Error(), garbage) || strings.Contains(err.Error(), "/proc/") {
+		if !errors.Is(err, qcow2.ErrFormat) || !strings.Contains(err.Error(), garbage) ||
+			strings.Contains(err.Error(), "/proc/") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -129,7 +132,8 @@ func TestManyLayers(t *testing.T) {
 		create(t, tool, path, o)
 		layers = append([]qcow2.Layer{{Path: qcow2.Descriptor(open(t, path, os.O_RDONLY))}}, layers...)
 	}
-	if err := tool.Convert(t.Context(), layers[0].Path, filepath.Join(t.TempDir(), "out"), qcow2.ConvertOptions{Backing: layers[1:]}); err != nil {
+	if err := tool.Convert(t.Context(), layers[0].Path, filepath.Join(t.TempDir(), "out"),
+		qcow2.ConvertOptions{Backing: layers[1:]}); err != nil {
 		t.Error(err)
 	}
 }

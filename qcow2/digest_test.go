@@ -217,7 +217,8 @@ func TestFileDigestCancel(t *testing.T) {
 func TestDigestIsOfTheContent(t *testing.T) {
 	t.Parallel()
 	tool := newTool(t)
-	for _, size := range []int64{512, 1024, 64<<10 - 512, 64 << 10, digestPiece, digestPiece + 512, 13*mib + 3*512, 16 * mib, 45*mib - 512} {
+	for _, size := range []int64{512, 1024, 64<<10 - 512, 64 << 10, digestPiece, digestPiece + 512, 13*mib + 3*512,
+		16 * mib, 45*mib - 512} {
 		t.Run(strconv.FormatInt(size, 10), func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
@@ -239,7 +240,8 @@ func TestDigestIsOfTheContent(t *testing.T) {
 // checkDigests compares the digest of a chain with those of what is restored from it.
 func checkDigests(t *testing.T, tool *qcow2.Tool, dir, top string, backing ...qcow2.Layer) {
 	t.Helper()
-	raw, restored, compressed := filepath.Join(dir, "raw"), filepath.Join(dir, "restored"), filepath.Join(dir, "compressed")
+	raw, restored, compressed := filepath.Join(dir, "raw"), filepath.Join(dir, "restored"),
+		filepath.Join(dir, "compressed")
 	convert(t, tool, top, raw, qcow2.FormatQcow2, qcow2.FormatRaw, backing...)
 	convert(t, tool, raw, restored, qcow2.FormatRaw, qcow2.FormatQcow2)
 	err := tool.Convert(t.Context(), raw, compressed, qcow2.ConvertOptions{
@@ -341,7 +343,8 @@ func TestDigestSeesEveryByte(t *testing.T) {
 	convert(t, tool, raw, top, qcow2.FormatRaw, qcow2.FormatQcow2)
 	before := digest(t, tool, top)
 	rnd := rand.New(rand.NewPCG(lab.Seed(t), 6))
-	offsets := []int{0, size - 1, 3*mib - 1, 3 * mib, digestPiece - 1, digestPiece, 2*digestPiece - 1, 2 * digestPiece, 9*mib - 1, 9 * mib}
+	offsets := []int{0, size - 1, 3*mib - 1, 3 * mib, digestPiece - 1, digestPiece, 2*digestPiece - 1, 2 * digestPiece,
+		9*mib - 1, 9 * mib}
 	for range lab.Rounds(3, 30) {
 		offsets = append(offsets, rnd.IntN(size))
 	}
@@ -404,13 +407,14 @@ func TestDigestRefuses(t *testing.T) {
 		backing []qcow2.Layer
 		want    error
 	}{
-		"missing image":     {filepath.Join(dir, "none"), nil, qcow2.ErrNotFound},
-		"missing layer":     {inc2, []qcow2.Layer{{Path: filepath.Join(dir, "none")}}, qcow2.ErrNotFound},
-		"image is noise":    {noise, nil, qcow2.ErrFormat},
-		"layer is noise":    {inc2, []qcow2.Layer{{Path: inc1}, {Path: noise}}, qcow2.ErrFormat},
-		"layer is no vmdk":  {inc2, []qcow2.Layer{{Path: inc1, Format: "vmdk"}, {Path: full}}, qcow2.ErrBackingFile},
-		"guessed layer":     {inc2, []qcow2.Layer{{Path: inc1, Format: qcow2.FormatAuto}}, qcow2.ErrInvalidOption},
-		"layer under raw":   {inc2, []qcow2.Layer{{Path: inc1, Format: qcow2.FormatRaw}, {Path: full}}, qcow2.ErrInvalidOption},
+		"missing image":    {filepath.Join(dir, "none"), nil, qcow2.ErrNotFound},
+		"missing layer":    {inc2, []qcow2.Layer{{Path: filepath.Join(dir, "none")}}, qcow2.ErrNotFound},
+		"image is noise":   {noise, nil, qcow2.ErrFormat},
+		"layer is noise":   {inc2, []qcow2.Layer{{Path: inc1}, {Path: noise}}, qcow2.ErrFormat},
+		"layer is no vmdk": {inc2, []qcow2.Layer{{Path: inc1, Format: "vmdk"}, {Path: full}}, qcow2.ErrBackingFile},
+		"guessed layer":    {inc2, []qcow2.Layer{{Path: inc1, Format: qcow2.FormatAuto}}, qcow2.ErrInvalidOption},
+		"layer under raw": {inc2, []qcow2.Layer{{Path: inc1, Format: qcow2.FormatRaw}, {Path: full}},
+			qcow2.ErrInvalidOption},
 		"image is a folder": {dir, nil, qcow2.ErrNotRegular},
 		"not UTF-8":         {dir + "/\xff", nil, qcow2.ErrBadName},
 		"no name":           {"", nil, qcow2.ErrBadName},
@@ -509,7 +513,8 @@ func TestDigestCancel(t *testing.T) {
 		sum, err := tool.Digest(ctx, path, nil)
 		done = timer.Stop()
 		cancel(nil)
-		if err != nil && (!errors.Is(err, why) || !errors.Is(err, context.Canceled) || errors.Is(err, qcow2.ErrHung) || sum != "") {
+		if err != nil &&
+			(!errors.Is(err, why) || !errors.Is(err, context.Canceled) || errors.Is(err, qcow2.ErrHung) || sum != "") {
 			t.Errorf("after %s: %q, %v", after, sum, err)
 		}
 		if n := processesWith(t, path); n != 0 {

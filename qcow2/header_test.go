@@ -96,10 +96,12 @@ func TestReadHeader(t *testing.T) {
 	}
 	if h.Version != 3 || h.VirtualSizeBytes != 16*mib || h.ClusterSizeBytes() != 64<<10 || h.BackingFile != "b,a:s\ne" ||
 		h.BackingFormat != qcow2.FormatQcow2 || h.DataFile != "data.raw" || !h.ExternalDataFile() || h.RefcountBits != 16 ||
-		h.L1Entries != 1 || h.L1OffsetBytes != 3<<16 || h.RefcountTableBytes != 1<<16 || h.Dirty() || h.Corrupt() || h.Encrypted() {
+		h.L1Entries != 1 || h.L1OffsetBytes != 3<<16 || h.RefcountTableBytes != 1<<16 || h.Dirty() || h.Corrupt() ||
+		h.Encrypted() {
 		t.Errorf("header %+v", h)
 	}
-	if h, err := readHeader(buildImage(2, "base")); err != nil || h.Version != 2 || h.BackingFile != "base" || h.BackingFormat != "" {
+	if h, err := readHeader(buildImage(2, "base")); err != nil || h.Version != 2 || h.BackingFile != "base" ||
+		h.BackingFormat != "" {
 		t.Errorf("version 2: %+v, %v", h, err)
 	}
 }
@@ -202,7 +204,8 @@ func TestValidate(t *testing.T) {
 		{"good", good(), qcow2.Expect{BackingFile: "nbd:x", VirtualSizeBytes: 16 * mib}, nil},
 		{"unexpected backing", good(), qcow2.Expect{}, qcow2.ErrBackingMismatch},
 		{"other backing", good(), qcow2.Expect{BackingFile: "other"}, qcow2.ErrBackingMismatch},
-		{"other format", good(), qcow2.Expect{BackingFile: "nbd:x", BackingFormat: qcow2.FormatRaw}, qcow2.ErrBackingMismatch},
+		{"other format", good(), qcow2.Expect{BackingFile: "nbd:x", BackingFormat: qcow2.FormatRaw},
+			qcow2.ErrBackingMismatch},
 		{"no format", buildImage(3, "base"), qcow2.Expect{BackingFile: "base"}, qcow2.ErrBackingMismatch},
 		{"no backing", buildImage(3, ""), qcow2.Expect{BackingFile: "base"}, qcow2.ErrBackingMismatch},
 		{"size", good(), qcow2.Expect{BackingFile: "nbd:x", VirtualSizeBytes: 1}, qcow2.ErrSizeMismatch},
@@ -247,7 +250,8 @@ func TestReadHeaderFileRefuses(t *testing.T) {
 	}
 }
 
-// TestOneTableForAll: a file of a few clusters that has 16 TiB of data is refused by its header and its map, which are small.
+// TestOneTableForAll: a file of a few clusters that has 16 TiB of data is refused by its header and its map, which are
+// small.
 func TestOneTableForAll(t *testing.T) {
 	t.Parallel()
 	lab.Need(t, "qemu-img", "qemu-io")
@@ -346,7 +350,8 @@ func FuzzReadHeader(f *testing.F) {
 			h.RefcountTableOffsetBytes+h.RefcountTableBytes > int64(length) {
 			t.Errorf("accepted %+v in a file of %d bytes", h, length)
 		}
-		if err := h.Validate(qcow2.Expect{BackingFile: "x"}); h.BackingFile != "x" && !errors.Is(err, qcow2.ErrBackingMismatch) {
+		if err := h.Validate(qcow2.Expect{BackingFile: "x"}); h.BackingFile != "x" &&
+			!errors.Is(err, qcow2.ErrBackingMismatch) {
 			t.Errorf("validated %q as %q", h.BackingFile, "x")
 		}
 	})

@@ -20,7 +20,8 @@ func indexed(t *testing.T, tool *qcow2.Tool, name string, size int64, commands .
 	path := filepath.Join(t.TempDir(), name)
 	lab.OK(t, tool.Create(t.Context(), path, qcow2.CreateOptions{SizeBytes: size}))
 	for _, c := range commands {
-		if out, err := exec.CommandContext(t.Context(), "qemu-io", "-f", "qcow2", "-c", c, path).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "qemu-io", "-f", "qcow2", "-c", c, path).
+			CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", c, err, out)
 		}
 	}

@@ -28,7 +28,8 @@ func TestMissingTools(t *testing.T) {
 	if _, err := qcow2.New(qcow2.Config{QemuImg: "/nowhere/qemu-img"}); !errors.Is(err, qcow2.ErrToolMissing) {
 		t.Errorf("got %v, want ErrToolMissing", err)
 	}
-	tool, path := newToolWith(t, qcow2.Config{StorageDaemon: "/nowhere/x", QemuNBD: "/nowhere/x"}), filepath.Join(t.TempDir(), "i")
+	tool, path := newToolWith(t, qcow2.Config{StorageDaemon: "/nowhere/x", QemuNBD: "/nowhere/x"}),
+		filepath.Join(t.TempDir(), "i")
 	create(t, tool, path, qcow2.CreateOptions{})
 	if _, err := tool.DirtyBytes(t.Context(), path, "b"); !errors.Is(err, qcow2.ErrToolMissing) {
 		t.Errorf("got %v, want ErrToolMissing", err)

@@ -38,7 +38,8 @@ func TestCheck(t *testing.T) {
 	tool, dir, ctx := newTool(t), t.TempDir(), t.Context()
 	full, inc1, _ := chain(t, tool, dir)
 	result, err := tool.Check(ctx, full, qcow2.CheckOptions{})
-	if err != nil || !result.Clean() || result.Leaks != 0 || result.AllocatedClusters != 48 || result.TotalClusters != 256 {
+	if err != nil || !result.Clean() || result.Leaks != 0 || result.AllocatedClusters != 48 ||
+		result.TotalClusters != 256 {
 		t.Errorf("clean image: %+v, %v", result, err)
 	}
 	// Wipe the refcount block, which follows the table in cluster 1.
@@ -70,7 +71,8 @@ func TestCheck(t *testing.T) {
 	if _, err := tool.Check(ctx, inc1, qcow2.CheckOptions{WithBacking: true}); !errors.Is(err, qcow2.ErrBackingFile) {
 		t.Errorf("with backing: got %v, want ErrBackingFile", err)
 	}
-	if _, err := tool.Check(ctx, inc1, qcow2.CheckOptions{Format: qcow2.FormatRaw}); !errors.Is(err, qcow2.ErrUnsupported) {
+	_, err = tool.Check(ctx, inc1, qcow2.CheckOptions{Format: qcow2.FormatRaw})
+	if !errors.Is(err, qcow2.ErrUnsupported) {
 		t.Errorf("raw: got %v, want ErrUnsupported", err)
 	}
 }
@@ -123,7 +125,8 @@ func TestMeasure(t *testing.T) {
 		t.Fatal(err)
 	}
 	m, err := tool.Measure(ctx, full, qcow2.MeasureOptions{})
-	if err != nil || m.RequiredBytes < 3*mib || m.RequiredBytes > 4*mib || m.FullyAllocatedBytes < 16*mib || m.BitmapsBytes <= 0 {
+	if err != nil || m.RequiredBytes < 3*mib || m.RequiredBytes > 4*mib || m.FullyAllocatedBytes < 16*mib ||
+		m.BitmapsBytes <= 0 {
 		t.Errorf("image: %+v, %v", m, err)
 	}
 	if got := m.DataBytes(16 * mib); got != 3*mib {
@@ -133,7 +136,8 @@ func TestMeasure(t *testing.T) {
 	if err := tool.Convert(ctx, full, small, qcow2.ConvertOptions{Compress: true}); err != nil {
 		t.Fatal(err)
 	}
-	if m, err = tool.Measure(ctx, small, qcow2.MeasureOptions{ForceShare: true}); err != nil || m.DataBytes(16*mib) != 3*mib {
+	if m, err = tool.Measure(ctx, small, qcow2.MeasureOptions{ForceShare: true}); err != nil ||
+		m.DataBytes(16*mib) != 3*mib {
 		t.Errorf("compressed: %+v, %v", m, err)
 	}
 	m, err = tool.Measure(ctx, "", qcow2.MeasureOptions{SizeBytes: 1 << 30, TargetFormat: qcow2.FormatRaw})

@@ -53,14 +53,16 @@ func TestStorageWithoutLocks(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "locks.c"), []byte(withoutLocks), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.CommandContext(t.Context(), "gcc", "-shared", "-fPIC", "-o", library, filepath.Join(dir, "locks.c"), "-ldl").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "gcc", "-shared", "-fPIC", "-o", library,
+		filepath.Join(dir, "locks.c"), "-ldl").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	tool := newTool(t)
 	image := filepath.Join(dir, "image.qcow2")
 	create(t, tool, image, qcow2.CreateOptions{})
 	for _, ask := range []string{"", "1"} {
-		for _, errno := range []syscall.Errno{syscall.ENOLCK, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EINVAL, syscall.EAGAIN} {
+		for _, errno := range []syscall.Errno{syscall.ENOLCK, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EINVAL,
+			syscall.EAGAIN} {
 			t.Run(fmt.Sprintf("%v/ask=%s", errno, ask), func(t *testing.T) {
 				t.Setenv("LD_PRELOAD", library)
 				t.Setenv("TEST_ERRNO", fmt.Sprint(int(errno)))

@@ -74,7 +74,8 @@ func (h LUKSHeader) slotCipher(secret *Secret) (*xts, error) {
 	return newXTS(key)
 }
 
-// unlock returns the cipher of the payload. Returns ErrSecret if the secret doesn't fit, or the key material is damaged.
+// unlock returns the cipher of the payload. Returns ErrSecret if the secret doesn't fit, or the key material is
+// damaged.
 func (h LUKSHeader) unlock(r io.ReaderAt, secret *Secret) (*xts, error) {
 	x, err := h.slotCipher(secret)
 	if err != nil {

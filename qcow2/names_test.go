@@ -65,7 +65,9 @@ func everyCommand(t *testing.T, tool *qcow2.Tool, name string) error {
 		step(sources.Close(time.Second))
 	}
 	for i, backing := range [][]qcow2.Layer{nil, {}, {{Path: in("copy")}}} {
-		server, err := tool.ServeNBD(ctx, qcow2.NBDOptions{Path: name, Backing: backing, Socket: in(fmt.Sprint("s", i)), ReadOnly: true})
+		server, err := tool.ServeNBD(ctx, qcow2.NBDOptions{
+			Path: name, Backing: backing, Socket: in(fmt.Sprint("s", i)), ReadOnly: true,
+		})
 		step(err)
 		if err == nil {
 			step(server.Close())
@@ -86,7 +88,8 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 	if _, err := tool.Map(t.Context(), path, qcow2.MapOptions{}); err != nil {
 		t.Errorf("on the command line: %v", err)
 	}
-	if _, err := tool.Map(t.Context(), path, qcow2.MapOptions{Backing: []qcow2.Layer{}}); !errors.Is(err, qcow2.ErrBadName) {
+	_, err := tool.Map(t.Context(), path, qcow2.MapOptions{Backing: []qcow2.Layer{}})
+	if !errors.Is(err, qcow2.ErrBadName) {
 		t.Errorf("in JSON: got %v, want ErrBadName", err)
 	}
 }

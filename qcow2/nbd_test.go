@@ -52,7 +52,9 @@ func TestServeNBDBacking(t *testing.T) {
 	socket := filepath.Join(dir, "s")
 	serves := func(backing []qcow2.Layer, want string) {
 		t.Helper()
-		server, err := tool.ServeNBD(t.Context(), qcow2.NBDOptions{Path: top, Backing: backing, Socket: socket, ReadOnly: true})
+		server, err := tool.ServeNBD(t.Context(), qcow2.NBDOptions{
+			Path: top, Backing: backing, Socket: socket, ReadOnly: true,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +98,8 @@ func TestServeNBDWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := run("qemu-io", "-f", "raw", "-c", "write -P 5 0 1M", "nbd+unix:///?socket="+server.Socket()); err != nil {
+	if out, err := run("qemu-io", "-f", "raw", "-c", "write -P 5 0 1M",
+		"nbd+unix:///?socket="+server.Socket()); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 	if err := server.Close(); err != nil {
@@ -114,8 +117,11 @@ func TestServeNBDErrors(t *testing.T) {
 		o    qcow2.NBDOptions
 		want error
 	}{
-		"layer":       {qcow2.NBDOptions{Path: path, Backing: []qcow2.Layer{{Path: path + "x"}}, Socket: socket}, qcow2.ErrNotFound},
-		"guess layer": {qcow2.NBDOptions{Path: path, Backing: []qcow2.Layer{}, Socket: socket, Format: qcow2.FormatAuto}, qcow2.ErrInvalidOption},
+		"layer": {
+			qcow2.NBDOptions{Path: path, Backing: []qcow2.Layer{{Path: path + "x"}}, Socket: socket}, qcow2.ErrNotFound,
+		},
+		"guess layer": {qcow2.NBDOptions{Path: path, Backing: []qcow2.Layer{}, Socket: socket, Format: qcow2.FormatAuto},
+			qcow2.ErrInvalidOption},
 		"missing":     {qcow2.NBDOptions{Path: path + "x", Socket: socket}, qcow2.ErrNotFound},
 		"backing":     {qcow2.NBDOptions{Path: path, Socket: socket}, qcow2.ErrBackingFile},
 		"long socket": {qcow2.NBDOptions{Path: path, Socket: filepath.Join(dir, strings.Repeat("s", 108))}, qcow2.ErrBadName},

@@ -48,7 +48,8 @@ func TestTimeLimit(t *testing.T) {
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	img := script(t, "echo qemu-img version 1.2.3")
-	for _, cfg := range []qcow2.Config{{MaxOutputBytes: -1}, {MemoryLimitBytes: -1}, {InspectTimeout: -1}, {StallTimeout: -1}, {KillGrace: -1}} {
+	for _, cfg := range []qcow2.Config{{MaxOutputBytes: -1}, {MemoryLimitBytes: -1}, {InspectTimeout: -1},
+		{StallTimeout: -1}, {KillGrace: -1}} {
 		cfg.QemuImg = img
 		if _, err := qcow2.New(cfg); !errors.Is(err, qcow2.ErrInvalidOption) {
 			t.Errorf("%+v: got %v, want ErrInvalidOption", cfg, err)
@@ -73,7 +74,9 @@ func second[T any](_ T, err error) error { return err }
 
 func TestLeftoverChildIsKilled(t *testing.T) {
 	t.Parallel()
-	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, "sleep 1000 & echo qemu-img version 1.2.3"), KillGrace: time.Minute})
+	tool := newToolWith(t, qcow2.Config{
+		QemuImg: script(t, "sleep 1000 & echo qemu-img version 1.2.3"), KillGrace: time.Minute,
+	})
 	began := time.Now()
 	version, err := tool.Version(t.Context())
 	if err != nil || version != "1.2.3" || time.Since(began) >= time.Minute {
@@ -91,7 +94,9 @@ func TestOutputLimit(t *testing.T) {
 
 func TestMessagesAreBounded(t *testing.T) {
 	t.Parallel()
-	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, "yes | head -c 1000000 >&2; echo No space left on device >&2; exit 1")})
+	tool := newToolWith(t, qcow2.Config{
+		QemuImg: script(t, "yes | head -c 1000000 >&2; echo No space left on device >&2; exit 1"),
+	})
 	_, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{})
 	var failed *qcow2.ToolError
 	if !errors.Is(err, qcow2.ErrNoSpace) || !errors.As(err, &failed) || len(failed.Stderr) > 32<<10 {
@@ -104,7 +109,9 @@ func TestMessagesAreBounded(t *testing.T) {
 
 func TestLongLinesAreShortened(t *testing.T) {
 	t.Parallel()
-	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, "echo first >&2; yes é | tr -d '\\n' | head -c 20000 >&2; exit 1")})
+	tool := newToolWith(t, qcow2.Config{
+		QemuImg: script(t, "echo first >&2; yes é | tr -d '\\n' | head -c 20000 >&2; exit 1"),
+	})
 	_, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{})
 	if text := err.Error(); len(text) > 2<<10 || !strings.Contains(text, "first\n") || !utf8.ValidString(text) {
 		t.Errorf("the error's text has %d bytes: %.4096s", len(text), text)
@@ -131,7 +138,8 @@ func TestMemoryLimit(t *testing.T) {
 	body := `[ "$1" = convert ] || until [ "$(ulimit -v)" != unlimited ]; do :; done; ulimit -v >&2; exit 1`
 	tool := newToolWith(t, qcow2.Config{QemuImg: script(t, body), MemoryLimitBytes: 1 << 30})
 	var failed *qcow2.ToolError
-	if _, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{}); !errors.As(err, &failed) || failed.Stderr != "1114112" {
+	if _, err := tool.Info(t.Context(), "/x", qcow2.InfoOptions{}); !errors.As(err, &failed) ||
+		failed.Stderr != "1114112" {
 		t.Errorf("got %v, want a limit of 1114112 KiB: 1 GiB, and 64 MiB for the image", err)
 	}
 	err := tool.Convert(t.Context(), "/x", filepath.Join(t.TempDir(), "o"), qcow2.ConvertOptions{})
@@ -162,7 +170,9 @@ func TestMemoryRunsOut(t *testing.T) {
 		alone := append([]qcow2.Layer{}, c.below...)
 		_, mapped := c.tool.Map(t.Context(), top, qcow2.MapOptions{Backing: alone})
 		socket := filepath.Join(t.TempDir(), "s")
-		server, serve := c.tool.ServeNBD(t.Context(), qcow2.NBDOptions{Path: top, Backing: alone, Socket: socket, ReadOnly: true})
+		server, serve := c.tool.ServeNBD(t.Context(), qcow2.NBDOptions{
+			Path: top, Backing: alone, Socket: socket, ReadOnly: true,
+		})
 		if serve == nil {
 			serve = server.Close()
 		}
@@ -344,15 +354,19 @@ func TestStandsStill(t *testing.T) {
 	}
 }
 
-// TestServerStandsStill stops the server that a digest is read through: in the middle, as storage does that no longer answers.
+// TestServerStandsStill stops the server that a digest is read through: in the middle, as storage does that no longer
+// answers.
 func TestServerStandsStill(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	image := filepath.Join(dir, "image")
 	create(t, newTool(t), image, qcow2.CreateOptions{SizeBytes: 128 * mib})
 	write(t, image, 1, 0, 128*mib)
-	stops := script(t, `qemu-nbd "$@" & until read -r _ n </proc/$!/io && [ $n -gt 20000000 ]; do :; done; kill -STOP $!; wait`)
-	tool := newToolWith(t, qcow2.Config{QemuNBD: stops, Unconfined: true, StallTimeout: 300 * time.Millisecond, InspectTimeout: 3 * time.Second})
+	stops := script(t,
+		`qemu-nbd "$@" & until read -r _ n </proc/$!/io && [ $n -gt 20000000 ]; do :; done; kill -STOP $!; wait`)
+	tool := newToolWith(t, qcow2.Config{
+		QemuNBD: stops, Unconfined: true, StallTimeout: 300 * time.Millisecond, InspectTimeout: 3 * time.Second,
+	})
 	if _, err := tool.Digest(t.Context(), image, nil); !errors.Is(err, qcow2.ErrTimeout) {
 		t.Errorf("got %v, want %v", err, qcow2.ErrTimeout)
 	}
@@ -365,12 +379,15 @@ func TestOutputOfAnyKindIsBounded(t *testing.T) {
 	image := filepath.Join(dir, "image")
 	create(t, newTool(t), image, qcow2.CreateOptions{})
 	talks := func(what string) qcow2.Config {
-		return qcow2.Config{QemuImg: script(t, what), QemuNBD: script(t, what), StorageDaemon: script(t, what), MaxOutputBytes: 1 << 16}
+		return qcow2.Config{
+			QemuImg: script(t, what), QemuNBD: script(t, what), StorageDaemon: script(t, what), MaxOutputBytes: 1 << 16,
+		}
 	}
 	progress := qcow2.ConvertOptions{TargetFormat: qcow2.FormatRaw, Progress: func(float64) {}}
 	for name, body := range map[string]string{"messages": "exec yes >&2", "progress": "exec yes '(1.00/100%)'"} {
 		tool := newToolWith(t, talks(body))
-		if err := tool.Convert(t.Context(), image, filepath.Join(dir, "copy"), progress); !errors.Is(err, qcow2.ErrOutputTooLarge) {
+		err := tool.Convert(t.Context(), image, filepath.Join(dir, "copy"), progress)
+		if !errors.Is(err, qcow2.ErrOutputTooLarge) {
 			t.Errorf("convert, %s: %v, want %v", name, err, qcow2.ErrOutputTooLarge)
 		}
 	}

@@ -21,15 +21,17 @@ func TestStrangeDaemon(t *testing.T) {
 		want error
 		hang bool // the daemon never gets on with it
 	}{
-		"endless line":     {greeting + `head -c 1000000 /dev/zero; exec sleep 1000`, qcow2.ErrOutputTooLarge, false},
-		"not JSON":         {greeting + `echo hello; exec sleep 1000`, qcow2.ErrProtocol, false},
-		"no answer":        {greeting + `echo '{"hello": 1}'; exec sleep 1000`, qcow2.ErrProtocol, false},
-		"unknown answer":   {greeting + `echo '{"return": {}, "id": "99"}'; exec sleep 1000`, qcow2.ErrProtocol, false},
-		"greeting again":   {greeting + greeting + `exec sleep 1000`, qcow2.ErrProtocol, false},
-		"says nothing":     {`exec sleep 1000`, qcow2.ErrTimeout, true},
-		"never answers":    {greeting + `exec sleep 1000`, qcow2.ErrTimeout, true},
-		"events only":      {greeting + `exec yes '{"event": "X", "timestamp": {}}'`, qcow2.ErrTimeout, true},
-		"result of a kind": {greeting + `for r in {} {} 7; do read a; n=$((n+1)); echo '{"return": '$r', "id": "'$n'"}'; done; exec sleep 1000`, qcow2.ErrProtocol, false},
+		"endless line":   {greeting + `head -c 1000000 /dev/zero; exec sleep 1000`, qcow2.ErrOutputTooLarge, false},
+		"not JSON":       {greeting + `echo hello; exec sleep 1000`, qcow2.ErrProtocol, false},
+		"no answer":      {greeting + `echo '{"hello": 1}'; exec sleep 1000`, qcow2.ErrProtocol, false},
+		"unknown answer": {greeting + `echo '{"return": {}, "id": "99"}'; exec sleep 1000`, qcow2.ErrProtocol, false},
+		"greeting again": {greeting + greeting + `exec sleep 1000`, qcow2.ErrProtocol, false},
+		"says nothing":   {`exec sleep 1000`, qcow2.ErrTimeout, true},
+		"never answers":  {greeting + `exec sleep 1000`, qcow2.ErrTimeout, true},
+		"events only":    {greeting + `exec yes '{"event": "X", "timestamp": {}}'`, qcow2.ErrTimeout, true},
+		"result of a kind": {greeting +
+			`for r in {} {} 7; do read a; n=$((n+1)); echo '{"return": '$r', "id": "'$n'"}'; done; exec sleep 1000`,
+			qcow2.ErrProtocol, false},
 	} {
 		cfg := qcow2.Config{StorageDaemon: script(t, c.body), MaxOutputBytes: 1 << 17}
 		if c.hang {

@@ -12,12 +12,13 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// lying makes an image whose data is in another file, which the header names: what a server that lies can make of an image
-// after its header was looked at.
+// lying makes an image whose data is in another file, which the header names: what a server that lies can make of an
+// image after its header was looked at.
 func lying(t testing.TB, path, secret string) {
 	t.Helper()
 	scratch := secret + ".made"
-	if out, err := run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+scratch+",data_file_raw=on", path, "1M"); err != nil {
+	if out, err := run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+scratch+",data_file_raw=on", path,
+		"1M"); err != nil {
 		t.Fatal(err, out)
 	}
 	image, err := os.ReadFile(path)
@@ -25,13 +26,14 @@ func lying(t testing.TB, path, secret string) {
 		t.Fatal(err)
 	}
 	name := (secret + strings.Repeat("\x00", len(scratch)))[:len(scratch)]
-	if err := errors.Join(os.WriteFile(path, []byte(strings.Replace(string(image), scratch, name, 1)), 0o600), os.Remove(scratch)); err != nil {
+	if err := errors.Join(os.WriteFile(path, []byte(strings.Replace(string(image), scratch, name, 1)), 0o600),
+		os.Remove(scratch)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// TestRoom: tools open what they are given, and nothing that a header names. Where the kernel has no Landlock they do open
-// it, which is why headers are looked at first: the test says so, and that the tools run.
+// TestRoom: tools open what they are given, and nothing that a header names. Where the kernel has no Landlock they do
+// open it, which is why headers are looked at first: the test says so, and that the tools run.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	lab.Need(t, "qemu-img", "qemu-io", "qemu-nbd")
@@ -50,13 +52,16 @@ func TestRoom(t *testing.T) {
 	_, mapped := tool.Map(ctx, image, qcow2.MapOptions{Backing: alone})
 	convert := tool.Convert(ctx, image, filepath.Join(dir, "copy"), qcow2.ConvertOptions{Backing: alone})
 	into := tool.Convert(ctx, base, image, qcow2.ConvertOptions{Backing: alone, TargetExists: true})
-	server, serve := tool.ServeNBD(ctx, qcow2.NBDOptions{Path: image, Backing: alone, Socket: filepath.Join(dir, "socket"), ReadOnly: true})
+	server, serve := tool.ServeNBD(ctx, qcow2.NBDOptions{
+		Path: image, Backing: alone, Socket: filepath.Join(dir, "socket"), ReadOnly: true,
+	})
 	if server != nil {
 		if err := server.Close(); err != nil {
 			t.Error(err)
 		}
 	}
-	for what, err := range map[string]error{"check": check, "digest": digest, "map": mapped, "convert": convert, "convert into": into, "serve": serve} {
+	for what, err := range map[string]error{"check": check, "digest": digest, "map": mapped, "convert": convert,
+		"convert into": into, "serve": serve} {
 		switch {
 		case qcow2.Confines() && !errors.Is(err, qcow2.ErrPermission):
 			t.Errorf("%s: %v, want %v", what, err, qcow2.ErrPermission)

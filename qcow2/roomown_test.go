@@ -48,8 +48,10 @@ func TestRoomOfOwnImages(t *testing.T) {
 func TestRoomWithDataFile(t *testing.T) {
 	t.Parallel()
 	tool, ctx := newTool(t), t.Context()
-	image, link, data := filepath.Join(t.TempDir(), "image"), filepath.Join(t.TempDir(), "link"), filepath.Join(t.TempDir(), "data")
-	if out, err := run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+data+",data_file_raw=on", image, "1M"); err != nil {
+	image, link, data := filepath.Join(t.TempDir(), "image"), filepath.Join(t.TempDir(), "link"),
+		filepath.Join(t.TempDir(), "data")
+	if out, err := run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+data+",data_file_raw=on", image,
+		"1M"); err != nil {
 		t.Fatal(err, out)
 	}
 	if err := os.Symlink(image, link); err != nil {
@@ -63,7 +65,8 @@ func TestRoomWithDataFile(t *testing.T) {
 	if server != nil {
 		serve = errors.Join(serve, server.Close(time.Second))
 	}
-	for what, err := range map[string]error{"info": info, "bitmap": bitmap, "dirty bytes": dirty, "measure": measure, "sources": serve} {
+	for what, err := range map[string]error{"info": info, "bitmap": bitmap, "dirty bytes": dirty, "measure": measure,
+		"sources": serve} {
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
 		}

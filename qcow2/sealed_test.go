@@ -18,7 +18,8 @@ import (
 
 const sealedSize = 4*mib + 512
 
-// sealedChain is a chain of four: plain, sealed with zstd, sealed, plain with zstd; the last on top, as a guest sees it.
+// sealedChain is a chain of four: plain, sealed with zstd, sealed, plain with zstd; the last on top, as a guest sees
+// it.
 type sealedChain struct {
 	layers []qcow2.Layer // the top first
 	want   []byte
@@ -60,8 +61,8 @@ func fill(t testing.TB, tool *qcow2.Tool, target qcow2.NewTarget, want []byte, a
 	}
 }
 
-// TestSealedChain: a chain of plain and sealed layers is read as it was written, by every call that reads one, and its files
-// show nothing of what they are.
+// TestSealedChain: a chain of plain and sealed layers is read as it was written, by every call that reads one, and its
+// files show nothing of what they are.
 func TestSealedChain(t *testing.T) {
 	t.Parallel()
 	tool, dir := newTool(t), t.TempDir()
@@ -76,7 +77,8 @@ func TestSealedChain(t *testing.T) {
 		if err = errors.Join(err, h.Validate(want)); err != nil {
 			t.Errorf("layer %d: %v", i, err)
 		}
-		if r, err := tool.Check(t.Context(), l.Path, qcow2.CheckOptions{Secret: l.Secret}); err != nil || !r.Whole() || r.AllocatedClusters < 16 {
+		if r, err := tool.Check(t.Context(), l.Path, qcow2.CheckOptions{Secret: l.Secret}); err != nil || !r.Whole() ||
+			r.AllocatedClusters < 16 {
 			t.Errorf("layer %d: %+v, %v", i, r, err)
 		}
 		raw, err := os.ReadFile(l.Path)
@@ -113,7 +115,8 @@ func TestSealedChain(t *testing.T) {
 		if i < 3 {
 			below = filepath.Base(c.layers[i+1].Path)
 		}
-		if err != nil || info.Format != qcow2.FormatQcow2 || info.VirtualSizeBytes != sealedSize || info.BackingFile != below ||
+		if err != nil || info.Format != qcow2.FormatQcow2 || info.VirtualSizeBytes != sealedSize ||
+			info.BackingFile != below ||
 			info.Encrypted != (l.Secret != nil) || info.CompressionType == "" || info.Compat != "1.1" {
 			t.Errorf("layer %d: %+v, %v", i, info, err)
 		}
@@ -149,8 +152,8 @@ func TestSealedShared(t *testing.T) {
 	tool := newTool(t)
 	c := newSealedChain(t, tool)
 	socket := filepath.Join(t.TempDir(), "s")
-	server, err := tool.ServeNBD(t.Context(), qcow2.NBDOptions{Path: c.layers[0].Path, Backing: c.layers[1:], Socket: socket,
-		ReadOnly: true, Shared: 2})
+	server, err := tool.ServeNBD(t.Context(), qcow2.NBDOptions{Path: c.layers[0].Path, Backing: c.layers[1:],
+		Socket: socket, ReadOnly: true, Shared: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,14 +190,17 @@ func served(t *testing.T, tool *qcow2.Tool, c sealedChain) {
 		layers = append(layers, qcow2.Layer{Path: qcow2.Descriptor(open(t, l.Path, os.O_RDONLY)), Secret: l.Secret})
 	}
 	socket := filepath.Join(t.TempDir(), "s")
-	o := qcow2.NBDOptions{Path: layers[0].Path, Secret: layers[0].Secret, Backing: layers[1:], Socket: socket, ReadOnly: true, ExportName: "x"}
+	o := qcow2.NBDOptions{
+		Path: layers[0].Path, Secret: layers[0].Secret, Backing: layers[1:], Socket: socket, ReadOnly: true, ExportName: "x",
+	}
 	server, err := tool.ServeNBD(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	client := dialNBD(t, socket, "x")
 	got := make([]byte, sealedSize)
-	if err := errors.Join(client.ReadAt(got[:mib], 0), client.ReadAt(got[mib:], mib)); err != nil || !bytes.Equal(got, c.want) || !client.ReadOnly() {
+	err = errors.Join(client.ReadAt(got[:mib], 0), client.ReadAt(got[mib:], mib))
+	if err != nil || !bytes.Equal(got, c.want) || !client.ReadOnly() {
 		t.Errorf("what was served differs, %v", err)
 	}
 	client.Close()
@@ -220,9 +226,14 @@ func TestWrongSecret(t *testing.T) {
 	_, check := tool.Check(t.Context(), path, qcow2.CheckOptions{Secret: wrong})
 	_, info := tool.Info(t.Context(), path, qcow2.InfoOptions{Secret: wrong})
 	_, mapped := tool.Map(t.Context(), path, qcow2.MapOptions{Secret: wrong, Backing: below})
-	convert := tool.Convert(t.Context(), path, filepath.Join(t.TempDir(), "out"), qcow2.ConvertOptions{Secret: wrong, Backing: below})
-	compare := tool.Compare(t.Context(), path, path, qcow2.CompareOptions{SecretA: wrong, BackingA: below, SecretB: wrong, BackingB: below})
-	for what, err := range map[string]error{"header": header, "check": check, "map": mapped, "convert": convert, "info": info, "compare": compare} {
+	convert := tool.Convert(t.Context(), path, filepath.Join(t.TempDir(), "out"), qcow2.ConvertOptions{
+		Secret: wrong, Backing: below,
+	})
+	compare := tool.Compare(t.Context(), path, path, qcow2.CompareOptions{
+		SecretA: wrong, BackingA: below, SecretB: wrong, BackingB: below,
+	})
+	for what, err := range map[string]error{"header": header, "check": check, "map": mapped, "convert": convert,
+		"info": info, "compare": compare} {
 		if !errors.Is(err, qcow2.ErrSecret) || strings.Contains(err.Error(), "wrong") {
 			t.Errorf("%s: %v, want ErrSecret", what, err)
 		}
@@ -242,29 +253,37 @@ func TestSecretsReachToolsByPipe(t *testing.T) {
 	spy := func(name string) string {
 		return script(t, `{ tr '\0' '\n' < /proc/$$/environ; printf '%s\n' "$@"; } >> `+seen+`; exec `+name+` "$@"`)
 	}
-	tool := newToolWith(t, qcow2.Config{QemuImg: spy("qemu-img"), StorageDaemon: spy("qemu-storage-daemon"), Unconfined: true})
+	tool := newToolWith(t, qcow2.Config{
+		QemuImg: spy("qemu-img"), StorageDaemon: spy("qemu-storage-daemon"), Unconfined: true,
+	})
 	const secret = "5ec4e75ec4e75ec4e75ec4e7"
 	l := qcow2.Layer{Path: filepath.Join(t.TempDir(), "sealed"), Secret: qcow2.NewSecret(secret)}
-	fill(t, tool, qcow2.NewTarget{File: fresh(t, l.Path), SizeBytes: mib, Secret: l.Secret}, make([]byte, mib), 0, 64<<10, 1)
+	fill(t, tool, qcow2.NewTarget{File: fresh(t, l.Path), SizeBytes: mib, Secret: l.Secret},
+		make([]byte, mib), 0, 64<<10, 1)
 	_, err := tool.Check(t.Context(), l.Path, qcow2.CheckOptions{Secret: l.Secret})
 	if err == nil {
-		err = tool.Convert(t.Context(), l.Path, filepath.Join(t.TempDir(), "out"), qcow2.ConvertOptions{Secret: l.Secret, Backing: []qcow2.Layer{}})
+		err = tool.Convert(t.Context(), l.Path, filepath.Join(t.TempDir(), "out"), qcow2.ConvertOptions{
+			Secret: l.Secret, Backing: []qcow2.Layer{},
+		})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(seen)
-	if err != nil || bytes.Count(text, []byte("--chardev")) < 2 || !bytes.Contains(text, []byte("convert")) || bytes.Contains(text, []byte(secret)) {
+	if err != nil || bytes.Count(text, []byte("--chardev")) < 2 || !bytes.Contains(text, []byte("convert")) ||
+		bytes.Contains(text, []byte(secret)) {
 		t.Errorf("tools were told: %s, %v", text, err)
 	}
 }
 
-// TestHostileLUKSHeaders: what a header asks for beyond the limits is refused at once, by every call, before any tool runs.
+// TestHostileLUKSHeaders: what a header asks for beyond the limits is refused at once, by every call, before any tool
+// runs.
 func TestHostileLUKSHeaders(t *testing.T) {
 	t.Parallel()
 	good := filepath.Join(t.TempDir(), "good")
 	secret := qcow2.NewSecret("secret")
-	fill(t, newTool(t), qcow2.NewTarget{File: fresh(t, good), SizeBytes: mib, Secret: secret}, make([]byte, mib), 0, 64<<10, 1)
+	fill(t, newTool(t), qcow2.NewTarget{File: fresh(t, good), SizeBytes: mib, Secret: secret},
+		make([]byte, mib), 0, 64<<10, 1)
 	image, err := os.ReadFile(good)
 	if err != nil {
 		t.Fatal(err)
@@ -315,11 +334,14 @@ func TestHostileLUKSHeaders(t *testing.T) {
 		_, header := noTool.Header(t.Context(), path, secret)
 		_, check := noTool.Check(t.Context(), path, qcow2.CheckOptions{Secret: secret})
 		_, mapped := noTool.Map(t.Context(), path, qcow2.MapOptions{Secret: secret, Backing: []qcow2.Layer{}})
-		convert := noTool.Convert(t.Context(), path, path+".out", qcow2.ConvertOptions{Secret: secret, Backing: []qcow2.Layer{}})
+		convert := noTool.Convert(t.Context(), path, path+".out", qcow2.ConvertOptions{
+			Secret: secret, Backing: []qcow2.Layer{},
+		})
 		_, serve := noTool.ServeNBD(t.Context(), qcow2.NBDOptions{
 			Path: path, Secret: secret, Backing: []qcow2.Layer{}, Socket: path + ".socket", ReadOnly: true,
 		})
-		for what, err := range map[string]error{"header": header, "check": check, "map": mapped, "convert": convert, "serve": serve} {
+		for what, err := range map[string]error{"header": header, "check": check, "map": mapped, "convert": convert,
+			"serve": serve} {
 			if !errors.Is(err, c.want) {
 				t.Errorf("%s, %s: %v, want %v", name, what, err, c.want)
 			}
@@ -351,7 +373,9 @@ func TestManySealedLayers(t *testing.T) {
 	want := make([]byte, mib)
 	var layers []qcow2.Layer
 	for i := range 30 {
-		l := qcow2.Layer{Path: filepath.Join(dir, fmt.Sprintf("l%d", i)), Secret: qcow2.NewSecret(fmt.Sprintf("secret %d", i))}
+		l := qcow2.Layer{
+			Path: filepath.Join(dir, fmt.Sprintf("l%d", i)), Secret: qcow2.NewSecret(fmt.Sprintf("secret %d", i)),
+		}
 		target := qcow2.NewTarget{File: fresh(t, l.Path), SizeBytes: mib, Secret: l.Secret, CompressionType: "zstd"}
 		if i > 0 {
 			target.BackingFile = fmt.Sprintf("l%d", i-1)

@@ -74,7 +74,8 @@ func TestOwnIndex(t *testing.T) {
 		path := filepath.Join(dir, name)
 		lab.OK(t, tool.Create(t.Context(), path, qcow2.CreateOptions{SizeBytes: size, BackingFile: backing}))
 		for _, c := range commands {
-			if out, err := exec.CommandContext(t.Context(), "qemu-io", "-f", "qcow2", "-c", c, path).CombinedOutput(); err != nil {
+			if out, err := exec.CommandContext(t.Context(), "qemu-io", "-f", "qcow2", "-c", c, path).
+				CombinedOutput(); err != nil {
 				t.Fatalf("%s: %v: %s", c, err, out)
 			}
 		}
@@ -97,14 +98,17 @@ func TestOwnIndex(t *testing.T) {
 		below, err = tool.OwnIndex(t.Context(), chain[0], below)
 		lab.OK(t, err)
 		raw := filepath.Join(dir, "raw")
-		lab.OK(t, tool.Convert(t.Context(), chain[0].Path, raw, qcow2.ConvertOptions{Backing: chain[1:], TargetFormat: qcow2.FormatRaw}))
+		lab.OK(t, tool.Convert(t.Context(), chain[0].Path, raw, qcow2.ConvertOptions{
+			Backing: chain[1:], TargetFormat: qcow2.FormatRaw,
+		}))
 		content, err := os.ReadFile(raw)
 		lab.OK(t, errors.Join(err, os.Remove(raw)))
 		for i := range int64(13) {
 			p := content[i*piece : min((i+1)*piece, 50<<20)]
 			want := !slices.Contains(unknown[name], i)
 			if below.Known(i) != want || below.Is(i, int64(len(p)), sha256.Sum256(p)) != want {
-				t.Errorf("%s: piece %d is known: %v, and right: %v; want %v", name, i, below.Known(i), below.Is(i, int64(len(p)), sha256.Sum256(p)), want)
+				t.Errorf("%s: piece %d is known: %v, and right: %v; want %v", name, i, below.Known(i),
+					below.Is(i, int64(len(p)), sha256.Sum256(p)), want)
 			}
 		}
 	}

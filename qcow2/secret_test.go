@@ -16,7 +16,8 @@ func TestSecretNeverPrints(t *testing.T) {
 	secret := qcow2.NewSecret("5ec4e7")
 	layer := qcow2.Layer{Path: "x", Secret: secret}
 	var out bytes.Buffer
-	for _, v := range []any{secret, *secret, layer, &layer, qcow2.ConvertOptions{Secret: secret, Backing: []qcow2.Layer{layer}}} {
+	for _, v := range []any{secret, *secret, layer, &layer,
+		qcow2.ConvertOptions{Secret: secret, Backing: []qcow2.Layer{layer}}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
 			fmt.Fprintf(&out, verb, v)
 		}
