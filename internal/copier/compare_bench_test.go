@@ -11,8 +11,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// cut is a disk of 1 GiB that is full of data, its full backup with an index, and 1 % of it changed since in pieces of 64
-// KiB that are spread over a tenth of the disk.
+// cut is a disk of 1 GiB that is full of data, its full backup with an index, and 1 % of it changed since in pieces of
+// 64 KiB that are spread over a tenth of the disk.
 func (b *bench) cut() (s qcow2.Source, index *qcow2.Index, changed int64) {
 	b.Helper()
 	s = b.image("disk", 1<<30)
@@ -82,11 +82,13 @@ func TestCompareAfterPowerCutInBytes(t *testing.T) {
 	b.finish(alone)
 	b.same(s, s.Path+".target")
 	if p, most := alone.Progress()[0], int64(27*4*mib); p.ParentBytes != 0 || p.ChangedBytes > most {
-		t.Errorf("of a parent that can't be read %d bytes were read, and %d stored, %d at most", p.ParentBytes, p.ChangedBytes, most)
+		t.Errorf("of a parent that can't be read %d bytes were read, and %d stored, %d at most", p.ParentBytes,
+			p.ChangedBytes, most)
 	}
 }
 
-// BenchmarkCompare compares 1 GiB with its full after 1 % of it has changed, beside reading the disk once through qemu-img.
+// BenchmarkCompare compares 1 GiB with its full after 1 % of it has changed, beside reading the disk once through
+// qemu-img.
 func BenchmarkCompare(b *testing.B) {
 	w := newBench(b)
 	s, index, _ := w.cut()

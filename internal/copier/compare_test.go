@@ -23,7 +23,8 @@ func (b *bench) compare(s qcow2.Source, chain ...string) copier.Progress {
 func (b *bench) compareBy(index *qcow2.Index, s qcow2.Source, chain ...string) copier.Progress {
 	b.Helper()
 	parents := b.serve(chain)
-	p := b.connectWith(copier.Disk{Index: index, Parent: copier.End{Dial: parents.Dial, Export: parents.Export(0)}}, 0, chain[0], s)
+	p := b.connectWith(copier.Disk{Index: index, Parent: copier.End{Dial: parents.Dial, Export: parents.Export(0)}},
+		0, chain[0], s)
 	lab.OK(b, parents.Hide())
 	b.finish(p)
 	return p.Progress()[0]
@@ -57,7 +58,8 @@ func changes(r *rand.Rand, n int, sectors, size int64) (commands []string) {
 	return commands
 }
 
-// Only what differs is stored, in clusters: what was changed, zeroed, discarded, or came with growth, whatever is allocated.
+// Only what differs is stored, in clusters: what was changed, zeroed, discarded, or came with growth, whatever is
+// allocated.
 func TestCompare(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -179,7 +181,8 @@ func TestCompareRefusesASmallerDisk(t *testing.T) {
 	lab.OK(t, err)
 	defer func() { lab.OK(t, from.Close(time.Second)) }()
 	end := copier.End{Dial: from.Dial, Export: from.Export(0)}
-	_, err = copier.Connect(b.Context(), []copier.Disk{{Source: end, Target: end, Parent: copier.End{Dial: parents.Dial, Export: parents.Export(0)}}}, 0)
+	_, err = copier.Connect(b.Context(),
+		[]copier.Disk{{Source: end, Target: end, Parent: copier.End{Dial: parents.Dial, Export: parents.Export(0)}}}, 0)
 	lab.Fails(t, err, qcow2.ErrSizeMismatch)
 }
 
@@ -218,8 +221,8 @@ func TestCompareByIndex(t *testing.T) {
 	lab.Equal(t, "read of the parent", p.ParentBytes, 3*4*mib)
 }
 
-// With nothing but an index of a parent that can't be read, pieces that may differ are stored whole, and nothing else. A
-// bitmap's miss is counted where no part of the piece is marked.
+// With nothing but an index of a parent that can't be read, pieces that may differ are stored whole, and nothing else.
+// A bitmap's miss is counted where no part of the piece is marked.
 func TestCompareByIndexAlone(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

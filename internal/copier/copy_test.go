@@ -153,7 +153,8 @@ func TestFullThenIncremental(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	const size = 64*mib + 512
-	s := b.image("a", size, "write -P 1 0 8M", "write -P 2 10M 4k", "write -P 0 20M 1M", "write -z 30M 1M", "write -P 3 67108864 512")
+	s := b.image("a", size, "write -P 1 0 8M", "write -P 2 10M 4k", "write -P 0 20M 1M", "write -z 30M 1M",
+		"write -P 3 67108864 512")
 	b.finish(b.connect(0, "", s))
 	b.same(s, b.path("a.target"))
 	data, zero := b.held(b.path("a.target"))
@@ -162,7 +163,8 @@ func TestFullThenIncremental(t *testing.T) {
 
 	lab.OK(t, os.Rename(b.path("a.target"), b.path("full")))
 	b.track(s, "b")
-	b.io(s, "write -z 0 3M", "discard 4M 1M", "write -P 4 5M 100", "write -P 0 7M 64k", "write -P 5 40M 5M", "write -P 6 67108864 512")
+	b.io(s, "write -z 0 3M", "discard 4M 1M", "write -P 4 5M 100", "write -P 0 7M 64k", "write -P 5 40M 5M",
+		"write -P 6 67108864 512")
 	s.Bitmap = "b"
 	p := b.connect(0, "full", s)
 	b.finish(p)
@@ -170,7 +172,9 @@ func TestFullThenIncremental(t *testing.T) {
 	data, zero = b.held(b.path("a.target"))
 	lab.Equal(t, "data of the incremental", data, 5*mib+64<<10+512)
 	lab.Equal(t, "zeroes of the incremental", zero, 4*mib+64<<10)
-	lab.Equal(t, "progress", p.Progress()[0], copier.Progress{DoneBytes: 9*mib + 128<<10 + 512, TotalBytes: 9*mib + 128<<10 + 512})
+	lab.Equal(t, "progress", p.Progress()[0], copier.Progress{
+		DoneBytes: 9*mib + 128<<10 + 512, TotalBytes: 9*mib + 128<<10 + 512,
+	})
 }
 
 // A thin disk takes what it holds: neither time nor tables for its holes.

@@ -13,7 +13,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// scattered is a full disk and so many clusters of it, each in a place of its own, that have changed since, to three patterns.
+// scattered is a full disk and so many clusters of it, each in a place of its own, that have changed since, to three
+// patterns.
 func (b *bench) scattered(places, first int64) qcow2.Source {
 	b.Helper()
 	s := b.image("a", places*mib)

@@ -37,8 +37,8 @@ func (b *bench) hashed(common copier.Disk, s qcow2.Source, chain ...string) *qco
 	return index
 }
 
-// Whatever a disk holds and however it has changed or grown, the sums of what passes by make the digest that reading the
-// chain makes.
+// Whatever a disk holds and however it has changed or grown, the sums of what passes by make the digest that reading
+// the chain makes.
 func TestSumsRandom(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -42,7 +42,8 @@ func TestPrefixOfNames(t *testing.T) {
 		{"kvmbackup", "x-kvmbackup-" + stamp, false},
 		{"kvmbackup", "", false},
 	} {
-		lab.Equal(t, fmt.Sprintf("%q owns %q", r.prefix, r.name), kvmbackup.CheckpointName(r.name).HasPrefix(r.prefix), r.want)
+		lab.Equal(t, fmt.Sprintf("%q owns %q", r.prefix, r.name),
+			kvmbackup.CheckpointName(r.name).HasPrefix(r.prefix), r.want)
 	}
 }
 
@@ -55,7 +56,8 @@ func TestPrefixOfNamesOneConsumer(t *testing.T) {
 		s := kvmbackup.Stamp{}.Next(time.Unix(rapid.Int64Range(0, 1<<35).Draw(t, "second"), 0), nil)
 		name := kvmbackup.NewCheckpointName(a, s, kvmbackup.VMID(rapid.String().Draw(t, "vm"))).String()
 		if !kvmbackup.CheckpointName(name).HasPrefix(a) || a != b && kvmbackup.CheckpointName(name).HasPrefix(b) {
-			t.Fatalf("%q: owned by %q: %v, by %q: %v", name, a, kvmbackup.CheckpointName(name).HasPrefix(a), b, kvmbackup.CheckpointName(name).HasPrefix(b))
+			t.Fatalf("%q: owned by %q: %v, by %q: %v", name, a, kvmbackup.CheckpointName(name).HasPrefix(a), b,
+				kvmbackup.CheckpointName(name).HasPrefix(b))
 		}
 	})
 }
@@ -63,20 +65,33 @@ func TestPrefixOfNamesOneConsumer(t *testing.T) {
 func TestStaleCheckpoints(t *testing.T) {
 	mineBelow := kvmbackup.NewCheckpointName("kvmbackup", kvmbackup.Stamp{}.Next(lab.Epoch, nil), lab.VM).String()
 	othersBelow := kvmbackup.NewCheckpointName("kvmbackup", kvmbackup.Stamp{}.Next(lab.Epoch, nil), "template").String()
-	const mine, alsoMine, kept = "kvmbackup-2026.11.23.07.04.50", "kvmbackup-2026.11.23.08.04.50.001", "kvmbackup-2026.11.23.09.04.50"
+	const mine, alsoMine, kept = "kvmbackup-2026.11.23.07.04.50", "kvmbackup-2026.11.23.08.04.50.001",
+		"kvmbackup-2026.11.23.09.04.50"
 	st := kvmbackup.DomainStatus{
-		Checkpoints: []kvmbackup.CheckpointStatus{{Name: mine}, {Name: kept}, {Name: "admin"}, {Name: "kvmbackup-before-upgrade"}},
+		Checkpoints: []kvmbackup.CheckpointStatus{
+			{Name: mine}, {Name: kept}, {Name: "admin"}, {Name: "kvmbackup-before-upgrade"},
+		},
 		Disks: []kvmbackup.DiskStatus{
-			{Device: "vda", Bitmaps: []kvmbackup.BitmapStatus{{Name: mine}, {Name: kept, Inconsistent: true}, {Name: "kvmbackup-2-2026.11.23.07.04.50"}}},
-			{Device: "vdb", Bitmaps: []kvmbackup.BitmapStatus{{Name: alsoMine, Inconsistent: true}, {Name: "bitmap0"}, {Name: ""}}},
+			{
+				Device: "vda", Bitmaps: []kvmbackup.BitmapStatus{
+					{Name: mine}, {Name: kept, Inconsistent: true}, {Name: "kvmbackup-2-2026.11.23.07.04.50"},
+				},
+			},
+			{
+				Device: "vdb", Bitmaps: []kvmbackup.BitmapStatus{
+					{Name: alsoMine, Inconsistent: true}, {Name: "bitmap0"}, {Name: ""},
+				},
+			},
 		},
 	}
-	// What only a template below has is not the VM's; what goes on down from the VM's own image is, and what has the VM's tag.
+	// What only a template below has is not the VM's; what goes on down from the VM's own image is, and what has the VM's
+	// tag.
 	own, template := "/images/vm.qcow2", "/images/template.qcow2"
-	st.Disks = append(st.Disks, kvmbackup.DiskStatus{Device: "vdc", Layers: []string{own, template}, Bitmaps: []kvmbackup.BitmapStatus{
-		{Name: "kvmbackup-2026.11.22.07.04.50", Layers: []string{template}}, {Name: mine, Layers: []string{own, template}},
-		{Name: mineBelow, Layers: []string{template}}, {Name: othersBelow, Layers: []string{template}},
-	}})
+	st.Disks = append(st.Disks, kvmbackup.DiskStatus{Device: "vdc", Layers: []string{own, template},
+		Bitmaps: []kvmbackup.BitmapStatus{
+			{Name: "kvmbackup-2026.11.22.07.04.50", Layers: []string{template}}, {Name: mine, Layers: []string{own, template}},
+			{Name: mineBelow, Layers: []string{template}}, {Name: othersBelow, Layers: []string{template}},
+		}})
 	got := (engine.Ownership{Prefix: "kvmbackup", VM: lab.VM}).Stale(st, kept, "")
 	if !slices.Equal(got, []kvmbackup.CheckpointName{mine, kvmbackup.CheckpointName(mineBelow), alsoMine}) {
 		t.Errorf("stale: %q", got)
@@ -93,8 +108,12 @@ func TestStaleCheckpoints(t *testing.T) {
 	if got := other.Stale(st, kept); !slices.Equal(got, []kvmbackup.CheckpointName{mine}) {
 		t.Errorf("on record: %q", got)
 	}
-	shared := engine.Ownership{Prefix: "kvmbackup", VM: lab.VM, Others: []string{string(lab.VM) + "/2026.11.23.08.04.50.001", "vm9/2026.11.23.07.04.50"}}
-	if got := shared.Stale(st, kept, ""); !slices.Equal(got, []kvmbackup.CheckpointName{mine, kvmbackup.CheckpointName(mineBelow)}) {
+	shared := engine.Ownership{
+		Prefix: "kvmbackup", VM: lab.VM,
+		Others: []string{string(lab.VM) + "/2026.11.23.08.04.50.001", "vm9/2026.11.23.07.04.50"},
+	}
+	if got := shared.Stale(st, kept, ""); !slices.Equal(got,
+		[]kvmbackup.CheckpointName{mine, kvmbackup.CheckpointName(mineBelow)}) {
 		t.Errorf("of a repository with two stores: %q", got)
 	}
 }
@@ -133,7 +152,8 @@ func TestPlannedNames(t *testing.T) {
 		e := w.newEngine(engine.Config{Executor: exec, Images: noImages{}, Now: func() time.Time { return now }})
 		var last engine.Plan
 		for i := range rapid.IntRange(2, 8).Draw(t, "backups") {
-			now = now.Add(rapid.SampledFrom([]time.Duration{0, time.Millisecond, time.Second, time.Hour, -time.Second, -time.Hour, -240 * time.Hour}).Draw(t, "clock"))
+			now = now.Add(rapid.SampledFrom([]time.Duration{0, time.Millisecond, time.Second, time.Hour, -time.Second,
+				-time.Hour, -240 * time.Hour}).Draw(t, "clock"))
 			p, err := e.Plan(t.Context(), engine.BackupRequest{VM: lab.VM})
 			lab.OK(t, err)
 			if p.Decision.Checkpoint <= last.Decision.Checkpoint || p.Path <= last.Path {

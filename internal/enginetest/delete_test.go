@@ -21,8 +21,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// TestDeleteStories reads "A B<A C<B" as: A is a full, B stands on A, C on B. Deletes are made in turn, "B!" with force; the
-// state after each is the records that are left.
+// TestDeleteStories reads "A B<A C<B" as: A is a full, B stands on A, C on B. Deletes are made in turn, "B!" with
+// force; the state after each is the records that are left.
 func TestDeleteStories(t *testing.T) {
 	for _, s := range []struct {
 		name, backups string
@@ -30,11 +30,13 @@ func TestDeleteStories(t *testing.T) {
 	}{
 		{"a full alone", "A", []string{"A: "}},
 		{"from the end", "A B<A C<B", []string{"C: A B", "B: A", "A: "}},
-		{"from the beginning", "A B<A C<B", []string{"A: A:delete-pending B C", "B: A:delete-pending B:delete-pending C", "C: "}},
+		{"from the beginning", "A B<A C<B",
+			[]string{"A: A:delete-pending B C", "B: A:delete-pending B:delete-pending C", "C: "}},
 		{"the middle, then the end", "A B<A C<B", []string{"B: A B:delete-pending C", "C: A", "A: "}},
 		{"the last child takes pending ancestors up to the first live one", "A B<A C<B D<C",
 			[]string{"B: A B:delete-pending C D", "C: A B:delete-pending C:delete-pending D", "D: A"}},
-		{"a grandchild's base is never destroyed", "A B<A C<B", []string{"A: A:delete-pending B C", "A: A:delete-pending B C", "C: A:delete-pending B"}},
+		{"a grandchild's base is never destroyed", "A B<A C<B",
+			[]string{"A: A:delete-pending B C", "A: A:delete-pending B C", "C: A:delete-pending B"}},
 		{"a tree: one branch does not take the trunk of the other", "A B<A C<A D<B",
 			[]string{"A: A:delete-pending B C D", "D: A:delete-pending B C", "B: A:delete-pending C", "C: "}},
 		{"twice", "A B<A", []string{"A: A:delete-pending B", "A: A:delete-pending B", "B: "}},
@@ -124,7 +126,8 @@ func (w *world) deleteAsPlanned(name string, force bool) kvmbackup.DeletePlan {
 	}
 	after, err := w.store.VM(ctx, lab.VM)
 	lab.OK(w.t, err)
-	lab.Equal(w.t, "the active checkpoint goes", vm.ActiveCheckpoint != "" && after.ActiveCheckpoint == "", plan.ClearsActive)
+	lab.Equal(w.t, "the active checkpoint goes", vm.ActiveCheckpoint != "" && after.ActiveCheckpoint == "",
+		plan.ClearsActive)
 	return done
 }
 
@@ -135,10 +138,13 @@ func TestDeletePendingIsHiddenAndClearsActive(t *testing.T) {
 	lab.OK(t, err)
 	lab.Equal(t, "active", vm.ActiveCheckpoint, w.get("B").Checkpoint)
 
-	if p := w.deleteAsPlanned("A", false); p.ClearsActive || namesOf(w, p.Pending, pendingID) != "A" || len(p.Remove) != 0 {
+	if p := w.deleteAsPlanned("A", false); p.ClearsActive || namesOf(w, p.Pending, pendingID) != "A" ||
+		len(p.Remove) != 0 {
 		t.Fatalf("plan: %s", p)
 	}
-	list, err := w.engine.List(t.Context(), kvmbackup.Query{VM: lab.VM, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	list, err := w.engine.List(t.Context(), kvmbackup.Query{
+		VM: lab.VM, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted},
+	})
 	lab.OK(t, err)
 	lab.Equal(t, "listed", namesOf(w, list, backupID), "B")
 	list, err = w.engine.List(t.Context(), kvmbackup.Query{VM: lab.VM})
@@ -237,7 +243,8 @@ func TestDeleteBrokenRecords(t *testing.T) {
 		names  []string // the records that the error must name
 	}{
 		{"missing parent", func(w *world) {
-			on(w, "x", kvmbackup.Backup{ID: lab.BackupID("lost"), ChainID: lab.ChainID("A"), Path: "i-2-17-VM/2026.11.23.07.00.00"}, func(*kvmbackup.Backup) {})
+			on(w, "x", kvmbackup.Backup{ID: lab.BackupID("lost"), ChainID: lab.ChainID("A"),
+				Path: "i-2-17-VM/2026.11.23.07.00.00"}, func(*kvmbackup.Backup) {})
 		}, "x", false, kvmbackup.ErrInvalid, []string{"x", "lost"}},
 		{"wrong position", func(w *world) {
 			on(w, "x", w.get("A"), func(b *kvmbackup.Backup) { b.Position = 5 })
@@ -337,7 +344,9 @@ func TestForceRefusesHeld(t *testing.T) {
 func (w *world) hold(name, id string) {
 	w.t.Helper()
 	lab.OK(w.t, w.locked(func(l kvmbackup.Lease) error {
-		return w.store.Annotate(w.t.Context(), l, lab.BackupID(name), kvmbackup.Annotation{AddHold: &kvmbackup.Hold{ID: id, Purpose: "test", Since: lab.Epoch}})
+		return w.store.Annotate(w.t.Context(), l, lab.BackupID(name), kvmbackup.Annotation{
+			AddHold: &kvmbackup.Hold{ID: id, Purpose: "test", Since: lab.Epoch},
+		})
 	}))
 }
 
@@ -416,8 +425,8 @@ func TestRemovalFails(t *testing.T) {
 	}
 }
 
-// TestNextDeleteFinishes: what a failed removal left goes with the next delete, whichever backup that is of; and one that still
-// can't be removed doesn't fail it.
+// TestNextDeleteFinishes: what a failed removal left goes with the next delete, whichever backup that is of; and one
+// that still can't be removed doesn't fail it.
 func TestNextDeleteFinishes(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A C D")
@@ -446,7 +455,8 @@ func TestDeleteReportsWhatWasRemovedBefore(t *testing.T) {
 		}
 		return nil
 	}})
-	done, err := w.newEngine(engine.Config{Repository: repo}).Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
+	done, err := w.newEngine(engine.Config{Repository: repo}).
+		Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 	lab.Fails(t, err, errInjected)
 	lab.Equal(t, "removed", namesOf(w, done.Remove, backupID), "B")
 	lab.Equal(t, "bytes", done.FreeBytes, b.StoredBytes())
@@ -493,8 +503,8 @@ var deletions = []deletion{
 	{name: "a subtree", backups: "A B<A C<B D<B E<A", last: "B", force: true, want: "A E"},
 }
 
-// TestDeleteFaultLoop fails each call to the store, and each file step, in turn: before it is done, with its answer lost,
-// and with everything after it failing as well.
+// TestDeleteFaultLoop fails each call to the store, and each file step, in turn: before it is done, with its answer
+// lost, and with everything after it failing as well.
 func TestDeleteFaultLoop(t *testing.T) {
 	onStoresWhenFull(t, func(t *testing.T, s testStore, fresh func(t lab.TB) [2]kvmbackup.Store) {
 		for _, d := range deletions {
@@ -535,7 +545,8 @@ func faultModes() map[string]func(w *world, f *faultAt) *engine.Engine {
 	}
 }
 
-// brokenOff has step i fail, and says whether there was one. Whatever came of it, what a user does next gets to the end.
+// brokenOff has step i fail, and says whether there was one. Whatever came of it, what a user does next gets to the
+// end.
 func (d deletion) brokenOff(t *testing.T, w *world, eng func(w *world, f *faultAt) *engine.Engine, i int) bool {
 	t.Helper()
 	w.build(d.backups)
@@ -640,7 +651,10 @@ func TestAccounting(t *testing.T) {
 	lab.Fails(t, err, stop)
 	// A process that dies between reporting and forgetting: the acknowledgement is lost, the removal comes again.
 	lost := w.newEngine(engine.Config{Store: ackless{w.store}})
-	lab.Fails(t, lost.Accounting(t.Context(), func(r kvmbackup.Removal) error { seen = append(seen, w.name(r.Backup)); return nil }), errInjected)
+	lab.Fails(t, lost.Accounting(t.Context(), func(r kvmbackup.Removal) error {
+		seen = append(seen, w.name(r.Backup))
+		return nil
+	}), errInjected)
 	err = w.engine.Accounting(t.Context(), func(r kvmbackup.Removal) error {
 		seen = append(seen, w.name(r.Backup))
 		lab.Equal(t, "bytes of "+w.name(r.Backup), r.Bytes, want[w.name(r.Backup)])
@@ -682,7 +696,8 @@ func deletesAtOnce(t *testing.T, stores [2]kvmbackup.Store, round int) {
 	var all sync.WaitGroup
 	for j, name := range []string{"A", "B", "C", "D"} {
 		all.Go(func() {
-			if _, err := engines[(round+j)%2].Delete(t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{}); err != nil && !errors.Is(err, kvmbackup.ErrNotFound) {
+			if _, err := engines[(round+j)%2].Delete(t.Context(), lab.BackupID(name), kvmbackup.DeleteOptions{}); err != nil &&
+				!errors.Is(err, kvmbackup.ErrNotFound) {
 				t.Errorf("delete %s: %v", name, err)
 			}
 		})
@@ -693,8 +708,8 @@ func deletesAtOnce(t *testing.T, stores [2]kvmbackup.Store, round int) {
 	w.accountedOnce()
 }
 
-// TestDeleteTrees deletes random trees in random order, sometimes with force, through faults, and recovers at random. After
-// every step the live backups are whole; in the end nothing is left.
+// TestDeleteTrees deletes random trees in random order, sometimes with force, through faults, and recovers at random.
+// After every step the live backups are whole; in the end nothing is left.
 func TestDeleteTrees(t *testing.T) {
 	onStoresWhenFull(t, func(t *testing.T, _ testStore, fresh func(t lab.TB) [2]kvmbackup.Store) {
 		rapid.Check(t, func(t *rapid.T) { deleteTree(t, newWorldOn(t, fresh(t)[0])) })

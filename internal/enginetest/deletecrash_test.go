@@ -21,8 +21,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/rules"
 )
 
-// jsonStore keeps one VM's state in one file, replaced as a whole: what a killed process leaves is what its last write made.
-// It is for one process at a time.
+// jsonStore keeps one VM's state in one file, replaced as a whole: what a killed process leaves is what its last write
+// made. It is for one process at a time.
 type jsonStore struct {
 	rules.StateStore
 	file string
@@ -32,7 +32,9 @@ type jsonStore struct {
 
 func newJSONStore(file string) *jsonStore {
 	s := &jsonStore{file: file, now: time.Now}
-	s.StateStore = rules.NewStateStore(s.update, func(context.Context, kvmbackup.VMID) (*rules.State, error) { return s.load() },
+	s.StateStore = rules.NewStateStore(s.update, func(context.Context, kvmbackup.VMID) (*rules.State, error) {
+		return s.load()
+	},
 		func(context.Context) ([]*rules.State, error) {
 			state, err := s.load()
 			return []*rules.State{state}, err
@@ -59,7 +61,9 @@ func (s *jsonStore) update(_ context.Context, _ kvmbackup.VMID, fn func(rules.Tx
 	if err != nil {
 		return err
 	}
-	err = fn(state.Tx(s.now(), func(id kvmbackup.BackupID) (kvmbackup.Backup, error) { return kvmbackup.Backup{}, rules.NotFound(id) }))
+	err = fn(state.Tx(s.now(), func(id kvmbackup.BackupID) (kvmbackup.Backup, error) {
+		return kvmbackup.Backup{}, rules.NotFound(id)
+	}))
 	if err != nil {
 		return err
 	}
@@ -109,11 +113,15 @@ func TestDeleteKilledChild(t *testing.T) {
 	}
 	store := newJSONStore(filepath.Join(dir, "store.json"))
 	store.step = dieAt
-	repo, err := repository.Open(t.Context(), filepath.Join(dir, "repo"), repository.Options{NoSync: true, BeforeStep: dieAt})
+	repo, err := repository.Open(t.Context(), filepath.Join(dir, "repo"), repository.Options{
+		NoSync: true, BeforeStep: dieAt,
+	})
 	lab.OK(t, err)
 	e, err := engine.New(engine.Config{Store: store, Repository: repo})
 	lab.OK(t, err)
-	_, err = e.Delete(t.Context(), kvmbackup.BackupID(os.Getenv(envKillDelete)), kvmbackup.DeleteOptions{Subtree: os.Getenv(envKillForce) == "true"})
+	_, err = e.Delete(t.Context(), kvmbackup.BackupID(os.Getenv(envKillDelete)), kvmbackup.DeleteOptions{
+		Subtree: os.Getenv(envKillForce) == "true",
+	})
 	lab.OK(t, err)
 }
 
@@ -166,7 +174,8 @@ func deleteKilledAt(t *testing.T, dir, name string, force bool, at int) bool {
 	if err == nil {
 		return false
 	}
-	if status, is := cmd.ProcessState.Sys().(syscall.WaitStatus); !is || !status.Signaled() || status.Signal() != syscall.SIGKILL {
+	if status, is := cmd.ProcessState.Sys().(syscall.WaitStatus); !is || !status.Signaled() ||
+		status.Signal() != syscall.SIGKILL {
 		t.Fatalf("the deleting process ended by itself: %v\n%s", err, out)
 	}
 	return true

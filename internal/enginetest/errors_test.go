@@ -35,7 +35,8 @@ func wantOne(t *testing.T, err, sentinel error) {
 type unreached struct{ kvmbackup.Executor }
 
 func (unreached) Inspect(context.Context, kvmbackup.DomainRef) (kvmbackup.DomainStatus, error) {
-	return kvmbackup.DomainStatus{}, fmt.Errorf("%w: %w: libvirt doesn't answer", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable)
+	return kvmbackup.DomainStatus{},
+		fmt.Errorf("%w: %w: libvirt doesn't answer", kvmbackup.ErrBusy, kvmbackup.ErrUnavailable)
 }
 
 func (unreached) DropCheckpoint(context.Context, kvmbackup.DomainRef, kvmbackup.CheckpointName) error {
@@ -43,7 +44,8 @@ func (unreached) DropCheckpoint(context.Context, kvmbackup.DomainRef, kvmbackup.
 }
 
 // methods are all of the engine that can fail, on a backup and a VM.
-func methods(e *engine.Engine, dir string) map[string]func(ctx context.Context, id kvmbackup.BackupID, vm kvmbackup.VMID) error {
+func methods(e *engine.Engine, dir string) map[string]func(ctx context.Context, id kvmbackup.BackupID,
+	vm kvmbackup.VMID) error {
 	return map[string]func(context.Context, kvmbackup.BackupID, kvmbackup.VMID) error{
 		"Get": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error {
 			_, err := e.Get(ctx, id)
@@ -69,9 +71,11 @@ func methods(e *engine.Engine, dir string) map[string]func(ctx context.Context, 
 			_, err := e.Newest(ctx, vm)
 			return err
 		},
-		"Unpin":      func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.Unpin(ctx, id) },
-		"Pin":        func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.Pin(ctx, id) },
-		"AddDigests": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.AddDigests(ctx, id) },
+		"Unpin": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.Unpin(ctx, id) },
+		"Pin":   func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error { return e.Pin(ctx, id) },
+		"AddDigests": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error {
+			return e.AddDigests(ctx, id)
+		},
 		"Verify": func(ctx context.Context, id kvmbackup.BackupID, _ kvmbackup.VMID) error {
 			_, err := e.Verify(ctx, id, engine.VerifyOptions{})
 			return err
@@ -182,7 +186,8 @@ func TestEveryMethodIsTested(t *testing.T) {
 	for _, file := range files {
 		source, err := os.ReadFile(filepath.Join(dir, file))
 		lab.OK(t, err)
-		for _, m := range regexp.MustCompile(`(?m)^func \(e \*Engine\) ([A-Z]\w*)\(`).FindAllStringSubmatch(string(source), -1) {
+		for _, m := range regexp.MustCompile(`(?m)^func \(e \*Engine\) ([A-Z]\w*)\(`).
+			FindAllStringSubmatch(string(source), -1) {
 			found++
 			if _, ok := tested[m[1]]; !ok {
 				t.Errorf("%s: no test of the errors of %s", file, m[1])
@@ -203,19 +208,23 @@ func TestEmptyNames(t *testing.T) {
 	for name, call := range methods(e, t.TempDir()) {
 		err := call(t.Context(), "", "")
 		wantOne(t, err, kvmbackup.ErrInvalid)
-		if text := err.Error(); !strings.Contains(text, "empty") || !strings.Contains(text, "VM") && !strings.Contains(text, "backup ID") {
+		if text := err.Error(); !strings.Contains(text, "empty") ||
+			!strings.Contains(text, "VM") && !strings.Contains(text, "backup ID") {
 			t.Errorf("%s doesn't say which name is empty: %v", name, err)
 		}
 	}
-	if _, err := e.Browse(t.Context(), lab.BackupID("A"), "", "/socket"); !strings.Contains(fmt.Sprint(err), "volume ID is empty") {
+	_, err := e.Browse(t.Context(), lab.BackupID("A"), "", "/socket")
+	if !strings.Contains(fmt.Sprint(err), "volume ID is empty") {
 		t.Errorf("Browse: %v", err)
 	}
-	if _, err := e.Browse(t.Context(), lab.BackupID("A"), "v1", ""); !strings.Contains(fmt.Sprint(err), "socket is empty") {
+	_, err = e.Browse(t.Context(), lab.BackupID("A"), "v1", "")
+	if !strings.Contains(fmt.Sprint(err), "socket is empty") {
 		t.Errorf("Browse: %v", err)
 	}
 }
 
-// TestDeadStore: whatever is asked of an engine whose store is gone, or hypervisor doesn't answer, the host sees one sentinel.
+// TestDeadStore: whatever is asked of an engine whose store is gone, or hypervisor doesn't answer, the host sees one
+// sentinel.
 func TestDeadStore(t *testing.T) {
 	st := memstore.New()
 	w := newWorldOn(t, st)

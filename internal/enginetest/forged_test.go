@@ -9,8 +9,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// TestForgedManifest: after a crash a backup is completed from its manifest, but from none that says something else than
-// was on record when it was begun. Its folder is kept.
+// TestForgedManifest: after a crash a backup is completed from its manifest, but from none that says something else
+// than was on record when it was begun. Its folder is kept.
 func TestForgedManifest(t *testing.T) {
 	for name, forge := range map[string]func(*kvmbackup.Backup){
 		"as it was": nil,
@@ -22,7 +22,9 @@ func TestForgedManifest(t *testing.T) {
 	} {
 		w := newWorld(t)
 		h := kvmbackuptest.NewHypervisor()
-		lab.OK(t, h.Define(kvmbackuptest.Domain{Name: lab.VM.String(), Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}}}))
+		lab.OK(t, h.Define(kvmbackuptest.Domain{
+			Name: lab.VM.String(), Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}},
+		}))
 		b := w.begin("A", "")
 		forged := b
 		forged.Volumes = append([]kvmbackup.VolumeBackup{}, b.Volumes...)

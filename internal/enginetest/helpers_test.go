@@ -101,7 +101,8 @@ func (w *world) locked(f func(l kvmbackup.Lease) error) error {
 	return err
 }
 
-// draft is the record of a backup of one volume, or of two for names in upper case, at the second n; on parent unless that is zero.
+// draft is the record of a backup of one volume, or of two for names in upper case, at the second n; on parent unless
+// that is zero.
 func (w *world) draft(name string, parent kvmbackup.Backup, n int) kvmbackup.Backup {
 	w.names[lab.BackupID(name)] = name
 	stamp := kvmbackup.Stamp{}.Next(lab.Epoch.Add(time.Duration(n)*time.Second), nil)
@@ -117,8 +118,8 @@ func (w *world) draft(name string, parent kvmbackup.Backup, n int) kvmbackup.Bac
 	}
 	for i, f := range files {
 		b.Volumes = append(b.Volumes, kvmbackup.VolumeBackup{
-			VolumeID: kvmbackup.VolumeID(fmt.Sprintf("v%d", i+1)), Device: []string{"vda", "vdb"}[i], Kind: kvmbackup.KindFull, File: f,
-			VirtualSize: 1 << 20, SourceFormat: "qcow2", Tracked: true,
+			VolumeID: kvmbackup.VolumeID(fmt.Sprintf("v%d", i+1)), Device: []string{"vda", "vdb"}[i],
+			Kind: kvmbackup.KindFull, File: f, VirtualSize: 1 << 20, SourceFormat: "qcow2", Tracked: true,
 		})
 	}
 	if parent.ID == "" {
@@ -335,7 +336,8 @@ func called[T any](s hooked, name string, f func() (T, error)) (out T, err error
 	return out, nil
 }
 
-func (s hooked) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration) (kvmbackup.Lease, error) {
+func (s hooked) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string,
+	ttl time.Duration) (kvmbackup.Lease, error) {
 	return called(s, "acquire", func() (kvmbackup.Lease, error) { return s.Store.AcquireLease(ctx, vm, holder, ttl) })
 }
 

@@ -100,8 +100,8 @@ func TestImportKeepsWhatTheStoreKnows(t *testing.T) {
 	lab.Equal(t, "active checkpoint", after, active)
 }
 
-// TestImportBesideNewBackups: after the loss of a store backups went on, and their sequences are those of the old ones. Children
-// stay after their parents.
+// TestImportBesideNewBackups: after the loss of a store backups went on, and their sequences are those of the old ones.
+// Children stay after their parents.
 func TestImportBesideNewBackups(t *testing.T) {
 	for _, newer := range []string{"X", "X Y Z", "X Y<X Z<Y U V"} {
 		for _, gone := range []string{"", "Y", "Y Z U"} {
@@ -109,7 +109,8 @@ func TestImportBesideNewBackups(t *testing.T) {
 				w := newWorld(t)
 				w.build("A B<A C<B")
 				n := w.reopened()
-				lab.OK(t, n.locked(func(l kvmbackup.Lease) error { // stamps go on, as the engine sees what is on the domain and in the folder
+				// stamps go on, as the engine sees what is on the domain and in the folder
+				lab.OK(t, n.locked(func(l kvmbackup.Lease) error {
 					for i := range 3 {
 						b := n.draft("gap", kvmbackup.Backup{}, i)
 						b.ID = kvmbackup.NewBackupID()
@@ -146,7 +147,8 @@ func TestImportBesideNewBackups(t *testing.T) {
 	}
 }
 
-// TestImportSequences: a manifest's sequence may be free in the store and yet below that of its parent, which had to take another.
+// TestImportSequences: a manifest's sequence may be free in the store and yet below that of its parent, which had to
+// take another.
 func TestImportSequences(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A C<B")
@@ -165,8 +167,11 @@ func TestImportPassesOver(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A C D<C E")
 	file := func(name, f string) string { return filepath.Join(w.dir, w.get(name).Path, f) }
-	lab.OK(t, os.WriteFile(file("A", repository.ManifestName), []byte("{"), 0o600))                                           // damaged: B has no parent then
-	lab.OK(t, os.Rename(filepath.Join(w.dir, w.get("E").Path), filepath.Join(w.dir, lab.VM.String(), "2031.01.01.00.00.00"))) // moved by hand
+	// damaged: B has no parent then
+	lab.OK(t, os.WriteFile(file("A", repository.ManifestName), []byte("{"), 0o600))
+	// moved by hand
+	lab.OK(t, os.Rename(filepath.Join(w.dir, w.get("E").Path),
+		filepath.Join(w.dir, lab.VM.String(), "2031.01.01.00.00.00")))
 	lab.OK(t, os.Mkdir(filepath.Join(w.dir, lab.VM.String(), "lost+found"), 0o700))
 	lab.OK(t, os.Mkdir(filepath.Join(w.dir, lab.VM.String(), "2030.01.01.00.00.00"), 0o700))
 	lab.OK(t, os.WriteFile(filepath.Join(w.dir, lab.VM.String(), "README"), nil, 0o600))
@@ -242,7 +247,8 @@ func TestImportRecordsElsewhere(t *testing.T) {
 	sameRecords(t, w.all(), before)
 }
 
-// TestImportAbsurdNumbers: a stamp or sequence that all later backups would have to follow is passed over, and the rest is imported.
+// TestImportAbsurdNumbers: a stamp or sequence that all later backups would have to follow is passed over, and the rest
+// is imported.
 func TestImportAbsurdNumbers(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A")
@@ -295,7 +301,8 @@ func TestImportOneVM(t *testing.T) {
 	}
 }
 
-// TestImportDuringDelete: a backup that is deleted between Import's look at the folders and its turn on the VM stays deleted.
+// TestImportDuringDelete: a backup that is deleted between Import's look at the folders and its turn on the VM stays
+// deleted.
 func TestImportDuringDelete(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A")
@@ -341,13 +348,16 @@ func TestExportThenImport(t *testing.T) {
 	lab.Equal(t, "the others were written", count, 2)
 }
 
-// TestExportVerifications: verified_at is the time of the last verification that found nothing, whatever a later one found.
+// TestExportVerifications: verified_at is the time of the last verification that found nothing, whatever a later one
+// found.
 func TestExportVerifications(t *testing.T) {
 	w := newWorld(t)
 	w.build("A")
 	verified := func(at time.Time, sound bool) time.Time {
 		lab.OK(t, w.locked(func(l kvmbackup.Lease) error {
-			return w.store.Annotate(t.Context(), l, lab.BackupID("A"), kvmbackup.Annotation{Verification: &kvmbackup.Verification{At: at, OK: sound}})
+			return w.store.Annotate(t.Context(), l, lab.BackupID("A"), kvmbackup.Annotation{
+				Verification: &kvmbackup.Verification{At: at, OK: sound},
+			})
 		}))
 		_, err := w.engine.Export(t.Context(), lab.VM)
 		lab.OK(t, err)
@@ -369,7 +379,8 @@ func TestExportVerifications(t *testing.T) {
 	lab.Equal(t, "exported by a store that knows of none", m.VerifiedAt, day(4))
 }
 
-// TestExportDuringChanges: what another operation records, or deletes, between Export's look at the records and its turn on the VM.
+// TestExportDuringChanges: what another operation records, or deletes, between Export's look at the records and its
+// turn on the VM.
 func TestExportDuringChanges(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B C D<C")

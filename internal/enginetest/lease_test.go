@@ -19,7 +19,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// slow opens the repository again, with removals that take so long, or until their context ends; cause is then why, if not nil.
+// slow opens the repository again, with removals that take so long, or until their context ends; cause is then why, if
+// not nil.
 func (w *world) slow(takes time.Duration, cause *error) *repository.Repository {
 	return w.openRepo(repository.Options{AroundCall: func(ctx context.Context, op string, call func() error) error {
 		if op != "remove" {
@@ -60,7 +61,9 @@ func TestLeaseIsRenewed(t *testing.T) {
 		w := newWorld(t)
 		w.build("A")
 		var c calls
-		e := w.newEngine(engine.Config{Store: hooked{Store: w.store, before: c.count}, Repository: w.slow(time.Hour, nil), LeaseTTL: 30 * time.Second})
+		e := w.newEngine(engine.Config{
+			Store: hooked{Store: w.store, before: c.count}, Repository: w.slow(time.Hour, nil), LeaseTTL: 30 * time.Second,
+		})
 		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.OK(t, err)
 		lab.Equal(t, "state", w.state(), "")
@@ -101,8 +104,8 @@ func TestLeaseTakenOver(t *testing.T) {
 	})
 }
 
-// TestLeaseLostCommitsNothing: another process gets the VM while this one doesn't know, as when it was suspended. What it then
-// wants to write comes to nothing.
+// TestLeaseLostCommitsNothing: another process gets the VM while this one doesn't know, as when it was suspended. What
+// it then wants to write comes to nothing.
 func TestLeaseLostCommitsNothing(t *testing.T) {
 	for _, suspendedAt := range []string{"mark", "remove"} {
 		t.Run(suspendedAt, func(t *testing.T) {
@@ -159,7 +162,8 @@ func TestLeaseWait(t *testing.T) {
 		{"for ever", engine.WaitForever, time.Hour, 30 * time.Minute, nil, 30 * time.Minute, 31 * time.Minute},
 		{"no longer than the default", 0, time.Hour, 30 * time.Minute, kvmbackup.ErrBusy, 2 * time.Minute, 2 * time.Minute},
 		{"the context", 0, 7 * time.Second, time.Minute, kvmbackup.ErrBusy, 7 * time.Second, 7 * time.Second},
-		{"the context before LeaseWait", time.Minute, 7 * time.Second, time.Hour, kvmbackup.ErrBusy, 7 * time.Second, 7 * time.Second},
+		{"the context before LeaseWait", time.Minute, 7 * time.Second, time.Hour, kvmbackup.ErrBusy, 7 * time.Second,
+			7 * time.Second},
 		{"the holder died: its lease runs out", 0, time.Hour, 0, nil, 90 * time.Second, 92 * time.Second},
 	} {
 		t.Run(r.name, func(t *testing.T) {
@@ -207,7 +211,8 @@ type dozing struct {
 	asked *int
 }
 
-func (d dozing) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration) (kvmbackup.Lease, error) {
+func (d dozing) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string,
+	ttl time.Duration) (kvmbackup.Lease, error) {
 	if *d.asked++; *d.asked == 1 {
 		return d.Store.AcquireLease(ctx, vm, holder, ttl)
 	}
@@ -230,7 +235,8 @@ func TestLeaseWaitEndsInTheStore(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), r.ctx)
 				defer cancel()
 				begun, asked := time.Now(), 0
-				_, err = w.newEngine(engine.Config{Store: dozing{w.store, &asked}, LeaseWait: r.wait}).Delete(ctx, lab.BackupID("A"), kvmbackup.DeleteOptions{})
+				_, err = w.newEngine(engine.Config{Store: dozing{w.store, &asked}, LeaseWait: r.wait}).
+					Delete(ctx, lab.BackupID("A"), kvmbackup.DeleteOptions{})
 				lab.Equal(t, "waited", time.Since(begun), 7*time.Second)
 				lab.Fails(t, err, kvmbackup.ErrBusy)
 				lab.Equal(t, "the caller's context ended it", errors.Is(err, context.DeadlineExceeded), r.wait == 0)
@@ -299,7 +305,9 @@ func TestStoreHangs(t *testing.T) {
 		w := newWorld(t)
 		w.build("A")
 		begun := time.Now()
-		e := w.newEngine(engine.Config{Store: hanging{w.store}, Repository: w.slow(time.Hour, nil), LeaseTTL: 30 * time.Second})
+		e := w.newEngine(engine.Config{
+			Store: hanging{w.store}, Repository: w.slow(time.Hour, nil), LeaseTTL: 30 * time.Second,
+		})
 		_, err := e.Delete(t.Context(), lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.Fails(t, err, kvmbackup.ErrLeaseLost)
 		if took := time.Since(begun); took > 31*time.Second {
@@ -325,7 +333,8 @@ func TestCancel(t *testing.T) {
 		stop := errors.New("the user pressed stop")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(10*time.Second, func() { cancel(stop) })
-		_, err := w.newEngine(engine.Config{Repository: w.slow(time.Hour, nil)}).Delete(ctx, lab.BackupID("A"), kvmbackup.DeleteOptions{})
+		_, err := w.newEngine(engine.Config{Repository: w.slow(time.Hour, nil)}).
+			Delete(ctx, lab.BackupID("A"), kvmbackup.DeleteOptions{})
 		lab.Fails(t, err, stop)
 		lab.Equal(t, "state", w.state(), "A:delete-pending")
 		_, err = w.store.AcquireLease(t.Context(), lab.VM, "next", time.Minute)

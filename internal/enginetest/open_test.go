@@ -15,7 +15,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// fakeImages takes every file for the image that its record says, so that restore points can be opened without any tool.
+// fakeImages takes every file for the image that its record says, so that restore points can be opened without any
+// tool.
 type fakeImages struct {
 	engine.Images
 	store      kvmbackup.Store
@@ -31,7 +32,9 @@ func (f fakeImages) Header(ctx context.Context, path string, _ *qcow2.Secret) (q
 			if !strings.HasSuffix(path, filepath.Join(b.Path, v.File)) {
 				continue
 			}
-			h := qcow2.Header{Version: 3, ClusterBits: 16, VirtualSizeBytes: v.VirtualSize, BackingFile: qcow2.StoredName(v.ParentFile)}
+			h := qcow2.Header{
+				Version: 3, ClusterBits: 16, VirtualSizeBytes: v.VirtualSize, BackingFile: qcow2.StoredName(v.ParentFile),
+			}
 			if v.ParentFile != "" {
 				h.BackingFormat = qcow2.FormatQcow2
 			}
@@ -76,7 +79,8 @@ func TestHeldBackupStays(t *testing.T) {
 	w.deleteAsPlanned("C", false)
 	p := w.deleteAsPlanned("B", false)
 	lab.Equal(t, "held", w.state(), "A B:delete-pending")
-	if waits := strings.Join(p.Pending[0].NeededBy, "; "); !strings.Contains(waits, opened.HoldID) || !strings.Contains(waits, "instant restore") {
+	if waits := strings.Join(p.Pending[0].NeededBy, "; "); !strings.Contains(waits, opened.HoldID) ||
+		!strings.Contains(waits, "instant restore") {
 		t.Errorf("the plan doesn't say who holds it: %q", waits)
 	}
 	w.deleteAsPlanned("A", false)
@@ -143,7 +147,8 @@ func TestRetainLeavesWhatIsHeld(t *testing.T) {
 	p, err := e.Retain(t.Context(), lab.VM, kvmbackup.RetentionPolicy{Last: 1})
 	lab.OK(t, err)
 	lab.Equal(t, "retained", w.state(), "A:delete-pending C")
-	if !slices.Equal(p.Pending, []kvmbackup.BackupID{lab.BackupID("A")}) || !slices.Equal(p.RemoveNow, []kvmbackup.BackupID{lab.BackupID("B")}) {
+	if !slices.Equal(p.Pending, []kvmbackup.BackupID{lab.BackupID("A")}) ||
+		!slices.Equal(p.RemoveNow, []kvmbackup.BackupID{lab.BackupID("B")}) {
 		t.Errorf("plan:\n%s", p)
 	}
 	lab.OK(t, opened.Close(t.Context()))
@@ -155,7 +160,9 @@ func TestOpenFails(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A")
 	dir := t.TempDir()
-	full := w.newEngine(engine.Config{Images: fakeImages{store: w.store, failCreate: fmt.Errorf("create: %w", qcow2.ErrNoSpace)}})
+	full := w.newEngine(engine.Config{
+		Images: fakeImages{store: w.store, failCreate: fmt.Errorf("create: %w", qcow2.ErrNoSpace)},
+	})
 	_, err := full.Open(t.Context(), engine.OpenRequest{Backup: lab.BackupID("B"), Dir: dir})
 	lab.Fails(t, err, kvmbackup.ErrNoSpace)
 	taken := w.newEngine(engine.Config{Images: fakeImages{store: w.store, failCreate: qcow2.ErrExist}})
@@ -165,7 +172,9 @@ func TestOpenFails(t *testing.T) {
 	lab.Fails(t, err, kvmbackup.ErrInvalid)
 	_, err = w.opener().Open(t.Context(), engine.OpenRequest{Backup: lab.BackupID("nobody"), Dir: dir})
 	lab.Fails(t, err, kvmbackup.ErrNotFound)
-	_, err = w.opener().Open(t.Context(), engine.OpenRequest{Backup: lab.BackupID("B"), Dir: dir, Volumes: []kvmbackup.VolumeID{"v9"}})
+	_, err = w.opener().Open(t.Context(), engine.OpenRequest{
+		Backup: lab.BackupID("B"), Dir: dir, Volumes: []kvmbackup.VolumeID{"v9"},
+	})
 	lab.Fails(t, err, kvmbackup.ErrNoVolume)
 	left, err := os.ReadDir(dir)
 	lab.OK(t, err)

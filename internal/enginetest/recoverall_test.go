@@ -13,7 +13,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
-// TestRecoverAllLeavesWhatWaits: a deleted backup that others still need is nothing to recover, and its VM's lease isn't taken.
+// TestRecoverAllLeavesWhatWaits: a deleted backup that others still need is nothing to recover, and its VM's lease
+// isn't taken.
 func TestRecoverAllLeavesWhatWaits(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B<A")
@@ -37,9 +38,11 @@ func TestAllPages(t *testing.T) {
 		l, err := w.store.AcquireLease(t.Context(), vm, "filler", time.Hour)
 		lab.OK(t, err)
 		lab.OK(t, w.store.Import(t.Context(), l, kvmbackup.Backup{
-			ID: kvmbackup.NewBackupID(), VM: vm, Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted, ChainID: kvmbackup.NewChainID(),
-			Path: fmt.Sprintf("%s/%04d", vm, i), Sequence: int64(i + 1), StartedAt: lab.Epoch, Consistency: kvmbackup.ConsistencyCrash,
-			Volumes: []kvmbackup.VolumeBackup{{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"}},
+			ID: kvmbackup.NewBackupID(), VM: vm, Kind: kvmbackup.KindFull, Status: kvmbackup.StatusCompleted,
+			ChainID: kvmbackup.NewChainID(), Path: fmt.Sprintf("%s/%04d", vm, i), Sequence: int64(i + 1), StartedAt: lab.Epoch,
+			Consistency: kvmbackup.ConsistencyCrash, Volumes: []kvmbackup.VolumeBackup{
+				{VolumeID: "v", Kind: kvmbackup.KindFull, File: "v.qcow2"},
+			},
 		}))
 		lab.OK(t, w.store.ReleaseLease(t.Context(), l))
 	}
@@ -60,7 +63,8 @@ func TestAllPages(t *testing.T) {
 	}
 	down := errors.New("store is down")
 	var last error
-	for _, err := range w.newEngine(engine.Config{Store: hooked{Store: w.store, before: failing("list", down)}}).All(t.Context(), kvmbackup.Query{}) {
+	for _, err := range w.newEngine(engine.Config{Store: hooked{Store: w.store, before: failing("list", down)}}).
+		All(t.Context(), kvmbackup.Query{}) {
 		last = err
 	}
 	lab.Fails(t, last, down)
@@ -77,8 +81,8 @@ func (a *asked) Inspect(_ context.Context, d kvmbackup.DomainRef) (kvmbackup.Dom
 	return kvmbackup.DomainStatus{}, kvmbackup.ErrNoDomain
 }
 
-// TestRecoverRenamed: a VM's domain has the name that its newest record has, though that backup failed: its old name may
-// be another domain's by now.
+// TestRecoverRenamed: a VM's domain has the name that its newest record has, though that backup failed: its old name
+// may be another domain's by now.
 func TestRecoverRenamed(t *testing.T) {
 	w := newWorld(t)
 	w.add("A", "")

@@ -50,27 +50,39 @@ func TestRetentionRules(t *testing.T) {
 	}{
 		{"last", kvmbackup.RetentionPolicy{Last: 2}, []string{"2026-11-01 10:00", "2026-11-02 10:00", "2026-11-03 10:00"},
 			"2026-11-03 10:00 last, 2026-11-02 10:00 last"},
-		{"last, more than there are", kvmbackup.RetentionPolicy{Last: 9}, []string{"2026-11-01 10:00"}, "2026-11-01 10:00 last"},
-		{"hourly: the newest of each hour", kvmbackup.RetentionPolicy{Hourly: 2}, []string{"2026-11-01 10:00", "2026-11-01 10:30", "2026-11-01 11:10", "2026-11-01 11:50"},
+		{"last, more than there are", kvmbackup.RetentionPolicy{Last: 9}, []string{"2026-11-01 10:00"},
+			"2026-11-01 10:00 last"},
+		{"hourly: the newest of each hour", kvmbackup.RetentionPolicy{Hourly: 2},
+			[]string{"2026-11-01 10:00", "2026-11-01 10:30", "2026-11-01 11:10", "2026-11-01 11:50"},
 			"2026-11-01 11:50 hourly, 2026-11-01 10:30 hourly"},
-		{"daily: days without a backup don't count", kvmbackup.RetentionPolicy{Daily: 2}, []string{"2026-11-01 10:00", "2026-11-05 10:00", "2026-11-09 10:00"},
+		{"daily: days without a backup don't count", kvmbackup.RetentionPolicy{Daily: 2},
+			[]string{"2026-11-01 10:00", "2026-11-05 10:00", "2026-11-09 10:00"},
 			"2026-11-09 10:00 daily, 2026-11-05 10:00 daily"},
-		{"daily: midnight begins a day", kvmbackup.RetentionPolicy{Daily: 3}, []string{"2026-11-01 23:59", "2026-11-02 00:00", "2026-11-02 23:59"},
+		{"daily: midnight begins a day", kvmbackup.RetentionPolicy{Daily: 3},
+			[]string{"2026-11-01 23:59", "2026-11-02 00:00", "2026-11-02 23:59"},
 			"2026-11-02 23:59 daily, 2026-11-01 23:59 daily"},
-		{"daily: midnight is where the host says", kvmbackup.RetentionPolicy{Daily: 3, Location: berlin}, []string{"2026-11-01 22:59", "2026-11-01 23:00", "2026-11-02 22:59"},
+		{"daily: midnight is where the host says", kvmbackup.RetentionPolicy{Daily: 3, Location: berlin},
+			[]string{"2026-11-01 22:59", "2026-11-01 23:00", "2026-11-02 22:59"},
 			"2026-11-02 22:59 daily, 2026-11-01 22:59 daily"},
-		{"weekly: ISO weeks, over the new year", kvmbackup.RetentionPolicy{Weekly: 9}, []string{"2026-12-27 10:00", "2026-12-28 10:00", "2027-01-03 10:00", "2027-01-04 10:00"},
+		{"weekly: ISO weeks, over the new year", kvmbackup.RetentionPolicy{Weekly: 9},
+			[]string{"2026-12-27 10:00", "2026-12-28 10:00", "2027-01-03 10:00", "2027-01-04 10:00"},
 			"2027-01-04 10:00 weekly, 2027-01-03 10:00 weekly, 2026-12-27 10:00 weekly"},
-		{"monthly", kvmbackup.RetentionPolicy{Monthly: 2}, []string{"2026-09-30 23:59", "2026-10-01 00:00", "2026-10-31 23:59", "2026-11-01 00:00"},
+		{"monthly", kvmbackup.RetentionPolicy{Monthly: 2},
+			[]string{"2026-09-30 23:59", "2026-10-01 00:00", "2026-10-31 23:59", "2026-11-01 00:00"},
 			"2026-11-01 00:00 monthly, 2026-10-31 23:59 monthly"},
-		{"yearly", kvmbackup.RetentionPolicy{Yearly: 2}, []string{"2024-12-31 23:59", "2025-01-01 00:00", "2025-12-31 00:00", "2026-01-01 00:00"},
+		{"yearly", kvmbackup.RetentionPolicy{Yearly: 2},
+			[]string{"2024-12-31 23:59", "2025-01-01 00:00", "2025-12-31 00:00", "2026-01-01 00:00"},
 			"2026-01-01 00:00 yearly, 2025-12-31 00:00 yearly"},
-		{"rules add up", kvmbackup.RetentionPolicy{Last: 1, Daily: 2, Monthly: 2}, []string{"2026-10-31 10:00", "2026-11-01 10:00", "2026-11-02 10:00", "2026-11-02 11:00"},
+		{"rules add up", kvmbackup.RetentionPolicy{Last: 1, Daily: 2, Monthly: 2},
+			[]string{"2026-10-31 10:00", "2026-11-01 10:00", "2026-11-02 10:00", "2026-11-02 11:00"},
 			"2026-11-02 11:00 last+daily+monthly, 2026-11-01 10:00 daily, 2026-10-31 10:00 monthly"},
-		{"pinned ones stay and don't count", kvmbackup.RetentionPolicy{Last: 1}, []string{"2026-11-01 10:00", "2026-11-02 10:00!", "2026-11-03 10:00", "2026-11-04 10:00!"},
+		{"pinned ones stay and don't count", kvmbackup.RetentionPolicy{Last: 1},
+			[]string{"2026-11-01 10:00", "2026-11-02 10:00!", "2026-11-03 10:00", "2026-11-04 10:00!"},
 			"2026-11-04 10:00 pinned, 2026-11-03 10:00 last, 2026-11-02 10:00 pinned"},
-		{"order is the sequence, also when the clock stepped back", kvmbackup.RetentionPolicy{Last: 1}, []string{"2026-11-03 10:00", "2026-11-01 10:00"}, "2026-11-01 10:00 last"},
-		{"a stepped clock makes no second day of the same date", kvmbackup.RetentionPolicy{Daily: 3}, []string{"2026-11-02 09:00", "2026-11-03 10:00", "2026-11-02 10:00"},
+		{"order is the sequence, also when the clock stepped back", kvmbackup.RetentionPolicy{Last: 1},
+			[]string{"2026-11-03 10:00", "2026-11-01 10:00"}, "2026-11-01 10:00 last"},
+		{"a stepped clock makes no second day of the same date", kvmbackup.RetentionPolicy{Daily: 3},
+			[]string{"2026-11-02 09:00", "2026-11-03 10:00", "2026-11-02 10:00"},
 			"2026-11-02 10:00 daily, 2026-11-03 10:00 daily"},
 		{"nothing to keep of nothing", kvmbackup.RetentionPolicy{Last: 1}, nil, ""},
 	} {
@@ -87,7 +99,8 @@ func TestRetentionRules(t *testing.T) {
 	}
 }
 
-// TestRetentionImported: an old backup that was imported beside newer ones has the highest sequence, and is old all the same.
+// TestRetentionImported: an old backup that was imported beside newer ones has the highest sequence, and is old all the
+// same.
 func TestRetentionImported(t *testing.T) {
 	all := records(t, "2026-11-02 10:00", "2026-11-03 10:00", "2026-11-01 10:00")
 	for i, day := range []string{"02", "03", "01"} {
@@ -100,15 +113,18 @@ func TestRetentionImported(t *testing.T) {
 	}
 }
 
-// TestRetentionDamaged: a backup that is known not to restore takes no whole one's place under any rule, and stays until somebody
-// has looked at it.
+// TestRetentionDamaged: a backup that is known not to restore takes no whole one's place under any rule, and stays
+// until somebody has looked at it.
 func TestRetentionDamaged(t *testing.T) {
 	verified := func(day int, content, whole bool) *kvmbackup.Verification {
-		return &kvmbackup.Verification{At: lab.Epoch.AddDate(0, 0, day), Content: content, OK: whole, Problem: "its bytes differ"}
+		return &kvmbackup.Verification{
+			At: lab.Epoch.AddDate(0, 0, day), Content: content, OK: whole, Problem: "its bytes differ",
+		}
 	}
 	type verdicts []*kvmbackup.Verification
 	var none *kvmbackup.Verification
-	whole, failed, wholeNext, failedNext := verified(1, true, true), verified(1, true, false), verified(2, true, true), verified(2, true, false)
+	whole, failed, wholeNext, failedNext := verified(1, true, true), verified(1, true, false), verified(2, true, true),
+		verified(2, true, false)
 	for _, r := range []struct {
 		name     string
 		policy   kvmbackup.RetentionPolicy
@@ -117,21 +133,31 @@ func TestRetentionDamaged(t *testing.T) {
 		want     string
 	}{
 		{"never verified", kvmbackup.RetentionPolicy{Last: 2}, verdicts{none, none, none, none}, false, "04 last, 03 last"},
-		{"verified and whole", kvmbackup.RetentionPolicy{Last: 2}, verdicts{whole, whole, whole, whole}, false, "04 last, 03 last"},
+		{"verified and whole", kvmbackup.RetentionPolicy{Last: 2}, verdicts{whole, whole, whole, whole}, false,
+			"04 last, 03 last"},
 		{"the newest", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 last"},
-		{"one in between", kvmbackup.RetentionPolicy{Last: 2}, verdicts{none, none, failed, none}, false, "04 last, 03 damaged, 02 last"},
-		{"one that no rule would keep", kvmbackup.RetentionPolicy{Last: 1}, verdicts{failed, none, none, none}, false, "04 last, 01 damaged"},
-		{"all", kvmbackup.RetentionPolicy{Last: 1}, verdicts{failed, failed, failed, failed}, false, "04 damaged, 03 damaged, 02 damaged, 01 damaged"},
+		{"one in between", kvmbackup.RetentionPolicy{Last: 2}, verdicts{none, none, failed, none}, false,
+			"04 last, 03 damaged, 02 last"},
+		{"one that no rule would keep", kvmbackup.RetentionPolicy{Last: 1}, verdicts{failed, none, none, none}, false,
+			"04 last, 01 damaged"},
+		{"all", kvmbackup.RetentionPolicy{Last: 1}, verdicts{failed, failed, failed, failed}, false,
+			"04 damaged, 03 damaged, 02 damaged, 01 damaged"},
 		{"hourly", kvmbackup.RetentionPolicy{Hourly: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 hourly"},
 		{"daily", kvmbackup.RetentionPolicy{Daily: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 daily"},
 		{"weekly", kvmbackup.RetentionPolicy{Weekly: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 weekly"},
-		{"monthly", kvmbackup.RetentionPolicy{Monthly: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 monthly"},
+		{"monthly", kvmbackup.RetentionPolicy{Monthly: 1}, verdicts{none, none, none, failed}, false,
+			"04 damaged, 03 monthly"},
 		{"yearly", kvmbackup.RetentionPolicy{Yearly: 1}, verdicts{none, none, none, failed}, false, "04 damaged, 03 yearly"},
-		{"what stands on a damaged one doesn't restore either", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failed, none}, true, "04 damaged, 03 damaged, 02 last"},
-		{"it was seen to before", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failedNext, whole}, true, "04 damaged, 03 damaged, 02 last"},
-		{"seen to since, files alone", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failed, verified(2, false, true)}, true, "04 damaged, 03 damaged, 02 last"},
-		{"seen to since, content too", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failed, wholeNext}, true, "04 last, 03 damaged"},
-		{"what stands on one that was seen to since", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, failed, wholeNext, none}, true, "04 last, 02 damaged"},
+		{"what stands on a damaged one doesn't restore either", kvmbackup.RetentionPolicy{Last: 1},
+			verdicts{none, none, failed, none}, true, "04 damaged, 03 damaged, 02 last"},
+		{"it was seen to before", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failedNext, whole}, true,
+			"04 damaged, 03 damaged, 02 last"},
+		{"seen to since, files alone", kvmbackup.RetentionPolicy{Last: 1},
+			verdicts{none, none, failed, verified(2, false, true)}, true, "04 damaged, 03 damaged, 02 last"},
+		{"seen to since, content too", kvmbackup.RetentionPolicy{Last: 1}, verdicts{none, none, failed, wholeNext}, true,
+			"04 last, 03 damaged"},
+		{"what stands on one that was seen to since", kvmbackup.RetentionPolicy{Last: 1},
+			verdicts{none, failed, wholeNext, none}, true, "04 last, 02 damaged"},
 	} {
 		t.Run(r.name, func(t *testing.T) {
 			all := records(t, "2026-11-01 10:00", "2026-11-02 10:00", "2026-11-03 10:00", "2026-11-04 10:00")
@@ -176,7 +202,8 @@ func TestRetentionCircle(t *testing.T) {
 	lab.Equal(t, "kept", kept(p), "2026-11-02 10:00 last")
 }
 
-// TestRetainDamaged: the whole backup outlives a newer one that is damaged, which stays until it is deleted, or verified again and whole.
+// TestRetainDamaged: the whole backup outlives a newer one that is damaged, which stays until it is deleted, or
+// verified again and whole.
 func TestRetainDamaged(t *testing.T) {
 	w := newWorld(t)
 	w.build("A B C D<C")
@@ -194,7 +221,9 @@ func TestRetainDamaged(t *testing.T) {
 	judge("C", true) // its disk was mended
 	plan, err := w.engine.PlanRetain(t.Context(), lab.VM, policy)
 	lab.OK(t, err)
-	lab.Equal(t, "whole again", namesOf(w, plan.Pending, func(id kvmbackup.BackupID) kvmbackup.BackupID { return id }), "C")
+	lab.Equal(t, "whole again", namesOf(w, plan.Pending, func(id kvmbackup.BackupID) kvmbackup.BackupID {
+		return id
+	}), "C")
 	judge("C", false)
 	_, err = w.engine.Delete(t.Context(), lab.BackupID("C"), kvmbackup.DeleteOptions{Subtree: true})
 	lab.OK(t, err)
@@ -253,8 +282,8 @@ func TestPin(t *testing.T) {
 	lab.Fails(t, w.engine.Pin(t.Context(), lab.BackupID("A")), kvmbackup.ErrNotFound)
 }
 
-// TestRetainFailed: a failed backup is on record until a later one is completed, however many are kept. What is left of its folder
-// goes with it.
+// TestRetainFailed: a failed backup is on record until a later one is completed, however many are kept. What is left of
+// its folder goes with it.
 func TestRetainFailed(t *testing.T) {
 	w := newWorld(t)
 	failed := func(name string) {
@@ -272,7 +301,9 @@ func TestRetainFailed(t *testing.T) {
 	failed("z")
 	many, err := w.engine.PlanRetain(t.Context(), lab.VM, kvmbackup.RetentionPolicy{Last: 9})
 	lab.OK(t, err)
-	lab.Equal(t, "planned to keep many", namesOf(w, many.Failed, func(id kvmbackup.BackupID) kvmbackup.BackupID { return id }), "x y")
+	lab.Equal(t, "planned to keep many", namesOf(w, many.Failed, func(id kvmbackup.BackupID) kvmbackup.BackupID {
+		return id
+	}), "x y")
 	plan, err := w.engine.Retain(t.Context(), lab.VM, policy)
 	lab.OK(t, err)
 	lab.Equal(t, "planned", namesOf(w, plan.Failed, func(id kvmbackup.BackupID) kvmbackup.BackupID { return id }), "x y")
@@ -306,7 +337,9 @@ func TestRetainOtherRepository(t *testing.T) {
 	policy := kvmbackup.RetentionPolicy{Last: 2}
 	plan, err := here.engine.PlanRetain(t.Context(), lab.VM, policy)
 	lab.OK(t, err)
-	lab.Equal(t, "considered", namesOf(here, plan.Backups, func(d kvmbackup.RetentionDecision) kvmbackup.BackupID { return d.Backup.ID }), "D C B A")
+	lab.Equal(t, "considered", namesOf(here, plan.Backups, func(d kvmbackup.RetentionDecision) kvmbackup.BackupID {
+		return d.Backup.ID
+	}), "D C B A")
 	done, err := here.engine.Retain(t.Context(), lab.VM, policy)
 	lab.OK(t, err)
 	lab.Equal(t, "done", done.String(), plan.String())
@@ -317,8 +350,8 @@ func TestRetainOtherRepository(t *testing.T) {
 	lab.Equal(t, "records, retained there", here.state(), "B:delete-pending C D z")
 }
 
-// TestRetainAsPlanned: over random trees, with pins, holds, earlier deletions and a removal that had failed, what the plan
-// says is what happens.
+// TestRetainAsPlanned: over random trees, with pins, holds, earlier deletions and a removal that had failed, what the
+// plan says is what happens.
 func TestRetainAsPlanned(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t)
@@ -339,7 +372,9 @@ func TestRetainAsPlanned(t *testing.T) {
 		}
 		for _, n := range names {
 			if rapid.IntRange(0, 4).Draw(t, "deleted") == 0 { // marked alone: a deletion whose removal had failed, or waits
-				lab.OK(t, w.locked(func(l kvmbackup.Lease) error { return w.store.MarkDeletePending(t.Context(), l, lab.BackupID(n)) }))
+				lab.OK(t, w.locked(func(l kvmbackup.Lease) error {
+					return w.store.MarkDeletePending(t.Context(), l, lab.BackupID(n))
+				}))
 			}
 		}
 		policy := kvmbackup.RetentionPolicy{Last: rapid.IntRange(1, 3).Draw(t, "last")}
@@ -368,7 +403,8 @@ func TestRetainAsPlanned(t *testing.T) {
 		lab.Equal(t, "pending, planned", sorted(pending), sorted(plan.Pending))
 		lab.Equal(t, "bytes", [2]int64{free, later}, [2]int64{plan.FreeBytes, plan.LaterBytes})
 		for _, d := range plan.Backups {
-			if b, err := w.store.Backup(t.Context(), d.Backup.ID); d.Keep() && (err != nil || b.Status != kvmbackup.StatusCompleted) {
+			if b, err := w.store.Backup(t.Context(), d.Backup.ID); d.Keep() &&
+				(err != nil || b.Status != kvmbackup.StatusCompleted) {
 				t.Fatalf("%s was to be kept: %v, %v", w.name(d.Backup.ID), b.Status, err)
 			}
 		}

@@ -44,7 +44,9 @@ var testStores = []testStore{
 			table := &details{rows: map[kvstore.Object]map[string]string{}}
 			for i := range s {
 				var err error
-				s[i], err = kvstore.New(table, kvstore.Config{Now: func(context.Context) (time.Time, error) { return time.Now(), nil }})
+				s[i], err = kvstore.New(table, kvstore.Config{Now: func(context.Context) (time.Time, error) {
+					return time.Now(), nil
+				}})
 				lab.OK(t, err)
 			}
 			return s
@@ -52,7 +54,8 @@ var testStores = []testStore{
 	}},
 	{"SQLite", false, func(t *testing.T) func(lab.TB) [2]kvmbackup.Store {
 		file := filepath.Join(t.TempDir(), "backups.db")
-		return prepareSQL(t, "sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)", sqlstore.Config{})
+		return prepareSQL(t, "sqlite",
+			"file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)", sqlstore.Config{})
 	}},
 	{"PostgreSQL", false, func(t *testing.T) func(lab.TB) [2]kvmbackup.Store {
 		return prepareSQL(t, "pgx", testpg.DSN(t), sqlstore.Config{Schema: strings.ReplaceAll(t.Name(), "/", "_")})

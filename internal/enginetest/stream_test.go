@@ -28,7 +28,8 @@ func (w *world) told(types ...engine.EventType) (events []engine.Event, one bool
 	return events, one
 }
 
-// TestWaitsAreTold: the events of an operation that waits for a VM tell whom it waits for, and how much longer when nobody renews that lease any more.
+// TestWaitsAreTold: the events of an operation that waits for a VM tell whom it waits for, and how much longer when
+// nobody renews that lease any more.
 func TestWaitsAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -43,7 +44,8 @@ func TestWaitsAreTold(t *testing.T) {
 		}
 		lab.Equal(t, "at first", waits[0].Detail,
 			fmt.Sprintf("waiting for the lease of %q, held by host7/4711, for another 30s unless it is renewed", lab.VM))
-		if d := waits[1].Detail; !strings.HasPrefix(d, "waiting 14s for the lease of") || !strings.HasSuffix(d, "a process that seems to be gone") {
+		if d := waits[1].Detail; !strings.HasPrefix(d, "waiting 14s for the lease of") ||
+			!strings.HasSuffix(d, "a process that seems to be gone") {
 			t.Errorf("then: %s", d)
 		}
 		if e := waits[1].Elapsed; e < 15*time.Second || e > 17*time.Second {
@@ -102,14 +104,16 @@ func TestStartAndEndAreTold(t *testing.T) {
 			_, err := e.Delete(t.Context(), lab.BackupID("C"), kvmbackup.DeleteOptions{})
 			return err
 		}, engine.EventFailed},
-		"require full": {func() error { return w.engine.RequireFull(t.Context(), engine.Target{VM: lab.VM}) }, engine.EventDone},
+		"require full": {func() error { return w.engine.RequireFull(t.Context(), engine.Target{VM: lab.VM}) },
+			engine.EventDone},
 	} {
 		w.events = nil
 		if err := c.do(); (err == nil) != (c.end == engine.EventDone) {
 			t.Errorf("%s: %v", name, err)
 		}
 		ends, _ := w.told(engine.EventStarted, engine.EventDone, engine.EventFailed)
-		if len(ends) != 2 || ends[0].Type != engine.EventStarted || ends[1].Type != c.end || ends[0].OpID != ends[1].OpID || ends[1].Op != ends[0].Op {
+		if len(ends) != 2 || ends[0].Type != engine.EventStarted || ends[1].Type != c.end || ends[0].OpID != ends[1].OpID ||
+			ends[1].Op != ends[0].Op {
 			t.Errorf("%s: told %v", name, ends)
 		}
 	}
@@ -117,7 +121,8 @@ func TestStartAndEndAreTold(t *testing.T) {
 	_, err := w.engine.Delete(t.Context(), lab.BackupID("B"), kvmbackup.DeleteOptions{})
 	lab.OK(t, err)
 	gone, one := w.told(engine.EventDeleted)
-	if len(gone) == 0 || !one || gone[0].BackupID != lab.BackupID("B") || gone[0].Backup == nil || gone[0].Backup.StoredBytes() == 0 || gone[0].Bytes == 0 {
+	if len(gone) == 0 || !one || gone[0].BackupID != lab.BackupID("B") || gone[0].Backup == nil ||
+		gone[0].Backup.StoredBytes() == 0 || gone[0].Bytes == 0 {
 		t.Errorf("told %v", gone)
 	}
 }
@@ -130,7 +135,8 @@ func TestImportIsTold(t *testing.T) {
 	_, err := fresh.engine.Import(t.Context(), lab.VM)
 	lab.OK(t, err)
 	told, _ := fresh.told(engine.EventImported)
-	if len(told) != 2 || told[0].BackupID != lab.BackupID("A") || !strings.HasSuffix(told[0].Detail, ": added") || told[0].Err != nil {
+	if len(told) != 2 || told[0].BackupID != lab.BackupID("A") || !strings.HasSuffix(told[0].Detail, ": added") ||
+		told[0].Err != nil {
 		t.Errorf("told %v", told)
 	}
 }
@@ -157,11 +163,18 @@ func TestEventLogs(t *testing.T) {
 		}
 		return a
 	}}))
-	decision := kvmbackup.Decision{Kind: kvmbackup.KindFull, Transfer: kvmbackup.TransferPush, ChainID: "c", Reasons: []kvmbackup.Reason{{Code: kvmbackup.ReasonForced}}}
+	decision := kvmbackup.Decision{
+		Kind: kvmbackup.KindFull, Transfer: kvmbackup.TransferPush, ChainID: "c", Reasons: []kvmbackup.Reason{
+			{Code: kvmbackup.ReasonForced},
+		},
+	}
 	e := engine.Event{Type: engine.EventDecided, Op: "backup", VM: "web", BackupID: "b", Decision: &decision}
 	log.Info("backup", "event", e)
-	lab.Equal(t, "logged", out.String(), "level=INFO msg=backup event.type=decided event.op=backup event.vm=web event.backup=b "+
-		"event.decision.kind=full event.decision.transfer=push event.decision.chain=c event.decision.position=0 event.decision.checkpoint=\"\" event.decision.reasons=full-forced\n")
-	lab.Equal(t, "printed", engine.Event{Type: engine.EventDeleted, Op: "delete", VM: "web", Detail: "web/x", Bytes: 7}.String(),
+	lab.Equal(t, "logged", out.String(),
+		"level=INFO msg=backup event.type=decided event.op=backup event.vm=web event.backup=b "+
+			"event.decision.kind=full event.decision.transfer=push event.decision.chain=c event.decision.position=0 "+
+			"event.decision.checkpoint=\"\" event.decision.reasons=full-forced\n")
+	lab.Equal(t, "printed",
+		engine.Event{Type: engine.EventDeleted, Op: "delete", VM: "web", Detail: "web/x", Bytes: 7}.String(),
 		"delete web: deleted detail=web/x bytes=7")
 }

@@ -22,8 +22,11 @@ func TestHostileNames(t *testing.T) {
 	const name = "\x1b[2J\u009b1m\u202e\n  healthy"
 	lab.OK(t, os.Mkdir(filepath.Join(w.dir, string(lab.VM), name), 0o755))
 	h := kvmbackuptest.NewHypervisor()
-	lab.OK(t, h.Define(kvmbackuptest.Domain{Name: lab.VM.String(), Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}}}))
-	d, err := w.newEngine(engine.Config{Executor: h.Executor(), Images: kvmbackuptest.Images{}}).Inspect(t.Context(), engine.Target{VM: lab.VM})
+	lab.OK(t, h.Define(kvmbackuptest.Domain{
+		Name: lab.VM.String(), Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}},
+	}))
+	d, err := w.newEngine(engine.Config{Executor: h.Executor(), Images: kvmbackuptest.Images{}}).
+		Inspect(t.Context(), engine.Target{VM: lab.VM})
 	lab.OK(t, err)
 	text := d.String()
 	lab.Equal(t, "named", strings.Contains(text, `\u001b[2J\u009b1m\u202e\u000a  healthy`), true)
@@ -45,7 +48,9 @@ func (saysEvil) Freeze(context.Context, kvmbackup.DomainRef) (int, error) {
 func TestHostileReasons(t *testing.T) {
 	w := newWorld(t)
 	h := kvmbackuptest.NewHypervisor()
-	lab.OK(t, h.Define(kvmbackuptest.Domain{Name: lab.VM.String(), Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}}}))
+	lab.OK(t, h.Define(kvmbackuptest.Domain{
+		Name: lab.VM.String(), Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: 1 << 20}},
+	}))
 	lab.OK(t, h.Start(lab.VM.String()))
 	e := w.newEngine(engine.Config{Executor: saysEvil{h.Executor()}, Images: kvmbackuptest.Images{}})
 	b, err := e.Backup(t.Context(), engine.BackupRequest{VM: lab.VM, Quiesce: engine.QuiesceTry})

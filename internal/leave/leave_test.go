@@ -61,13 +61,14 @@ func TestStepsHaveLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r leave.Register
 		start, release := time.Now(), make(chan struct{})
-		_, err := leave.Do(t.Context(), &r, leave.Options{Places: []string{"/a"}, Limit: time.Second}, func(w *leave.Work) (int, error) {
-			w.Arm(time.Hour)
-			<-time.After(time.Minute)
-			w.Arm(time.Second)
-			<-release
-			return 0, w.Check()
-		}, nil)
+		_, err := leave.Do(t.Context(), &r, leave.Options{Places: []string{"/a"}, Limit: time.Second},
+			func(w *leave.Work) (int, error) {
+				w.Arm(time.Hour)
+				<-time.After(time.Minute)
+				w.Arm(time.Second)
+				<-release
+				return 0, w.Check()
+			}, nil)
 		lab.Fails(t, err, context.DeadlineExceeded)
 		lab.Equal(t, "waited", time.Since(start), time.Minute+time.Second)
 		away := r.First("/a", (*leave.Work).Overdue)
@@ -79,7 +80,8 @@ func TestStepsHaveLimits(t *testing.T) {
 	})
 }
 
-// After the end of the context, work that is to stop does no further step, and work that is not to finishes in its grace.
+// After the end of the context, work that is to stop does no further step, and work that is not to finishes in its
+// grace.
 func TestEndOfContext(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -115,7 +117,9 @@ func TestLeftWorkStops(t *testing.T) {
 			<-release
 			return 0, w.Step(func() error { t.Error("a step of work that was left"); return nil })
 		}
-		_, err := leave.Do(ctx, new(leave.Register), leave.Options{}, work, func(_ *leave.Work, _ int, err error) { late <- err })
+		_, err := leave.Do(ctx, new(leave.Register), leave.Options{}, work, func(_ *leave.Work, _ int, err error) {
+			late <- err
+		})
 		lab.Fails(t, err, context.Canceled)
 		close(release)
 		lab.Fails(t, <-late, leave.ErrLeft)
@@ -135,7 +139,8 @@ func TestWorkDoesNotPileUp(t *testing.T) {
 		}
 		_, err := leave.Do(ctx, &r, leave.Options{Places: []string{"/a"}}, hanging(release), nil)
 		lab.Fails(t, err, leave.ErrPiled)
-		_, err = leave.Do(t.Context(), &r, leave.Options{Places: []string{"/b"}}, func(*leave.Work) (int, error) { return 1, nil }, nil)
+		_, err = leave.Do(t.Context(), &r, leave.Options{Places: []string{"/b"}},
+			func(*leave.Work) (int, error) { return 1, nil }, nil)
 		lab.OK(t, err)
 		close(release)
 		synctest.Wait()
@@ -145,6 +150,7 @@ func TestWorkDoesNotPileUp(t *testing.T) {
 }
 
 func TestGoexitIsAnError(t *testing.T) {
-	_, err := leave.Do(t.Context(), new(leave.Register), leave.Options{}, func(*leave.Work) (int, error) { runtime.Goexit(); return 0, nil }, nil)
+	_, err := leave.Do(t.Context(), new(leave.Register), leave.Options{},
+		func(*leave.Work) (int, error) { runtime.Goexit(); return 0, nil }, nil)
 	lab.Fails(t, err)
 }

@@ -55,7 +55,9 @@ func pendingClient(t testing.TB, reply []byte) (read, status *request, err error
 		command: commandRead, offset: 128, length: testReadLength,
 		buf: bytes.Repeat([]byte{0xee}, testReadLength), done: make(chan struct{}),
 	}
-	status = &request{command: commandBlockStatus, length: testStatusLength, context: testContext, done: make(chan struct{})}
+	status = &request{
+		command: commandBlockStatus, length: testStatusLength, context: testContext, done: make(chan struct{}),
+	}
 	c.pending[1], c.pending[2] = read, status
 	c.receive(bytes.NewReader(reply))
 	for _, q := range []*request{read, status} {
@@ -108,34 +110,36 @@ func TestBadReplies(t *testing.T) {
 	t.Parallel()
 	data := make([]byte, testReadLength)
 	for name, reply := range map[string][]byte{
-		"no reply":             wire(uint32(1), uint32(0), uint64(1), data),
-		"simple reply":         wire(uint32(magicSimple), uint32(0), uint64(1), data),
-		"no such request":      chunkOf(chunkDone, chunkData, 9, uint64(128), data),
-		"answered twice":       bytes.Repeat(chunkOf(chunkDone, chunkData, 1, uint64(128), data), 2),
-		"too much":             chunkOf(chunkDone, chunkData, 1, uint64(128), data, byte(0)),
-		"too little":           chunkOf(chunkDone, chunkData, 1, uint64(128), data[1:]),
-		"no data":              chunkOf(0, chunkData, 1, uint64(128)),
-		"other place":          chunkOf(chunkDone, chunkData, 1, uint64(0), data),
-		"overlap":              wire(chunkOf(0, chunkData, 1, uint64(128), data[:8]), chunkOf(0, chunkData, 1, uint64(130), data[:8])),
-		"wraps around":         chunkOf(0, chunkHole, 1, uint64(1<<64-1), uint32(8)),
-		"large hole":           chunkOf(0, chunkHole, 1, uint64(128), uint32(1<<32-1)),
-		"empty hole":           chunkOf(0, chunkHole, 1, uint64(128), uint32(0)),
-		"none, not done":       chunkOf(0, chunkNone, 1),
-		"none too early":       chunkOf(chunkDone, chunkNone, 1),
-		"unknown type":         chunkOf(chunkDone, 77, 1, data),
-		"unknown error":        chunkOf(chunkDone, 1<<15+9, 1, uint32(5), uint16(0)),
-		"state of a read":      chunkOf(chunkDone, chunkStatus, 1, testContext, uint32(512), uint32(0)),
-		"data for the state":   chunkOf(chunkDone, chunkData, 2, uint64(0), data),
-		"no extents":           chunkOf(chunkDone, chunkStatus, 2, testContext),
-		"odd extents":          chunkOf(chunkDone, chunkStatus, 2, testContext, uint32(512), uint32(0), uint32(1)),
-		"empty extent":         chunkOf(chunkDone, chunkStatus, 2, testContext, uint32(0), uint32(0)),
-		"extent after the end": chunkOf(chunkDone, chunkStatus, 2, testContext, uint32(1000), uint32(0), uint32(1), uint32(0)),
-		"other context":        chunkOf(chunkDone, chunkStatus, 2, testContext+1, uint32(512), uint32(0)),
-		"too many extents":     wire(uint32(magicChunk), uint16(1), uint16(chunkStatus), uint64(2), uint32(1<<32-4)),
-		"no error":             chunkOf(chunkDone, chunkError, 1, uint32(0), uint16(0)),
-		"long message":         chunkOf(chunkDone, chunkError, 1, uint32(5), uint16(9), "short"),
-		"huge message":         wire(uint32(magicChunk), uint16(1), uint16(chunkError), uint64(1), uint32(1<<32-1)),
-		"two errors":           bytes.Repeat(chunkOf(0, chunkError, 1, uint32(5), uint16(0)), 2),
+		"no reply":        wire(uint32(1), uint32(0), uint64(1), data),
+		"simple reply":    wire(uint32(magicSimple), uint32(0), uint64(1), data),
+		"no such request": chunkOf(chunkDone, chunkData, 9, uint64(128), data),
+		"answered twice":  bytes.Repeat(chunkOf(chunkDone, chunkData, 1, uint64(128), data), 2),
+		"too much":        chunkOf(chunkDone, chunkData, 1, uint64(128), data, byte(0)),
+		"too little":      chunkOf(chunkDone, chunkData, 1, uint64(128), data[1:]),
+		"no data":         chunkOf(0, chunkData, 1, uint64(128)),
+		"other place":     chunkOf(chunkDone, chunkData, 1, uint64(0), data),
+		"overlap": wire(chunkOf(0, chunkData, 1, uint64(128), data[:8]),
+			chunkOf(0, chunkData, 1, uint64(130), data[:8])),
+		"wraps around":       chunkOf(0, chunkHole, 1, uint64(1<<64-1), uint32(8)),
+		"large hole":         chunkOf(0, chunkHole, 1, uint64(128), uint32(1<<32-1)),
+		"empty hole":         chunkOf(0, chunkHole, 1, uint64(128), uint32(0)),
+		"none, not done":     chunkOf(0, chunkNone, 1),
+		"none too early":     chunkOf(chunkDone, chunkNone, 1),
+		"unknown type":       chunkOf(chunkDone, 77, 1, data),
+		"unknown error":      chunkOf(chunkDone, 1<<15+9, 1, uint32(5), uint16(0)),
+		"state of a read":    chunkOf(chunkDone, chunkStatus, 1, testContext, uint32(512), uint32(0)),
+		"data for the state": chunkOf(chunkDone, chunkData, 2, uint64(0), data),
+		"no extents":         chunkOf(chunkDone, chunkStatus, 2, testContext),
+		"odd extents":        chunkOf(chunkDone, chunkStatus, 2, testContext, uint32(512), uint32(0), uint32(1)),
+		"empty extent":       chunkOf(chunkDone, chunkStatus, 2, testContext, uint32(0), uint32(0)),
+		"extent after the end": chunkOf(chunkDone, chunkStatus, 2, testContext, uint32(1000), uint32(0),
+			uint32(1), uint32(0)),
+		"other context":    chunkOf(chunkDone, chunkStatus, 2, testContext+1, uint32(512), uint32(0)),
+		"too many extents": wire(uint32(magicChunk), uint16(1), uint16(chunkStatus), uint64(2), uint32(1<<32-4)),
+		"no error":         chunkOf(chunkDone, chunkError, 1, uint32(0), uint16(0)),
+		"long message":     chunkOf(chunkDone, chunkError, 1, uint32(5), uint16(9), "short"),
+		"huge message":     wire(uint32(magicChunk), uint16(1), uint16(chunkError), uint64(1), uint32(1<<32-1)),
+		"two errors":       bytes.Repeat(chunkOf(0, chunkError, 1, uint32(5), uint16(0)), 2),
 	} {
 		read, status, err := pendingClient(t, reply)
 		if !errors.Is(err, ErrProtocol) {
@@ -151,7 +155,8 @@ func TestBadReplies(t *testing.T) {
 func FuzzReplies(f *testing.F) {
 	data := make([]byte, testReadLength)
 	f.Add(chunkOf(chunkDone, chunkData, 1, uint64(128), data))
-	f.Add(wire(chunkOf(0, chunkData, 1, uint64(128), data[:9]), chunkOf(chunkDone, chunkHole, 1, uint64(137), uint32(testReadLength-9))))
+	f.Add(wire(chunkOf(0, chunkData, 1, uint64(128), data[:9]),
+		chunkOf(chunkDone, chunkHole, 1, uint64(137), uint32(testReadLength-9))))
 	f.Add(chunkOf(chunkDone, chunkStatus, 2, testContext, uint32(512), uint32(3), uint32(4096), uint32(0)))
 	f.Add(chunkOf(chunkDone, chunkErrorOffset, 1, uint32(5), uint16(3), "bad", uint64(128)))
 	f.Add(chunkOf(0, chunkError, 2, uint32(1), uint16(0)))
@@ -201,7 +206,9 @@ var (
 func TestNegotiation(t *testing.T) {
 	t.Parallel()
 	other := optionReply(optionGo, replyInfo, uint16(1), "name")
-	export, err := negotiate(deaf{bytes.NewReader(wire(testGreeting, testStructured, testMeta, testExport, other, testBlocks, testGo))}, "", Allocation)
+	export, err := negotiate(
+		deaf{bytes.NewReader(wire(testGreeting, testStructured, testMeta, testExport, other, testBlocks, testGo))},
+		"", Allocation)
 	if err != nil || export.size != 4096 || !export.has(exportDF) || export.context != testContext {
 		t.Errorf("%+v, %v", export, err)
 	}
@@ -212,26 +219,32 @@ func TestBadNegotiation(t *testing.T) {
 	refused := func(option uint32) []byte { return optionReply(option, replyError+1, "no") }
 	ready := wire(testGreeting, testStructured, testMeta)
 	for name, server := range map[string][]byte{
-		"other greeting":     []byte("HTTP/1.1 400 Bad Request\r\n"),
-		"oldstyle":           wire(magicGreeting, uint64(0x00420281861253), uint16(0)),
-		"not fixed":          wire(magicGreeting, magicOption, uint16(0)),
-		"no structured":      wire(testGreeting, refused(optionStructuredReply)),
-		"no contexts":        wire(testGreeting, testStructured, refused(optionSetMetaContext)),
-		"no context":         wire(testGreeting, testStructured, optionReply(optionSetMetaContext, replyAck), testExport, testGo),
-		"other context":      wire(testGreeting, testStructured, optionReply(optionSetMetaContext, replyMetaContext, testContext, "x:y")),
-		"no export":          wire(ready, refused(optionGo)),
-		"no size":            wire(ready, testGo),
-		"two sizes":          wire(ready, testExport, testExport),
-		"negative size":      wire(ready, optionReply(optionGo, replyInfo, uint16(infoExport), uint64(1<<63), uint16(1))),
-		"short size":         wire(ready, optionReply(optionGo, replyInfo, uint16(infoExport), uint64(1))),
-		"large blocks":       wire(ready, optionReply(optionGo, replyInfo, uint16(infoBlockSize), uint32(1<<20), uint32(1<<20), uint32(32<<20))),
-		"small reads":        wire(ready, optionReply(optionGo, replyInfo, uint16(infoBlockSize), uint32(1), uint32(1), uint32(1<<20))),
-		"empty information":  wire(ready, optionReply(optionGo, replyInfo)),
-		"other option":       wire(testGreeting, testGo),
-		"huge answer":        wire(testGreeting, uint64(magicOptionReply), uint32(optionStructuredReply), uint32(1), uint32(1<<32-1)),
-		"ack with payload":   wire(testGreeting, optionReply(optionStructuredReply, replyAck, "x")),
-		"endless":            wire(ready, bytes.Repeat(optionReply(optionGo, replyInfo, uint16(1), "name"), 1000)),
-		"unexpected context": wire(testGreeting, optionReply(optionStructuredReply, replyMetaContext, testContext, Allocation)),
+		"other greeting": []byte("HTTP/1.1 400 Bad Request\r\n"),
+		"oldstyle":       wire(magicGreeting, uint64(0x00420281861253), uint16(0)),
+		"not fixed":      wire(magicGreeting, magicOption, uint16(0)),
+		"no structured":  wire(testGreeting, refused(optionStructuredReply)),
+		"no contexts":    wire(testGreeting, testStructured, refused(optionSetMetaContext)),
+		"no context": wire(testGreeting, testStructured, optionReply(optionSetMetaContext, replyAck),
+			testExport, testGo),
+		"other context": wire(testGreeting, testStructured,
+			optionReply(optionSetMetaContext, replyMetaContext, testContext, "x:y")),
+		"no export":     wire(ready, refused(optionGo)),
+		"no size":       wire(ready, testGo),
+		"two sizes":     wire(ready, testExport, testExport),
+		"negative size": wire(ready, optionReply(optionGo, replyInfo, uint16(infoExport), uint64(1<<63), uint16(1))),
+		"short size":    wire(ready, optionReply(optionGo, replyInfo, uint16(infoExport), uint64(1))),
+		"large blocks": wire(ready, optionReply(optionGo, replyInfo, uint16(infoBlockSize), uint32(1<<20),
+			uint32(1<<20), uint32(32<<20))),
+		"small reads": wire(ready, optionReply(optionGo, replyInfo, uint16(infoBlockSize), uint32(1), uint32(1),
+			uint32(1<<20))),
+		"empty information": wire(ready, optionReply(optionGo, replyInfo)),
+		"other option":      wire(testGreeting, testGo),
+		"huge answer": wire(testGreeting, uint64(magicOptionReply), uint32(optionStructuredReply), uint32(1),
+			uint32(1<<32-1)),
+		"ack with payload": wire(testGreeting, optionReply(optionStructuredReply, replyAck, "x")),
+		"endless":          wire(ready, bytes.Repeat(optionReply(optionGo, replyInfo, uint16(1), "name"), 1000)),
+		"unexpected context": wire(testGreeting,
+			optionReply(optionStructuredReply, replyMetaContext, testContext, Allocation)),
 	} {
 		if export, err := negotiate(deaf{bytes.NewReader(server)}, "", Allocation); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: %+v, %v, want ErrProtocol", name, export, err)
@@ -239,7 +252,8 @@ func TestBadNegotiation(t *testing.T) {
 	}
 	whole := wire(ready, testExport, testBlocks, testGo)
 	for n := range whole {
-		if _, err := negotiate(deaf{bytes.NewReader(whole[:n])}, "", Allocation); !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		if _, err := negotiate(deaf{bytes.NewReader(whole[:n])}, "", Allocation); !errors.Is(err, io.EOF) &&
+			!errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("cut after %d bytes: %v", n, err)
 		}
 	}

@@ -30,8 +30,9 @@ func (r *ratelimit) delay(n int64) time.Duration {
 	return r.end - r.now
 }
 
-// copying plays a job over a disk, which gets its first limit after 10 ms, and then a look every 50 ms. It goes at most at 1 GiB/s through data and at 250 GiB/s through
-// holes, for which 64 KiB per 512 MiB are written, and data says which bytes are no holes.
+// copying plays a job over a disk, which gets its first limit after 10 ms, and then a look every 50 ms. It goes at most
+// at 1 GiB/s through data and at 250 GiB/s through holes, for which 64 KiB per 512 MiB are written, and data says which
+// bytes are no holes.
 func copying(t *testing.T, size, limit int64, data func(at int64) bool) (took time.Duration, written int64) {
 	t.Helper()
 	const unit, table = 1 << 20, 512 << 20

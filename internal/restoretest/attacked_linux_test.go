@@ -140,7 +140,8 @@ func TestAttacked(t *testing.T) {
 		name string
 		run  func(context.Context, *engine.Engine) error
 	}{
-		{"restore", restore}, {"verify", verify}, {"open", open}, {"browse", browse}, {"export", export}, {"import", imported},
+		{"restore", restore}, {"verify", verify}, {"open", open}, {"browse", browse}, {"export", export},
+		{"import", imported},
 		{"restore in place", inPlace}, {"backup", backup}, {"recover", recovered}, {"delete", remove},
 	} {
 		for _, how := range []string{lab.ByLinks, lab.ByHeaders, lab.ByFolders} {
@@ -161,7 +162,8 @@ func TestAttacked(t *testing.T) {
 			}
 			l.ok(os.RemoveAll(mine))
 			l.ok(os.CopyFS(mine, os.DirFS(whole)))
-			t.Logf("%s against %s: %d exchanges in %v: %s", op.name, how, n, time.Since(began).Round(time.Millisecond), kvmbackup.Code(err))
+			t.Logf("%s against %s: %d exchanges in %v: %s", op.name, how, n, time.Since(began).Round(time.Millisecond),
+				kvmbackup.Code(err))
 		}
 	}
 	for name, n := range total {

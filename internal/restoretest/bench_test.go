@@ -13,8 +13,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// BenchmarkRestoreChainOfTen compares Engine.Restore, with all that it checks before the copy, with a bare qemu-img convert of the same
-// chain and a flush. The two take turns; "ratio" is the quotient of their medians, "ratio-best" that of the quickest of each, which says more on a busy machine.
+// BenchmarkRestoreChainOfTen compares Engine.Restore, with all that it checks before the copy, with a bare qemu-img
+// convert of the same chain and a flush. The two take turns; "ratio" is the quotient of their medians, "ratio-best"
+// that of the quickest of each, which says more on a busy machine.
 func BenchmarkRestoreChainOfTen(b *testing.B) {
 	l := newWorld(b, "vda")
 	const size = 256 << 20
@@ -55,7 +56,8 @@ func BenchmarkRestoreChainOfTen(b *testing.B) {
 
 func (l *world) plainConvert(src, dst string) {
 	l.Helper()
-	if out, err := exec.Command("qemu-img", "convert", "-m", "16", "-W", "-f", "qcow2", "-O", "qcow2", src, dst).CombinedOutput(); err != nil {
+	if out, err := exec.Command("qemu-img", "convert", "-m", "16", "-W", "-f", "qcow2", "-O", "qcow2", src, dst).
+		CombinedOutput(); err != nil {
 		l.Fatalf("%v: %s", err, out)
 	}
 	f, err := os.Open(dst)

@@ -52,7 +52,9 @@ func newCrash(t *testing.T, lost ...string) *crash {
 
 func (l *world) first() kvmbackup.Backup {
 	l.Helper()
-	all, err := l.engine.List(l.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	all, err := l.engine.List(l.Context(), kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted},
+	})
 	l.ok(err)
 	return all[0]
 }
@@ -121,7 +123,8 @@ func (c *crash) allOld() string {
 // startable wants no mixture with which a VM could start.
 func (c *crash) startable(when string) {
 	c.Helper()
-	if s := c.state(); !strings.Contains(s, "missing") && s != allNew && s != c.allOld() || strings.Contains(s, "neither") {
+	if s := c.state(); !strings.Contains(s, "missing") && s != allNew && s != c.allOld() ||
+		strings.Contains(s, "neither") {
 		c.Fatalf("%s the VM can start with: %s", when, s)
 	}
 }
@@ -147,9 +150,11 @@ func (c *crash) settled(when string) {
 	}
 }
 
-// TestKilledAtEveryStepOfTheSwap kills the process before each change that a swap makes, and its recovery at some change of its own.
+// TestKilledAtEveryStepOfTheSwap kills the process before each change that a swap makes, and its recovery at some
+// change of its own.
 func TestKilledAtEveryStepOfTheSwap(t *testing.T) {
-	for name, lost := range map[string][]string{"all there": nil, "first lost": {"vda"}, "all lost": {"vda", "vdb", "vdc"}} {
+	for name, lost := range map[string][]string{"all there": nil, "first lost": {"vda"},
+		"all lost": {"vda", "vdb", "vdc"}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := newCrash(t, lost...)

@@ -16,7 +16,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// frozen is a file system that can be made to hang its writers, as dead storage does: in the kernel, where nothing ends it.
+// frozen is a file system that can be made to hang its writers, as dead storage does: in the kernel, where nothing ends
+// it.
 type frozen struct {
 	t    *testing.T
 	dir  string

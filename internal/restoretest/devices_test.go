@@ -77,11 +77,15 @@ func TestRefusedDevices(t *testing.T) {
 	}{
 		"too small": {engine.RestoreVolume{Path: large}, engine.RestoreVolume{Path: small}, kvmbackup.ErrTooSmall},
 		"twice":     {engine.RestoreVolume{Path: large}, engine.RestoreVolume{Path: link}, kvmbackup.ErrInvalid},
-		"qcow2":     {engine.RestoreVolume{}, engine.RestoreVolume{Path: large, Format: qcow2.FormatQcow2}, kvmbackup.ErrUnsupported},
+		"qcow2": {
+			engine.RestoreVolume{}, engine.RestoreVolume{Path: large, Format: qcow2.FormatQcow2}, kvmbackup.ErrUnsupported,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.first.ID, c.second.ID = "v-vda", "v-vdb"
-			_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{c.first, c.second}})
+			_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{
+				Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{c.first, c.second},
+			})
 			l.fails(err, c.want)
 			untouched(t, small)
 			untouched(t, large)
@@ -144,7 +148,9 @@ func TestFullFileSystem(t *testing.T) {
 	b := l.backup()
 	for _, format := range []qcow2.Format{qcow2.FormatQcow2, qcow2.FormatRaw} {
 		dir := lab.Tmpfs(t, "size=640k")
-		_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir, Format: format, IgnoreSpace: true})
+		_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{
+			Backup: b.ID, Dir: dir, Format: format, IgnoreSpace: true,
+		})
 		l.fails(err, kvmbackup.ErrNoSpace)
 		l.empty(dir)
 	}
@@ -169,8 +175,8 @@ func TestVanishedFolder(t *testing.T) {
 	}
 }
 
-// TestDeviceThatLosesWrites: below the device there is no space, as in a thin pool that is full. QEMU is told when it closes the
-// device, and says nothing.
+// TestDeviceThatLosesWrites: below the device there is no space, as in a thin pool that is full. QEMU is told when it
+// closes the device, and says nothing.
 func TestDeviceThatLosesWrites(t *testing.T) {
 	t.Parallel()
 	thin := filepath.Join(lab.Tmpfs(t, "size=512k"), "thin")

@@ -11,7 +11,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// change replaces guest data in one cluster of a backup's image, as somebody can who writes to the share: its structure stays sound.
+// change replaces guest data in one cluster of a backup's image, as somebody can who writes to the share: its structure
+// stays sound.
 func (l *world) change(b kvmbackup.Backup) {
 	l.Helper()
 	path := l.file(b, "v-vda")
@@ -30,8 +31,8 @@ func (l *world) change(b kvmbackup.Backup) {
 	l.Fatalf("%s has no data of its own", path)
 }
 
-// A restore compares what it has written with the digests on record: to files of both formats, to a device, and in place. Leaving it out
-// has to be asked for.
+// A restore compares what it has written with the digests on record: to files of both formats, to a device, and in
+// place. Leaving it out has to be asked for.
 func TestRestoreComparesDigests(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")

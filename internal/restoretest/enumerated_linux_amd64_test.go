@@ -18,8 +18,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// named are the system calls that open, make, move or remove what has a name, by the number of the argument with the name; the folder, if it is
-// relative to one, is in the argument before it.
+// named are the system calls that open, make, move or remove what has a name, by the number of the argument with the
+// name; the folder, if it is relative to one, is in the argument before it.
 var named = map[uint64]int{
 	syscall.SYS_OPEN: 0, syscall.SYS_OPENAT: 1, sysOpenat2: 1, syscall.SYS_UNLINKAT: 1, syscall.SYS_RENAMEAT: 1,
 	sysRenameat2: 1, syscall.SYS_LINKAT: 1, syscall.SYS_MKDIRAT: 1,
@@ -97,7 +97,8 @@ func newLookups(t *testing.T) *lookups {
 	l.ok(l.h.Shutdown(vm))
 	w := &lookups{
 		world: l, top: chain[2], mine: filepath.Join(l.nas, vm), other: filepath.Join(l.nas, "vm2"), image: l.source("vda"),
-		outside: filepath.Join(l.dir, "canary"), lying: filepath.Join(l.dir, "lying.qcow2"), whole: filepath.Join(l.dir, "whole"),
+		outside: filepath.Join(l.dir, "canary"), lying: filepath.Join(l.dir, "lying.qcow2"),
+		whole: filepath.Join(l.dir, "whole"),
 	}
 	l.ok(os.WriteFile(w.outside, bytes.Repeat([]byte("canary"), 1<<10), 0o600))
 	l.external(w.lying, w.outside)

@@ -65,8 +65,8 @@ func TestExchangedDuringTheCopy(t *testing.T) {
 	l.restore(engine.RestoreRequest{Backup: chain[2].ID})
 }
 
-// TestRenamedAfterVerification: what was verified is what is copied, served and compared, whatever has its name by then,
-// and none of what is put there instead is opened.
+// TestRenamedAfterVerification: what was verified is what is copied, served and compared, whatever has its name by
+// then, and none of what is put there instead is opened.
 func TestRenamedAfterVerification(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")

@@ -66,7 +66,8 @@ func (f failingStore) List(ctx context.Context, q kvmbackup.Query) (bs []kvmback
 	return bs, err
 }
 
-func (f failingStore) AcquireLease(ctx context.Context, id kvmbackup.VMID, holder string, ttl time.Duration) (l kvmbackup.Lease, err error) {
+func (f failingStore) AcquireLease(ctx context.Context, id kvmbackup.VMID, holder string,
+	ttl time.Duration) (l kvmbackup.Lease, err error) {
 	err = f.s.do("acquire", func() error {
 		if l, err = f.Store.AcquireLease(ctx, id, holder, ttl); err == nil && f.s.after && f.s.seen == f.s.nth {
 			err = f.Store.ReleaseLease(ctx, l) // or the next test would wait for it to expire
@@ -86,7 +87,8 @@ func (f failingExecutor) Inspect(ctx context.Context, d kvmbackup.DomainRef) (st
 	return st, err
 }
 
-func (f failingExecutor) DropCheckpoint(ctx context.Context, d kvmbackup.DomainRef, name kvmbackup.CheckpointName) error {
+func (f failingExecutor) DropCheckpoint(ctx context.Context, d kvmbackup.DomainRef,
+	name kvmbackup.CheckpointName) error {
 	return f.s.do("drop", func() error { return f.Executor.DropCheckpoint(ctx, d, name) })
 }
 
@@ -104,8 +106,8 @@ func (f failingImages) Convert(ctx context.Context, src, dst string, o qcow2.Con
 	return f.s.do("convert", func() error { return f.Images.Convert(ctx, src, dst, o) })
 }
 
-// TestEveryCallOfARestoreInPlaceFails lets each call fail in turn, before and after its effect. What is on the disks then is all old or all
-// new, and what the next backup makes of it is right.
+// TestEveryCallOfARestoreInPlaceFails lets each call fail in turn, before and after its effect. What is on the disks
+// then is all old or all new, and what the next backup makes of it is right.
 func TestEveryCallOfARestoreInPlaceFails(t *testing.T) {
 	t.Parallel()
 	for _, after := range []bool{false, true} {
@@ -118,7 +120,8 @@ func TestEveryCallOfARestoreInPlaceFails(t *testing.T) {
 			l.ok(l.h.Shutdown(vm))
 			s := &steps{nth: nth, after: after}
 			cfg := l.cfg
-			cfg.Store, cfg.Executor, cfg.Images = failingStore{l.store, s}, failingExecutor{l.h.Executor(), s}, failingImages{s: s}
+			cfg.Store, cfg.Executor, cfg.Images = failingStore{l.store, s}, failingExecutor{l.h.Executor(), s},
+				failingImages{s: s}
 			e, err := engine.New(cfg)
 			l.ok(err)
 			req := l.inPlace(b)

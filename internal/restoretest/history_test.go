@@ -79,7 +79,9 @@ func TestMixedChain(t *testing.T) {
 			t.Errorf("%s: restored %v", b.Path, r.Volumes)
 		}
 		for _, v := range b.Volumes {
-			l.restore(engine.RestoreRequest{Backup: b.ID, Format: qcow2.FormatRaw, Volumes: []engine.RestoreVolume{{ID: v.VolumeID}}})
+			l.restore(engine.RestoreRequest{
+				Backup: b.ID, Format: qcow2.FormatRaw, Volumes: []engine.RestoreVolume{{ID: v.VolumeID}},
+			})
 		}
 		l.verified(b, true)
 	}
@@ -131,7 +133,8 @@ func (l *world) following(do func()) map[string]kvmbackup.JobProgress {
 		for _, v := range p.Volumes {
 			done, total = done+v.DoneBytes, total+v.TotalBytes
 		}
-		if p.DoneBytes < before.DoneBytes || p.DoneBytes > p.TotalBytes || before.TotalBytes != 0 && p.TotalBytes != before.TotalBytes ||
+		if p.DoneBytes < before.DoneBytes || p.DoneBytes > p.TotalBytes ||
+			before.TotalBytes != 0 && p.TotalBytes != before.TotalBytes ||
 			done != p.DoneBytes || total != p.TotalBytes {
 			l.Errorf("progress %+v in step %q after %+v", p, e.Step, before)
 		}
@@ -170,7 +173,8 @@ func TestOtherProgress(t *testing.T) {
 	}
 }
 
-// TestCancel ends the context at every call of the tools, and in mid-copy: nothing is left and nothing is called damaged.
+// TestCancel ends the context at every call of the tools, and in mid-copy: nothing is left and nothing is called
+// damaged.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t)
@@ -214,7 +218,8 @@ func TestCancel(t *testing.T) {
 			cancel()
 		}
 	})
-	_, err := l.engine.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir, BandwidthBytes: 4096}) // so slow that it would take minutes
+	// so slow that it would take minutes
+	_, err := l.engine.Restore(ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir, BandwidthBytes: 4096})
 	l.fails(err, context.Canceled)
 	l.empty(dir)
 

@@ -197,7 +197,9 @@ func (l *world) external(path, file string) {
 	run(l, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+scratch+",data_file_raw=on", path, "1M")
 	data, err := os.ReadFile(path)
 	l.ok(err)
-	l.ok(os.WriteFile(path, []byte(strings.Replace(string(data), scratch, (file + strings.Repeat("\x00", len(scratch)))[:len(scratch)], 1)), 0o600))
+	l.ok(os.WriteFile(path,
+		[]byte(strings.Replace(string(data), scratch, (file + strings.Repeat("\x00", len(scratch)))[:len(scratch)], 1)),
+		0o600))
 }
 
 // TestFoldersBehindLinks: neither a backup's folder nor the VM's may be a link.
@@ -245,8 +247,10 @@ func TestHostileManifests(t *testing.T) {
 		"named twice":       {`"vm": "vm1"`, `"vm": "vm1", "vm": "vm2"`},
 		"file named twice":  {`"file": "` + file + `"`, `"file": "` + file + `", "file": "../../vm2/x.qcow2"`},
 		"in capitals":       {`"path": "` + b.Path + `"`, `"path": "` + b.Path + `", "PATH": "../../etc"`},
-		"deep":              {`"vm": "vm1"`, `"vm": "vm1", "x": ` + strings.Repeat(`[`, 200000) + strings.Repeat(`]`, 200000)},
-		"deep objects":      {`"reasons": [`, `"reasons": [` + strings.Repeat(`{"a":`, 20000) + "1" + strings.Repeat(`}`, 20000) + `,`},
+		"deep": {`"vm": "vm1"`,
+			`"vm": "vm1", "x": ` + strings.Repeat(`[`, 200000) + strings.Repeat(`]`, 200000)},
+		"deep objects": {`"reasons": [`,
+			`"reasons": [` + strings.Repeat(`{"a":`, 20000) + "1" + strings.Repeat(`}`, 20000) + `,`},
 		"huge number":       {`"virtual_size": 1048576`, `"virtual_size": 1e400`},
 		"number too large":  {`"virtual_size": 1048576`, `"virtual_size": 9223372036854775808`},
 		"largest number":    {`"virtual_size": 1048576`, `"virtual_size": 9223372036854775807`},
@@ -315,7 +319,8 @@ func TestHostileRecords(t *testing.T) {
 	}
 }
 
-// TestCheckBomb: an image whose check reads for ever, or asks for all the memory there is, ends within the tool's limits.
+// TestCheckBomb: an image whose check reads for ever, or asks for all the memory there is, ends within the tool's
+// limits.
 func TestCheckBomb(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")
@@ -334,7 +339,9 @@ func TestCheckBomb(t *testing.T) {
 	}
 	l.patch(path, h.L1OffsetBytes, entries)
 	l.patch(path, l2+cluster-1, []byte{0})
-	tool, err := qcow2.New(qcow2.Config{InspectTimeout: 300 * time.Millisecond, MemoryLimitBytes: 512 << 20, MaxOutputBytes: 1 << 20})
+	tool, err := qcow2.New(qcow2.Config{
+		InspectTimeout: 300 * time.Millisecond, MemoryLimitBytes: 512 << 20, MaxOutputBytes: 1 << 20,
+	})
 	l.ok(err)
 	begun := time.Now()
 	_, err = tool.Check(t.Context(), path, qcow2.CheckOptions{})
@@ -345,7 +352,8 @@ func TestCheckBomb(t *testing.T) {
 	l.refused(b, path) // its size is not the record's
 }
 
-// TestLongCheck: a check takes as long as the volume is large and the storage slow, and only the caller's context ends it.
+// TestLongCheck: a check takes as long as the volume is large and the storage slow, and only the caller's context ends
+// it.
 func TestLongCheck(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")

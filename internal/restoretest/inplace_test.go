@@ -60,7 +60,9 @@ func (l *world) tidy() {
 	entries, err := os.ReadDir(filepath.Join(l.dir, "images"))
 	l.ok(err)
 	for _, e := range entries {
-		if !slices.ContainsFunc(l.volumes, func(v engine.Volume) bool { return l.source(v.Device) == filepath.Join(l.dir, "images", e.Name()) }) {
+		if !slices.ContainsFunc(l.volumes, func(v engine.Volume) bool {
+			return l.source(v.Device) == filepath.Join(l.dir, "images", e.Name())
+		}) {
 			l.Fatalf("left beside the images: %s", e.Name())
 		}
 	}
@@ -283,7 +285,9 @@ func TestDomainThatIsNotDefined(t *testing.T) {
 	b := l.chain(2)[0]
 	req := l.inPlace(b)
 	for _, v := range l.volumes {
-		req.InPlace.Disks = append(req.InPlace.Disks, kvmbackup.DiskRef{Device: v.Device, Source: l.source(v.Device), Format: "qcow2"})
+		req.InPlace.Disks = append(req.InPlace.Disks, kvmbackup.DiskRef{
+			Device: v.Device, Source: l.source(v.Device), Format: "qcow2",
+		})
 	}
 	l.ok(l.h.Undefine(vm))
 	l.ok(l.h.Shutdown(vm))

@@ -57,7 +57,9 @@ func TestOpenOverlays(t *testing.T) {
 			t.Errorf("the chain below %s: %v", v.Path, err)
 		}
 	}
-	last, err := l.engine.List(t.Context(), kvmbackup.Query{VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+	last, err := l.engine.List(t.Context(), kvmbackup.Query{
+		VM: vm, Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted},
+	})
 	l.ok(err)
 	_, err = l.engine.Delete(t.Context(), last[0].ID, kvmbackup.DeleteOptions{})
 	l.ok(err)

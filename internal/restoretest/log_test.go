@@ -24,8 +24,9 @@ func (uncommitted) Complete(context.Context, kvmbackup.Lease, kvmbackup.Backup) 
 	return errors.Join(kvmbackup.ErrStatus, errUncommitted)
 }
 
-// TestLogLines walks all lines of a backup, one that is left running, its recovery, a restore, a restore in place and a delete: the
-// engine's, the repository's and qemu-img's. Each says which VM and which step it is about, and which backup as soon as there is one.
+// TestLogLines walks all lines of a backup, one that is left running, its recovery, a restore, a restore in place and a
+// delete: the engine's, the repository's and qemu-img's. Each says which VM and which step it is about, and which
+// backup as soon as there is one.
 func TestLogLines(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t)

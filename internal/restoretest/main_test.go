@@ -97,7 +97,9 @@ func (j childJob) do(ctx context.Context, e *engine.Engine) error {
 		_, err := e.Recover(ctx, engine.Target{VM: vm, Domain: vm, Disks: j.Disks})
 		return err
 	}
-	_, err := e.Restore(ctx, engine.RestoreRequest{Backup: j.Backup, InPlace: &engine.InPlace{Disks: j.Disks, Volumes: j.Volumes}})
+	_, err := e.Restore(ctx, engine.RestoreRequest{
+		Backup: j.Backup, InPlace: &engine.InPlace{Disks: j.Disks, Volumes: j.Volumes},
+	})
 	return err
 }
 
@@ -133,7 +135,8 @@ func (j childJob) operate(ctx context.Context, e *engine.Engine) (err error) {
 	return err
 }
 
-// offHost is a hypervisor on which one VM is off. It marks the instant after the last copy for the process that traces it.
+// offHost is a hypervisor on which one VM is off. It marks the instant after the last copy for the process that traces
+// it.
 type offHost struct {
 	kvmbackuptest.Images
 	kvmbackup.Executor

@@ -11,7 +11,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// TestLongestNames: a VM and a volume whose identities are as long as they may be, and a prefix that is, go through everything.
+// TestLongestNames: a VM and a volume whose identities are as long as they may be, and a prefix that is, go through
+// everything.
 func TestLongestNames(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")
@@ -19,7 +20,9 @@ func TestLongestNames(t *testing.T) {
 	l.open()
 	name := strings.Repeat("ä", 128/2)
 	vol := kvmbackup.VolumeID(strings.Repeat("ö", 128/2))
-	l.ok(l.h.Define(kvmbackuptest.Domain{Name: name, Disks: []kvmbackuptest.Disk{l.disk("sda", disk), l.disk("sdb", disk)}}))
+	l.ok(l.h.Define(kvmbackuptest.Domain{
+		Name: name, Disks: []kvmbackuptest.Disk{l.disk("sda", disk), l.disk("sdb", disk)},
+	}))
 	l.ok(l.h.Start(name))
 	req := engine.BackupRequest{VM: kvmbackup.VMID(name), Volumes: []engine.Volume{
 		{ID: vol, Device: "sda"}, {ID: vol[:len(vol)-2] + "o.", Device: "sdb"},
@@ -73,7 +76,9 @@ func TestTooLongNames(t *testing.T) {
 	}
 	_, err := l.engine.Backup(t.Context(), engine.BackupRequest{VM: kvmbackup.VMID(long), Domain: vm})
 	refused(err)
-	_, err = l.engine.Backup(t.Context(), engine.BackupRequest{VM: vm, Volumes: []engine.Volume{{ID: kvmbackup.VolumeID(long), Device: "vda"}}})
+	_, err = l.engine.Backup(t.Context(), engine.BackupRequest{
+		VM: vm, Volumes: []engine.Volume{{ID: kvmbackup.VolumeID(long), Device: "vda"}},
+	})
 	refused(err)
 	all, err := l.engine.List(t.Context(), kvmbackup.Query{})
 	if l.ok(err); len(all) > 0 {

@@ -66,14 +66,16 @@ func (l *world) another(name string) kvmbackup.Backup {
 	l.ok(l.h.Write(name, "sda", 0, kvmbackuptest.Pattern(4711, 5*cluster)))
 	content, err := l.h.Content(name, "sda")
 	l.ok(err)
-	b, err := l.engine.Backup(l.Context(), engine.BackupRequest{VM: kvmbackup.VMID(name), Volumes: []engine.Volume{volume("sda")}})
+	b, err := l.engine.Backup(l.Context(), engine.BackupRequest{
+		VM: kvmbackup.VMID(name), Volumes: []engine.Volume{volume("sda")},
+	})
 	l.ok(err)
 	l.held[b.ID] = contents{"v-sda": content}
 	return b
 }
 
-// TestTwoVMsToOnePath: of two restores to one new path, in whatever order they end, the first succeeds, with its own content, and the
-// other says that the path is taken.
+// TestTwoVMsToOnePath: of two restores to one new path, in whatever order they end, the first succeeds, with its own
+// content, and the other says that the path is taken.
 func TestTwoVMsToOnePath(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")
@@ -122,7 +124,8 @@ func TestWhatWaitsForAnotherVM(t *testing.T) {
 	}
 }
 
-// TestLongImageName: an image may have as long a name as its file system allows. What waits beside it has a shorter one then.
+// TestLongImageName: an image may have as long a name as its file system allows. What waits beside it has a shorter one
+// then.
 func TestLongImageName(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")

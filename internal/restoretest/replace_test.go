@@ -32,10 +32,12 @@ func TestDisksThatAreNotReplaced(t *testing.T) {
 		change func(d *kvmbackup.DiskStatus)
 		words  string
 	}{
-		"a description":     {func(d *kvmbackup.DiskStatus) { d.Source, d.Path = "volume web.qcow2 of pool p", "" }, "volume web.qcow2 of pool p"},
-		"one taken for it":  {func(d *kvmbackup.DiskStatus) { d.Path = "nbd:e at h" }, "no file or block device"},
-		"encrypted":         {func(d *kvmbackup.DiskStatus) { d.Encryption = "luks" }, "encrypted (luks)"},
-		"with snapshots":    {func(d *kvmbackup.DiskStatus) { d.Snapshots = []string{"before the update", "x"} }, "before the update, x"},
+		"a description": {func(d *kvmbackup.DiskStatus) { d.Source, d.Path = "volume web.qcow2 of pool p", "" },
+			"volume web.qcow2 of pool p"},
+		"one taken for it": {func(d *kvmbackup.DiskStatus) { d.Path = "nbd:e at h" }, "no file or block device"},
+		"encrypted":        {func(d *kvmbackup.DiskStatus) { d.Encryption = "luks" }, "encrypted (luks)"},
+		"with snapshots": {func(d *kvmbackup.DiskStatus) { d.Snapshots = []string{"before the update", "x"} },
+			"before the update, x"},
 		"of another format": {func(d *kvmbackup.DiskStatus) { d.Format = "vmdk" }, "vmdk"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -83,7 +85,8 @@ func TestDropSnapshots(t *testing.T) {
 	l.nextIsFull(l.held[b.ID])
 }
 
-// Each backup of an encrypted disk says so, also in its manifest, and an incremental stands on one that was encrypted alike.
+// Each backup of an encrypted disk says so, also in its manifest, and an incremental stands on one that was encrypted
+// alike.
 func TestEncryptedIsSaid(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t)
@@ -102,7 +105,8 @@ func TestEncryptedIsSaid(t *testing.T) {
 		t.Errorf("reasons are %v", b.Reasons)
 	}
 	l.write("vdc", 1, 1)
-	if next := l.backup(); next.Kind != kvmbackup.KindIncremental || next.Volumes[2].Kind != kvmbackup.KindIncremental || next.Volumes[2].Encryption != "luks" {
+	if next := l.backup(); next.Kind != kvmbackup.KindIncremental || next.Volumes[2].Kind != kvmbackup.KindIncremental ||
+		next.Volumes[2].Encryption != "luks" {
 		t.Errorf("the next backup is %v: %v", next.Kind, next.Volumes)
 	}
 	m, err := l.repo.ReadManifest(t.Context(), b.Path)

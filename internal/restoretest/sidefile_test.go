@@ -13,8 +13,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// TestExchangedDomainXML: a domain that reaches into its host, put in place of a backup's, is found out by what the record
-// has, although its sum and the manifest's are its own.
+// TestExchangedDomainXML: a domain that reaches into its host, put in place of a backup's, is found out by what the
+// record has, although its sum and the manifest's are its own.
 func TestExchangedDomainXML(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")

@@ -14,7 +14,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// tooLarge wants a restore to say before its first copy how much it needs and how much there is, and to leave everything as it was.
+// tooLarge wants a restore to say before its first copy how much it needs and how much there is, and to leave
+// everything as it was.
 func (l *world) tooLarge(req engine.RestoreRequest) {
 	l.Helper()
 	l.images.before = func(call, _ string) error {
@@ -68,7 +69,9 @@ func TestRoomForACompressedBackup(t *testing.T) {
 	l.ok(os.Rename(file+".small", file))
 	for _, format := range []qcow2.Format{qcow2.FormatRaw, qcow2.FormatQcow2} {
 		l.tooLarge(engine.RestoreRequest{Backup: b.ID, Dir: lab.Tmpfs(t, "size=640k"), Format: format})
-		_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: lab.Tmpfs(t, "size=1500k"), Format: format})
+		_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{
+			Backup: b.ID, Dir: lab.Tmpfs(t, "size=1500k"), Format: format,
+		})
 		l.ok(err)
 	}
 }
@@ -98,7 +101,8 @@ func TestIgnoreSpace(t *testing.T) {
 	}
 }
 
-// TestRoomIsNotAskedForTwice: not for holes, not for what a newer layer covers, and not for what a killed restore has left there.
+// TestRoomIsNotAskedForTwice: not for holes, not for what a newer layer covers, and not for what a killed restore has
+// left there.
 func TestRoomIsNotAskedForTwice(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")

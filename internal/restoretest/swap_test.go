@@ -18,7 +18,8 @@ func (l *world) leaveOld() {
 	}
 }
 
-// TestOldImagesAreNoWayBack: images that a restore has left, for good or bad, are not put back when an image is lost later.
+// TestOldImagesAreNoWayBack: images that a restore has left, for good or bad, are not put back when an image is lost
+// later.
 func TestOldImagesAreNoWayBack(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t)
@@ -83,7 +84,8 @@ func (s *starter) Inspect(ctx context.Context, dom kvmbackup.DomainRef) (kvmback
 	return st, err
 }
 
-// TestStartedDuringTheSwap: wherever the VM is started, it runs on its old images afterwards, or nothing was done to it.
+// TestStartedDuringTheSwap: wherever the VM is started, it runs on its old images afterwards, or nothing was done to
+// it.
 func TestStartedDuringTheSwap(t *testing.T) {
 	t.Parallel()
 	for n := 1; ; n++ {

@@ -28,9 +28,9 @@ func lead(t testing.TB, dir, victim string) (links int) {
 	return len(files)
 }
 
-// TestTargetsExchanged: the owner of the folder into which somebody else restores puts a link in place of the file that is
-// written, while it is, or before it is read back or gets its name. Where it leads nothing is written, nor are a mode and
-// an owner changed; and what gets the name is what was written, or nothing.
+// TestTargetsExchanged: the owner of the folder into which somebody else restores puts a link in place of the file that
+// is written, while it is, or before it is read back or gets its name. Where it leads nothing is written, nor are a
+// mode and an owner changed; and what gets the name is what was written, or nothing.
 func TestTargetsExchanged(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")
@@ -76,7 +76,8 @@ func TestTargetsExchanged(t *testing.T) {
 					t.Errorf("%s, %s: %s is left", name, when, f.Name())
 				}
 			}
-			if reads := map[bool]string{false: "digest", true: "file digest"}[name == "raw"]; links != 1 && (when == "convert" || when == reads) {
+			if reads := map[bool]string{false: "digest", true: "file digest"}[name == "raw"]; links != 1 &&
+				(when == "convert" || when == reads) {
 				t.Errorf("%s, %s: %d links were put there", name, when, links)
 			}
 		}

@@ -52,7 +52,8 @@ func TestSubsets(t *testing.T) {
 	}
 }
 
-// TestFiveEqualDisks restores five data disks of one size while their devices and the order of requests change all the time.
+// TestFiveEqualDisks restores five data disks of one size while their devices and the order of requests change all the
+// time.
 func TestFiveEqualDisks(t *testing.T) {
 	t.Parallel()
 	devices := []string{"vda", "vdb", "vdc", "vdd", "vde", "vdf"}
@@ -73,7 +74,9 @@ func TestFiveEqualDisks(t *testing.T) {
 		}
 		req := engine.RestoreRequest{Backup: b.ID, Dir: l.out()}
 		for i, v := range order {
-			req.Volumes = append(req.Volumes, engine.RestoreVolume{ID: v.ID, Path: filepath.Join(req.Dir, fmt.Sprintf("disk%d", i))})
+			req.Volumes = append(req.Volumes, engine.RestoreVolume{
+				ID: v.ID, Path: filepath.Join(req.Dir, fmt.Sprintf("disk%d", i)),
+			})
 		}
 		r := l.restore(req)
 		for _, v := range r.Volumes {
@@ -154,7 +157,9 @@ func TestSameTargetTwice(t *testing.T) {
 		l.fails(err, kvmbackup.ErrInvalid)
 		l.empty(filepath.Join(dir, "real"))
 	}
-	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{{ID: "v-vda"}, {ID: "v-vda"}}})
+	_, err := l.engine.Restore(t.Context(), engine.RestoreRequest{
+		Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{{ID: "v-vda"}, {ID: "v-vda"}},
+	})
 	l.fails(err, kvmbackup.ErrInvalid)
 }
 
@@ -168,8 +173,9 @@ func TestUnknownVolumesAndTargets(t *testing.T) {
 		req  engine.RestoreRequest
 		want error
 	}{
-		"no such backup":  {engine.RestoreRequest{Backup: kvmbackup.NewBackupID(), Dir: dir}, kvmbackup.ErrNotFound},
-		"no such volume":  {engine.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{{ID: "v-vdz"}}}, kvmbackup.ErrNoVolume},
+		"no such backup": {engine.RestoreRequest{Backup: kvmbackup.NewBackupID(), Dir: dir}, kvmbackup.ErrNotFound},
+		"no such volume": {engine.RestoreRequest{Backup: b.ID, Dir: dir, Volumes: []engine.RestoreVolume{{ID: "v-vdz"}}},
+			kvmbackup.ErrNoVolume},
 		"no target":       {engine.RestoreRequest{Backup: b.ID}, kvmbackup.ErrInvalid},
 		"no folder":       {engine.RestoreRequest{Backup: b.ID, Dir: filepath.Join(dir, "none")}, kvmbackup.ErrInvalid},
 		"FIFO":            {one(b, "v-vda", filepath.Join(dir, "fifo")), kvmbackup.ErrUnsupported},

@@ -20,12 +20,14 @@ const (
 
 // changes are the system calls that change names, owners or durability.
 var changes = map[uint64]bool{
-	syscall.SYS_RENAME: true, syscall.SYS_RENAMEAT: true, sysRenameat2: true, syscall.SYS_LINKAT: true, syscall.SYS_LINK: true,
-	syscall.SYS_UNLINK: true, syscall.SYS_UNLINKAT: true, syscall.SYS_FSYNC: true, syscall.SYS_CHMOD: true,
-	syscall.SYS_FCHMODAT: true, syscall.SYS_CHOWN: true, syscall.SYS_LCHOWN: true, syscall.SYS_FCHOWNAT: true,
+	syscall.SYS_RENAME: true, syscall.SYS_RENAMEAT: true, sysRenameat2: true, syscall.SYS_LINKAT: true,
+	syscall.SYS_LINK: true, syscall.SYS_UNLINK: true, syscall.SYS_UNLINKAT: true, syscall.SYS_FSYNC: true,
+	syscall.SYS_CHMOD: true, syscall.SYS_FCHMODAT: true, syscall.SYS_CHOWN: true, syscall.SYS_LCHOWN: true,
+	syscall.SYS_FCHOWNAT: true,
 }
 
-// fault happens to a child at the nth of its changes since it called mark: it is killed, or the call fails with an error.
+// fault happens to a child at the nth of its changes since it called mark: it is killed, or the call fails with an
+// error.
 type fault struct {
 	nth     int
 	errno   syscall.Errno // 0: killed

@@ -26,7 +26,8 @@ func (l *world) verified(b kvmbackup.Backup, content bool) engine.VerifyReport {
 	r, err := l.engine.Verify(l.Context(), b.ID, engine.VerifyOptions{Content: content})
 	l.ok(err)
 	v := l.get(b.ID).Verification
-	if !r.OK() || r.NoDigests != (content && r.Digests == 0) || v == nil || !v.OK || v.Content != (content && r.Digests > 0) || v.At.Before(before) || v.Problem != "" {
+	if !r.OK() || r.NoDigests != (content && r.Digests == 0) || v == nil || !v.OK ||
+		v.Content != (content && r.Digests > 0) || v.At.Before(before) || v.Problem != "" {
 		l.Fatalf("report %+v, recorded %+v", r, v)
 	}
 	return r
@@ -38,21 +39,24 @@ func (l *world) damaged(b kvmbackup.Backup, content bool) engine.VerifyReport {
 	r, err := l.engine.Verify(l.Context(), b.ID, engine.VerifyOptions{Content: content})
 	l.fails(err, kvmbackup.ErrDamaged)
 	v := l.get(b.ID).Verification
-	if r.OK() || r.NoDigests && r.Digests > 0 || v == nil || v.OK || v.Content != (content && r.Digests > 0) || v.Problem != r.Problems[0].Detail {
+	if r.OK() || r.NoDigests && r.Digests > 0 || v == nil || v.OK || v.Content != (content && r.Digests > 0) ||
+		v.Problem != r.Problems[0].Detail {
 		l.Fatalf("report %+v, recorded %+v", r, v)
 	}
 	return r
 }
 
 // finds wants a problem of that kind in a report, about that backup's file and with exactly those backups affected.
-func (l *world) finds(r engine.VerifyReport, code engine.ProblemCode, b kvmbackup.Backup, file string, affects ...kvmbackup.Backup) {
+func (l *world) finds(r engine.VerifyReport, code engine.ProblemCode, b kvmbackup.Backup, file string,
+	affects ...kvmbackup.Backup) {
 	l.Helper()
 	var want []kvmbackup.BackupID
 	for _, a := range affects {
 		want = append(want, a.ID)
 	}
 	for _, p := range r.Problems {
-		if p.Code == code && p.Backup == b.ID && p.File == filepath.Join(b.Path, file) && slices.Equal(p.Affects, want) && p.Detail != "" {
+		if p.Code == code && p.Backup == b.ID && p.File == filepath.Join(b.Path, file) && slices.Equal(p.Affects, want) &&
+			p.Detail != "" {
 			return
 		}
 	}
@@ -86,7 +90,8 @@ func TestDigestsLater(t *testing.T) {
 	inc := l.backup(digests)
 	again := l.backup()
 	l.ok(l.engine.AddDigests(t.Context(), again.ID))
-	for _, pair := range [][2]kvmbackup.Backup{{with, without}, {with, inc}, {with, again}} { // nothing was written in between
+	// nothing was written in between
+	for _, pair := range [][2]kvmbackup.Backup{{with, without}, {with, inc}, {with, again}} {
 		for _, v := range l.get(pair[0].ID).Volumes {
 			other, _ := l.get(pair[1].ID).Volume(v.VolumeID)
 			if v.Digest == "" || v.Digest != other.Digest || other.FileDigest == "" {
@@ -109,8 +114,8 @@ func TestDigestsLater(t *testing.T) {
 	}
 }
 
-// TestFlippedBytes flips one bit at every kind of place in the files of a chain, at many more, and in many of the manifests' bytes:
-// always found, with the file's name.
+// TestFlippedBytes flips one bit at every kind of place in the files of a chain, at many more, and in many of the
+// manifests' bytes: always found, with the file's name.
 func TestFlippedBytes(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")
@@ -142,7 +147,8 @@ func TestFlippedBytes(t *testing.T) {
 			for _, c := range chain[i:] {
 				want = append(want, c.ID)
 			}
-			if p.Backup != b.ID || p.VolumeID != "v-vda" || p.File != b.Path+"/"+filepath.Base(path) || !slices.Equal(p.Affects, want) {
+			if p.Backup != b.ID || p.VolumeID != "v-vda" || p.File != b.Path+"/"+filepath.Base(path) ||
+				!slices.Equal(p.Affects, want) {
 				t.Fatalf("bit %#x at %d of %s: %+v", bit, at, path, p)
 			}
 		}
@@ -156,7 +162,8 @@ func TestFlippedBytes(t *testing.T) {
 		path := filepath.Join(l.nas, b.Path, "backup.json")
 		data, err := os.ReadFile(path)
 		l.ok(err)
-		for at := rng.IntN(5); at < len(data); at += 1 + rng.IntN(5*lab.Stride(4)) { // other bytes in each run: all of them take long
+		// other bytes in each run: all of them take long
+		for at := rng.IntN(5); at < len(data); at += 1 + rng.IntN(5*lab.Stride(4)) {
 			bit := byte(1) << rng.IntN(8)
 			flip(t, path, int64(at), bit)
 			r, err := quick.Verify(t.Context(), chain[2].ID, engine.VerifyOptions{})
@@ -195,7 +202,8 @@ func flip(t testing.TB, path string, at int64, bit byte) {
 	}
 }
 
-// TestDamageByHand: files that are cut, missing, swapped or too many, and what is said of them, with and without digests.
+// TestDamageByHand: files that are cut, missing, swapped or too many, and what is said of them, with and without
+// digests.
 func TestDamageByHand(t *testing.T) {
 	t.Parallel()
 	for _, withDigests := range []bool{false, true} {
@@ -305,7 +313,8 @@ func TestDamageByHand(t *testing.T) {
 	}
 }
 
-// TestExtraFiles: what is in a backup's folder and not its own is named, and is no damage: the backup restores, and carries the next one.
+// TestExtraFiles: what is in a backup's folder and not its own is named, and is no damage: the backup restores, and
+// carries the next one.
 func TestExtraFiles(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")
@@ -323,7 +332,8 @@ func TestExtraFiles(t *testing.T) {
 	}
 	for i, name := range []string{"folder", "link", "notes.txt"} {
 		n := r.Notes[i]
-		if n.Code != engine.ProblemExtra || n.Backup != c[0].ID || n.File != c[0].Path+"/"+name || n.Detail == "" || len(n.Affects) > 0 {
+		if n.Code != engine.ProblemExtra || n.Backup != c[0].ID || n.File != c[0].Path+"/"+name || n.Detail == "" ||
+			len(n.Affects) > 0 {
 			t.Errorf("note on %s: %+v", name, n)
 		}
 	}
@@ -337,7 +347,8 @@ func TestExtraFiles(t *testing.T) {
 // needsDigests is damage that leaves every file whole in itself, with the links that it should have.
 var needsDigests = map[string]bool{"swapped between full volumes": true}
 
-// TestManifestFields changes one field of a manifest at a time, and its checksum with it: a verification finds each that the record has too.
+// TestManifestFields changes one field of a manifest at a time, and its checksum with it: a verification finds each
+// that the record has too.
 func TestManifestFields(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t)
@@ -405,7 +416,8 @@ func replace(t testing.TB, path, from, to string) {
 	}
 }
 
-// TestDigestsNeedWhatComputesThem: without, it is an error and no crash; and nothing is recorded of another folder's files.
+// TestDigestsNeedWhatComputesThem: without, it is an error and no crash; and nothing is recorded of another folder's
+// files.
 func TestDigestsNeedWhatComputesThem(t *testing.T) {
 	t.Parallel()
 	l := newWorld(t, "vda")

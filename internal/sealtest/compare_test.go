@@ -23,8 +23,8 @@ func because(reasons []kvmbackup.Reason, code kvmbackup.ReasonCode) bool {
 	return slices.ContainsFunc(reasons, func(r kvmbackup.Reason) bool { return r.Code == code })
 }
 
-// TestCompare: a host without a key can't compare with sealed backups, and says so. One with an identity reads them. One
-// with an index key stores whole pieces: the disk is smaller than one.
+// TestCompare: a host without a key can't compare with sealed backups, and says so. One with an identity reads them.
+// One with an index key stores whole pieces: the disk is smaller than one.
 func TestCompare(t *testing.T) {
 	const cluster = kvmbackuptest.ClusterBytes
 	w := newWorld(t)
@@ -61,7 +61,8 @@ func TestCompare(t *testing.T) {
 	}
 	w.change()
 	b := take(w.taker(), compares())
-	if b.Volumes[0].DirtyBytes != 8*cluster || !because(b.Reasons, engine.ReasonComparedByIndex) || because(b.Reasons, engine.ReasonBitmapMissed) {
+	if b.Volumes[0].DirtyBytes != 8*cluster || !because(b.Reasons, engine.ReasonComparedByIndex) ||
+		because(b.Reasons, engine.ReasonBitmapMissed) {
 		t.Errorf("%d bytes are stored: %v", b.Volumes[0].DirtyBytes, b.Reasons)
 	}
 	lab.OK(t, w.h.WriteBehind(string(vm), "vda", 0, kvmbackuptest.Pattern(99, 100)))

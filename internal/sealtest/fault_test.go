@@ -52,7 +52,8 @@ type faultyStore struct {
 	f *fault
 }
 
-func (s faultyStore) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration) (kvmbackup.Lease, error) {
+func (s faultyStore) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string,
+	ttl time.Duration) (kvmbackup.Lease, error) {
 	if err := s.f.point("acquire"); err != nil {
 		return kvmbackup.Lease{}, err
 	}
@@ -97,7 +98,8 @@ func (s faultyStore) Fail(ctx context.Context, l kvmbackup.Lease, id kvmbackup.B
 	return s.Store.Fail(ctx, l, id, reason)
 }
 
-func (s faultyStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID, a kvmbackup.Annotation) error {
+func (s faultyStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID,
+	a kvmbackup.Annotation) error {
 	if err := s.f.point("annotate"); err != nil {
 		return err
 	}
@@ -136,7 +138,9 @@ func (w *world) faulty(k engine.Keys, f *fault) *engine.Engine {
 	w.Helper()
 	cfg := w.cfg
 	var err error
-	cfg.Repository, err = repository.Open(w.Context(), w.repo.Root(), repository.Options{NoSync: true, BeforeStep: f.point})
+	cfg.Repository, err = repository.Open(w.Context(), w.repo.Root(), repository.Options{
+		NoSync: true, BeforeStep: f.point,
+	})
 	lab.OK(w, err)
 	cfg.Store, cfg.Keys, cfg.Executor = faultyStore{cfg.Store, f}, faultyKeys{k, f}, w.h.Executor()
 	cfg.CleanupLimit = 5 * time.Second
@@ -151,8 +155,8 @@ func (w *world) faulty(k engine.Keys, f *fault) *engine.Engine {
 	return e
 }
 
-// whole wants every completed backup to restore, every running record to be settled by the next operation, and nothing but
-// the completed ones in the repository.
+// whole wants every completed backup to restore, every running record to be settled by the next operation, and nothing
+// but the completed ones in the repository.
 func (w *world) whole(at string) {
 	w.Helper()
 	w.h.OnCall(nil)
@@ -181,8 +185,8 @@ func (w *world) whole(at string) {
 	}
 }
 
-// TestFaults: a sealed backup that fails, or whose process dies, at any call or step leaves nothing behind, or is whole; the
-// next one is as it would have been, and all can be read. A host that has the recipient alone settles it.
+// TestFaults: a sealed backup that fails, or whose process dies, at any call or step leaves nothing behind, or is
+// whole; the next one is as it would have been, and all can be read. A host that has the recipient alone settles it.
 func TestFaults(t *testing.T) {
 	for name, kill := range map[string]bool{"error": false, "kill": true} {
 		t.Run(name, func(t *testing.T) {

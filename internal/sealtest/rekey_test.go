@@ -26,11 +26,13 @@ func TestRekey(t *testing.T) {
 	before := w.tree()
 
 	one, err := w.reader().Rekey(t.Context(), engine.RekeyRequest{Backup: first.ID, To: takes(t, fresh)})
-	if err != nil || len(one) != 1 || !one[0].Changed || !slices.Equal(one[0].KeyIDs, []string{fresh.public}) || !slices.Equal(one[0].Before, []string{w.mine.public}) {
+	if err != nil || len(one) != 1 || !one[0].Changed || !slices.Equal(one[0].KeyIDs, []string{fresh.public}) ||
+		!slices.Equal(one[0].Before, []string{w.mine.public}) {
 		t.Fatalf("rekeyed %v, %v", one, err)
 	}
 	for _, k := range []*engine.Engine{w.reader(), w.engine(reads(t, fresh))} { // each lacks the other's half
-		if _, err := k.Restore(t.Context(), engine.RestoreRequest{Backup: last.ID, Dir: t.TempDir()}); !errors.Is(err, kvmbackup.ErrKey) {
+		_, err := k.Restore(t.Context(), engine.RestoreRequest{Backup: last.ID, Dir: t.TempDir()})
+		if !errors.Is(err, kvmbackup.ErrKey) {
 			t.Errorf("with half of the keys: %v", err)
 		}
 	}
@@ -74,7 +76,9 @@ func TestRekeyBelievesNoManifest(t *testing.T) {
 	fresh := newPair(t)
 	m, err := w.repo.ReadManifest(t.Context(), b.Path)
 	lab.OK(t, err)
-	lab.OK(t, w.repo.RewriteManifest(t.Context(), m.WithKeys([]kvmbackup.WrappedKey{{KeyID: fresh.public, Wrapped: m.Keys[0].Wrapped}})))
+	lab.OK(t, w.repo.RewriteManifest(t.Context(), m.WithKeys([]kvmbackup.WrappedKey{
+		{KeyID: fresh.public, Wrapped: m.Keys[0].Wrapped},
+	})))
 	done, err := w.reader().Rekey(t.Context(), engine.RekeyRequest{VM: vm, To: takes(t, fresh)})
 	if !errors.Is(err, kvmbackup.ErrKey) || len(done) != 1 || done[0].Err == nil || done[0].Changed {
 		t.Errorf("taken for done by a manifest's word: %v, %v", done, err)
@@ -96,8 +100,8 @@ func TestRekeyBelievesNoManifest(t *testing.T) {
 	}
 }
 
-// TestRekeyBrokenOff: whatever step it is broken off at, every backup can be read by the old identity or the new one, and
-// the next call finishes it.
+// TestRekeyBrokenOff: whatever step it is broken off at, every backup can be read by the old identity or the new one,
+// and the next call finishes it.
 func TestRekeyBrokenOff(t *testing.T) {
 	broken := errors.New("broken off")
 	for at := 0; ; at++ {
@@ -105,13 +109,14 @@ func TestRekeyBrokenOff(t *testing.T) {
 		all := []kvmbackup.Backup{w.backup(sealed), w.backup(sealed)}
 		fresh := newPair(t)
 		n, stopped := 0, false
-		repo, err := repository.Open(t.Context(), w.repo.Root(), repository.Options{NoSync: true, BeforeStep: func(string) error {
-			if n++; n > at {
-				stopped = true
-				return broken
-			}
-			return nil
-		}})
+		repo, err := repository.Open(t.Context(), w.repo.Root(),
+			repository.Options{NoSync: true, BeforeStep: func(string) error {
+				if n++; n > at {
+					stopped = true
+					return broken
+				}
+				return nil
+			}})
 		lab.OK(t, err)
 		whole := w.cfg.Repository
 		w.cfg.Repository = repo
@@ -150,17 +155,22 @@ func TestRekeyRefusals(t *testing.T) {
 		req  engine.RekeyRequest
 		want error
 	}{
-		"nobody":            {engine.RekeyRequest{Backup: s.ID}, kvmbackup.ErrInvalid},
-		"no recipient":      {engine.RekeyRequest{Backup: s.ID, To: takes(t)}, kvmbackup.ErrKey},
-		"a plain backup":    {engine.RekeyRequest{Backup: p.ID, To: takes(t, w.mine)}, kvmbackup.ErrInvalid},
-		"an unknown one":    {engine.RekeyRequest{Backup: kvmbackup.NewBackupID(), To: takes(t, w.mine)}, kvmbackup.ErrNotFound},
-		"a failing service": {engine.RekeyRequest{Backup: s.ID, To: service{err: errors.New("gone")}}, kvmbackup.ErrUnavailable},
+		"nobody":         {engine.RekeyRequest{Backup: s.ID}, kvmbackup.ErrInvalid},
+		"no recipient":   {engine.RekeyRequest{Backup: s.ID, To: takes(t)}, kvmbackup.ErrKey},
+		"a plain backup": {engine.RekeyRequest{Backup: p.ID, To: takes(t, w.mine)}, kvmbackup.ErrInvalid},
+		"an unknown one": {
+			engine.RekeyRequest{Backup: kvmbackup.NewBackupID(), To: takes(t, w.mine)}, kvmbackup.ErrNotFound,
+		},
+		"a failing service": {
+			engine.RekeyRequest{Backup: s.ID, To: service{err: errors.New("gone")}}, kvmbackup.ErrUnavailable,
+		},
 	} {
 		if _, err := w.reader().Rekey(t.Context(), c.req); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if done, err := w.taker().Rekey(t.Context(), engine.RekeyRequest{To: takes(t, newPair(t))}); !errors.Is(err, kvmbackup.ErrKey) || len(done) != 1 || done[0].Err == nil {
+	done, err := w.taker().Rekey(t.Context(), engine.RekeyRequest{To: takes(t, newPair(t))})
+	if !errors.Is(err, kvmbackup.ErrKey) || len(done) != 1 || done[0].Err == nil {
 		t.Errorf("without an identity: %v, %v", done, err)
 	}
 	if !maps.Equal(before, w.tree()) {

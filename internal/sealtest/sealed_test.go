@@ -25,15 +25,16 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// TestRecipientAlone: who has the public recipient alone takes fulls and incrementals for ever and can read none of them,
-// its own of yesterday included. Who has the identity reads all.
+// TestRecipientAlone: who has the public recipient alone takes fulls and incrementals for ever and can read none of
+// them, its own of yesterday included. Who has the identity reads all.
 func TestRecipientAlone(t *testing.T) {
 	w := newWorld(t)
 	var all []kvmbackup.Backup
 	for range 7 {
 		all = append(all, w.backup(sealed))
 	}
-	if all[1].Kind != kvmbackup.KindIncremental || all[5].Kind != kvmbackup.KindFull || all[6].Kind != kvmbackup.KindIncremental {
+	if all[1].Kind != kvmbackup.KindIncremental || all[5].Kind != kvmbackup.KindFull ||
+		all[6].Kind != kvmbackup.KindIncremental {
 		t.Errorf("the kinds are %v, %v and %v", all[1].Kind, all[5].Kind, all[6].Kind)
 	}
 	taker, reader := w.taker(), w.reader()
@@ -45,10 +46,12 @@ func TestRecipientAlone(t *testing.T) {
 		_, browse := taker.Browse(t.Context(), b.ID, "v1", filepath.Join(dir, "s"))
 		_, definition := taker.Definition(t.Context(), b.ID)
 		_, verify := taker.Verify(t.Context(), b.ID, engine.VerifyOptions{Open: true})
-		_, inPlace := taker.Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, InPlace: &engine.InPlace{Volumes: w.request(sealed).Volumes}})
+		_, inPlace := taker.Restore(t.Context(), engine.RestoreRequest{
+			Backup: b.ID, InPlace: &engine.InPlace{Volumes: w.request(sealed).Volumes},
+		})
 		_, rekey := taker.Rekey(t.Context(), engine.RekeyRequest{Backup: b.ID, To: takes(t, newPair(t))})
-		for what, err := range map[string]error{"restore": restore, "open": open, "browse": browse, "definition": definition, "verify": verify,
-			"in place": inPlace, "rekey": rekey} {
+		for what, err := range map[string]error{"restore": restore, "open": open, "browse": browse, "definition": definition,
+			"verify": verify, "in place": inPlace, "rekey": rekey} {
 			if !errors.Is(err, kvmbackup.ErrKey) || !strings.Contains(err.Error(), w.mine.public) {
 				t.Errorf("%s of %s without an identity: %v", what, b.Path, err)
 			}
@@ -71,8 +74,8 @@ func TestRecipientAlone(t *testing.T) {
 	}
 }
 
-// TestNothingInTheClear: neither what the guest wrote nor its definition nor a digest of its content is in the repository, in
-// records, events or logs, and no data key is anywhere.
+// TestNothingInTheClear: neither what the guest wrote nor its definition nor a digest of its content is in the
+// repository, in records, events or logs, and no data key is anywhere.
 func TestNothingInTheClear(t *testing.T) {
 	w := newWorld(t)
 	var said bytes.Buffer
@@ -101,9 +104,11 @@ func TestNothingInTheClear(t *testing.T) {
 	}
 	text += said.String()
 	for what, secret := range map[string]string{
-		"the data key": string(raw), "the data key in hexadecimal": fmt.Sprintf("%x", raw), "the images' secret": key.ImagesSecret(),
-		"an image's secret": key.ImageSecret(b.Volumes[0].File),
-		"an identity":       "AGE-SECRET-KEY", "what the guest wrote": content, "the definition": "<domain", "a digest of content": `"digest":`,
+		"the data key": string(raw), "the data key in hexadecimal": fmt.Sprintf("%x", raw),
+		"the images' secret": key.ImagesSecret(),
+		"an image's secret":  key.ImageSecret(b.Volumes[0].File),
+		"an identity":        "AGE-SECRET-KEY", "what the guest wrote": content, "the definition": "<domain",
+		"a digest of content": `"digest":`,
 	} {
 		if strings.Contains(text, secret) {
 			t.Errorf("%s is in the clear", what)
@@ -114,7 +119,8 @@ func TestNothingInTheClear(t *testing.T) {
 	}
 }
 
-// TestTransitions: plain and sealed backups mix in one chain, whose count of backups goes on, and a policy may ask for a full.
+// TestTransitions: plain and sealed backups mix in one chain, whose count of backups goes on, and a policy may ask for
+// a full.
 func TestTransitions(t *testing.T) {
 	w := newWorld(t)
 	forced := sealed
@@ -137,7 +143,8 @@ func TestTransitions(t *testing.T) {
 	}
 }
 
-// TestWithoutKeys: lists, deletion with its cascade, retention, export, import, doctor and verification of digests need no key.
+// TestWithoutKeys: lists, deletion with its cascade, retention, export, import, doctor and verification of digests need
+// no key.
 func TestWithoutKeys(t *testing.T) {
 	w := newWorld(t)
 	a, b, c := w.backup(sealed), w.backup(sealed), w.backup(sealed)
@@ -199,7 +206,8 @@ func TestEveryByte(t *testing.T) {
 			lab.OK(t, os.WriteFile(path, bad, 0o600))
 			for _, e := range []*engine.Engine{w.engine(nil), w.reader()} {
 				report, err := e.Verify(t.Context(), b.ID, engine.VerifyOptions{})
-				if !errors.Is(err, kvmbackup.ErrDamaged) || len(report.Problems) == 0 || filepath.Base(report.Problems[0].File) != filepath.Base(path) {
+				if !errors.Is(err, kvmbackup.ErrDamaged) || len(report.Problems) == 0 ||
+					filepath.Base(report.Problems[0].File) != filepath.Base(path) {
 					t.Fatalf("byte %d of %s: %+v, %v", i, path, report, err)
 				}
 			}
@@ -245,8 +253,8 @@ func TestOpened(t *testing.T) {
 	}
 }
 
-// TestExchangedKeys: a wrapped key of another backup in place of a backup's own is found by who has the identity, before
-// anything is written.
+// TestExchangedKeys: a wrapped key of another backup in place of a backup's own is found by who has the identity,
+// before anything is written.
 func TestExchangedKeys(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.backup(sealed), w.backup(sealed)
@@ -267,7 +275,8 @@ func TestExchangedKeys(t *testing.T) {
 			t.Errorf("an exchanged key gives %v", err)
 		}
 	}
-	if len(report.Problems) != 1 || report.Problems[0].Code != engine.ProblemManifest || len(done) != 2 || done[0].Err != nil || done[1].Err == nil {
+	if len(report.Problems) != 1 || report.Problems[0].Code != engine.ProblemManifest || len(done) != 2 ||
+		done[0].Err != nil || done[1].Err == nil {
 		t.Errorf("%+v, %v", report, done)
 	}
 	w.cfg.Store = memstore.New()
@@ -278,8 +287,8 @@ func TestExchangedKeys(t *testing.T) {
 	}
 }
 
-// TestParentExchanged: another backup for the same recipients, which anybody can make, in a parent's place and under its
-// ID, is found by what its child says of it, also where no record does, and without a key.
+// TestParentExchanged: another backup for the same recipients, which anybody can make, in a parent's place and under
+// its ID, is found by what its child says of it, also where no record does, and without a key.
 func TestParentExchanged(t *testing.T) {
 	w, attacker := newWorld(t), newWorld(t)
 	attacker.mine = w.mine
@@ -289,12 +298,14 @@ func TestParentExchanged(t *testing.T) {
 	lab.OK(t, err)
 	key, err := reads(t, w.mine).UnwrapKey(t.Context(), m.Keys) // who has made the key knows it
 	lab.OK(t, err)
-	m.ID, m.Path, m.ChainID, m.Checkpoint, m.DomainUUID = parent.ID, parent.Path, parent.ChainID, parent.Checkpoint, parent.DomainUUID
+	m.ID, m.Path, m.ChainID, m.Checkpoint, m.DomainUUID = parent.ID, parent.Path, parent.ChainID, parent.Checkpoint,
+		parent.DomainUUID
 	m.StartedAt, m.CompletedAt = parent.StartedAt, parent.CompletedAt
 	m, err = m.SealedWith(key)
 	lab.OK(t, err)
 	lab.OK(t, os.RemoveAll(filepath.Join(w.repo.Root(), parent.Path)))
-	lab.OK(t, os.CopyFS(filepath.Join(w.repo.Root(), parent.Path), os.DirFS(filepath.Join(attacker.repo.Root(), forged.Path))))
+	lab.OK(t, os.CopyFS(filepath.Join(w.repo.Root(), parent.Path),
+		os.DirFS(filepath.Join(attacker.repo.Root(), forged.Path))))
 	text, err := m.Encode()
 	lab.OK(t, err)
 	lab.OK(t, os.WriteFile(w.repo.FilePath(parent.Path, repository.ManifestName), text, 0o600))
@@ -303,7 +314,8 @@ func TestParentExchanged(t *testing.T) {
 	for name, e := range map[string]*engine.Engine{"with the identity": w.reader(), "without": w.taker()} {
 		imported, err := e.Import(t.Context(), "")
 		lab.OK(t, err)
-		if len(imported) != 2 || imported[0].Err != nil || imported[1].Added || !errors.Is(imported[1].Err, kvmbackup.ErrDamaged) {
+		if len(imported) != 2 || imported[0].Err != nil || imported[1].Added ||
+			!errors.Is(imported[1].Err, kvmbackup.ErrDamaged) {
 			t.Errorf("%s imported %v", name, imported)
 		}
 	}
@@ -343,7 +355,9 @@ func TestParentExchangedBefore(t *testing.T) {
 	w.change()
 	next, err := w.taker().Backup(t.Context(), w.request(sealed))
 	lab.OK(t, err)
-	if next.Kind != kvmbackup.KindFull || !slices.ContainsFunc(next.Reasons, func(r kvmbackup.Reason) bool { return r.Code == kvmbackup.ReasonParentDamaged }) {
+	if next.Kind != kvmbackup.KindFull || !slices.ContainsFunc(next.Reasons, func(r kvmbackup.Reason) bool {
+		return r.Code == kvmbackup.ReasonParentDamaged
+	}) {
 		t.Errorf("built on an exchanged parent: %v, %v", next.Kind, next.Reasons)
 	}
 }
@@ -522,10 +536,14 @@ func TestRefusals(t *testing.T) {
 		"a push":               {running, takes(t, w.mine), sealed, kvmbackup.ErrUnsupported, "encryption"},
 		"another encryption":   {w, takes(t, w.mine), otherwise, kvmbackup.ErrInvalid, "rot13"},
 		"a service that hangs": {w, service{hang: make(chan struct{})}, sealed, kvmbackup.ErrUnavailable, "keys"},
-		"a service that fails": {w, service{err: errors.New("connection refused")}, sealed, kvmbackup.ErrUnavailable, "connection refused"},
-		"wrapped for nobody":   {w, service{}, sealed, kvmbackup.ErrKey, "recipient"},
-		"wrapped in nothing":   {w, service{wrapped: []kvmbackup.WrappedKey{{KeyID: "a"}}}, sealed, kvmbackup.ErrInvalid, "0 bytes"},
-		"the same twice": {w, service{wrapped: []kvmbackup.WrappedKey{{KeyID: "a", Wrapped: []byte{1}}, {KeyID: "a", Wrapped: []byte{1}}}}, sealed,
+		"a service that fails": {w, service{err: errors.New("connection refused")}, sealed, kvmbackup.ErrUnavailable,
+			"connection refused"},
+		"wrapped for nobody": {w, service{}, sealed, kvmbackup.ErrKey, "recipient"},
+		"wrapped in nothing": {w, service{wrapped: []kvmbackup.WrappedKey{{KeyID: "a"}}}, sealed,
+			kvmbackup.ErrInvalid, "0 bytes"},
+		"the same twice": {w, service{
+			wrapped: []kvmbackup.WrappedKey{{KeyID: "a", Wrapped: []byte{1}}, {KeyID: "a", Wrapped: []byte{1}}},
+		}, sealed,
 			kvmbackup.ErrInvalid, "twice"},
 	} {
 		_, err := c.w.engine(c.keys).Backup(t.Context(), c.w.request(c.policy))
@@ -539,8 +557,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestServiceGoneInBetween: a key service that is gone once the key is wrapped stands in a backup's way only where it has
-// side files to seal. Then nothing is left.
+// TestServiceGoneInBetween: a key service that is gone once the key is wrapped stands in a backup's way only where it
+// has side files to seal. Then nothing is left.
 func TestServiceGoneInBetween(t *testing.T) {
 	w := newWorld(t)
 	w.change()
@@ -553,7 +571,9 @@ func TestServiceGoneInBetween(t *testing.T) {
 		t.Errorf("left: %v", slices.Collect(maps.Keys(w.tree())))
 	}
 	b := w.backup(sealed)
-	_, err = w.engine(service{err: errors.New("connection refused")}).Restore(t.Context(), engine.RestoreRequest{Backup: b.ID, Dir: t.TempDir()})
+	_, err = w.engine(service{err: errors.New("connection refused")}).Restore(t.Context(), engine.RestoreRequest{
+		Backup: b.ID, Dir: t.TempDir(),
+	})
 	if !errors.Is(err, kvmbackup.ErrUnavailable) {
 		t.Errorf("a restore without the service: %v", err)
 	}

@@ -75,7 +75,10 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{T: t, dir: t.TempDir(), h: kvmbackuptest.NewHypervisor(), mine: newPair(t), contents: map[kvmbackup.BackupID]kvmbackuptest.Content{}}
+	w := &world{
+		T: t, dir: t.TempDir(), h: kvmbackuptest.NewHypervisor(), mine: newPair(t),
+		contents: map[kvmbackup.BackupID]kvmbackuptest.Content{},
+	}
 	lab.OK(t, errors.Join(os.Mkdir(filepath.Join(w.dir, "nas"), 0o755), os.Mkdir(filepath.Join(w.dir, "images"), 0o755)))
 	lab.OK(t, w.h.Define(kvmbackuptest.Domain{Name: string(vm), Disks: []kvmbackuptest.Disk{
 		{Device: "vda", Source: filepath.Join(w.dir, "images", "vda.qcow2"), SizeBytes: 8 * kvmbackuptest.ClusterBytes},
@@ -84,7 +87,10 @@ func newWorld(t *testing.T) *world {
 	w.repo, err = repository.Init(t.Context(), filepath.Join(w.dir, "nas"), repository.Options{NoSync: true})
 	lab.OK(t, err)
 	clock := func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
-	w.cfg = engine.Config{Store: memstore.New(memstore.WithClock(clock)), Repository: w.repo, Images: kvmbackuptest.Images{}, Executor: w.h.Executor()}
+	w.cfg = engine.Config{
+		Store: memstore.New(memstore.WithClock(clock)), Repository: w.repo, Images: kvmbackuptest.Images{},
+		Executor: w.h.Executor(),
+	}
 	return w
 }
 
@@ -106,7 +112,8 @@ func (w *world) change() {
 	w.Helper()
 	w.writes++
 	lab.OK(w, w.h.Start(string(vm)))
-	lab.OK(w, w.h.Write(string(vm), "vda", int64(w.writes%8)*kvmbackuptest.ClusterBytes, kvmbackuptest.Pattern(w.writes, 100)))
+	lab.OK(w, w.h.Write(string(vm), "vda", int64(w.writes%8)*kvmbackuptest.ClusterBytes,
+		kvmbackuptest.Pattern(w.writes, 100)))
 	lab.OK(w, w.h.Shutdown(string(vm)))
 }
 

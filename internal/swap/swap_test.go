@@ -300,7 +300,8 @@ func TestNames(t *testing.T) {
 	long := strings.Repeat("ä", 120)
 	for _, path := range []string{"/x/disk.qcow2", "/x/" + long, "/x/" + long[2:] + "ö"} {
 		for _, name := range []string{owner.Aside(path), owner.Old(path)} {
-			if base := filepath.Base(name); filepath.Dir(name) != "/x" || len(base) > MaxName || !strings.Contains(base, string(owner)) {
+			if base := filepath.Base(name); filepath.Dir(name) != "/x" || len(base) > MaxName ||
+				!strings.Contains(base, string(owner)) {
 				t.Errorf("%q", name)
 			}
 		}
