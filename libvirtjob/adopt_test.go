@@ -56,7 +56,8 @@ const (
 func startHelper(t *testing.T, way kvmbackup.Transfer, test, root, dir string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.v")
-	cmd.Env = append(os.Environ(), helperDirEnv+"="+dir, helperWayEnv+"="+way.String(), "KVMBACKUP_REALGUEST_ROOT="+root, "TMPDIR="+dir, "LIBVIRT_LOG_OUTPUTS=")
+	cmd.Env = append(os.Environ(), helperDirEnv+"="+dir, helperWayEnv+"="+way.String(), "KVMBACKUP_REALGUEST_ROOT="+root,
+		"TMPDIR="+dir, "LIBVIRT_LOG_OUTPUTS=")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -115,7 +115,8 @@ func testUntracked(t *testing.T, way kvmbackup.Transfer) {
 	b.wantBitmaps("vda", "c1")
 	b.wantBitmaps("vdb")
 	b.backup("c2", "c1", incr("vda"))
-	if got := b.inspect().Checkpoints; len(got) != 2 || len(got[0].Devices) != 1 || got[0].Devices[0] != "vda" || got[0].CreatedAt.IsZero() {
+	if got := b.inspect().Checkpoints; len(got) != 2 || len(got[0].Devices) != 1 || got[0].Devices[0] != "vda" ||
+		got[0].CreatedAt.IsZero() {
 		t.Errorf("checkpoints are %+v", got)
 	}
 }

@@ -70,7 +70,9 @@ func newExecutor(t *testing.T) *libvirtjob.Executor {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exec, err := libvirtjob.New(realguest.Need(t).Conn, libvirtjob.Config{Images: tool, ProgressInterval: 200 * time.Millisecond})
+	exec, err := libvirtjob.New(realguest.Need(t).Conn, libvirtjob.Config{
+		Images: tool, ProgressInterval: 200 * time.Millisecond,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

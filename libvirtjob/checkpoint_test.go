@@ -122,14 +122,15 @@ func TestDropCheckpointOfLowerLayers(t *testing.T) {
 	}
 }
 
-// TestLeftJobBitmaps: the bitmap that libvirt leaves when it dies in a job goes. One of that name that is stored in the image is
-// somebody else's, and stays although it keeps libvirt from incremental backups.
+// TestLeftJobBitmaps: the bitmap that libvirt leaves when it dies in a job goes. One of that name that is stored in the
+// image is somebody else's, and stays although it keeps libvirt from incremental backups.
 func TestLeftJobBitmaps(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb")})
 	b.backup("c1", "", full("vda"), full("vdb"))
 	add := func(device string, persistent bool) {
-		b.guest.QMP("block-dirty-bitmap-add", map[string]any{"node": b.node(device), "name": "backup-" + device, "persistent": persistent}, nil)
+		b.guest.QMP("block-dirty-bitmap-add", map[string]any{"node": b.node(device), "name": "backup-" + device,
+			"persistent": persistent}, nil)
 	}
 	add("vda", false)
 	add("vdb", true)
@@ -153,7 +154,9 @@ func TestRegisterCheckpoint(t *testing.T) {
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
 	b.backup("c1", "", full("vda"))
 	register := func(name, device string) error {
-		return b.exec.RegisterCheckpoint(b.ctx, b.ref, kvmbackup.CheckpointSpec{Name: kvmbackup.CheckpointName(name), Devices: []string{device}})
+		return b.exec.RegisterCheckpoint(b.ctx, b.ref, kvmbackup.CheckpointSpec{
+			Name: kvmbackup.CheckpointName(name), Devices: []string{device},
+		})
 	}
 	b.wantErr(register("c1", "vdz"), kvmbackup.ErrNoVolume)
 	b.wantErr(register("nothing", "vda"), kvmbackup.ErrCheckpointInconsistent)

@@ -63,7 +63,8 @@ func TestDaemonRestarts(t *testing.T) {
 	b.drop("c1")
 	b.wantCheckpoints("c2")
 
-	// A job that ended while there was no daemon: libvirt's record doesn't say how much it copied, the target and the base's bitmap do.
+	// A job that ended while there was no daemon: libvirt's record doesn't say how much it copied, the target and the
+	// base's bitmap do.
 	b.guest.WriteZeroes("vda", 0, big)
 	b.guest.Write("vda", 0x33, big-32<<20, 32<<20) // the last that is copied; all else makes 9 MiB of tables
 	job, spec = b.slow("c3", "c2", incr("vda"))

@@ -100,7 +100,8 @@ func (d definer) start() libvirtxml.Domain {
 func TestDefine(t *testing.T) {
 	t.Parallel()
 	d := newDefiner(t, realguest.Config{
-		OSXML:      "<loader readonly='yes' type='pflash'>" + firmware + "</loader><nvram template='" + firmwareVariables + "'/>",
+		OSXML: "<loader readonly='yes' type='pflash'>" + firmware + "</loader><nvram template='" +
+			firmwareVariables + "'/>",
 		DevicesXML: defaultNIC,
 	})
 	copy(d.saved.NVRAM[len(d.saved.NVRAM)-100:], "a variable of this guest")
@@ -118,7 +119,8 @@ func TestDefine(t *testing.T) {
 	if path := def.Devices.Disks[0].Source.File.File; path != d.o.Disks["vda"].Path {
 		t.Errorf("its disk is %s", path)
 	}
-	if now, err := os.ReadFile(def.OS.NVRam.NVRam); err != nil || def.OS.NVRam.NVRam != d.o.NVRAM || !bytes.Equal(now, d.saved.NVRAM) {
+	if now, err := os.ReadFile(def.OS.NVRam.NVRam); err != nil || def.OS.NVRam.NVRam != d.o.NVRAM ||
+		!bytes.Equal(now, d.saved.NVRAM) {
 		t.Errorf("it runs with other variables than those saved, in %s: %v", def.OS.NVRam.NVRam, err)
 	}
 	for range 2 { // once for the name, and once for the file
@@ -154,10 +156,12 @@ func TestDefineRefused(t *testing.T) {
 		change func(*kvmbackup.Definition, *libvirtjob.RewriteOptions)
 		want   error
 	}{
-		"name taken": {func(_ *kvmbackup.Definition, o *libvirtjob.RewriteOptions) { o.Name = d.guest.Name }, kvmbackup.ErrTargetExists},
+		"name taken": {func(_ *kvmbackup.Definition, o *libvirtjob.RewriteOptions) { o.Name = d.guest.Name },
+			kvmbackup.ErrTargetExists},
 		"other disk": {func(_ *kvmbackup.Definition, o *libvirtjob.RewriteOptions) { o.Disks = nil }, kvmbackup.ErrInvalid},
 		"host file": {func(s *kvmbackup.Definition, _ *libvirtjob.RewriteOptions) {
-			s.XML = bytes.Replace(s.XML, []byte("<devices>"), []byte("<devices><serial type='file'><source path='/x'/></serial>"), 1)
+			s.XML = bytes.Replace(s.XML, []byte("<devices>"),
+				[]byte("<devices><serial type='file'><source path='/x'/></serial>"), 1)
 		}, kvmbackup.ErrInvalid},
 		"no path": {func(_ *kvmbackup.Definition, o *libvirtjob.RewriteOptions) { o.NVRAM = "" }, kvmbackup.ErrInvalid},
 		"no such folder": {func(_ *kvmbackup.Definition, o *libvirtjob.RewriteOptions) {

@@ -21,26 +21,36 @@ func TestTranslate(t *testing.T) {
 		{84, "Operation not supported: cannot perform disk backup for inactive domain", kvmbackup.ErrDomainStopped},
 		{84, "Operation not supported: cannot create checkpoint for inactive domain", kvmbackup.ErrDomainStopped},
 		{84, "Operation not supported: cannot delete checkpoint for inactive domain", kvmbackup.ErrDomainStopped},
-		{103, "Domain checkpoint not found: Checkpoint 'c2' for incremental backup of disk 'vda' not found", kvmbackup.ErrNoCheckpoint},
+		{103, "Domain checkpoint not found: Checkpoint 'c2' for incremental backup of disk 'vda' not found",
+			kvmbackup.ErrNoCheckpoint},
 		{103, "Domain checkpoint not found: no domain checkpoint with matching name 'c1'", kvmbackup.ErrNoCheckpoint},
 		{109, "checkpoint inconsistent: missing or broken bitmap 'c4' for disk 'vdc'", kvmbackup.ErrCheckpointInconsistent},
-		{1, "internal error: unable to execute QEMU command 'transaction': Bitmap already exists: c2", kvmbackup.ErrCheckpointExists},
+		{1, "internal error: unable to execute QEMU command 'transaction': Bitmap already exists: c2",
+			kvmbackup.ErrCheckpointExists},
 		{9, "operation failed: domain moment d2 already exists", kvmbackup.ErrCheckpointExists},
 		{67, "unsupported configuration: checkpoint for disk vdb unsupported for storage type raw", kvmbackup.ErrUnsupported},
-		{1, "internal error: unable to execute QEMU command 'transaction': Can't make bitmap 'd1' persistent in 'libvirt-1-format': Cannot store dirty bitmaps in qcow2 v2 files", kvmbackup.ErrUnsupported},
+		{1, "internal error: unable to execute QEMU command 'transaction': Can't make bitmap 'd1' persistent in " +
+			"'libvirt-1-format': Cannot store dirty bitmaps in qcow2 v2 files", kvmbackup.ErrUnsupported},
 		{67, "unsupported configuration: no disk named 'vdz'", kvmbackup.ErrNoVolume},
 		{67, "unsupported configuration: no disks selected for backup", kvmbackup.ErrNothingToBackUp},
 		{67, "unsupported configuration: disk 'sdb' has no media", kvmbackup.ErrUnsupported},
 		{67, "unsupported configuration: refusing to generate file name for disk 'vdb'", kvmbackup.ErrUnsupported},
 		{8, "invalid argument: store '/b/i1.qcow2' for backup of 'vda' exists", kvmbackup.ErrTargetExists},
 		{38, "failed to create image file '/b/l.qcow2': No such file or directory", nil},
-		{9, "operation failed: failed to format image: 'Could not write qcow2 header: No space left on device'", kvmbackup.ErrNoSpace},
-		{1, "internal error: unable to execute QEMU command 'blockdev-add': Could not open '/b': No such file or directory", nil},
-		{1, "internal error: unable to execute QEMU command 'transaction': Source and target image have different sizes", nil},
-		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to get "write" lock`, kvmbackup.ErrImageLocked},
-		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to get shared "write" lock`, kvmbackup.ErrImageLocked},
-		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to get "write" lock: No locks available`, kvmbackup.ErrNoLocks},
-		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to lock byte 100: Operation not supported`, kvmbackup.ErrNoLocks},
+		{9, "operation failed: failed to format image: 'Could not write qcow2 header: No space left on device'",
+			kvmbackup.ErrNoSpace},
+		{1, "internal error: unable to execute QEMU command 'blockdev-add': Could not open '/b': No such file or " +
+			"directory", nil},
+		{1, "internal error: unable to execute QEMU command 'transaction': Source and target image have " +
+			"different sizes", nil},
+		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to get "write" lock`,
+			kvmbackup.ErrImageLocked},
+		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to get shared "write" lock`,
+			kvmbackup.ErrImageLocked},
+		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to get "write" lock: No locks available`,
+			kvmbackup.ErrNoLocks},
+		{1, `internal error: unable to execute QEMU command 'blockdev-add': Failed to lock byte 100: Operation not supported`,
+			kvmbackup.ErrNoLocks},
 		{
 			1, `internal error: unable to execute QEMU command 'transaction': Could not replace node: ` +
 				`Failed to get shared "write" lock`,
@@ -51,7 +61,8 @@ func TestTranslate(t *testing.T) {
 				"block device is in use by block job: mirror", kvmbackup.ErrBusy,
 		},
 		{
-			1, "internal error: unable to execute QEMU command 'transaction': Job ID 'backup-vdb-libvirt-1-format' already in use",
+			1, "internal error: unable to execute QEMU command 'transaction': Job ID 'backup-vdb-libvirt-1-format' " +
+				"already in use",
 			kvmbackup.ErrBusy,
 		},
 		{92, "XML document failed to validate against schema: Unable to validate doc", kvmbackup.ErrInvalid},
@@ -66,11 +77,13 @@ func TestTranslate(t *testing.T) {
 		{55, "Requested operation is not valid: cannot delete inactive domain with 4 checkpoints", nil},
 		{74, "argument unsupported: QEMU guest agent is not configured", kvmbackup.ErrNoAgent},
 		{86, "Guest agent is not responding: QEMU guest agent is not connected", kvmbackup.ErrNoAgent},
-		{1, "internal error: unable to execute QEMU command 'block_resize': Permission conflict on node 'libvirt-1-format'", nil},
+		{1, "internal error: unable to execute QEMU command 'block_resize': Permission conflict on node " +
+			"'libvirt-1-format'", nil},
 		{1, "internal error: disk 'vda' has a blockjob assigned", kvmbackup.ErrBusy},
 		{8, "invalid argument: disk vda does not have an active block job", kvmbackup.ErrNoJob},
 		{
-			1, "internal error: unable to execute QEMU command 'block-job-set-speed': Job 'backup-vda-libvirt-2-format' in state 'concluded' " +
+			1, "internal error: unable to execute QEMU command 'block-job-set-speed': Job 'backup-vda-libvirt-2-format' in " +
+				"state 'concluded' " +
 				"cannot accept command verb 'set-speed'", kvmbackup.ErrNoJob,
 		},
 		{8, "unsupported flags (0x2) in function qemuBackupBegin", kvmbackup.ErrUnsupported},
@@ -105,7 +118,8 @@ func TestTranslateUnreachable(t *testing.T) {
 		"internal error: client socket is closed":                                              libvirt.ERR_INTERNAL_ERROR,
 		"internal error: connection closed due to keepalive timeout":                           libvirt.ERR_INTERNAL_ERROR,
 	} {
-		if err := translate(libvirt.Error{Code: code, Domain: libvirt.FROM_RPC, Message: message}); !errors.Is(err, kvmbackup.ErrUnavailable) {
+		err := translate(libvirt.Error{Code: code, Domain: libvirt.FROM_RPC, Message: message})
+		if !errors.Is(err, kvmbackup.ErrUnavailable) {
 			t.Errorf("%q is %v, want ErrUnavailable", message, err)
 		}
 	}

@@ -39,8 +39,8 @@ func BeginAtOnce(ctx context.Context, begun kvmbackup.Job) error {
 	return j.start(ctx, done)
 }
 
-// BeginUnforeseen is Begin of a push without the look at the domain and at the targets that comes before libvirt's call:
-// what happens in between, and what comes after it.
+// BeginUnforeseen is Begin of a push without the look at the domain and at the targets that comes before libvirt's
+// call: what happens in between, and what comes after it.
 func BeginUnforeseen(ctx context.Context, begun kvmbackup.Job) error {
 	j := begun.(*job)
 	done, err := j.enter()
@@ -56,14 +56,17 @@ func CountOf(said any) int { return countOf(said) }
 // Stage is the name of the node that stands in for a target in a rehearsal.
 const Stage = stage
 
-// Heard is what is made of the events that came while a job is followed, of which it is known how long it may have taken.
+// Heard is what is made of the events that came while a job is followed, of which it is known how long it may have
+// taken.
 func Heard(shortest, longest time.Duration, events ...libvirt.DomainJobInfo) *libvirt.DomainJobInfo {
 	ev := newEvents(nil)
 	l := ev.listen("guest")
 	defer l.close()
 	for _, info := range events {
 		ev.tell("guest", info)
-		ev.tell("another", libvirt.DomainJobInfo{Operation: libvirt.DOMAIN_JOB_OPERATION_BACKUP, TimeElapsed: info.TimeElapsed})
+		ev.tell("another", libvirt.DomainJobInfo{
+			Operation: libvirt.DOMAIN_JOB_OPERATION_BACKUP, TimeElapsed: info.TimeElapsed,
+		})
 	}
 	return l.outcome(shortest, longest)
 }

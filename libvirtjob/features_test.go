@@ -58,7 +58,8 @@ func TestVersions(t *testing.T) {
 // powerOff is a boot sector that switches the machine off: out 0x604, 0x2000 (ACPI's sleep state 5 on this machine).
 var powerOff = []byte{0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd}
 
-// TestGuestShutsDownDuringBackup: the backup is whole where libvirt keeps the domain for it, and fails where it doesn't.
+// TestGuestShutsDownDuringBackup: the backup is whole where libvirt keeps the domain for it, and fails where it
+// doesn't.
 func TestGuestShutsDownDuringBackup(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda"), Persistent: true})

@@ -118,16 +118,17 @@ func smallScratch(t *testing.T, size string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "size="+size, "kvmbackup-test", dir).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "size="+size, "kvmbackup-test", dir).
+		CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, out)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
 	return dir
 }
 
-// TestGuard kills a program with -9 while its pull job runs and nobody starts it again. The guest goes on writing more than the
-// scratch holds. With the guard the job is gone within seconds, and every write is there; without one the job stays, and
-// writes are lost.
+// TestGuard kills a program with -9 while its pull job runs and nobody starts it again. The guest goes on writing more
+// than the scratch holds. With the guard the job is gone within seconds, and every write is there; without one the job
+// stays, and writes are lost.
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	const written = 128 << 20
@@ -139,7 +140,9 @@ func TestGuard(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			scratch := smallScratch(t, "64M")
 			host := realguest.Daemon(t)
-			b := newBench(t, realguest.Config{Host: host, Disks: []realguest.Disk{{Device: "vda", SizeBytes: written}}, Persistent: true})
+			b := newBench(t, realguest.Config{
+				Host: host, Disks: []realguest.Disk{{Device: "vda", SizeBytes: written}}, Persistent: true,
+			})
 			b.exec = openExecutor(t, host)
 			defer func() { b.must(b.exec.Close()) }()
 			b.guest.Write("vda", 0x11, 0, written)
@@ -150,7 +153,8 @@ func TestGuard(t *testing.T) {
 			if st := b.inspect(); st.Job != kvmbackup.JobBackup {
 				t.Fatalf("no job: %+v", st)
 			}
-			if there, err := libvirtjob.GuardLook(host.URI, b.inspect().UUID, "/another/job"); there || err != nil || b.inspect().Job != kvmbackup.JobBackup {
+			if there, err := libvirtjob.GuardLook(host.URI, b.inspect().UUID, "/another/job"); there || err != nil ||
+				b.inspect().Job != kvmbackup.JobBackup {
 				t.Errorf("another job's guard: %v, %v", there, err)
 			}
 			if c.guarded { // as a terminal that is closed, or a service that is stopped, sends them to all
@@ -190,8 +194,8 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// TestGuardOfAPull kills a program with -9 in the middle of an Executor's pull job. The guest goes on writing all the while, the
-// job is gone within seconds, and the next backup is an incremental.
+// TestGuardOfAPull kills a program with -9 in the middle of an Executor's pull job. The guest goes on writing all the
+// while, the job is gone within seconds, and the next backup is an incremental.
 func TestGuardOfAPull(t *testing.T) {
 	t.Parallel()
 	host := realguest.Daemon(t)
@@ -233,7 +237,8 @@ func TestGuardOfAPull(t *testing.T) {
 // same says whether the image has what the guest wrote.
 func (b *bench) same(device string) bool {
 	b.Helper()
-	err := exec.CommandContext(b.ctx, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", b.guest.Model(device).Path(), b.guest.Image(device)).Run()
+	err := exec.CommandContext(b.ctx, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", b.guest.Model(device).Path(),
+		b.guest.Image(device)).Run()
 	return err == nil
 }
 
@@ -262,7 +267,8 @@ func TestGuardIsDismissed(t *testing.T) {
 	if there, err := libvirtjob.GuardLook(host.URI, b.inspect().UUID, p.Socket); there || err != nil {
 		t.Errorf("no job any more: %v, %v", there, err)
 	}
-	if there, err := libvirtjob.GuardLook(host.URI, "00000000-0000-4000-8000-000000000000", p.Socket); there || err != nil {
+	if there, err := libvirtjob.GuardLook(host.URI, "00000000-0000-4000-8000-000000000000", p.Socket); there ||
+		err != nil {
 		t.Errorf("no such domain: %v, %v", there, err)
 	}
 }

@@ -96,7 +96,8 @@ func (b *bench) wantDisks(want map[string]kvmbackup.DiskStatus) {
 	}
 	for _, d := range got {
 		w := want[d.Device]
-		if w.Format != "" && d.Format != w.Format || d.Skip != w.Skip || d.Untrackable != w.Untrackable || d.Serial != w.Serial || d.VirtualSize != w.VirtualSize || d.BitmapsUnknown != "" {
+		if w.Format != "" && d.Format != w.Format || d.Skip != w.Skip || d.Untrackable != w.Untrackable ||
+			d.Serial != w.Serial || d.VirtualSize != w.VirtualSize || d.BitmapsUnknown != "" {
 			b.Errorf("disk is %+v, want %+v", d, w)
 		}
 		if d.Skip == "" && (d.AllocatedBytes < 2<<20 || d.AllocatedBytes > d.VirtualSize) {
@@ -111,7 +112,8 @@ func (b *bench) wantDisks(want map[string]kvmbackup.DiskStatus) {
 func TestStates(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
-	if got := b.inspect(); got.State != kvmbackup.DomainPaused || got.PausedByError || got.Persistent || got.Job != kvmbackup.JobNone {
+	if got := b.inspect(); got.State != kvmbackup.DomainPaused || got.PausedByError || got.Persistent ||
+		got.Job != kvmbackup.JobNone {
 		t.Errorf("status is %+v", got)
 	}
 	b.must(b.exec.Resume(b.ctx, b.ref))
@@ -155,7 +157,8 @@ func TestDefinition(t *testing.T) {
 	b := newBench(t, realguest.Config{Disks: disks("vda"), Persistent: true})
 	def, err := b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{})
 	b.must(err)
-	if text := string(def.XML); !strings.Contains(text, b.guest.UUID) || strings.Contains(text, "<alias") || def.NVRAM != nil {
+	if text := string(def.XML); !strings.Contains(text, b.guest.UUID) || strings.Contains(text, "<alias") ||
+		def.NVRAM != nil {
 		t.Errorf("definition is %s", text)
 	}
 }
@@ -169,7 +172,8 @@ func TestDefinitionWithNVRAM(t *testing.T) {
 	nvram := filepath.Join(t.TempDir(), "vars.fd")
 	b := newBench(t, realguest.Config{
 		Disks: disks("vda"), Persistent: true, Stopped: true,
-		OSXML:      "<loader readonly='yes' type='pflash'>" + code + "</loader><nvram template='" + vars + "'>" + nvram + "</nvram>",
+		OSXML: "<loader readonly='yes' type='pflash'>" + code + "</loader><nvram template='" + vars + "'>" +
+			nvram + "</nvram>",
 		DevicesXML: "<graphics type='vnc' passwd='geheim'><listen type='socket'/></graphics>",
 	})
 	def, err := b.exec.Definition(b.ctx, b.ref, kvmbackup.DefinitionOptions{})
@@ -187,8 +191,8 @@ func TestDefinitionWithNVRAM(t *testing.T) {
 	}
 }
 
-// TestAllocatedAfterARestart: what a full copies is QEMU's figure of the images, not what was written since the start. A block device can't
-// tell and counts as full.
+// TestAllocatedAfterARestart: what a full copies is QEMU's figure of the images, not what was written since the start.
+// A block device can't tell and counts as full.
 func TestAllocatedAfterARestart(t *testing.T) {
 	t.Parallel()
 	list := []realguest.Disk{{Device: "vda"}, {Device: "vdb", Format: "raw"}}

@@ -96,7 +96,8 @@ func TestBandwidthAndProgress(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 	last := seen[len(seen)-1]
-	if last.TotalBytes != 2*big || len(last.Volumes) != 2 || last.Volumes[1].TotalBytes != big || last.DoneBytes == last.TotalBytes {
+	if last.TotalBytes != 2*big || len(last.Volumes) != 2 || last.Volumes[1].TotalBytes != big ||
+		last.DoneBytes == last.TotalBytes {
 		t.Errorf("progress is %+v", last)
 	}
 	b.must(job.SetBandwidth(b.ctx, 0))
@@ -143,7 +144,8 @@ func testGuestLatency(t *testing.T, way kvmbackup.Transfer) {
 	}
 }
 
-// A limit is on what is written: the holes of a thin disk pass. At QEMU's own measure this job takes more than two hours.
+// A limit is on what is written: the holes of a thin disk pass. At QEMU's own measure this job takes more than two
+// hours.
 func TestHolesPassALimit(t *testing.T) { both(t, testHolesPassALimit) }
 
 func testHolesPassALimit(t *testing.T, way kvmbackup.Transfer) {

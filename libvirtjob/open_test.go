@@ -18,7 +18,9 @@ func TestOpen(t *testing.T) {
 	tool, err := qcow2.New(qcow2.Config{})
 	b.must(err)
 	var log strings.Builder
-	b.exec, err = libvirtjob.Open(b.ctx, b.guest.Host.URI, libvirtjob.Config{Images: tool, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	b.exec, err = libvirtjob.Open(b.ctx, b.guest.Host.URI, libvirtjob.Config{
+		Images: tool, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	})
 	b.must(err)
 	b.backup("c1", "", full("vda"))
 	b.must(b.exec.Close())
@@ -32,7 +34,8 @@ func TestOpen(t *testing.T) {
 	if err == nil {
 		t.Error("a second root was opened")
 	}
-	for _, cfg := range []libvirtjob.Config{{}, {Images: tool, PollInterval: -1}, {Images: tool, ProgressInterval: -time.Second}} {
+	for _, cfg := range []libvirtjob.Config{{}, {Images: tool, PollInterval: -1},
+		{Images: tool, ProgressInterval: -time.Second}} {
 		_, err := libvirtjob.New(b.guest.Host.Conn, cfg)
 		b.wantErr(err, kvmbackup.ErrInvalid)
 	}

@@ -37,7 +37,8 @@ func TestTargetExchangedAtTheBegin(t *testing.T) {
 		},
 		"by its header": func(target string) { // in the very file
 			lying := filepath.Join(t.TempDir(), "lying.qcow2")
-			b.qemuImg("create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(t.TempDir(), "data"), lying, fmt.Sprint(size))
+			b.qemuImg("create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(t.TempDir(), "data"), lying,
+				fmt.Sprint(size))
 			data, err := os.ReadFile(lying)
 			b.must(err)
 			b.must(os.WriteFile(target, data, 0o600))

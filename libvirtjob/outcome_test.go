@@ -56,7 +56,8 @@ func TestOutcomesTakenByAnother(t *testing.T) {
 				return
 			default:
 			}
-			if info, err := dom.GetJobStats(libvirt.DOMAIN_JOB_STATS_COMPLETED); err == nil && info.Type == libvirt.DOMAIN_JOB_COMPLETED {
+			if info, err := dom.GetJobStats(libvirt.DOMAIN_JOB_STATS_COMPLETED); err == nil &&
+				info.Type == libvirt.DOMAIN_JOB_COMPLETED {
 				taken++
 			}
 		}
@@ -76,7 +77,8 @@ func TestOutcomesTakenByAnother(t *testing.T) {
 	t.Logf("%d of 10 outcomes were taken", taken)
 }
 
-// TestOutcomeTaken: where the record is gone what the event said counts, success or not; without events nothing is proved.
+// TestOutcomeTaken: where the record is gone what the event said counts, success or not; without events nothing is
+// proved.
 func TestOutcomeTaken(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda")})
@@ -143,7 +145,8 @@ func TestOutcomeReplaced(t *testing.T) {
 	}
 }
 
-// TestEndedUnobserved adopts jobs that have ended: those whose targets prove that libvirt's record is theirs, and no others.
+// TestEndedUnobserved adopts jobs that have ended: those whose targets prove that libvirt's record is theirs, and no
+// others.
 func TestEndedUnobserved(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: append(disks("vda"), bigDisks("vdb")...)})
@@ -173,7 +176,8 @@ func TestEndedUnobserved(t *testing.T) {
 	second := unobserved(b.spec("c2", "c1", incr("vda"), incr("vdb")))
 	b.must(adopted(second))
 	b.keep(second)
-	b.guest.Write("vda", 0x33, 8<<20, 1<<20) // the base's bitmap marks more than was copied now: the record's figure decides
+	// the base's bitmap marks more than was copied now: the record's figure decides
+	b.guest.Write("vda", 0x33, 8<<20, 1<<20)
 	b.must(adopted(second))
 
 	// What was never begun, and what was and isn't whole, with another job's success on record.
@@ -197,7 +201,8 @@ func TestHeard(t *testing.T) {
 	t.Parallel()
 	event := func(ms uint64, success bool) libvirt.DomainJobInfo {
 		return libvirt.DomainJobInfo{
-			Operation: libvirt.DOMAIN_JOB_OPERATION_BACKUP, OperationSet: true, TimeElapsed: ms, JobSuccessSet: true, JobSuccess: success,
+			Operation: libvirt.DOMAIN_JOB_OPERATION_BACKUP, OperationSet: true, TimeElapsed: ms, JobSuccessSet: true,
+			JobSuccess: success,
 		}
 	}
 	migration := event(150, true)
@@ -214,7 +219,9 @@ func TestHeard(t *testing.T) {
 		"a later job's":                    {[]libvirt.DomainJobInfo{event(150, false), event(20, true)}, "failure"},
 		"of a job that nobody saw the end": {[]libvirt.DomainJobInfo{event(0, true)}, "nothing"},
 		"a migration's":                    {[]libvirt.DomainJobInfo{migration}, "nothing"},
-		"two that fit":                     {[]libvirt.DomainJobInfo{event(150, true), event(160, false), event(170, true)}, "failure"},
+		"two that fit": {
+			[]libvirt.DomainJobInfo{event(150, true), event(160, false), event(170, true)}, "failure",
+		},
 	} {
 		got := "nothing"
 		if info := libvirtjob.Heard(100*time.Millisecond, 200*time.Millisecond, c.events...); info != nil {

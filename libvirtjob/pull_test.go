@@ -103,8 +103,8 @@ func TestPullIsOneInstant(t *testing.T) {
 	b.backup("c3", "c2", incr("vda"))
 }
 
-// A repository that is dead in mid-job, with writers that wait in the kernel and can't be killed, costs the guest nothing,
-// and the job is aborted at once.
+// A repository that is dead in mid-job, with writers that wait in the kernel and can't be killed, costs the guest
+// nothing, and the job is aborted at once.
 func TestPullToADeadRepository(t *testing.T) {
 	lab.NeedRoot(t)
 	b := tracked(t)
@@ -355,7 +355,8 @@ func TestPullScratchFillsUp(t *testing.T) {
 			b.overwrite(512 << 20)
 			_, err := job.Wait(b.ctx, nil)
 			var full *kvmbackup.ScratchFullError
-			if !errors.As(err, &full) || full.Folder != b.room || full.Free <= 0 || full.WriteRate <= 0 || full.FreeAtBegin <= full.Free || full.Used <= 0 {
+			if !errors.As(err, &full) || full.Folder != b.room || full.Free <= 0 || full.WriteRate <= 0 ||
+				full.FreeAtBegin <= full.Free || full.Used <= 0 {
 				t.Errorf("error is %v", err)
 			}
 			b.wantErr(err, kvmbackup.ErrJobFailed, kvmbackup.ErrScratchFull)
@@ -377,8 +378,8 @@ func (b *bench) overwrite(size int64) {
 	}
 }
 
-// Several jobs share a scratch that is too small for all: some go before it is full, with the figures, and no write of any
-// guest fails.
+// Several jobs share a scratch that is too small for all: some go before it is full, with the figures, and no write of
+// any guest fails.
 func TestPullScratchIsShared(t *testing.T) {
 	lab.NeedRoot(t)
 	const size = 256 << 20

@@ -58,7 +58,9 @@ const savedXML = `<domain type='kvm' id='7'>
 func goodOptions() RewriteOptions {
 	return RewriteOptions{
 		Name: "shop2", NVRAM: "/new/VARS.fd",
-		Disks: map[string]DefinitionDisk{"vda": {Path: "/new/a.qcow2", Format: "qcow2"}, "vdb": {Path: "/dev/vg/b", Format: "raw", Block: true}},
+		Disks: map[string]DefinitionDisk{
+			"vda": {Path: "/new/a.qcow2", Format: "qcow2"}, "vdb": {Path: "/dev/vg/b", Format: "raw", Block: true},
+		},
 	}
 }
 
@@ -68,12 +70,15 @@ func TestRewriteDefinition(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(out)
-	for _, stale := range []string{"/old/", "11111111", "99999999", "backingStore", "id=\"7\"", "index=", "vnet4", "52:54:00:11:22:3", "channel/target", "dynamic", "rbd", "ceph", "5901", "address=\"3\""} {
+	for _, stale := range []string{"/old/", "11111111", "99999999", "backingStore", "id=\"7\"", "index=", "vnet4",
+		"52:54:00:11:22:3", "channel/target", "dynamic", "rbd", "ceph", "5901", "address=\"3\""} {
 		if strings.Contains(text, stale) {
 			t.Errorf("%q is still in\n%s", stale, text)
 		}
 	}
-	for _, kept := range []string{"shop2", "/new/VARS.fd", "/usr/share/fw/VARS.fd", "/usr/share/fw/CODE.fd", "kept", "shop0", "cache=\"none\"", "discard=\"unmap\"", "<serial>s1</serial>", "org.qemu.guest_agent.0", "127.0.0.1", "tpm-crb"} {
+	for _, kept := range []string{"shop2", "/new/VARS.fd", "/usr/share/fw/VARS.fd", "/usr/share/fw/CODE.fd", "kept",
+		"shop0", "cache=\"none\"", "discard=\"unmap\"", "<serial>s1</serial>", "org.qemu.guest_agent.0",
+		"127.0.0.1", "tpm-crb"} {
 		if !strings.Contains(text, kept) {
 			t.Errorf("%q is not in\n%s", kept, text)
 		}
@@ -86,7 +91,8 @@ func TestRewriteDefinition(t *testing.T) {
 		t.Errorf("the SMBIOS UUID is %s, the domain's %s", got, def.UUID)
 	}
 	a, b, cd := def.Devices.Disks[0], def.Devices.Disks[1], def.Devices.Disks[2]
-	if a.Source.File.File != "/new/a.qcow2" || a.Driver.Type != "qcow2" || b.Source.Block.Dev != "/dev/vg/b" || b.Driver.Type != "raw" || cd.Source != nil && cd.Source.File != nil && cd.Source.File.File != "" {
+	if a.Source.File.File != "/new/a.qcow2" || a.Driver.Type != "qcow2" || b.Source.Block.Dev != "/dev/vg/b" ||
+		b.Driver.Type != "raw" || cd.Source != nil && cd.Source.File != nil && cd.Source.File.File != "" {
 		t.Errorf("disks are in\n%s", text)
 	}
 }
@@ -105,7 +111,8 @@ func TestRewriteDefinitionKeeps(t *testing.T) {
 	}
 	delete(o.Disks, "vda")
 	o.DropOthers, o.NVRAM, o.NewNVRAM = true, "", true
-	if out, err = RewriteDefinition([]byte(savedXML), o); err != nil || strings.Contains(string(out), "vda") || strings.Contains(string(out), "_VARS.fd") {
+	if out, err = RewriteDefinition([]byte(savedXML), o); err != nil || strings.Contains(string(out), "vda") ||
+		strings.Contains(string(out), "_VARS.fd") {
 		t.Errorf("%v:\n%s", err, out)
 	}
 }
@@ -115,14 +122,18 @@ func TestRewriteDefinitionRefuses(t *testing.T) {
 		change func(*RewriteOptions)
 		want   error
 	}{
-		"unknown device":          {func(o *RewriteOptions) { o.Disks["vdz"] = DefinitionDisk{Path: "/new/z", Format: "raw"} }, kvmbackup.ErrNoVolume},
-		"disk of the original":    {func(o *RewriteOptions) { delete(o.Disks, "vda") }, kvmbackup.ErrInvalid},
-		"NVRAM of the original":   {func(o *RewriteOptions) { o.NVRAM = "" }, kvmbackup.ErrInvalid},
-		"relative path":           {func(o *RewriteOptions) { o.Disks["vda"] = DefinitionDisk{Path: "a", Format: "raw"} }, kvmbackup.ErrInvalid},
+		"unknown device": {func(o *RewriteOptions) {
+			o.Disks["vdz"] = DefinitionDisk{Path: "/new/z", Format: "raw"}
+		}, kvmbackup.ErrNoVolume},
+		"disk of the original":  {func(o *RewriteOptions) { delete(o.Disks, "vda") }, kvmbackup.ErrInvalid},
+		"NVRAM of the original": {func(o *RewriteOptions) { o.NVRAM = "" }, kvmbackup.ErrInvalid},
+		"relative path": {func(o *RewriteOptions) { o.Disks["vda"] = DefinitionDisk{Path: "a", Format: "raw"} },
+			kvmbackup.ErrInvalid},
 		"path that XML can't say": {func(o *RewriteOptions) { o.NVRAM = "/new/\x01" }, kvmbackup.ErrInvalid},
-		"format":                  {func(o *RewriteOptions) { o.Disks["vda"] = DefinitionDisk{Path: "/a"} }, kvmbackup.ErrInvalid},
-		"name":                    {func(o *RewriteOptions) { o.Name = "a/b" }, kvmbackup.ErrInvalid},
-		"no name":                 {func(o *RewriteOptions) { o.Name = "" }, kvmbackup.ErrInvalid},
+		"format": {func(o *RewriteOptions) { o.Disks["vda"] = DefinitionDisk{Path: "/a"} },
+			kvmbackup.ErrInvalid},
+		"name":    {func(o *RewriteOptions) { o.Name = "a/b" }, kvmbackup.ErrInvalid},
+		"no name": {func(o *RewriteOptions) { o.Name = "" }, kvmbackup.ErrInvalid},
 	} {
 		o := goodOptions()
 		c.change(&o)
@@ -130,7 +141,8 @@ func TestRewriteDefinitionRefuses(t *testing.T) {
 			t.Errorf("%s: error is %v", name, err)
 		}
 	}
-	if _, err := RewriteDefinition([]byte("<network/>"), RewriteOptions{Name: "n"}); !errors.Is(err, kvmbackup.ErrInvalid) {
+	_, err := RewriteDefinition([]byte("<network/>"), RewriteOptions{Name: "n"})
+	if !errors.Is(err, kvmbackup.ErrInvalid) {
 		t.Errorf("a network's XML: error is %v", err)
 	}
 }

@@ -12,7 +12,9 @@ func TestStopped(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb"), Persistent: true, Stopped: true})
 	b.guest.Write("vda", 0x11, 0, 1<<20)
-	if got := b.inspect(); got.State != kvmbackup.DomainStopped || !got.Defined || !got.Persistent || got.Job != kvmbackup.JobNone || got.UUID != b.guest.UUID {
+	got := b.inspect()
+	if got.State != kvmbackup.DomainStopped || !got.Defined || !got.Persistent || got.Job != kvmbackup.JobNone ||
+		got.UUID != b.guest.UUID {
 		t.Errorf("status is %+v", got)
 	}
 	b.backup("c1", "", full("vda"), full("vdb"))
@@ -29,7 +31,8 @@ func TestStopped(t *testing.T) {
 	b.guest.Write("vda", 0x44, 1<<20, 1<<20)
 
 	b.guest.Destroy()
-	if sizes, err := b.exec.DirtyBytes(b.ctx, b.ref, "c2"); err != nil || sizes["vda"] != 1<<20 || sizes["vdb"] != 0 || len(sizes) != 2 {
+	if sizes, err := b.exec.DirtyBytes(b.ctx, b.ref, "c2"); err != nil || sizes["vda"] != 1<<20 || sizes["vdb"] != 0 ||
+		len(sizes) != 2 {
 		t.Errorf("dirty bytes are %v, %v", sizes, err)
 	}
 	result := b.backup("c3", "c2", incr("vda"), incr("vdb"))
@@ -49,7 +52,9 @@ func TestStopped(t *testing.T) {
 // A guest can't start while its disks are being copied.
 func TestStartDuringStoppedJob(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, realguest.Config{Disks: []realguest.Disk{{Device: "vda"}, {Device: "vdb", Format: "raw"}}, Persistent: true, Stopped: true})
+	b := newBench(t, realguest.Config{
+		Disks: []realguest.Disk{{Device: "vda"}, {Device: "vdb", Format: "raw"}}, Persistent: true, Stopped: true,
+	})
 	b.guest.Write("vda", 0x11, 0, 32<<20)
 	b.guest.Write("vdb", 0x11, 0, 32<<20)
 	for _, device := range []string{"vda", "vdb"} {
@@ -104,7 +109,8 @@ func TestUndefined(t *testing.T) {
 	_, err := b.exec.Inspect(b.ctx, b.ref)
 	b.wantErr(err, kvmbackup.ErrNoDomain)
 	b.describe()
-	if got := b.inspect(); got.State != kvmbackup.DomainStopped || got.Defined || len(got.Checkpoints) != 0 || len(got.Disks) != 1 {
+	if got := b.inspect(); got.State != kvmbackup.DomainStopped || got.Defined || len(got.Checkpoints) != 0 ||
+		len(got.Disks) != 1 {
 		t.Errorf("status is %+v", got)
 	}
 	b.backup("c2", "c1", incr("vda"))

@@ -71,11 +71,13 @@ func TestTPMStateFile(t *testing.T) {
 	for want, backend := range map[string]string{
 		"/d/ID/tpm2/tpm2-00.permall":  "<backend type='emulator' version='2.0'/>",
 		"/d/ID/tpm1.2/tpm-00.permall": "<backend type='emulator' version='1.2'/>",
-		"/else/where/tpm2-00.permall": "<backend type='emulator' version='2.0'><source type='dir' path='/else/where'/></backend>",
-		"/else/f":                     "<backend type='emulator' version='2.0'><source type='file' path='/else/f'/></backend>",
-		"":                            "<backend type='passthrough'><device path='/dev/tpm0'/></backend>",
+		"/else/where/tpm2-00.permall": "<backend type='emulator' version='2.0'>" +
+			"<source type='dir' path='/else/where'/></backend>",
+		"/else/f": "<backend type='emulator' version='2.0'><source type='file' path='/else/f'/></backend>",
+		"":        "<backend type='passthrough'><device path='/dev/tpm0'/></backend>",
 	} {
-		got, err := libvirtjob.TPMStateFile([]byte("<domain><uuid>ID</uuid><devices><tpm model='tpm-crb'>"+backend+"</tpm></devices></domain>"), "/d")
+		got, err := libvirtjob.TPMStateFile([]byte("<domain><uuid>ID</uuid><devices><tpm model='tpm-crb'>"+backend+
+			"</tpm></devices></domain>"), "/d")
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%s: %q, %v; want %q", backend, got, err, want)
 		}

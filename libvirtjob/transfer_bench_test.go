@@ -22,8 +22,8 @@ import (
 // thin is as large as a model of a disk can be on ext4, in whole MiB.
 const thin = 16<<40 - 1<<20
 
-// BenchmarkTransfer has push and pull do the same job in turns, from PrepareJob to the end of Wait, and reports the medians and
-// the median of the rounds' ratios.
+// BenchmarkTransfer has push and pull do the same job in turns, from PrepareJob to the end of Wait, and reports the
+// medians and the median of the rounds' ratios.
 func BenchmarkTransfer(b *testing.B) {
 	for _, c := range []struct {
 		name  string
@@ -32,11 +32,12 @@ func BenchmarkTransfer(b *testing.B) {
 		next  func(*realguest.Guest, byte) // what makes an incremental; nil: fulls are measured
 	}{
 		{"full of 1 GiB", []int64{1 << 30}, func(g *realguest.Guest) { fill(g, "vda") }, nil},
-		{"64 MiB in 1024 places", []int64{1 << 30}, func(g *realguest.Guest) { fill(g, "vda") }, func(g *realguest.Guest, round byte) {
-			for i := range int64(1024) {
-				g.Write("vda", round, i<<20, 64<<10)
-			}
-		}},
+		{"64 MiB in 1024 places", []int64{1 << 30}, func(g *realguest.Guest) { fill(g, "vda") },
+			func(g *realguest.Guest, round byte) {
+				for i := range int64(1024) {
+					g.Write("vda", round, i<<20, 64<<10)
+				}
+			}},
 		{"nothing on two disks", []int64{64 << 20, 64 << 20}, func(*realguest.Guest) {}, func(*realguest.Guest, byte) {}},
 		{"thin 16 TiB", []int64{thin}, func(g *realguest.Guest) {
 			g.Write("vda", 1, 0, 32<<20)
@@ -91,8 +92,10 @@ func newTurns(b *testing.B, sizes []int64) *turns {
 		b.Fatal(err)
 	}
 	t := &turns{
-		B: b, dir: b.TempDir(), sizes: sizes, cpu: map[kvmbackup.Transfer][]time.Duration{}, began: map[kvmbackup.Transfer][]time.Duration{},
-		took: map[kvmbackup.Transfer][]time.Duration{kvmbackup.TransferPush: nil, kvmbackup.TransferPull: nil},
+		B: b, dir: b.TempDir(), sizes: sizes, cpu: map[kvmbackup.Transfer][]time.Duration{},
+		began: map[kvmbackup.Transfer][]time.Duration{}, took: map[kvmbackup.Transfer][]time.Duration{
+			kvmbackup.TransferPush: nil, kvmbackup.TransferPull: nil,
+		},
 	}
 	cfg := realguest.Config{}
 	for i, size := range sizes {
@@ -135,7 +138,8 @@ func (t *turns) job(way kvmbackup.Transfer, checkpoint, base string) {
 	for i, size := range t.sizes {
 		device := "vd" + string(rune('a'+i))
 		v := kvmbackup.JobVolume{
-			VolumeID: kvmbackup.VolumeID(device), Device: device, Kind: kvmbackup.KindFull, File: device + "." + checkpoint, VirtualSize: size, Tracked: true,
+			VolumeID: kvmbackup.VolumeID(device), Device: device, Kind: kvmbackup.KindFull, File: device + "." + checkpoint,
+			VirtualSize: size, Tracked: true,
 		}
 		if base != "" {
 			v.Kind, v.ParentFile = kvmbackup.KindIncremental, device+"."+base

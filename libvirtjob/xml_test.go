@@ -117,8 +117,8 @@ func TestUsable(t *testing.T) {
 	}
 }
 
-// TestActive has the disks of a paused guest, as their nodes: + active, - not, ? a QEMU that doesn't say, . no node, and
-// r a read-only disk.
+// TestActive has the disks of a paused guest, as their nodes: + active, - not, ? a QEMU that doesn't say, . no node,
+// and r a read-only disk.
 func TestActive(t *testing.T) {
 	t.Parallel()
 	for nodes, want := range map[string]string{

@@ -8,8 +8,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
-// BenchmarkFull compares Engine.Backup, end to end, with a bare backup-begin of the same disk: 1 GiB of data on 2 GiB. The bare
-// job's end is looked for every 10 ms.
+// BenchmarkFull compares Engine.Backup, end to end, with a bare backup-begin of the same disk: 1 GiB of data on 2 GiB.
+// The bare job's end is looked for every 10 ms.
 func BenchmarkFull(b *testing.B) {
 	l := newLab(b)
 	image := l.image("disk", 2*gib, gib)
@@ -37,7 +37,9 @@ func (a *app) backup(g *guest, kind kvmbackup.Kind) (cost, kvmbackup.Backup) {
 	var b kvmbackup.Backup
 	c := timed(func() {
 		var err error
-		b, err = a.engine.Backup(g.lab.Context(), engine.BackupRequest{VM: g.vm(), Policy: chainPolicy(kind == kvmbackup.KindFull)})
+		b, err = a.engine.Backup(g.lab.Context(), engine.BackupRequest{
+			VM: g.vm(), Policy: chainPolicy(kind == kvmbackup.KindFull),
+		})
 		g.lab.must(err)
 	})
 	if b.Kind != kind {
@@ -46,8 +48,8 @@ func (a *app) backup(g *guest, kind kvmbackup.Kind) (cost, kvmbackup.Backup) {
 	return c, b
 }
 
-// BenchmarkEmptyIncremental compares incrementals of two disks on which nothing was written with QEMU's own job, whose end is looked
-// for every millisecond.
+// BenchmarkEmptyIncremental compares incrementals of two disks on which nothing was written with QEMU's own job, whose
+// end is looked for every millisecond.
 func BenchmarkEmptyIncremental(b *testing.B) {
 	l := newLab(b)
 	image := l.image("disk", 2*gib, 64*mib)

@@ -28,7 +28,8 @@ func (g *guest) bare(j bareJob, keep bool) cost {
 	targets := map[string]string{}
 	for _, device := range g.devices {
 		targets[device] = filepath.Join(j.dir, g.Name+"."+device+"."+name+".qcow2")
-		fmt.Fprintf(&backup, "<disk name='%s' type='file'><driver type='qcow2'/><target file='%s'/></disk>", device, targets[device])
+		fmt.Fprintf(&backup, "<disk name='%s' type='file'><driver type='qcow2'/><target file='%s'/></disk>", device,
+			targets[device])
 		fmt.Fprintf(&checkpoint, "<disk name='%s' checkpoint='bitmap'/>", device)
 	}
 	base := ""

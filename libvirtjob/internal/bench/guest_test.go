@@ -138,7 +138,8 @@ func (g *guest) scatter(round int, bytes, over int64) {
 // write is what a guest's write is to QEMU.
 func (g *guest) write(device string, pattern byte, offset, length int64) {
 	g.lab.Helper()
-	command := fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -P %#x %d %d"`, device[2]-'a', pattern, offset, length)
+	command := fmt.Sprintf(`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -P %#x %d %d"`,
+		device[2]-'a', pattern, offset, length)
 	out, err := g.dom.QemuMonitorCommand(command, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
 	g.lab.must(err)
 	if strings.Contains(out, "rror") || strings.Contains(out, "failed") {

@@ -29,7 +29,8 @@ func BenchmarkHistory(b *testing.B) {
 		for range max(200, b.N) {
 			for _, n := range sizes {
 				c := timed(func() {
-					if p, err := engines[n].Plan(b.Context(), engine.BackupRequest{VM: "vm1"}); err != nil || p.Decision.Kind != kvmbackup.KindIncremental {
+					if p, err := engines[n].Plan(b.Context(), engine.BackupRequest{VM: "vm1"}); err != nil ||
+						p.Decision.Kind != kvmbackup.KindIncremental {
 						b.Fatal(p, err)
 					}
 				})
@@ -64,13 +65,17 @@ func withHistory(b *testing.B, n int) (*engine.Engine, error) {
 		return nil, err
 	}
 	h := kvmbackuptest.NewHypervisor()
-	if err := h.Define(kvmbackuptest.Domain{Name: "vm1", Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: mib}}}); err != nil {
+	if err := h.Define(kvmbackuptest.Domain{
+		Name: "vm1", Disks: []kvmbackuptest.Disk{{Device: "vda", SizeBytes: mib}},
+	}); err != nil {
 		return nil, err
 	}
 	if err := h.Start("vm1"); err != nil {
 		return nil, err
 	}
-	e, err := engine.New(engine.Config{Store: store, Repository: a.repo, Executor: h.Executor(), Images: kvmbackuptest.Images{}})
+	e, err := engine.New(engine.Config{
+		Store: store, Repository: a.repo, Executor: h.Executor(), Images: kvmbackuptest.Images{},
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -157,7 +157,8 @@ func (t *tool) backup(kind kvmbackup.Kind) cost {
 	return c
 }
 
-// full measures a full and removes its files behind the store's back: the next is a full again, and the disk may be small.
+// full measures a full and removes its files behind the store's back: the next is a full again, and the disk may be
+// small.
 func (t *tool) full() cost {
 	t.lab.Helper()
 	c := t.backup(kvmbackup.KindFull)

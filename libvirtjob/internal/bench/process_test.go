@@ -39,8 +39,8 @@ func (g *guest) process(env []string, name string, args ...string) (cost, []byte
 	return c, stdout.Bytes()
 }
 
-// watchPeak reads the process's peak memory until it has ended. The rusage of a child wouldn't do: it begins with the memory of the
-// process that started it.
+// watchPeak reads the process's peak memory until it has ended. The rusage of a child wouldn't do: it begins with the
+// memory of the process that started it.
 func watchPeak(pid int, done <-chan struct{}) (peak int64) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

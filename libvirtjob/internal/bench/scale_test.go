@@ -10,8 +10,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
-// BenchmarkDepth: a chain of a hundred backups of one small disk, 1 MiB written before each. An incremental's time at a depth is the
-// median of the five around it.
+// BenchmarkDepth: a chain of a hundred backups of one small disk, 1 MiB written before each. An incremental's time at a
+// depth is the median of the five around it.
 func BenchmarkDepth(b *testing.B) {
 	l := newLab(b)
 	g, a := l.guest("depth", l.image("disk", 256*mib, 64*mib)), l.app("app")
@@ -37,7 +37,9 @@ func BenchmarkDepth(b *testing.B) {
 		}
 	})
 	b.Run("restore", func(b *testing.B) {
-		all, err := a.engine.List(b.Context(), kvmbackup.Query{VM: g.vm(), Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+		all, err := a.engine.List(b.Context(), kvmbackup.Query{
+			VM: g.vm(), Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted},
+		})
 		l.must(err)
 		b.ReportMetric(0, "ns/op")
 		places := append([]int{1}, depths...)
@@ -59,7 +61,8 @@ func BenchmarkDepth(b *testing.B) {
 	})
 }
 
-// BenchmarkDisks: guests with 1 to 16 disks of 16 MiB of data each, fulls and incrementals of nothing, and the bare jobs.
+// BenchmarkDisks: guests with 1 to 16 disks of 16 MiB of data each, fulls and incrementals of nothing, and the bare
+// jobs.
 func BenchmarkDisks(b *testing.B) {
 	l := newLab(b)
 	image, a := l.image("disk", 64*mib, 16*mib), l.app("app")

@@ -26,8 +26,9 @@ func newVersus(b *testing.B, images ...func(*lab) string) *versus {
 		paths = append(paths, image(l))
 	}
 	return &versus{
-		lab: l, ours: l.guest("ours", paths...).tool(), theirs: l.guest("theirs", paths...).virtnbdbackup(), bare: l.guest("bare", paths...),
-		job: bareJob{dir: l.folder("bare"), poll: 10 * time.Millisecond, incremental: true, rebase: true},
+		lab: l, ours: l.guest("ours", paths...).tool(), theirs: l.guest("theirs", paths...).virtnbdbackup(),
+		bare: l.guest("bare", paths...), job: bareJob{dir: l.folder("bare"), poll: 10 * time.Millisecond, incremental: true,
+			rebase: true},
 	}
 }
 
@@ -42,7 +43,8 @@ func (v *versus) chains() {
 	v.bare.bare(bareJob{dir: v.job.dir, poll: v.job.poll}, true)
 }
 
-// BenchmarkVersusFull: fulls of 1 GiB of data, each by a process of its own; convert copies a disk that nobody writes to.
+// BenchmarkVersusFull: fulls of 1 GiB of data, each by a process of its own; convert copies a disk that nobody writes
+// to.
 func BenchmarkVersusFull(b *testing.B) {
 	v := newVersus(b, bigDisk)
 	b.Run("1GiB", func(b *testing.B) {
@@ -81,7 +83,8 @@ func BenchmarkVersusIncremental(b *testing.B) {
 	}
 	b.Run("64MiB", func(b *testing.B) {
 		got := compete(b, contestants(func(g *guest, round int) { g.scatter(round, dirty, gib) })...)
-		b.ReportMetric(median(each(got["ours"], func(c cost) float64 { return (float64(c.stored) - mib) / dirty })), "(stored-1MiB)/dirty")
+		b.ReportMetric(median(each(got["ours"], func(c cost) float64 { return (float64(c.stored) - mib) / dirty })),
+			"(stored-1MiB)/dirty")
 	})
 	b.Run("empty", func(b *testing.B) { compete(b, contestants(func(*guest, int) {})...) })
 }
@@ -100,8 +103,8 @@ func BenchmarkVersusStopped(b *testing.B) {
 	})
 }
 
-// BenchmarkVersusRestore: restores of a chain of ten, 1 GiB of data and nine times 32 MiB on it. What comes of it is compared with the
-// disks.
+// BenchmarkVersusRestore: restores of a chain of ten, 1 GiB of data and nine times 32 MiB on it. What comes of it is
+// compared with the disks.
 func BenchmarkVersusRestore(b *testing.B) {
 	v := newVersus(b, bigDisk)
 	v.chains()

@@ -53,7 +53,8 @@ func (v *virtnbdbackup) restore(dir string) cost {
 	return c
 }
 
-// awaitServer waits for the qemu-nbd that virtnbdrestore has left in the background: until it ends, what was restored isn't whole.
+// awaitServer waits for the qemu-nbd that virtnbdrestore has left in the background: until it ends, what was restored
+// isn't whole.
 func (v *virtnbdbackup) awaitServer(dir string) {
 	v.lab.Helper()
 	image := filepath.Join(dir, "vda.qcow2")

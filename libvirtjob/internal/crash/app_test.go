@@ -114,7 +114,8 @@ func (a *app) hypervisor(uri string) *libvirtjob.Executor {
 func (a *app) openStore() *sqlstore.Store {
 	a.Helper()
 	file := filepath.Join(a.dir, "backups.db")
-	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)")
+	db, err := sql.Open("sqlite",
+		"file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)")
 	a.must(err)
 	a.Cleanup(func() { _ = db.Close() })
 	a.db = db
@@ -124,7 +125,8 @@ func (a *app) openStore() *sqlstore.Store {
 	return store
 }
 
-// expireLeases is what time does to the leases of processes that were killed, and of operations that couldn't release them.
+// expireLeases is what time does to the leases of processes that were killed, and of operations that couldn't release
+// them.
 func (a *app) expireLeases() {
 	a.Helper()
 	_, err := a.db.ExecContext(a.ctx, "UPDATE kvmbackup_vms SET lease_expires_us = 1 WHERE lease_expires_us > 0")

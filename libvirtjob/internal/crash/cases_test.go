@@ -33,18 +33,45 @@ type crashCase struct {
 
 var cases = []crashCase{
 	{name: "first full", act: takeBackup(running), after: fullIfFirst},
-	{name: "incremental", prepare: earlier(running, 1), act: takeBackup(checked), after: wantKind(kvmbackup.KindIncremental)},
+	{
+		name: "incremental", prepare: earlier(running, 1), act: takeBackup(checked),
+		after: wantKind(kvmbackup.KindIncremental),
+	},
 	{name: "pulled full", pull: true, act: takeBackup(running), after: fullIfFirst},
-	{name: "pulled incremental", pull: true, prepare: earlier(running, 1), act: takeBackup(checked), after: wantKind(kvmbackup.KindIncremental)},
-	{name: "compared by pull", pull: true, prepare: earlier(running, 1), act: takeBackup(comparing), after: wantKind(kvmbackup.KindIncremental)},
-	{name: "stopped compared", stopped: true, prepare: earlier(offline, 1), act: takeBackup(comparing), after: wantKind(kvmbackup.KindFull)},
-	{name: "stopped full", stopped: true, prepare: earlier(running, 1), act: takeBackup(running), after: wantKind(kvmbackup.KindFull)},
-	{name: "stopped incremental", stopped: true, prepare: earlier(offline, 1), act: takeBackup(offline), after: wantKind(kvmbackup.KindFull)},
-	{name: "sealed pulled incremental", pull: true, config: withIdentity, prepare: earlier(sealed, 1), act: takeBackup(sealed)},
-	{name: "sealed stopped full", stopped: true, config: withIdentity, prepare: earlier(sealed, 1), act: takeBackup(sealed)},
+	{
+		name: "pulled incremental", pull: true, prepare: earlier(running, 1), act: takeBackup(checked),
+		after: wantKind(kvmbackup.KindIncremental),
+	},
+	{
+		name: "compared by pull", pull: true, prepare: earlier(running, 1), act: takeBackup(comparing),
+		after: wantKind(kvmbackup.KindIncremental),
+	},
+	{
+		name: "stopped compared", stopped: true, prepare: earlier(offline, 1), act: takeBackup(comparing),
+		after: wantKind(kvmbackup.KindFull),
+	},
+	{
+		name: "stopped full", stopped: true, prepare: earlier(running, 1), act: takeBackup(running),
+		after: wantKind(kvmbackup.KindFull),
+	},
+	{
+		name: "stopped incremental", stopped: true, prepare: earlier(offline, 1), act: takeBackup(offline),
+		after: wantKind(kvmbackup.KindFull),
+	},
+	{
+		name: "sealed pulled incremental", pull: true, config: withIdentity, prepare: earlier(sealed, 1),
+		act: takeBackup(sealed),
+	},
+	{
+		name: "sealed stopped full", stopped: true, config: withIdentity, prepare: earlier(sealed, 1),
+		act: takeBackup(sealed),
+	},
 	{name: "rekey", pull: true, config: withIdentity, prepare: earlier(sealed, 2), act: rekey, repeat: rekeyed},
 	{name: "delete", prepare: pendingParents, act: deleteNewest, after: deletedNewest},
-	{name: "delete of a middle one", prepare: earlier(running, 3), act: deleteAt(1), after: wantKind(kvmbackup.KindIncremental)},
+	{
+		name: "delete of a middle one", prepare: earlier(running, 3), act: deleteAt(1),
+		after: wantKind(kvmbackup.KindIncremental),
+	},
 }
 
 func caseNamed(name string) crashCase {

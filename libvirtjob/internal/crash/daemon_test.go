@@ -17,8 +17,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
-// TestCrashOfTheDaemonDuringAJob kills libvirtd while an engine follows a job. QEMU copies on; when libvirtd is back, the next
-// operation follows the job to its end. A pull job is of no use any more, and is aborted.
+// TestCrashOfTheDaemonDuringAJob kills libvirtd while an engine follows a job. QEMU copies on; when libvirtd is back,
+// the next operation follows the job to its end. A pull job is of no use any more, and is aborted.
 func TestCrashOfTheDaemonDuringAJob(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -93,7 +93,8 @@ func TestQEMUAsAnotherUser(t *testing.T) {
 	}
 	h := newDaemon(t)
 	h.KillDaemon(t)
-	conf := "security_driver = \"none\"\nremember_owner = 0\nnamespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\nuser = \"libvirt-qemu\"\ngroup = \"libvirt-qemu\"\n"
+	conf := "security_driver = \"none\"\nremember_owner = 0\nnamespaces = []\ncgroup_controllers = []\nstdio_handler = " +
+		"\"file\"\nuser = \"libvirt-qemu\"\ngroup = \"libvirt-qemu\"\n"
 	if err := os.WriteFile(filepath.Join(h.Root, "etc", "qemu.conf"), []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +145,8 @@ func (a *app) private() {
 	}
 }
 
-// runsFrom has QEMU run a guest from the overlays of an open restore point. libvirt leaves the files below them with QEMU's user.
+// runsFrom has QEMU run a guest from the overlays of an open restore point. libvirt leaves the files below them with
+// QEMU's user.
 func (a *app) runsFrom(b kvmbackup.Backup) {
 	a.Helper()
 	dir := filepath.Join(filepath.Dir(a.dir), "opened")
@@ -172,7 +174,8 @@ func (a *app) refused(folder string) {
 	if !errors.Is(err, kvmbackup.ErrTargetAccess) {
 		a.Errorf("error is %v", err)
 	}
-	for _, part := range []string{"root.vol-vda.qcow2", "mode -rw", "user ", "group ", "enter " + folder + " has mode drwx------"} {
+	for _, part := range []string{"root.vol-vda.qcow2", "mode -rw", "user ", "group ",
+		"enter " + folder + " has mode drwx------"} {
 		if err != nil && !strings.Contains(err.Error(), part) {
 			a.Errorf("%q is not in the message %q", part, err)
 		}
@@ -191,8 +194,8 @@ func (g *guest) uid(h *host) string {
 	return strings.Fields(rest)[0]
 }
 
-// TestAskedDuringAJob asks libvirtd all that the library and monitoring programs ask, hundreds of times, while jobs begin,
-// run and end. libvirt's news say that before 10.8 it could crash then.
+// TestAskedDuringAJob asks libvirtd all that the library and monitoring programs ask, hundreds of times, while jobs
+// begin, run and end. libvirt's news say that before 10.8 it could crash then.
 func TestAskedDuringAJob(t *testing.T) {
 	t.Parallel()
 	needRoot(t)

@@ -44,8 +44,8 @@ var faults = []struct {
 	}},
 }
 
-// TestCrashlessErrors makes every point fail once, and has the store go away at every point and come back. The error that
-// comes out is the injected one, and the next operation finds everything in order.
+// TestCrashlessErrors makes every point fail once, and has the store go away at every point and come back. The error
+// that comes out is the injected one, and the next operation finds everything in order.
 func TestCrashlessErrors(t *testing.T) {
 	t.Parallel()
 	h := needHost(t)

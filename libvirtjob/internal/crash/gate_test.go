@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// gate is what all calls of an engine to its five parts pass twice, before they do anything and after; and every step of the
-// repository that changes a file, once. Each passage is a point. Nothing lists the points: they are found by running. Only the
-// renewal of the lease, which follows the clock, isn't one.
+// gate is what all calls of an engine to its five parts pass twice, before they do anything and after; and every step
+// of the repository that changes a file, once. Each passage is a point. Nothing lists the points: they are found by
+// running. Only the renewal of the lease, which follows the clock, isn't one.
 type gate struct {
 	mu     sync.Mutex
 	armed  bool

@@ -22,7 +22,8 @@ func (e gatedExecutor) Inspect(ctx context.Context, d kvmbackup.DomainRef) (kvmb
 	return through(e.g, "Executor.Inspect", func() (kvmbackup.DomainStatus, error) { return e.in.Inspect(ctx, d) })
 }
 
-func (e gatedExecutor) RegisterCheckpoint(ctx context.Context, d kvmbackup.DomainRef, cp kvmbackup.CheckpointSpec) error {
+func (e gatedExecutor) RegisterCheckpoint(ctx context.Context, d kvmbackup.DomainRef,
+	cp kvmbackup.CheckpointSpec) error {
 	return do(e.g, "Executor.RegisterCheckpoint", func() error { return e.in.RegisterCheckpoint(ctx, d, cp) })
 }
 
@@ -30,20 +31,28 @@ func (e gatedExecutor) DropCheckpoint(ctx context.Context, d kvmbackup.DomainRef
 	return do(e.g, "Executor.DropCheckpoint", func() error { return e.in.DropCheckpoint(ctx, d, name) })
 }
 
-func (e gatedExecutor) HeldBytes(ctx context.Context, d kvmbackup.DomainRef, devices []string) (map[string]int64, error) {
+func (e gatedExecutor) HeldBytes(ctx context.Context, d kvmbackup.DomainRef,
+	devices []string) (map[string]int64, error) {
 	return through(e.g, "Executor.HeldBytes", func() (map[string]int64, error) { return e.in.HeldBytes(ctx, d, devices) })
 }
 
-func (e gatedExecutor) DirtyBytes(ctx context.Context, d kvmbackup.DomainRef, name kvmbackup.CheckpointName) (map[string]int64, error) {
+func (e gatedExecutor) DirtyBytes(ctx context.Context, d kvmbackup.DomainRef,
+	name kvmbackup.CheckpointName) (map[string]int64, error) {
 	return through(e.g, "Executor.DirtyBytes", func() (map[string]int64, error) { return e.in.DirtyBytes(ctx, d, name) })
 }
 
-func (e gatedExecutor) PrepareJob(ctx context.Context, d kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
-	return e.job(through(e.g, "Executor.PrepareJob", func() (kvmbackup.Job, error) { return e.in.PrepareJob(ctx, d, spec) }))
+func (e gatedExecutor) PrepareJob(ctx context.Context, d kvmbackup.DomainRef,
+	spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+	return e.job(through(e.g, "Executor.PrepareJob", func() (kvmbackup.Job, error) {
+		return e.in.PrepareJob(ctx, d, spec)
+	}))
 }
 
-func (e gatedExecutor) AdoptJob(ctx context.Context, d kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
-	j, err := e.job(through(e.g, "Executor.AdoptJob", func() (kvmbackup.Job, error) { return e.in.AdoptJob(ctx, d, spec) }))
+func (e gatedExecutor) AdoptJob(ctx context.Context, d kvmbackup.DomainRef,
+	spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+	j, err := e.job(through(e.g, "Executor.AdoptJob", func() (kvmbackup.Job, error) {
+		return e.in.AdoptJob(ctx, d, spec)
+	}))
 	if err == nil && e.onAdopt != nil {
 		e.onAdopt(j)
 	}
@@ -72,8 +81,11 @@ func (e gatedExecutor) Resume(ctx context.Context, d kvmbackup.DomainRef) error 
 	return do(e.g, "Executor.Resume", func() error { return e.in.Resume(ctx, d) })
 }
 
-func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef, opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
-	return through(e.g, "Executor.Definition", func() (kvmbackup.Definition, error) { return e.in.Definition(ctx, d, opts) })
+func (e gatedExecutor) Definition(ctx context.Context, d kvmbackup.DomainRef,
+	opts kvmbackup.DefinitionOptions) (kvmbackup.Definition, error) {
+	return through(e.g, "Executor.Definition", func() (kvmbackup.Definition, error) {
+		return e.in.Definition(ctx, d, opts)
+	})
 }
 
 type gatedJob struct {

@@ -11,7 +11,8 @@ var repositoryCalls = map[string]string{
 	"probe": "Probe", "create partial": "CreatePartial", "write file": "WriteFile", "open targets": "OpenTargets",
 	"publish": "Publish", "published": "Published", "read partial manifest": "PartialManifest", "settle": "Settle",
 	"remove partial": "RemovePartial", "remove": "Remove", "read manifest": "ReadManifest",
-	"rewrite manifest": "RewriteManifest", "read file": "ReadSideFile", "stat": "Stat", "list files": "Files", "list": "List",
+	"rewrite manifest": "RewriteManifest", "read file": "ReadSideFile", "stat": "Stat", "list files": "Files",
+	"list": "List",
 }
 
 // aroundCall passes the calls on the folder; their steps pass by themselves, through repository.Options.BeforeStep.
@@ -22,8 +23,8 @@ func (g *gate) aroundCall(_ context.Context, op string, call func() error) error
 	return call()
 }
 
-// roomy makes room for the zeroes of big disks, which an estimate counts and a backup doesn't store. The repository is on
-// another file system than the scratch.
+// roomy makes room for the zeroes of big disks, which an estimate counts and a backup doesn't store. The repository is
+// on another file system than the scratch.
 func roomy(s repository.Space) repository.Space {
 	s.FreeBytes, s.Device = s.FreeBytes+4*big, ^s.Device
 	return s

@@ -15,8 +15,11 @@ type gatedStore struct {
 
 var _ kvmbackup.Store = gatedStore{}
 
-func (s gatedStore) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string, ttl time.Duration) (kvmbackup.Lease, error) {
-	return through(s.g, "Store.AcquireLease", func() (kvmbackup.Lease, error) { return s.in.AcquireLease(ctx, vm, holder, ttl) })
+func (s gatedStore) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string,
+	ttl time.Duration) (kvmbackup.Lease, error) {
+	return through(s.g, "Store.AcquireLease", func() (kvmbackup.Lease, error) {
+		return s.in.AcquireLease(ctx, vm, holder, ttl)
+	})
 }
 
 func (s gatedStore) RenewLease(ctx context.Context, l kvmbackup.Lease, ttl time.Duration) (kvmbackup.Lease, error) {
@@ -71,7 +74,8 @@ func (s gatedStore) SetActive(ctx context.Context, l kvmbackup.Lease, name kvmba
 	return do(s.g, "Store.SetActive", func() error { return s.in.SetActive(ctx, l, name) })
 }
 
-func (s gatedStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID, a kvmbackup.Annotation) error {
+func (s gatedStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID,
+	a kvmbackup.Annotation) error {
 	return do(s.g, "Store.Annotate", func() error { return s.in.Annotate(ctx, l, id, a) })
 }
 

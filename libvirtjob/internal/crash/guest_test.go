@@ -250,7 +250,8 @@ func (g *guest) liveBitmaps(device string) (names []string) {
 		}
 	}
 	g.with("query bitmaps", func(dom *libvirt.Domain) error {
-		text, err := dom.QemuMonitorCommand(`{"execute":"query-named-block-nodes","arguments":{"flat":true}}`, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT)
+		text, err := dom.QemuMonitorCommand(`{"execute":"query-named-block-nodes","arguments":{"flat":true}}`,
+			libvirt.DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT)
 		if err != nil {
 			return err
 		}

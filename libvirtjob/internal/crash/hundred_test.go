@@ -16,8 +16,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
-// TestCrashOneOfManyGuests backs up many guests at once through one engine: all get through, no more than the limits allow are
-// under way at any time, and one whose QEMU hangs keeps nobody else waiting.
+// TestCrashOneOfManyGuests backs up many guests at once through one engine: all get through, no more than the limits
+// allow are under way at any time, and one whose QEMU hangs keeps nobody else waiting.
 func TestCrashOneOfManyGuests(t *testing.T) {
 	h := needHost(t)
 	n := min(lab.Rounds(8, 100), availableMiB(t)/200) // QEMU takes some 80 MiB for a guest
@@ -81,10 +81,11 @@ func startMany(t *testing.T, h *host, dir string, n int, p *places) many {
 		t.Cleanup(g.remove)
 		g.start()
 		if i == 0 {
-			all = append(all, openApp(t, g, filepath.Join(dir, "run"), setup{patience: 20 * time.Minute, config: func(c *engine.Config) {
-				c.LeaseTTL = time.Minute
-				c.HostLimit, c.RepositoryLimit, c.OnEvent = engine.NewLimiter(6), engine.NewLimiter(4), p.event
-			}}))
+			all = append(all,
+				openApp(t, g, filepath.Join(dir, "run"), setup{patience: 20 * time.Minute, config: func(c *engine.Config) {
+					c.LeaseTTL = time.Minute
+					c.HostLimit, c.RepositoryLimit, c.OnEvent = engine.NewLimiter(6), engine.NewLimiter(4), p.event
+				}}))
 			continue
 		}
 		a := *all[0]

@@ -20,8 +20,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
-// TestCrashAtEveryPoint kills the process at the n-th point of an operation, for n = 1, 2, 3 until it isn't reached. The
-// next process settles what it left, by Recover or by taking the next backup, checks everything, and is killed in
+// TestCrashAtEveryPoint kills the process at the n-th point of an operation, for n = 1, 2, 3 until it isn't reached.
+// The next process settles what it left, by Recover or by taking the next backup, checks everything, and is killed in
 // turn at the next point. QEMU lives through all of it; libvirt's driver is embedded and dies with each process.
 func TestCrashAtEveryPoint(t *testing.T) {
 	t.Parallel()
@@ -57,7 +57,8 @@ type order struct {
 	Died   bool   // the run before was killed, and is to be settled
 	Kill   int    // the point to die at; 0: none
 	KillAt string // or the first one of this name
-	// Delay is by how much the death comes later than the point: within the call that was about to begin, if it lasts that long.
+	// Delay is by how much the death comes later than the point: within the call that was about to begin, if it lasts that
+	// long.
 	Delay time.Duration
 	Power bool // files are flushed, and the steps of the repository noted
 	Cut   bool // QEMU has died, too

@@ -17,15 +17,32 @@ func abortLeft(c *engine.Config) { c.AbortLeftJobs = true }
 
 // leftCases are killed while their job is running.
 var leftCases = []crashCase{
-	{name: "first full, followed", big: true, act: takeBackup(slow), outcome: engine.RecoveryFollowed, after: wantCompleted(1)},
-	{name: "incremental, followed", prepare: earlier(running, 1), big: true, act: takeBackup(slow), outcome: engine.RecoveryFollowed, after: wantCompleted(2)},
-	{name: "first full, aborted", big: true, act: takeBackup(slow), config: abortLeft, outcome: engine.RecoveryUndone, after: wantCompleted(0)},
-	{name: "incremental, aborted", prepare: earlier(running, 1), big: true, act: takeBackup(slow), config: abortLeft, outcome: engine.RecoveryUndone, after: wantCompleted(1)},
+	{
+		name: "first full, followed", big: true, act: takeBackup(slow), outcome: engine.RecoveryFollowed,
+		after: wantCompleted(1),
+	},
+	{
+		name: "incremental, followed", prepare: earlier(running, 1), big: true, act: takeBackup(slow),
+		outcome: engine.RecoveryFollowed, after: wantCompleted(2),
+	},
+	{name: "first full, aborted", big: true, act: takeBackup(slow), config: abortLeft, outcome: engine.RecoveryUndone,
+		after: wantCompleted(0)},
+	{name: "incremental, aborted", prepare: earlier(running, 1), big: true, act: takeBackup(slow), config: abortLeft,
+		outcome: engine.RecoveryUndone, after: wantCompleted(1)},
 	// That of a pull dies with its reader.
-	{name: "pulled", pull: true, prepare: earlier(running, 1), big: true, act: takeBackup(slow), outcome: engine.RecoveryUndone, after: wantCompleted(1)},
-	{name: "pulled, the scratch moved", pull: true, moved: true, big: true, act: takeBackup(slow), outcome: engine.RecoveryUndone, after: wantCompleted(0)},
+	{
+		name: "pulled", pull: true, prepare: earlier(running, 1), big: true, act: takeBackup(slow),
+		outcome: engine.RecoveryUndone, after: wantCompleted(1),
+	},
+	{
+		name: "pulled, the scratch moved", pull: true, moved: true, big: true, act: takeBackup(slow),
+		outcome: engine.RecoveryUndone, after: wantCompleted(0),
+	},
 	// The job of a stopped VM is a process of its own, which dies with the one that began it.
-	{name: "stopped", stopped: true, prepare: earlier(offline, 1), big: true, act: takeBackup(slow), outcome: engine.RecoveryUndone, after: wantCompleted(1)},
+	{
+		name: "stopped", stopped: true, prepare: earlier(offline, 1), big: true, act: takeBackup(slow),
+		outcome: engine.RecoveryUndone, after: wantCompleted(1),
+	},
 }
 
 // wantCompleted wants n completed backups, and one more.

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestCrashOfLibvirtAtTheEndOfAJob has libvirt die after it has told QEMU to forget a job that is done, and before it noted
-// that. The next libvirt lists the job for ever.
+// TestCrashOfLibvirtAtTheEndOfAJob has libvirt die after it has told QEMU to forget a job that is done, and before it
+// noted that. The next libvirt lists the job for ever.
 func TestCrashOfLibvirtAtTheEndOfAJob(t *testing.T) {
 	t.Parallel()
 	needHost(t)

@@ -14,8 +14,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
-// TestCrashOfQEMUDuringAJob kills QEMU, or destroys the domain, in the middle of a job. The backup fails and leaves nothing;
-// the next one is full where bitmaps were lost with QEMU, and incremental where they could be stored.
+// TestCrashOfQEMUDuringAJob kills QEMU, or destroys the domain, in the middle of a job. The backup fails and leaves
+// nothing; the next one is full where bitmaps were lost with QEMU, and incremental where they could be stored.
 func TestCrashOfQEMUDuringAJob(t *testing.T) {
 	t.Parallel()
 	h := needHost(t)

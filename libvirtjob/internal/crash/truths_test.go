@@ -62,7 +62,8 @@ func files(a *app, dir string) (found []string) {
 	return found
 }
 
-// recordsInOrder checks that no record is running, and that the repository holds the recorded backups' files and no others.
+// recordsInOrder checks that no record is running, and that the repository holds the recorded backups' files and no
+// others.
 func (a *app) recordsInOrder() {
 	a.Helper()
 	want := []string{repository.MarkerName}

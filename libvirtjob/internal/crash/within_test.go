@@ -23,8 +23,8 @@ type longCall struct {
 	longest    time.Duration
 }
 
-// within lists the calls in which much happens between two points. Nothing that the process does is still done when it dies
-// there; and neither is what libvirt was doing, since its driver is part of the process.
+// within lists the calls in which much happens between two points. Nothing that the process does is still done when it
+// dies there; and neither is what libvirt was doing, since its driver is part of the process.
 var within = []longCall{
 	{"first full", "Executor.PrepareJob", 40 * time.Millisecond},
 	{"first full", "Job.Begin", 60 * time.Millisecond},
@@ -83,9 +83,9 @@ func tried(t *testing.T) (chosen []longCall) {
 	return chosen
 }
 
-// restartForgotten does what has to be done after libvirt died at the very beginning of a job: libvirt knows for ever that
-// there is one, and nothing of it. The engine refuses a backup, and says so. The guest has to be stopped, and this process
-// started again, with its libvirt.
+// restartForgotten does what has to be done after libvirt died at the very beginning of a job: libvirt knows for ever
+// that there is one, and nothing of it. The engine refuses a backup, and says so. The guest has to be stopped, and this
+// process started again, with its libvirt.
 func (a *app) restartForgotten() {
 	a.Helper()
 	st, err := a.exec.Inspect(a.ctx, a.ref())
@@ -94,15 +94,16 @@ func (a *app) restartForgotten() {
 		return
 	}
 	a.Log("libvirt forgot a job")
-	if _, err := a.engine.Backup(a.ctx, a.request()); !errors.Is(err, kvmbackup.ErrBusy) || !strings.Contains(err.Error(), "restart libvirt") {
+	if _, err := a.engine.Backup(a.ctx, a.request()); !errors.Is(err, kvmbackup.ErrBusy) ||
+		!strings.Contains(err.Error(), "restart libvirt") {
 		a.Fatalf("a backup under a forgotten job: %v", err)
 	}
 	a.guest.destroy()
 	a.must(syscall.Exec(os.Args[0], os.Args, os.Environ()))
 }
 
-// orphaned says whether QEMU runs although libvirt says that the guest is off, because it died while it noted the guest's state.
-// Then QEMU is killed.
+// orphaned says whether QEMU runs although libvirt says that the guest is off, because it died while it noted the
+// guest's state. Then QEMU is killed.
 func (g *guest) orphaned(h *host) bool {
 	g.t.Helper()
 	if g.running() {

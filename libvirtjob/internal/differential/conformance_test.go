@@ -25,9 +25,9 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// played is every rule in the full tier. The quick one plays a history that there is for domains of both kinds on one of
-// them, as the simulator, which plays all, is the other side of each; and it leaves out the histories that are played by
-// pull in this run.
+// played is every rule in the full tier. The quick one plays a history that there is for domains of both kinds on one
+// of them, as the simulator, which plays all, is the other side of each; and it leaves out the histories that are
+// played by pull in this run.
 func played(t *testing.T) []executortest.Rule {
 	t.Helper()
 	const transient = "-transient"

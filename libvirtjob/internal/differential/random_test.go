@@ -74,11 +74,16 @@ var weighted = []struct {
 	step   string
 }{
 	{12, "write DEVICE CLUSTER COUNT"}, {2, "scribble DEVICE CLUSTER"}, {3, "zero DEVICE CLUSTER COUNT"},
-	{14, "backup"}, {2, "backup off"}, {1, "backup full"}, {4, "backup offline"}, {3, "backup compare"}, {3, "backup other"}, {2, "backup cancel"}, {2, "backup abort"},
-	{1, "backup quiesce"}, {1, "backup full-target"}, {3, "backup lost=CALL"}, {1, "backup offline lost=CALL"}, {2, "restore NUMBER"},
-	{1, "pause"}, {1, "resume"}, {3, "restart"}, {3, "crash"}, {2, "stop"}, {9, "start"}, {2, "detach sda"}, {3, "attach sda"}, {1, "replace sda"},
-	{2, "grow DEVICE SECTORS"}, {3, "snapshot DEVICE"}, {3, "commit DEVICE"}, {3, "delete NUMBER"}, {1, "delete NUMBER force"},
-	{1, "lose-metadata"}, {1, "lose-checkpoint"}, {1, "lose-bitmap DEVICE"}, {1, "foreign-checkpoint DEVICE"}, {1, "foreign-bitmap DEVICE"},
+	{14, "backup"}, {2, "backup off"}, {1, "backup full"}, {4, "backup offline"}, {3, "backup compare"},
+	{3, "backup other"}, {2, "backup cancel"}, {2, "backup abort"},
+	{1, "backup quiesce"}, {1, "backup full-target"}, {3, "backup lost=CALL"}, {1, "backup offline lost=CALL"},
+	{2, "restore NUMBER"},
+	{1, "pause"}, {1, "resume"}, {3, "restart"}, {3, "crash"}, {2, "stop"}, {9, "start"}, {2, "detach sda"},
+	{3, "attach sda"}, {1, "replace sda"},
+	{2, "grow DEVICE SECTORS"}, {3, "snapshot DEVICE"}, {3, "commit DEVICE"}, {3, "delete NUMBER"},
+	{1, "delete NUMBER force"},
+	{1, "lose-metadata"}, {1, "lose-checkpoint"}, {1, "lose-bitmap DEVICE"}, {1, "foreign-checkpoint DEVICE"},
+	{1, "foreign-bitmap DEVICE"},
 	{1, "forget"}, {1, "require-full"}, {1, "recover"},
 }
 

@@ -25,10 +25,12 @@ func (w overWire) Executor() kvmbackup.Executor {
 	return remote.New(host.URL, "/", host.Client())
 }
 
-// sample are the rules that a wire may break: what lasts, ends early, or is found again. All are asked of the simulator.
+// sample are the rules that a wire may break: what lasts, ends early, or is found again. All are asked of the
+// simulator.
 var sample = []string{
-	"inspect/job", "checkpoint/register", "job/incremental", "job/stopped", "job/busy", "job/progress", "job/wait-ends", "job/bandwidth", "job/killed",
-	"adopt/running", "adopt/elsewhere", "context/begin", "history/everyday", "history/slow", "history/given-up",
+	"inspect/job", "checkpoint/register", "job/incremental", "job/stopped", "job/busy", "job/progress", "job/wait-ends",
+	"job/bandwidth", "job/killed", "adopt/running", "adopt/elsewhere", "context/begin", "history/everyday", "history/slow",
+	"history/given-up",
 }
 
 // TestOverAWire holds libvirt's executor, reached by the example's,  to a sample of the rules.

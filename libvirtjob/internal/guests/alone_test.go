@@ -15,9 +15,9 @@ const aloneEnv = "KVMBACKUP_GUESTS_ALONE"
 // processes bounds how many tests run in processes of their own: their guests boot without KVM.
 var processes = make(chan struct{}, 3)
 
-// alone runs the test in a process of its own, which has a libvirt of its own: what hangs there keeps no other test's jobs
-// waiting (see otherVM). It begins while tests that aren't parallel still run, and returns false where it is over; there is
-// nothing to do then. In the test's own process it returns true.
+// alone runs the test in a process of its own, which has a libvirt of its own: what hangs there keeps no other test's
+// jobs waiting (see otherVM). It begins while tests that aren't parallel still run, and returns false where it is over;
+// there is nothing to do then. In the test's own process it returns true.
 func alone(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(aloneEnv) == t.Name() {

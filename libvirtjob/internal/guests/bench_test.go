@@ -34,7 +34,8 @@ type bench struct {
 	onEvent func(engine.Event)
 }
 
-// newBench makes an engine; set may change its configuration, and the repository's folder is in the test's unless it does.
+// newBench makes an engine; set may change its configuration, and the repository's folder is in the test's unless it
+// does.
 func newBench(t testing.TB, set func(*engine.Config)) *bench {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
@@ -43,7 +44,9 @@ func newBench(t testing.TB, set func(*engine.Config)) *bench {
 	var err error
 	b.images, err = qcow2.New(qcow2.Config{})
 	b.must(err)
-	exec, err := libvirtjob.New(connection(t), libvirtjob.Config{Images: b.images, ProgressInterval: 100 * time.Millisecond})
+	exec, err := libvirtjob.New(connection(t), libvirtjob.Config{
+		Images: b.images, ProgressInterval: 100 * time.Millisecond,
+	})
 	b.must(err)
 	t.Cleanup(func() { _ = exec.Close() })
 	b.cfg = engine.Config{Store: memstore.New(), Executor: exec, Images: b.images, OnEvent: b.note}
@@ -58,7 +61,8 @@ func newBench(t testing.TB, set func(*engine.Config)) *bench {
 	return b
 }
 
-// limits gives the engine other limits, as after a restart of the host; zeroes are the defaults, which a busy machine keeps to.
+// limits gives the engine other limits, as after a restart of the host; zeroes are the defaults, which a busy machine
+// keeps to.
 func (b *bench) limits(stallWarn, stallAbort, cleanup time.Duration) {
 	b.Helper()
 	b.cfg.StallWarn, b.cfg.StallAbort, b.cfg.CleanupLimit = stallWarn, stallAbort, cleanup
@@ -72,7 +76,9 @@ func newRepository(tb testing.TB, dir string) *repository.Repository {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		tb.Fatal(err)
 	}
-	repo, err := repository.Init(tb.Context(), dir, repository.Options{NoSync: true, Timeout: 2 * time.Second, DataTimeout: 5 * time.Second})
+	repo, err := repository.Init(tb.Context(), dir, repository.Options{
+		NoSync: true, Timeout: 2 * time.Second, DataTimeout: 5 * time.Second,
+	})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -142,8 +148,8 @@ func (b *bench) backup(req engine.BackupRequest) kvmbackup.Backup {
 	return got
 }
 
-// wantClean checks that nothing of a failed backup is left: no running record, no job, no partial folder, no checkpoint but the
-// active one.
+// wantClean checks that nothing of a failed backup is left: no running record, no job, no partial folder, no checkpoint
+// but the active one.
 func (b *bench) wantClean(g *guest) {
 	b.Helper()
 	all, err := b.engine.List(b.ctx, kvmbackup.Query{VM: kvmbackup.VMID(g.name)})

@@ -30,8 +30,8 @@ func (b *bench) sideFile(bk kvmbackup.Backup, name string) []byte {
 	return data
 }
 
-// bootCopy boots a copy of the backup's guest, beside the original, on other disks. Its serial ports' files reach into the
-// host, as shared folders would: nothing but being asked keeps them.
+// bootCopy boots a copy of the backup's guest, beside the original, on other disks. Its serial ports' files reach into
+// the host, as shared folders would: nothing but being asked keeps them.
 func (b *bench) bootCopy(g *guest, bk kvmbackup.Backup, volumes []engine.RestoredVolume) *guest {
 	b.Helper()
 	c := newGuest(b)
@@ -51,7 +51,8 @@ func (b *bench) bootCopy(g *guest, bk kvmbackup.Backup, volumes []engine.Restore
 	return c
 }
 
-// TestRestoredGuestBoots: disks and definition of a backup make a guest that boots and finds its files, beside the original.
+// TestRestoredGuestBoots: disks and definition of a backup make a guest that boots and finds its files, beside the
+// original.
 func TestRestoredGuestBoots(t *testing.T) {
 	g := needGuest(t)
 	b := newBench(t, nil)
@@ -68,7 +69,8 @@ func TestRestoredGuestBoots(t *testing.T) {
 		t.Errorf("checksums in the restored guest are %s and %s, want %s and %s", a, z, before, after)
 	}
 	// It is a guest like any other, backed up under its own name.
-	if got := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(c.name), Quiesce: engine.QuiesceRequire}); got.Kind != kvmbackup.KindFull {
+	got := b.backup(engine.BackupRequest{VM: kvmbackup.VMID(c.name), Quiesce: engine.QuiesceRequire})
+	if got.Kind != kvmbackup.KindFull {
 		t.Errorf("the copy's first backup is %v because %v", got.Kind, got.Reasons)
 	}
 	g.wantThawed()

@@ -50,7 +50,9 @@ func newGuest(tb testing.TB, disks ...guestDisk) *guest {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	g := &guest{TB: tb, name: fmt.Sprintf("guest-%d-%d", os.Getpid(), guestNumber.Add(1)), uuid: uuid.NewString(), disks: disks}
+	g := &guest{
+		TB: tb, name: fmt.Sprintf("guest-%d-%d", os.Getpid(), guestNumber.Add(1)), uuid: uuid.NewString(), disks: disks,
+	}
 	g.dir = filepath.Join(dir, g.name)
 	if err := os.Mkdir(g.dir, 0o755); err != nil {
 		tb.Fatal(err)
@@ -67,8 +69,8 @@ func (g *guest) boot() *guest {
 	return g
 }
 
-// start boots from any definition with this guest's console, and waits until its system and its agent are up: an agent that
-// comes during a job holds up libvirt's events (see TestAgentGoesDuringJob).
+// start boots from any definition with this guest's console, and waits until its system and its agent are up: an agent
+// that comes during a job holds up libvirt's events (see TestAgentGoesDuringJob).
 func (g *guest) start(definition string) {
 	g.Helper()
 	dom, err := connection(g).DomainCreateXML(definition, libvirt.DOMAIN_START_PAUSED)
@@ -110,7 +112,8 @@ func (g *guest) xml() string {
 		if d.format != "" {
 			format = d.format
 		}
-		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='%s'%s/><source file='%s'/><target dev='%s' bus='virtio'/></disk>",
+		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='%s'%s/><source file='%s'/>"+
+			"<target dev='%s' bus='virtio'/></disk>",
 			format, policy, d.path, d.device)
 	}
 	return fmt.Sprintf(`<domain type='qemu'>
@@ -274,7 +277,8 @@ func (c *console) run(command string, limit time.Duration) (string, error) {
 func newFS(tb testing.TB, path string, mebibytes int) string {
 	tb.Helper()
 	raw := path + ".raw"
-	command(tb, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", raw, fmt.Sprintf("%dM", mebibytes))
+	command(tb, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", raw,
+		fmt.Sprintf("%dM", mebibytes))
 	command(tb, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
 	if err := os.Remove(raw); err != nil {
 		tb.Fatal(err)

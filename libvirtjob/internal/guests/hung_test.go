@@ -15,8 +15,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/engine"
 )
 
-// TestHungQEMU: a dead target may stop all of QEMU, which then doesn't answer libvirt either. No call waits for it longer than
-// the limit, other VMs go on, and when QEMU is back all is settled.
+// TestHungQEMU: a dead target may stop all of QEMU, which then doesn't answer libvirt either. No call waits for it
+// longer than the limit, other VMs go on, and when QEMU is back all is settled.
 func TestHungQEMU(t *testing.T) {
 	if !alone(t) {
 		return

@@ -19,8 +19,8 @@ import (
 // workDir holds what all tests of the process share: the guest's system, empty file systems, the shared guest's disk.
 var workDir string
 
-// newWorkDir is below /tmp, not below a test's folder, because sockets are in it, whose paths are limited to 107 bytes. A helper
-// process leaves it to the process that started it.
+// newWorkDir is below /tmp, not below a test's folder, because sockets are in it, whose paths are limited to 107 bytes.
+// A helper process leaves it to the process that started it.
 var newWorkDir = sync.OnceValues(func() (string, error) {
 	if dir := os.Getenv(helperEnv); dir != "" {
 		return dir, nil
@@ -48,11 +48,12 @@ func needSystem(tb testing.TB) system {
 
 // modules in the order in which they are loaded; one that is built into the kernel is not there.
 var modules = []string{
-	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk", "virtio_console",
+	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk",
+	"virtio_console",
 }
 
-// initScript mounts every disk with an ext4 file system under its own name, starts the guest agent where there is a port
-// for it, and then runs the lines that come over the second serial port.
+// initScript mounts every disk with an ext4 file system under its own name, starts the guest agent where there is a
+// port for it, and then runs the lines that come over the second serial port.
 const initScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -110,7 +111,8 @@ func buildSystem() (system, error) {
 	}
 	archive.add("init", 0o100755, []byte(initScript))
 	archive.add("hook", 0o100755, []byte(hookScript))
-	if err := errors.Join(archive.addModules(filepath.Join(kernelDir, "lib", "modules")), archive.addPrograms()); err != nil {
+	if err := errors.Join(archive.addModules(filepath.Join(kernelDir, "lib", "modules")),
+		archive.addPrograms()); err != nil {
 		return system{}, err
 	}
 	return s, os.WriteFile(s.initramfs, archive.close(), 0o644)
@@ -124,7 +126,8 @@ type cpio struct {
 
 func (c *cpio) add(name string, mode int, data []byte) {
 	c.entries++
-	fmt.Fprintf(c, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", c.entries, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
+	fmt.Fprintf(c, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", c.entries, mode, 0, 0, 1, 0, len(data), 0,
+		0, 0, 0, len(name)+1, 0)
 	c.WriteString(name + "\x00")
 	c.pad()
 	c.Write(data)

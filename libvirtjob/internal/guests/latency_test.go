@@ -52,22 +52,27 @@ func startSyncWriter(tb testing.TB, mebibytes int) *syncWriter {
 	info, err := os.Stat(program)
 	lab.OK(tb, err)
 	lab.OK(tb, os.Truncate(program, (info.Size()+1<<20)&^(1<<20-1)))
-	w := &syncWriter{guest: newGuest(tb, guestDisk{device: "vda", path: bulkDisk(tb, mebibytes)}, guestDisk{device: "vdb", path: program, format: "raw"}), mebibytes: mebibytes}
+	w := &syncWriter{
+		guest: newGuest(tb, guestDisk{device: "vda", path: bulkDisk(tb, mebibytes)},
+			guestDisk{device: "vdb", path: program, format: "raw"}), mebibytes: mebibytes,
+	}
 	w.boot()
 	w.countPauses()
 	w.run("cat /dev/vdb >/tmp/syncwriter && chmod +x /tmp/syncwriter")
-	w.run(fmt.Sprintf("/tmp/syncwriter /dev/vda %d /tmp/result >/tmp/log 2>&1 & echo $! >/tmp/pid; while [ ! -e /tmp/result ]; do usleep 10000; done", int64(mebibytes)<<20))
+	w.run(fmt.Sprintf("/tmp/syncwriter /dev/vda %d /tmp/result >/tmp/log 2>&1 & echo $! >/tmp/pid; while [ ! -e "+
+		"/tmp/result ]; do usleep 10000; done", int64(mebibytes)<<20))
 	return w
 }
 
 func (w *syncWriter) countPauses() {
 	w.Helper()
 	conn := connection(w)
-	id, err := conn.DomainEventLifecycleRegister(w.domain(), func(_ *libvirt.Connect, _ *libvirt.Domain, ev *libvirt.DomainEventLifecycle) {
-		if ev.Event == libvirt.DOMAIN_EVENT_SUSPENDED {
-			w.paused.Add(1)
-		}
-	})
+	id, err := conn.DomainEventLifecycleRegister(w.domain(),
+		func(_ *libvirt.Connect, _ *libvirt.Domain, ev *libvirt.DomainEventLifecycle) {
+			if ev.Event == libvirt.DOMAIN_EVENT_SUSPENDED {
+				w.paused.Add(1)
+			}
+		})
 	lab.OK(w, err)
 	w.Cleanup(func() { lab.OK(w, conn.DomainEventDeregister(id)) })
 }
@@ -81,7 +86,8 @@ func (w *syncWriter) begin() {
 // end returns what was measured since begin, with the write that is under way.
 func (w *syncWriter) end() (l latency) {
 	w.Helper()
-	out := w.run("kill -USR2 $(cat /tmp/pid); while [ ! -e /tmp/result ]; do kill -0 $(cat /tmp/pid) || cat /tmp/log; usleep 10000; done; cat /tmp/result")
+	out := w.run("kill -USR2 $(cat /tmp/pid); while [ ! -e /tmp/result ]; do kill -0 $(cat /tmp/pid) || cat /tmp/log; " +
+		"usleep 10000; done; cat /tmp/result")
 	lab.OK(w, json.Unmarshal([]byte(out), &l))
 	return l
 }
@@ -161,7 +167,9 @@ func (t *trial) full(ctx context.Context, onJob func()) (measured latency, err e
 			measured, ended = t.w.end(), true
 		}
 	}
-	req := engine.BackupRequest{VM: kvmbackup.VMID(t.w.name), Volumes: []engine.Volume{{ID: "v", Device: "vda"}}, IgnoreSpace: true}
+	req := engine.BackupRequest{
+		VM: kvmbackup.VMID(t.w.name), Volumes: []engine.Volume{{ID: "v", Device: "vda"}}, IgnoreSpace: true,
+	}
 	req.Policy.Transfer, req.Policy.ForceFull = t.way, true
 	req.OnJob = func(engine.JobControl) { t.w.begin(); onJob() }
 	t.on(engine.EventStep, func(ev engine.Event) {
@@ -174,8 +182,9 @@ func (t *trial) full(ctx context.Context, onJob func()) (measured latency, err e
 	return measured, err
 }
 
-// TestGuestWritesOn: a guest that writes all the time while it is backed up by pull has no write that fails, isn't paused,
-// and never waits for the share: be that slow, stalled or full. By push it waits for as long as a share is stalled.
+// TestGuestWritesOn: a guest that writes all the time while it is backed up by pull has no write that fails, isn't
+// paused, and never waits for the share: be that slow, stalled or full. By push it waits for as long as a share is
+// stalled.
 func TestGuestWritesOn(t *testing.T) {
 	if !alone(t) {
 		return
@@ -224,8 +233,8 @@ func (w *syncWriter) wantUnharmed(t *testing.T, l latency, longest time.Duration
 	}
 }
 
-// TestAbortWhileTheShareHangs: a cancel ends a pull job at once, although the share doesn't answer, and the guest doesn't
-// notice. A push job stays until the share answers, and has the guest wait until then.
+// TestAbortWhileTheShareHangs: a cancel ends a pull job at once, although the share doesn't answer, and the guest
+// doesn't notice. A push job stays until the share answers, and has the guest wait until then.
 func TestAbortWhileTheShareHangs(t *testing.T) {
 	if !alone(t) {
 		return
@@ -257,7 +266,8 @@ func TestAbortWhileTheShareHangs(t *testing.T) {
 }
 
 // abort cancels a full while its share hangs, and returns after how long libvirt's job was gone.
-func (w *syncWriter) abort(t *testing.T, way kvmbackup.Transfer, hang time.Duration) (b *trial, measured latency, took time.Duration, err error) {
+func (w *syncWriter) abort(t *testing.T, way kvmbackup.Transfer, hang time.Duration) (b *trial, measured latency,
+	took time.Duration, err error) {
 	t.Helper()
 	b = newTrial(t, w, way, fault{speed: 10e6})
 	b.limits(0, 0, time.Second)
@@ -287,7 +297,8 @@ func (w *syncWriter) jobGone() time.Duration {
 }
 
 // BenchmarkGuestWrites reports what a guest that writes synchronously measures during a full of its disk of 512 MiB, by
-// pull and by push, to a share that is fast, slow, stalled for a minute or full; and just before, when nobody takes one.
+// pull and by push, to a share that is fast, slow, stalled for a minute or full; and just before, when nobody takes
+// one.
 func BenchmarkGuestWrites(b *testing.B) {
 	w := startSyncWriter(b, 512)
 	for _, f := range faults {

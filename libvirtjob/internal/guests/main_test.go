@@ -36,7 +36,8 @@ func removeRoot(root string) { realguest.RemoveRoot(root) }
 // bareGuest starts a guest without a system that runs, with more devices, on the disk image; its name is returned.
 func bareGuest(tb testing.TB, devices, image string) string {
 	tb.Helper()
-	return realguest.Start(tb, realguest.Config{Disks: []realguest.Disk{{Device: "vda", Path: image}}, DevicesXML: devices, Running: true}).Name
+	return realguest.Start(tb, realguest.Config{Disks: []realguest.Disk{{Device: "vda", Path: image}}, DevicesXML: devices,
+		Running: true}).Name
 }
 
 // within fails the test if f takes longer.

@@ -14,8 +14,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// TestOpen: a guest runs from a restore point without a copy. The chain stays as it is; it outlives its deletion, and a restart of
-// the host, until the restore point is closed.
+// TestOpen: a guest runs from a restore point without a copy. The chain stays as it is; it outlives its deletion, and a
+// restart of the host, until the restore point is closed.
 func TestOpen(t *testing.T) {
 	g := needGuest(t)
 	dir := t.TempDir()
@@ -97,7 +97,8 @@ func TestBrowse(t *testing.T) {
 	url := "nbd+unix:///?socket=" + socket
 	t.Log(command(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", url, raw))
 	var exit *exec.ExitError
-	if out, err := exec.Command("qemu-io", "-f", "raw", "-c", "write 0 512", url).CombinedOutput(); !errors.As(err, &exit) {
+	if out, err := exec.Command("qemu-io", "-f", "raw", "-c", "write 0 512", url).
+		CombinedOutput(); !errors.As(err, &exit) {
 		t.Errorf("the export can be written: %s", out)
 	}
 	_, err = b.engine.Delete(b.ctx, bk.ID, kvmbackup.DeleteOptions{})

@@ -18,8 +18,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 )
 
-// TestPausedByError: the storage of a guest's disk runs full during a backup, so QEMU pauses the guest. When there is space
-// again and the job is over, it runs on and has lost nothing.
+// TestPausedByError: the storage of a guest's disk runs full during a backup, so QEMU pauses the guest. When there is
+// space again and the job is over, it runs on and has lost nothing.
 func TestPausedByError(t *testing.T) {
 	if !alone(t) {
 		return
@@ -36,7 +36,8 @@ func TestPausedByError(t *testing.T) {
 			var noted []string
 			req.OnJob = func(job engine.JobControl) {
 				fill(true)
-				g.run("(dd if=/dev/urandom of=/vdb/big bs=64k count=256; sync && rm /vdb/big && echo done >/tmp/done) >/dev/null 2>&1 &")
+				g.run("(dd if=/dev/urandom of=/vdb/big bs=64k count=256; sync && rm /vdb/big && echo done >/tmp/done) " +
+					">/dev/null 2>&1 &")
 				g.waitPaused(libvirt.DOMAIN_PAUSED_IOERROR)
 				st, err := b.cfg.Executor.Inspect(b.ctx, g.ref())
 				b.must(err)
@@ -63,7 +64,9 @@ func TestPausedByError(t *testing.T) {
 					t.Logf("the guest is in state %v because %v", s, reason)
 				}
 			}()
-			lab.Eventually(t, "the guest has written its file", func() bool { return g.run("if [ -s /tmp/done ]; then cat /tmp/done; rm /tmp/done; fi") != "" })
+			lab.Eventually(t, "the guest has written its file", func() bool {
+				return g.run("if [ -s /tmp/done ]; then cat /tmp/done; rm /tmp/done; fi") != ""
+			})
 			b.wantClean(&g)
 		})
 	}
@@ -112,8 +115,8 @@ func TestPausedByAdministrator(t *testing.T) {
 	g.wantThawed()
 }
 
-// TestPausedWhileFrozen: the guest is paused before it can be thawed. It can't be thawed then; when somebody lets it run on
-// during the job it is thawed after that.
+// TestPausedWhileFrozen: the guest is paused before it can be thawed. It can't be thawed then; when somebody lets it
+// run on during the job it is thawed after that.
 func TestPausedWhileFrozen(t *testing.T) {
 	g := needGuest(t)
 	b := newBench(t, nil)
@@ -176,7 +179,8 @@ func fullDisk(t *testing.T) (*guest, func(full bool)) {
 		if err := syscall.Statfs(small, &st); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filler, make([]byte, max(int64(st.Bavail)-1024, 0)*st.Bsize), 0o600); err != nil { // 4 MiB stay free
+		// 4 MiB stay free
+		if err := os.WriteFile(filler, make([]byte, max(int64(st.Bavail)-1024, 0)*st.Bsize), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

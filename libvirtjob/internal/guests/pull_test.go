@@ -26,7 +26,8 @@ func startWriter(t *testing.T, mebibytes int) writer {
 	t.Helper()
 	w := writer{newGuest(t, guestDisk{device: "vda", path: bulkDisk(t, mebibytes)}).boot()}
 	w.run("tr '\\0' x </dev/zero | head -c 8388608 >/tmp/data") // zeroes would be skipped
-	w.run(fmt.Sprintf("( while [ ! -e /tmp/stop ]; do for i in $(seq 0 %d); do dd if=/tmp/data of=/dev/vda bs=64k seek=$((i*128)) conv=notrunc,fsync 2>/tmp/last "+
+	w.run(fmt.Sprintf("( while [ ! -e /tmp/stop ]; do for i in $(seq 0 %d); do dd if=/tmp/data of=/dev/vda bs=64k "+
+		"seek=$((i*128)) conv=notrunc,fsync 2>/tmp/last "+
 		"&& echo >>/tmp/rounds || echo >>/tmp/failed; done; done ) >/dev/null 2>&1 &", mebibytes/8-1))
 	return w
 }
@@ -58,8 +59,8 @@ func (w writer) wantWrites() {
 	lab.Eventually(w, "the guest writes on", func() bool { return w.count("/tmp/rounds") > before })
 }
 
-// TestScratchTooSmall: a guest that writes as fast as it can doesn't notice that the scratch is too small, whatever its size.
-// The job goes before, and the error has the figures.
+// TestScratchTooSmall: a guest that writes as fast as it can doesn't notice that the scratch is too small, whatever its
+// size. The job goes before, and the error has the figures.
 func TestScratchTooSmall(t *testing.T) {
 	if !alone(t) {
 		return

@@ -18,8 +18,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// TestQuiescedFileSystem: a file system that was frozen needs no journal to be consistent, in a full and in an incremental;
-// one that was not frozen does.
+// TestQuiescedFileSystem: a file system that was frozen needs no journal to be consistent, in a full and in an
+// incremental; one that was not frozen does.
 func TestQuiescedFileSystem(t *testing.T) {
 	g := needGuest(t)
 	b := newBench(t, nil)
@@ -143,8 +143,8 @@ func TestFreezeRefused(t *testing.T) {
 	b.wantUnquiesced(g, kvmbackup.VMID(g.name), 20*time.Second)
 }
 
-// TestFreezeTakesTooLong: the agent is still freezing when the limit has passed, and freezes after that. It has to be thawed
-// all the same.
+// TestFreezeTakesTooLong: the agent is still freezing when the limit has passed, and freezes after that. It has to be
+// thawed all the same.
 func TestFreezeTakesTooLong(t *testing.T) {
 	g := needGuest(t)
 	g.run("touch /tmp/slow")
@@ -201,7 +201,8 @@ func (b *bench) wantUnquiesced(g *guest, vm kvmbackup.VMID, limit time.Duration)
 		}
 	})
 	b.Logf("the crash-consistent backup took %v", took)
-	if statuses := b.statuses(vm); !slices.Equal(statuses, []kvmbackup.Status{kvmbackup.StatusFailed, kvmbackup.StatusCompleted}) {
+	statuses := b.statuses(vm)
+	if !slices.Equal(statuses, []kvmbackup.Status{kvmbackup.StatusFailed, kvmbackup.StatusCompleted}) {
 		b.Errorf("records are %v", statuses)
 	}
 	if g != nil && !strings.Contains(g.run("ps -o stat,comm"), "T ") {
@@ -235,8 +236,9 @@ func TestAgentSilentAfterFreeze(t *testing.T) {
 	g.waitAgent().wantThawed()
 }
 
-// TestAgentGoesDuringJob: when an agent comes or goes during a job, the one thread in which libvirt 9.0 sees to the events of all
-// domains waits 30 s for that job to end, and sees to its end only then. The backup takes that much longer, and is whole.
+// TestAgentGoesDuringJob: when an agent comes or goes during a job, the one thread in which libvirt 9.0 sees to the
+// events of all domains waits 30 s for that job to end, and sees to its end only then. The backup takes that much
+// longer, and is whole.
 func TestAgentGoesDuringJob(t *testing.T) {
 	if !alone(t) {
 		return
@@ -252,7 +254,10 @@ func TestAgentGoesDuringJob(t *testing.T) {
 	req := engine.BackupRequest{VM: kvmbackup.VMID(g.name), Quiesce: engine.QuiesceRequire, BandwidthBytes: 48 << 20}
 	req.OnJob = func(engine.JobControl) {
 		g.run("kill -9 $(pidof qemu-ga)")
-		lab.Eventually(t, "libvirt sees that the agent is gone", func() bool { _, err := g.agent("guest-ping"); return err != nil })
+		lab.Eventually(t, "libvirt sees that the agent is gone", func() bool {
+			_, err := g.agent("guest-ping")
+			return err != nil
+		})
 	}
 	b.on(engine.EventStalled, func(engine.Event) {})
 	var got kvmbackup.Backup

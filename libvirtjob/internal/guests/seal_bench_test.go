@@ -26,7 +26,8 @@ import (
 var kinds = []string{"plain", "zstd", "sealed", "sealed zstd"}
 
 // BenchmarkSmallerAndSealed takes the same backups by pull in each way, in turns, of 512 MiB of which half is random
-// and the rest compresses, and restores chains of ten. It reports medians, and the medians of the rounds' ratios to plain.
+// and the rest compresses, and restores chains of ten. It reports medians, and the medians of the rounds' ratios to
+// plain.
 func BenchmarkSmallerAndSealed(b *testing.B) {
 	r := &rounds{B: b, dir: b.TempDir(), took: map[string][]time.Duration{}, stored: map[string]int64{}}
 	var err error
@@ -35,7 +36,9 @@ func BenchmarkSmallerAndSealed(b *testing.B) {
 	r.exec, err = libvirtjob.New(realguest.Need(b).Conn, libvirtjob.Config{Images: r.tool})
 	lab.OK(b, err)
 	b.Cleanup(func() { _ = r.exec.Close() })
-	r.guest = realguest.Start(b, realguest.Config{Disks: []realguest.Disk{{Device: "vda", SizeBytes: 512 << 20}}, Persistent: true, Stopped: true})
+	r.guest = realguest.Start(b, realguest.Config{
+		Disks: []realguest.Disk{{Device: "vda", SizeBytes: 512 << 20}}, Persistent: true, Stopped: true,
+	})
 	r.guest.Random("vda", 0, 256<<20)
 	r.guest.Create()
 	r.guest.Write("vda", 7, 256<<20, 256<<20)
@@ -146,7 +149,8 @@ func (r *rounds) full(what, kind, dir string) {
 
 func (r *rounds) drop(l link) {
 	r.Helper()
-	lab.OK(r, r.exec.DropCheckpoint(r.Context(), kvmbackup.DomainRef{Name: r.guest.Name}, kvmbackup.CheckpointName(l.checkpoint)))
+	lab.OK(r, r.exec.DropCheckpoint(r.Context(), kvmbackup.DomainRef{Name: r.guest.Name},
+		kvmbackup.CheckpointName(l.checkpoint)))
 	lab.OK(r, os.Remove(l.layer.Path))
 }
 
@@ -199,7 +203,9 @@ func (r *rounds) restore(kind string, layers []qcow2.Layer) {
 	r.Helper()
 	out := filepath.Join(r.dir, "restored")
 	began := time.Now()
-	lab.OK(r, r.tool.Convert(r.Context(), layers[0].Path, out, qcow2.ConvertOptions{Secret: layers[0].Secret, Backing: layers[1:]}))
+	lab.OK(r, r.tool.Convert(r.Context(), layers[0].Path, out, qcow2.ConvertOptions{
+		Secret: layers[0].Secret, Backing: layers[1:],
+	}))
 	r.took["restore of ten, "+kind] = append(r.took["restore of ten, "+kind], time.Since(began))
 	lab.OK(r, os.Remove(out))
 }

@@ -16,9 +16,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
-// share is a file system for a repository, on a server of the test's own: a storage daemon that exports memory through a
-// throttle, over FUSE. It is mounted so that each write goes to the server before it returns: the page cache, which would
-// take a small disk whole, doesn't hide how fast the server is.
+// share is a file system for a repository, on a server of the test's own: a storage daemon that exports memory through
+// a throttle, over FUSE. It is mounted so that each write goes to the server before it returns: the page cache, which
+// would take a small disk whole, doesn't hide how fast the server is.
 type share struct {
 	testing.TB
 	dir     string

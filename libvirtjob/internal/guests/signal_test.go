@@ -23,9 +23,9 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
-// TestSignals ends the host's process while the guest is frozen: by SIGTERM, which the process turns into a cancel, and then
-// by SIGKILL, after which another process recovers. A process has only one libvirt root, so both are helpers, which are
-// this test binary again on a root of their own.
+// TestSignals ends the host's process while the guest is frozen: by SIGTERM, which the process turns into a cancel, and
+// then by SIGKILL, after which another process recovers. A process has only one libvirt root, so both are helpers,
+// which are this test binary again on a root of their own.
 func TestSignals(t *testing.T) {
 	t.Parallel()
 	needSystem(t)

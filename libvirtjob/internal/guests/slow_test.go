@@ -20,8 +20,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// TestBandwidth: a limit holds from the start, and a new one at once. What QEMU reads and writes in one go (up to 64 MiB), and
-// what goes before libvirt's begin returns, isn't held back.
+// TestBandwidth: a limit holds from the start, and a new one at once. What QEMU reads and writes in one go (up to 64
+// MiB), and what goes before libvirt's begin returns, isn't held back.
 func TestBandwidth(t *testing.T) {
 	t.Parallel()
 	vm := bareGuest(t, "", bulkDisk(t, 512))
@@ -104,7 +104,9 @@ func newMount(t *testing.T) *mount {
 	command(t, "mount", "-o", "loop", m.dir+".img", m.dir)
 	t.Cleanup(func() {
 		m.goOn()
-		lab.Eventually(t, "the repository's file system is unmounted", func() bool { return syscall.Unmount(m.dir, 0) == nil })
+		lab.Eventually(t, "the repository's file system is unmounted", func() bool {
+			return syscall.Unmount(m.dir, 0) == nil
+		})
 	})
 	return m
 }
@@ -120,8 +122,8 @@ func (m *mount) goOn() {
 	}
 }
 
-// TestDeadRepository: the repository's file server dies during a job. The backup ends with an error in time although the job
-// can't be ended, everything else goes on, and when the server is back all is settled.
+// TestDeadRepository: the repository's file server dies during a job. The backup ends with an error in time although
+// the job can't be ended, everything else goes on, and when the server is back all is settled.
 func TestDeadRepository(t *testing.T) {
 	if !alone(t) {
 		return
@@ -143,9 +145,10 @@ func TestDeadRepository(t *testing.T) {
 	// The watchdog.
 	b.limits(500*time.Millisecond, 1500*time.Millisecond, 2*time.Second)
 	sum := g.write("/vda/file", 4)
-	req := engine.BackupRequest{VM: vm, Policy: kvmbackup.Policy{ForceFull: true}, BandwidthBytes: 24 << 20, OnJob: func(engine.JobControl) {
-		nas.hang()
-	}}
+	req := engine.BackupRequest{VM: vm, Policy: kvmbackup.Policy{ForceFull: true}, BandwidthBytes: 24 << 20,
+		OnJob: func(engine.JobControl) {
+			nas.hang()
+		}}
 	b.on(engine.EventStalled, func(engine.Event) {})
 	stalled := func() (err error) {
 		within(t, 10*time.Second, "the stalled backup", func() {
@@ -206,9 +209,9 @@ func TestDeadRepository(t *testing.T) {
 	command(t, "qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", g.disks[1].path, disks["vdb"])
 }
 
-// otherVM backs up another VM while a QEMU hangs. libvirt sees to what the jobs of all domains report in one thread, which may be
-// waiting for that QEMU: then the watchdog ends the other backup, or leaves its job to the next operation. Once QEMU goes on, settled
-// expects it to be cleaned up.
+// otherVM backs up another VM while a QEMU hangs. libvirt sees to what the jobs of all domains report in one thread,
+// which may be waiting for that QEMU: then the watchdog ends the other backup, or leaves its job to the next operation.
+// Once QEMU goes on, settled expects it to be cleaned up.
 func otherVM(t *testing.T) (settled func()) {
 	t.Helper()
 	req := engine.BackupRequest{VM: kvmbackup.VMID(bareGuest(t, "", ""))}
@@ -277,8 +280,8 @@ func TestCancelDuringHang(t *testing.T) {
 	b.wantClean(g)
 }
 
-// TestCancelAnywhere cancels, and lets a deadline pass, in every step of a backup. Until the folder is published nothing is left;
-// from then on the backup is completed instead.
+// TestCancelAnywhere cancels, and lets a deadline pass, in every step of a backup. Until the folder is published
+// nothing is left; from then on the backup is completed instead.
 func TestCancelAnywhere(t *testing.T) {
 	g := needGuest(t)
 	vm := kvmbackup.VMID(g.name)

@@ -39,8 +39,8 @@ func TestChain(t *testing.T) {
 	s.restoreAll()
 }
 
-// The feature is switched on, off and on again, and the length of chains is changed in mid-chain: untracked fulls neither break nor join a
-// chain. When the last backup is deleted nothing is left of any.
+// The feature is switched on, off and on again, and the length of chains is changed in mid-chain: untracked fulls
+// neither break nor join a chain. When the last backup is deleted nothing is left of any.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
@@ -74,8 +74,8 @@ func TestTransitions(t *testing.T) {
 	s.deleteAll()
 }
 
-// deleteAll deletes the oldest backup, then the newest and so on to the last one. What is still offered restores each time, and in
-// the end nothing is left; inOrder compares the folders with the records.
+// deleteAll deletes the oldest backup, then the newest and so on to the last one. What is still offered restores each
+// time, and in the end nothing is left; inOrder compares the folders with the records.
 func (s *story) deleteAll() {
 	s.Helper()
 	first, stride := lab.Every(s, 4)
@@ -148,7 +148,9 @@ func TestManyGuests(t *testing.T) {
 	}
 	for _, s := range all {
 		s.inOrder()
-		list, err := s.engine.List(s.ctx, kvmbackup.Query{VM: s.vm(), Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted}})
+		list, err := s.engine.List(s.ctx, kvmbackup.Query{
+			VM: s.vm(), Statuses: []kvmbackup.Status{kvmbackup.StatusCompleted},
+		})
 		if s.must(err); len(list) != 3 || list[2].Position != 2 {
 			t.Errorf("%s has %d backups", s.vm(), len(list))
 		}

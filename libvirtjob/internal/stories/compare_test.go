@@ -137,7 +137,9 @@ func TestCompareWithoutBitmaps(t *testing.T) {
 	lab.CreateImage(t, "-f", "raw", backing, sprint(16*mib))
 	device := lab.LoopDevice(t, backing)
 	_, source := nbd(t)
-	s := compare(t, config{Persistent: true, Disks: append(disks("vda"), disk{Device: "vdb", Format: "raw", SizeBytes: 24 * mib},
+	s := compare(t, config{Persistent: true, Disks: append(disks("vda"), disk{
+		Device: "vdb", Format: "raw", SizeBytes: 24 * mib,
+	},
 		disk{Device: "vdc", Format: "raw", Type: "network", SourceXML: source, SizeBytes: 16 * mib},
 		disk{Device: "vdd", Format: "raw", SizeBytes: 16 * mib, Block: true, Path: device})})
 	for _, device := range []string{"vda", "vdb", "vdc", "vdd"} {
@@ -179,7 +181,9 @@ func TestCompareFindsWhatWasWrittenBehind(t *testing.T) {
 	s.write("vda", 0x21, 5, 1)
 	s.policy.ForceCompare = true
 	b := s.compared(map[string]int64{"vda": 2, "vdb": 0})
-	if !slices.ContainsFunc(b.Reasons, func(r kvmbackup.Reason) bool { return r.Code == engine.ReasonBitmapMissed && r.VolumeID == "vol-vda" }) {
+	if !slices.ContainsFunc(b.Reasons, func(r kvmbackup.Reason) bool {
+		return r.Code == engine.ReasonBitmapMissed && r.VolumeID == "vol-vda"
+	}) {
 		t.Errorf("it isn't on record: %v", b.Reasons)
 	}
 	s.policy.ForceCompare = false
@@ -188,8 +192,8 @@ func TestCompareFindsWhatWasWrittenBehind(t *testing.T) {
 	s.restoreAll()
 }
 
-// With digests each backup has an index, made from its parent's. It spares reading; one that is damaged, another backup's or
-// gone only costs. Every restore compares the digests that came of them.
+// With digests each backup has an index, made from its parent's. It spares reading; one that is damaged, another
+// backup's or gone only costs. Every restore compares the digests that came of them.
 func TestCompareByIndex(t *testing.T) {
 	t.Parallel()
 	s := compare(t, config{Disks: disks("vda", "vdb"), Persistent: true})
@@ -247,7 +251,8 @@ func (s *story) flip(path string) {
 	s.must(os.WriteFile(path, data, 0o600))
 }
 
-// A chain that is compressed, and one in which some backups are, are compared like any other; their digests go by the index.
+// A chain that is compressed, and one in which some backups are, are compared like any other; their digests go by the
+// index.
 func TestCompareCompressed(t *testing.T) {
 	t.Parallel()
 	s := compare(t, config{Disks: disks("vda"), Persistent: true})
@@ -342,7 +347,9 @@ func TestCompareClone(t *testing.T) {
 	t.Parallel()
 	template := filepath.Join(t.TempDir(), "template.qcow2")
 	lab.CreateImage(t, "-f", "qcow2", template, sprint(32*mib))
-	s := compare(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 32 * mib, Backing: template, BackingFormat: "qcow2"}}})
+	s := compare(t, config{
+		Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 32 * mib, Backing: template, BackingFormat: "qcow2"}},
+	})
 	s.write("vda", 0x11, 0, 4)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 3, 2)

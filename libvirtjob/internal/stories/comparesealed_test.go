@@ -47,10 +47,13 @@ func (w *sealedWorld) host(keys *seal.Keys, index kvmbackup.DataKey) *consumer {
 }
 
 // take has a host take a backup, and expects its kind and what the first disk has to store, in MiB.
-func (w *sealedWorld) take(c *consumer, kind kvmbackup.Kind, stored int64, change func(p *kvmbackup.Policy)) kvmbackup.Backup {
+func (w *sealedWorld) take(c *consumer, kind kvmbackup.Kind, stored int64,
+	change func(p *kvmbackup.Policy)) kvmbackup.Backup {
 	w.Helper()
 	req := w.request()
-	req.Policy = kvmbackup.Policy{FullEvery: 100, OfflineIncremental: true, Encryption: kvmbackup.EncryptionLUKS, Compare: true}
+	req.Policy = kvmbackup.Policy{
+		FullEvery: 100, OfflineIncremental: true, Encryption: kvmbackup.EncryptionLUKS, Compare: true,
+	}
 	if change != nil {
 		change(&req.Policy)
 	}
@@ -62,7 +65,8 @@ func (w *sealedWorld) take(c *consumer, kind kvmbackup.Kind, stored int64, chang
 	c.keep(w.story, b)
 	v, _ := b.Volume("vol-vda")
 	if b.Kind != kind || plan.Kind != kind || stored >= 0 && v.DirtyBytes != stored*mib {
-		w.Errorf("planned %v, taken %v with %d bytes, want %v with %d MiB: %v", plan.Kind, b.Kind, v.DirtyBytes, kind, stored, b.Reasons)
+		w.Errorf("planned %v, taken %v with %d bytes, want %v with %d MiB: %v", plan.Kind, b.Kind, v.DirtyBytes, kind,
+			stored, b.Reasons)
 	}
 	for _, code := range []kvmbackup.ReasonCode{engine.ReasonComparedByIndex, engine.ReasonCannotCompare} {
 		has := func(r kvmbackup.Reason) bool { return r.Code == code }
@@ -81,8 +85,8 @@ func (w *sealedWorld) cutAndWrite(pattern byte, at, n int64) {
 }
 
 // A host that has the recipient alone compares sealed chains by the index under its own key: it stores the pieces of 4
-// MiB that may differ. Pieces of which a bitmap's backup has a part aren't known, until they are stored whole. The chain
-// may have plain and compressed backups; what each restores is compared.
+// MiB that may differ. Pieces of which a bitmap's backup has a part aren't known, until they are stored whole. The
+// chain may have plain and compressed backups; what each restores is compared.
 func TestCompareSealedByIndexAlone(t *testing.T) {
 	t.Parallel()
 	w := newSealedWorld(t, config{Disks: disks("vda", "vdb"), Persistent: true})
@@ -147,8 +151,8 @@ func TestCompareSealedWithIdentity(t *testing.T) {
 	}
 }
 
-// An index that is damaged, another backup's or disk's, under another key, or gone costs a full, and hides nothing; so does
-// a host without a key.
+// An index that is damaged, another backup's or disk's, under another key, or gone costs a full, and hides nothing; so
+// does a host without a key.
 func TestCompareSealedByNoIndex(t *testing.T) {
 	t.Parallel()
 	w := newSealedWorld(t, config{Disks: disks("vda", "vdb"), Persistent: true})

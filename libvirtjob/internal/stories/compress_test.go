@@ -13,15 +13,17 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// A chain of pushed, compressed and plain backups, of the VM running and stopped. Compressed ones are compressed, and plain
-// qemu-img restores the lot.
+// A chain of pushed, compressed and plain backups, of the VM running and stopped. Compressed ones are compressed, and
+// plain qemu-img restores the lot.
 func TestCompressedChain(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	repository := lab.Tmpfs(t, "size=256m") // apart from the scratch
 	s.must(os.Chmod(repository, 0o777))
 	scratch := t.TempDir()
-	c := s.newConsumer("", repository, filepath.Join(t.TempDir(), "db"), func(c *engine.Config) { c.Scratch = []string{scratch} })
+	c := s.newConsumer("", repository, filepath.Join(t.TempDir(), "db"), func(c *engine.Config) {
+		c.Scratch = []string{scratch}
+	})
 	take := func(way kvmbackup.Transfer, how kvmbackup.Compression) kvmbackup.Backup {
 		t.Helper()
 		for range 4 { // so that every backup has something of each MiB

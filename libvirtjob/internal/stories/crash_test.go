@@ -60,7 +60,9 @@ func TestCrashWithStoredBitmaps(t *testing.T) {
 // One disk has its bitmap from before the last start, the other one from after it.
 func TestCrashThatHitsDisksDifferently(t *testing.T) {
 	t.Parallel()
-	s := tell(t, config{Disks: append(disks("vda", "vdb"), disk{Device: "sda", SizeBytes: 16 * mib}), Persistent: true, Stopped: true})
+	s := tell(t, config{
+		Disks: append(disks("vda", "vdb"), disk{Device: "sda", SizeBytes: 16 * mib}), Persistent: true, Stopped: true,
+	})
 	s.write("vda", 0x11, 0, 4)
 	s.full(kvmbackup.ReasonStopped)
 	s.start()

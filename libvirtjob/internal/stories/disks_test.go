@@ -93,7 +93,8 @@ func TestDiskReplacedWithDerivedIdentities(t *testing.T) {
 	s.plugIn("", disk{Device: "sda", Path: s.blank("qcow2")})
 	s.volumes = nil
 	s.write("sda", 0x21, 4, 2)
-	if b := s.backup(); b.Kind != kvmbackup.KindIncremental || b.Volumes[0].Kind != kvmbackup.KindIncremental || b.Volumes[1].Kind != kvmbackup.KindFull {
+	if b := s.backup(); b.Kind != kvmbackup.KindIncremental || b.Volumes[0].Kind != kvmbackup.KindIncremental ||
+		b.Volumes[1].Kind != kvmbackup.KindFull {
 		t.Errorf("backup is %+v", b)
 	}
 	s.incremental()
@@ -109,8 +110,8 @@ func (s *story) blank(format string) string {
 	return path
 }
 
-// Disks that get other device names or another order stay what they are. One that has another path is full once: that its bitmap is whole
-// can't be told from one that lost its beginning (TestBitmapWithoutItsBeginning).
+// Disks that get other device names or another order stay what they are. One that has another path is full once: that
+// its bitmap is whole can't be told from one that lost its beginning (TestBitmapWithoutItsBeginning).
 func TestDisksMovedAndReordered(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
@@ -199,7 +200,8 @@ func TestKindsOfDisks(t *testing.T) {
 	for i, d := range []string{"vda", "vdb", "vdc"} {
 		s.write(d, 0x21, int64(i)+2, 4)
 	}
-	second := s.incremental(fmt.Sprintf("%s: volume-untrackable", first.Volumes[1].VolumeID), fmt.Sprintf("%s: volume-untrackable", first.Volumes[2].VolumeID))
+	second := s.incremental(fmt.Sprintf("%s: volume-untrackable", first.Volumes[1].VolumeID),
+		fmt.Sprintf("%s: volume-untrackable", first.Volumes[2].VolumeID))
 	if second.Volumes[0].Kind != kvmbackup.KindIncremental {
 		t.Errorf("volumes are %+v", second.Volumes)
 	}
@@ -208,7 +210,8 @@ func TestKindsOfDisks(t *testing.T) {
 	s.policy.OfflineIncremental = true
 	s.write("vda", 0x31, 10, 1)
 	s.write("vdb", 0x31, 10, 1)
-	s.incremental(fmt.Sprintf("%s: volume-untrackable", first.Volumes[1].VolumeID), fmt.Sprintf("%s: volume-untrackable", first.Volumes[2].VolumeID))
+	s.incremental(fmt.Sprintf("%s: volume-untrackable", first.Volumes[1].VolumeID),
+		fmt.Sprintf("%s: volume-untrackable", first.Volumes[2].VolumeID))
 	s.restoreAll()
 
 	s.volumes = slices.Concat(named, []engine.Volume{{ID: "media", Device: "sdb"}})
@@ -327,7 +330,8 @@ func TestSnapshotThenRestart(t *testing.T) {
 	s.restoreAll()
 }
 
-// A disk that grows after a snapshot: QEMU can't merge the parts of its bitmap, which have two sizes. The disk is full once.
+// A disk that grows after a snapshot: QEMU can't merge the parts of its bitmap, which have two sizes. The disk is full
+// once.
 func TestSnapshotThenGrow(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
@@ -344,7 +348,9 @@ func TestSnapshotThenGrow(t *testing.T) {
 
 	// The definition puts the disk over the old base, whatever is restored to its place.
 	s.guest.Destroy()
-	_, err := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: s.taken[0].ID, InPlace: &engine.InPlace{Volumes: s.volumes}})
+	_, err := s.engine.Restore(s.ctx, engine.RestoreRequest{
+		Backup: s.taken[0].ID, InPlace: &engine.InPlace{Volumes: s.volumes},
+	})
 	s.wantErr(err, kvmbackup.ErrUnsupported)
 	s.Log(err)
 	s.start()
@@ -374,8 +380,8 @@ func TestSnapshotThenStopped(t *testing.T) {
 	s.restoreAll()
 }
 
-// A snapshot that is committed by hand while the VM is stopped. qemu-img keeps the lower layer's bitmaps up, so one that
-// is there tells the commit's writes, too; a checkpoint that was made above the layer is gone with the overlay.
+// A snapshot that is committed by hand while the VM is stopped. qemu-img keeps the lower layer's bitmaps up, so one
+// that is there tells the commit's writes, too; a checkpoint that was made above the layer is gone with the overlay.
 func TestOfflineCommit(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda")})
@@ -490,7 +496,11 @@ func TestClone(t *testing.T) {
 // A raw disk is converted to qcow2, and keeps its identity: full once more, then incremental.
 func TestConverted(t *testing.T) {
 	t.Parallel()
-	s := tell(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib}, {Device: "vdb", SizeBytes: 16 * mib, Format: "raw"}}})
+	s := tell(t, config{
+		Persistent: true, Disks: []disk{
+			{Device: "vda", SizeBytes: 16 * mib}, {Device: "vdb", SizeBytes: 16 * mib, Format: "raw"},
+		},
+	})
 	s.write("vdb", 0x11, 0, 4)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.incremental("vol-vdb: volume-untrackable")
@@ -512,7 +522,8 @@ type between struct {
 	change func()
 }
 
-func (b between) PrepareJob(ctx context.Context, dom kvmbackup.DomainRef, spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
+func (b between) PrepareJob(ctx context.Context, dom kvmbackup.DomainRef,
+	spec kvmbackup.JobSpec) (kvmbackup.Job, error) {
 	job, err := b.Executor.PrepareJob(ctx, dom, spec)
 	b.change()
 	return job, err
@@ -543,28 +554,35 @@ func TestDiskExchangedBeforeTheJob(t *testing.T) {
 	})
 	b, err := snapshot.Backup(s.ctx, s.request())
 	s.must(err)
-	s.consumer.taken = append(s.consumer.taken, taken{b, map[kvmbackup.VolumeID]*model{"vol-vda": s.guest.Model("vda").Snapshot(), "vol-sda": s.guest.Model("sda").Snapshot()}})
+	s.consumer.taken = append(s.consumer.taken, taken{b, map[kvmbackup.VolumeID]*model{
+		"vol-vda": s.guest.Model("vda").Snapshot(), "vol-sda": s.guest.Model("sda").Snapshot(),
+	}})
 	s.write("vda", 0x31, 2, 1)
 	s.backup()
 	s.restoreAll()
 }
 
-// A disk comes from another VM that was backed up in the same second, and its serial is the same, as on clones: it is another disk for all
-// that, and its bitmap has another name.
+// A disk comes from another VM that was backed up in the same second, and its serial is the same, as on clones: it is
+// another disk for all that, and its bitmap has another name.
 func TestDiskOfAnotherVM(t *testing.T) {
 	t.Parallel()
 	at := time.Now()
 	vm := func() *story {
-		s := tell(t, config{Persistent: true, Disks: append(disks("vda"), disk{Device: "sda", SizeBytes: 16 * mib, Serial: "DATA"})})
+		s := tell(t, config{
+			Persistent: true, Disks: append(disks("vda"), disk{Device: "sda", SizeBytes: 16 * mib, Serial: "DATA"}),
+		})
 		s.consumers = nil
-		s.consumer = s.newConsumer("", s.consumer.dir, s.consumer.db, func(c *engine.Config) { c.Now = func() time.Time { return at } })
+		s.consumer = s.newConsumer("", s.consumer.dir, s.consumer.db, func(c *engine.Config) {
+			c.Now = func() time.Time { return at }
+		})
 		s.volumes = nil // identities follow the serials
 		return s
 	}
 	from, to := vm(), vm()
 	from.write("sda", 0xaa, 0, 8)
 	to.write("sda", 0xbb, 0, 8)
-	if a, b := from.full(kvmbackup.ReasonNoActiveCheckpoint), to.full(kvmbackup.ReasonNoActiveCheckpoint); a.Checkpoint == b.Checkpoint {
+	a, b := from.full(kvmbackup.ReasonNoActiveCheckpoint), to.full(kvmbackup.ReasonNoActiveCheckpoint)
+	if a.Checkpoint == b.Checkpoint {
 		t.Fatalf("both checkpoints are %s", a.Checkpoint)
 	}
 	from.guest.Destroy()

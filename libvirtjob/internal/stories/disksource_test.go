@@ -39,7 +39,8 @@ func (s *story) refusesRestore(req engine.RestoreRequest, want error, words ...s
 		}
 	}
 	if after := s.everything(); strings.Join(before, "\n") != strings.Join(after, "\n") {
-		s.Errorf("the refused restore has changed something:\n%s\nwas\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+		s.Errorf("the refused restore has changed something:\n%s\nwas\n%s", strings.Join(after, "\n"),
+			strings.Join(before, "\n"))
 	}
 }
 
@@ -60,7 +61,8 @@ func (s *story) inspectDisk(device string) kvmbackup.DiskStatus {
 // pool makes a storage pool of a folder on the host.
 func pool(t *testing.T, h *realguest.Host, name, dir string) {
 	t.Helper()
-	p, err := h.Conn.StoragePoolDefineXML(fmt.Sprintf("<pool type='dir'><name>%s</name><target><path>%s</path></target></pool>", name, dir), 0)
+	p, err := h.Conn.StoragePoolDefineXML(
+		fmt.Sprintf("<pool type='dir'><name>%s</name><target><path>%s</path></target></pool>", name, dir), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,8 +72,8 @@ func pool(t *testing.T, h *realguest.Host, name, dir string) {
 	}
 }
 
-// A disk that is a volume of a storage pool is restored over at the path that the pool gives it, also one with a snapshot below. Its
-// derived identity is the same while the VM runs and while it is off.
+// A disk that is a volume of a storage pool is restored over at the path that the pool gives it, also one with a
+// snapshot below. Its derived identity is the same while the VM runs and while it is off.
 func TestPoolVolume(t *testing.T) {
 	t.Parallel()
 	host, dir := realguest.Daemon(t), t.TempDir()
@@ -123,8 +125,12 @@ func TestRestoreOverNoFile(t *testing.T) {
 	lab.CreateImage(t, "-f", "raw", raw, sprint(32*mib))
 	served, source := nbd(t)
 	for name, source := range map[string]disk{
-		"nbd":   {Device: "vdb", Format: "raw", Type: "network", Path: served, SourceXML: source},
-		"slice": {Device: "vdb", Format: "raw", Type: "file", Path: raw, SourceXML: fmt.Sprintf("<source file='%s'><slices><slice type='storage' offset='1048576' size='16777216'/></slices></source>", raw)},
+		"nbd": {Device: "vdb", Format: "raw", Type: "network", Path: served, SourceXML: source},
+		"slice": {
+			Device: "vdb", Format: "raw", Type: "file", Path: raw,
+			SourceXML: fmt.Sprintf("<source file='%s'><slices><slice type='storage' offset='1048576' "+
+				"size='16777216'/></slices></source>", raw),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			source.SizeBytes = 16 * mib
@@ -143,7 +149,9 @@ func TestRestoreOverNoFile(t *testing.T) {
 			s.refusesRestore(s.overIt(b), kvmbackup.ErrUnsupported, "vdb", "leave it out")
 			_, err := s.engine.Restore(s.ctx, s.overIt(b, "vol-vda"))
 			s.must(err)
-			s.must(s.images.Compare(s.ctx, s.taken[0].content["vol-vda"].Path(), s.guest.Image("vda"), qcow2.CompareOptions{FormatA: qcow2.FormatRaw}))
+			s.must(s.images.Compare(s.ctx, s.taken[0].content["vol-vda"].Path(), s.guest.Image("vda"), qcow2.CompareOptions{
+				FormatA: qcow2.FormatRaw,
+			}))
 			if left, _ := filepath.Glob("*of pool*"); len(left) > 0 {
 				t.Errorf("the working folder has %q", left)
 			}
@@ -168,12 +176,14 @@ func nbd(t *testing.T) (image, source string) {
 	return image, fmt.Sprintf("<source protocol='nbd' name='e'><host transport='unix' socket='%s'/></source>", socket)
 }
 
-// Internal snapshots, those in the image and those that libvirt has, are named before an image goes; who asks for it gets it.
+// Internal snapshots, those in the image and those that libvirt has, are named before an image goes; who asks for it
+// gets it.
 func TestRestoreOverSnapshots(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Persistent: true, Stopped: true, Disks: disks("vda", "vdb")})
 	snap, err := s.guest.Domain().CreateSnapshotXML(
-		"<domainsnapshot><name>by-libvirt</name><disks><disk name='vda' snapshot='internal'/><disk name='vdb' snapshot='internal'/></disks></domainsnapshot>", 0)
+		"<domainsnapshot><name>by-libvirt</name><disks><disk name='vda' snapshot='internal'/>"+
+			"<disk name='vdb' snapshot='internal'/></disks></domainsnapshot>", 0)
 	s.must(err)
 	defer func() { _ = snap.Free() }()
 	s.start()
@@ -198,14 +208,16 @@ func TestRestoreOverSnapshots(t *testing.T) {
 	s.restoreAll()
 }
 
-// A snapshot whose overlay libvirt has put on a disk is libvirt's to merge: the disk below holds what it would go back to.
+// A snapshot whose overlay libvirt has put on a disk is libvirt's to merge: the disk below holds what it would go back
+// to.
 func TestRestoreOverExternalSnapshot(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Persistent: true, Disks: disks("vda", "vdb")})
 	s.write("vda", 0x41, 0, 4)
 	b := s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	snap, err := s.guest.Domain().CreateSnapshotXML(
-		"<domainsnapshot><name>out</name><disks><disk name='vda' snapshot='external'/><disk name='vdb' snapshot='no'/></disks></domainsnapshot>", libvirt.DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+		"<domainsnapshot><name>out</name><disks><disk name='vda' snapshot='external'/>"+
+			"<disk name='vdb' snapshot='no'/></disks></domainsnapshot>", libvirt.DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
 	s.must(err)
 	defer func() { _ = snap.Free() }()
 	s.guest.Destroy()

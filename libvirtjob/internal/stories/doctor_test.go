@@ -65,7 +65,8 @@ func (s *story) lease(write func(kvmbackup.Store, kvmbackup.Lease)) {
 // begun is a record as a backup begins with.
 func (s *story) begun(last kvmbackup.Backup, stamp string) kvmbackup.Backup {
 	b := last
-	b.ID, b.ChainID, b.Kind, b.Status = kvmbackup.NewBackupID(), kvmbackup.NewChainID(), kvmbackup.KindFull, kvmbackup.StatusRunning
+	b.ID, b.ChainID, b.Kind, b.Status = kvmbackup.NewBackupID(), kvmbackup.NewChainID(), kvmbackup.KindFull,
+		kvmbackup.StatusRunning
 	b.Position, b.ParentID, b.CompletedAt = 0, "", time.Time{}
 	b.Path = string(s.vm()) + "/" + stamp
 	b.Checkpoint = kvmbackup.CheckpointName(s.prefix + "-" + stamp)
@@ -236,7 +237,8 @@ func TestDoctorOnFolders(t *testing.T) {
 	s.lease(func(store kvmbackup.Store, l kvmbackup.Lease) { s.must(store.MarkDeletePending(s.ctx, l, second.ID)) })
 	s.finds(engine.FindingDeletePending, engine.FindingStaleCheckpoint)
 	s.removeAndCrash(second)
-	s.finds(engine.FindingDeletePending, engine.FindingLeftDeleting, engine.FindingMissingFile, engine.FindingStaleCheckpoint)
+	s.finds(engine.FindingDeletePending, engine.FindingLeftDeleting, engine.FindingMissingFile,
+		engine.FindingStaleCheckpoint)
 	s.repair()
 	s.taken = s.taken[:1]
 	s.inOrder()

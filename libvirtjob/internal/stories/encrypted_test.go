@@ -41,7 +41,8 @@ func newVault(t *testing.T) *vault {
 	return v
 }
 
-// disk makes an encrypted image of 16 MiB. Where inside, the encryption element is in the source element, otherwise beside it.
+// disk makes an encrypted image of 16 MiB. Where inside, the encryption element is in the source element, otherwise
+// beside it.
 func (v *vault) disk(device, format string, inside bool) disk {
 	v.Helper()
 	image := filepath.Join(v.dir, fmt.Sprintf("%s.%v.%s", device, inside, format))
@@ -70,8 +71,8 @@ func (s *story) reason(b kvmbackup.Backup, code kvmbackup.ReasonCode) []string {
 	return ids
 }
 
-// An encrypted disk is backed up as the guest sees it while the VM runs, and each backup says so. While the VM is off it can't be read, and
-// a restore never puts plain content where QEMU wants ciphertext; the other disks are restored.
+// An encrypted disk is backed up as the guest sees it while the VM runs, and each backup says so. While the VM is off
+// it can't be read, and a restore never puts plain content where QEMU wants ciphertext; the other disks are restored.
 func TestEncrypted(t *testing.T) {
 	t.Parallel()
 	v := newVault(t)
@@ -88,7 +89,8 @@ func TestEncrypted(t *testing.T) {
 				second := s.backup()
 				for _, b := range []kvmbackup.Backup{first, second} {
 					vol, _ := b.Volume("vol-vdb")
-					if got := s.reason(b, engine.ReasonDiskEncrypted); len(got) != 1 || got[0] != "vol-vdb" || vol.Encryption != "luks" {
+					if got := s.reason(b, engine.ReasonDiskEncrypted); len(got) != 1 || got[0] != "vol-vdb" ||
+						vol.Encryption != "luks" {
 						t.Errorf("the backup's encrypted disks are %q, on record is %q", got, vol.Encryption)
 					}
 				}
@@ -105,7 +107,9 @@ func TestEncrypted(t *testing.T) {
 				s.refusesRestore(s.overIt(first), kvmbackup.ErrUnsupported, "vdb", "encrypted", "qemu-img convert")
 				_, err := s.engine.Restore(s.ctx, s.overIt(first, "vol-vda"))
 				s.must(err)
-				s.must(s.images.Compare(s.ctx, s.taken[0].content["vol-vda"].Path(), s.guest.Image("vda"), qcow2.CompareOptions{FormatA: qcow2.FormatRaw}))
+				s.must(s.images.Compare(s.ctx, s.taken[0].content["vol-vda"].Path(), s.guest.Image("vda"), qcow2.CompareOptions{
+					FormatA: qcow2.FormatRaw,
+				}))
 				s.run("cp", s.taken[0].content["vol-vda"].Path(), s.guest.Model("vda").Path())
 				s.start() // with the image that it had
 				s.full(kvmbackup.ReasonNoActiveCheckpoint)
@@ -144,8 +148,8 @@ func (j dyingJob) Wait(context.Context, func(kvmbackup.JobProgress)) (kvmbackup.
 	return kvmbackup.JobResult{}, kvmbackup.ErrJobFailed
 }
 
-// What can't be changed without the secret stands in nobody's way: the backup that a guest's end has interrupted is undone all the same,
-// and its bitmap goes when the VM runs.
+// What can't be changed without the secret stands in nobody's way: the backup that a guest's end has interrupted is
+// undone all the same, and its bitmap goes when the VM runs.
 func TestEncryptedUndo(t *testing.T) {
 	t.Parallel()
 	v := newVault(t)
@@ -170,8 +174,8 @@ func TestEncryptedUndo(t *testing.T) {
 	s.restoreAll()
 }
 
-// A description of a VM that is off and not defined has to say what the definition would: ciphertext is not backed up under the
-// identity of what it hides, nor is it written over.
+// A description of a VM that is off and not defined has to say what the definition would: ciphertext is not backed up
+// under the identity of what it hides, nor is it written over.
 func TestEncryptedAndNotDefined(t *testing.T) {
 	t.Parallel()
 	v := newVault(t)
@@ -203,7 +207,8 @@ func TestEncryptedBelow(t *testing.T) {
 	base := v.disk("base", "qcow2", true)
 	top := filepath.Join(v.dir, "top.qcow2")
 	lab.CreateImage(t, "-f", "qcow2", "-u", "-b", base.Path, "-F", "qcow2", top, sprint(16*mib))
-	below := fmt.Sprintf("<source file='%s'/><backingStore type='file'><format type='qcow2'/>%s<backingStore/></backingStore>", top, base.SourceXML)
+	below := fmt.Sprintf("<source file='%s'/><backingStore type='file'>"+
+		"<format type='qcow2'/>%s<backingStore/></backingStore>", top, base.SourceXML)
 	s := tell(t, config{Host: v.host, Persistent: true, Disks: []disk{
 		{Device: "vda", Type: "file", Path: top, SizeBytes: 16 * mib, SourceXML: below},
 	}})

@@ -16,8 +16,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/seal"
 )
 
-// A flipped byte anywhere in a sealed backup's folder is found and named, by who has the key and by who hasn't; and nothing
-// is restored from it.
+// A flipped byte anywhere in a sealed backup's folder is found and named, by who has the key and by who hasn't; and
+// nothing is restored from it.
 func TestFlippedByteInASealedFolder(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true, Stopped: true})
@@ -46,7 +46,8 @@ func TestFlippedByteInASealedFolder(t *testing.T) {
 				for who, c := range map[string]*consumer{"without the key": c, "with the key": reader} {
 					report, err := c.engine.Verify(s.ctx, b.ID, engine.VerifyOptions{})
 					named := slices.ContainsFunc(report.Problems, func(p engine.Problem) bool {
-						return p.Backup == b.ID && (strings.HasSuffix(p.File, file) || strings.Contains(p.Detail, file) || p.Code == engine.ProblemManifest)
+						return p.Backup == b.ID &&
+							(strings.HasSuffix(p.File, file) || strings.Contains(p.Detail, file) || p.Code == engine.ProblemManifest)
 					})
 					if !errors.Is(err, kvmbackup.ErrDamaged) || !named || report.OK() {
 						t.Errorf("%s: byte %d of %s was flipped: %v, %v", who, at, file, err, report)
@@ -54,7 +55,8 @@ func TestFlippedByteInASealedFolder(t *testing.T) {
 				}
 				out := t.TempDir()
 				_, err := reader.engine.Restore(s.ctx, engine.RestoreRequest{Backup: b.ID, Dir: out})
-				if left, _ := os.ReadDir(out); strings.HasSuffix(file, ".qcow2") && (!errors.Is(err, kvmbackup.ErrDamaged) || len(left) > 0) {
+				if left, _ := os.ReadDir(out); strings.HasSuffix(file, ".qcow2") &&
+					(!errors.Is(err, kvmbackup.ErrDamaged) || len(left) > 0) {
 					t.Errorf("restored from %s with byte %d flipped: %v, %v", file, at, err, left)
 				}
 			})
@@ -67,14 +69,16 @@ func TestFlippedByteInASealedFolder(t *testing.T) {
 	}
 }
 
-// places are bytes of a file: the first and the last, those of the container's header, and some of all the rest that holds data.
+// places are bytes of a file: the first and the last, those of the container's header, and some of all the rest that
+// holds data.
 func places(t *testing.T, path string) (all []int64) {
 	t.Helper()
 	info, err := os.Stat(path)
 	lab.OK(t, err)
 	all = []int64{0, info.Size() - 1}
 	if strings.HasSuffix(path, ".qcow2") {
-		all = append(all, 7, 9, 104, 112, 140, 166, 170, 210, 214, 230, 251, 300, 4096, 100_000, 260_000, 1<<20, 2<<20, 2<<20+1<<16)
+		all = append(all, 7, 9, 104, 112, 140, 166, 170, 210, 214, 230, 251, 300, 4096, 100_000, 260_000, 1<<20,
+			2<<20, 2<<20+1<<16)
 	}
 	for i := range int64(lab.Rounds(4, 40)) {
 		all = append(all, (i*2+1)*info.Size()/int64(2*lab.Rounds(4, 40)))

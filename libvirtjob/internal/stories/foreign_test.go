@@ -48,7 +48,9 @@ func (s *story) foreign() []string {
 	s.Helper()
 	var found []string
 	ours := func(name string) bool {
-		return slices.ContainsFunc(s.consumers, func(c *consumer) bool { return kvmbackup.CheckpointName(name).HasPrefix(c.prefix) })
+		return slices.ContainsFunc(s.consumers, func(c *consumer) bool {
+			return kvmbackup.CheckpointName(name).HasPrefix(c.prefix)
+		})
 	}
 	for name, devices := range s.listed() {
 		if !ours(name) {
@@ -199,8 +201,8 @@ func (s *story) cfgWith(change func(*engine.Config)) *engine.Engine {
 	return e
 }
 
-// Applications with stores of their own back up one VM side by side: with prefixes of their own, also where one begins like the other, and
-// with none, each to its own repository.
+// Applications with stores of their own back up one VM side by side: with prefixes of their own, also where one begins
+// like the other, and with none, each to its own repository.
 func TestTwoConsumers(t *testing.T) {
 	t.Parallel()
 	for _, prefix := range []string{"kvmbackup-b", ""} {
@@ -239,8 +241,8 @@ func TestTwoConsumers(t *testing.T) {
 	}
 }
 
-// A program that named its checkpoints otherwise is followed by one with the default prefix: it goes on where that one was, and takes
-// that one's checkpoint away.
+// A program that named its checkpoints otherwise is followed by one with the default prefix: it goes on where that one
+// was, and takes that one's checkpoint away.
 func TestAnotherPrefixOnTheSameStore(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
@@ -319,7 +321,8 @@ func TestDeleteNewest(t *testing.T) {
 	s.restoreAll()
 }
 
-// The newest backup is deleted when a crash has left its bitmap on a lower layer alone, and a transient guest isn't known any more.
+// The newest backup is deleted when a crash has left its bitmap on a lower layer alone, and a transient guest isn't
+// known any more.
 func TestDeleteNewestUnderASnapshot(t *testing.T) {
 	t.Parallel()
 	for _, persistent := range lab.Either(t, true, false) {
@@ -343,7 +346,8 @@ func TestDeleteNewestUnderASnapshot(t *testing.T) {
 	}
 }
 
-// A template that was once a VM with backups: its bitmaps are not those of the VMs that stand on it now, running or stopped.
+// A template that was once a VM with backups: its bitmaps are not those of the VMs that stand on it now, running or
+// stopped.
 func TestTemplateKeepsItsBitmaps(t *testing.T) {
 	t.Parallel()
 	old := tell(t, config{Disks: disks("vda"), Persistent: true})
@@ -355,7 +359,9 @@ func TestTemplateKeepsItsBitmaps(t *testing.T) {
 	before := old.run("sha256sum", template)
 
 	clone := func() *story {
-		s := tell(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib, Backing: template, BackingFormat: "qcow2"}}})
+		s := tell(t, config{
+			Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib, Backing: template, BackingFormat: "qcow2"}},
+		})
 		s.run("cp", old.guest.Model("vda").Path(), s.guest.Model("vda").Path())
 		return s
 	}

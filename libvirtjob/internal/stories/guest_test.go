@@ -284,8 +284,8 @@ func (s *story) undefine() {
 	}
 }
 
-// unthrottle lifts the bandwidth limit of the job on a disk. On a busy machine the limit may have come too late, so that nothing is left
-// to copy.
+// unthrottle lifts the bandwidth limit of the job on a disk. On a busy machine the limit may have come too late, so
+// that nothing is left to copy.
 func (s *story) unthrottle(device string) {
 	s.Helper()
 	var jobs []struct {

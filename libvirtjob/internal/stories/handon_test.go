@@ -88,7 +88,9 @@ func TestCloneOfAStoppedVM(t *testing.T) {
 	copied := t.TempDir() + "/clone.qcow2"
 	s.run("cp", s.guest.Image("vda"), copied)
 	s.run("chmod", "666", copied)
-	clone := startGuest(t, config{Disks: []disk{{Device: "vda", Path: copied, SizeBytes: 16 * mib}}, Persistent: true, Host: s.guest.Host})
+	clone := startGuest(t, config{
+		Disks: []disk{{Device: "vda", Path: copied, SizeBytes: 16 * mib}}, Persistent: true, Host: s.guest.Host,
+	})
 	if got := clone.Bitmaps("vda"); len(got) != 1 || got[0] != original.Checkpoint.String() {
 		t.Errorf("the clone has %q", got)
 	}

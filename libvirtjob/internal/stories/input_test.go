@@ -27,18 +27,28 @@ func TestBadRequests(t *testing.T) {
 		want   error
 		says   string // the object or the way out
 	}{
-		"unknown domain":      {func(r *engine.BackupRequest) { r.Domain = "nobody" }, kvmbackup.ErrNoDomain, `has to be described`},
-		"another UUID":        {func(r *engine.BackupRequest) { r.DomainUUID = string(kvmbackup.NewBackupID()) }, kvmbackup.ErrNoDomain, `has UUID`},
-		"unknown device":      {func(r *engine.BackupRequest) { r.Volumes[1].Device = "vdz" }, kvmbackup.ErrNoVolume, `it has vda, vdb`},
-		"device twice":        {func(r *engine.BackupRequest) { r.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid, `device "vda"`},
-		"identity twice":      {func(r *engine.BackupRequest) { r.Volumes[1].ID = r.Volumes[0].ID }, kvmbackup.ErrInvalid, `volume "vol-vda"`},
-		"identity with slash": {func(r *engine.BackupRequest) { r.Volumes[1].ID = "../../etc/passwd" }, kvmbackup.ErrInvalid, `"../../etc/passwd"`},
-		"empty identity":      {func(r *engine.BackupRequest) { r.Volumes[1].ID = "" }, kvmbackup.ErrInvalid, `device "vdb"`},
-		"VM with slash":       {func(r *engine.BackupRequest) { r.VM, r.Domain = "a/b", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
-		"VM above":            {func(r *engine.BackupRequest) { r.VM, r.Domain = "..", s.guest.Name }, kvmbackup.ErrInvalid, `give it another one`},
-		"VM as the marker":    {func(r *engine.BackupRequest) { r.VM, r.Domain = repository.MarkerName, s.guest.Name }, kvmbackup.ErrInvalid, `marker`},
-		"no VM":               {func(r *engine.BackupRequest) { r.VM, r.Domain = "", s.guest.Name }, kvmbackup.ErrInvalid, `is empty`},
-		"negative bandwidth":  {func(r *engine.BackupRequest) { r.BandwidthBytes = -1 }, kvmbackup.ErrInvalid, `bandwidth -1`},
+		"unknown domain": {func(r *engine.BackupRequest) { r.Domain = "nobody" }, kvmbackup.ErrNoDomain,
+			`has to be described`},
+		"another UUID": {func(r *engine.BackupRequest) { r.DomainUUID = string(kvmbackup.NewBackupID()) },
+			kvmbackup.ErrNoDomain, `has UUID`},
+		"unknown device": {func(r *engine.BackupRequest) { r.Volumes[1].Device = "vdz" }, kvmbackup.ErrNoVolume,
+			`it has vda, vdb`},
+		"device twice": {func(r *engine.BackupRequest) { r.Volumes[1].Device = "vda" }, kvmbackup.ErrInvalid,
+			`device "vda"`},
+		"identity twice": {func(r *engine.BackupRequest) { r.Volumes[1].ID = r.Volumes[0].ID }, kvmbackup.ErrInvalid,
+			`volume "vol-vda"`},
+		"identity with slash": {func(r *engine.BackupRequest) { r.Volumes[1].ID = "../../etc/passwd" }, kvmbackup.ErrInvalid,
+			`"../../etc/passwd"`},
+		"empty identity": {func(r *engine.BackupRequest) { r.Volumes[1].ID = "" }, kvmbackup.ErrInvalid, `device "vdb"`},
+		"VM with slash": {func(r *engine.BackupRequest) { r.VM, r.Domain = "a/b", s.guest.Name }, kvmbackup.ErrInvalid,
+			`give it another one`},
+		"VM above": {func(r *engine.BackupRequest) { r.VM, r.Domain = "..", s.guest.Name }, kvmbackup.ErrInvalid,
+			`give it another one`},
+		"VM as the marker": {func(r *engine.BackupRequest) { r.VM, r.Domain = repository.MarkerName, s.guest.Name },
+			kvmbackup.ErrInvalid, `marker`},
+		"no VM": {func(r *engine.BackupRequest) { r.VM, r.Domain = "", s.guest.Name },
+			kvmbackup.ErrInvalid, `is empty`},
+		"negative bandwidth": {func(r *engine.BackupRequest) { r.BandwidthBytes = -1 }, kvmbackup.ErrInvalid, `bandwidth -1`},
 	} {
 		t.Run(name, func(*testing.T) {
 			req := s.request()
@@ -152,7 +162,8 @@ func TestUnknownBackup(t *testing.T) {
 	_, remove := s.engine.Delete(s.ctx, nobody, kvmbackup.DeleteOptions{})
 	_, get := s.engine.Get(s.ctx, nobody)
 	_, chain := s.engine.Chain(s.ctx, nobody)
-	for name, err := range map[string]error{"restore": restore, "verify": verify, "delete": remove, "get": get, "chain": chain} {
+	for name, err := range map[string]error{"restore": restore, "verify": verify, "delete": remove, "get": get,
+		"chain": chain} {
 		if !errors.Is(err, kvmbackup.ErrNotFound) {
 			t.Errorf("%s: error is %v, want %q", name, err, kvmbackup.ErrNotFound)
 		}
@@ -174,9 +185,11 @@ func TestDamagedBackups(t *testing.T) {
 	s.write("vda", 0x21, 1, 4)
 	child := s.incremental()
 	for name, damage := range map[string]func(dir string) (undo func()){
-		"corrupt manifest":  func(dir string) func() { return s.overwrite(filepath.Join(dir, "backup.json"), []byte("{")) },
-		"no manifest":       func(dir string) func() { return s.overwrite(filepath.Join(dir, "backup.json"), nil) },
-		"corrupt image":     func(dir string) func() { return s.overwrite(filepath.Join(dir, child.Volumes[0].File), []byte("QFI?")) },
+		"corrupt manifest": func(dir string) func() { return s.overwrite(filepath.Join(dir, "backup.json"), []byte("{")) },
+		"no manifest":      func(dir string) func() { return s.overwrite(filepath.Join(dir, "backup.json"), nil) },
+		"corrupt image": func(dir string) func() {
+			return s.overwrite(filepath.Join(dir, child.Volumes[0].File), []byte("QFI?"))
+		},
 		"no image":          func(dir string) func() { return s.overwrite(filepath.Join(dir, child.Volumes[0].File), nil) },
 		"link to elsewhere": func(dir string) func() { return s.link(filepath.Join(dir, child.Volumes[0].File)) },
 	} {

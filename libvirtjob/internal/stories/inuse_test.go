@@ -22,8 +22,8 @@ func (s *story) refusesInPlace(what string, want error) {
 	s.refusesRestore(s.overIt(s.taken[0].Backup), want)
 }
 
-// A guest that libvirt calls crashed, or suspended, has a QEMU all the same, which goes on with its disks: no restore goes over them, and a
-// backup is taken as of a paused guest.
+// A guest that libvirt calls crashed, or suspended, has a QEMU all the same, which goes on with its disks: no restore
+// goes over them, and a backup is taken as of a paused guest.
 func TestGuestThatLooksOff(t *testing.T) {
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true, Running: true, OnCrash: "preserve"})
@@ -55,7 +55,8 @@ func TestImageInUseElsewhere(t *testing.T) {
 	shares := func(name, format, image, more string) {
 		t.Helper()
 		other := startGuest(t, config{Name: s.guest.Name + name, DevicesXML: fmt.Sprintf(
-			"<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/><target dev='vdz' bus='virtio'/>%s</disk>",
+			"<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/>"+
+				"<target dev='vdz' bus='virtio'/>%s</disk>",
 			format, image, more)})
 		s.refusesInPlace(name, kvmbackup.ErrImageLocked)
 		other.Destroy()
@@ -68,14 +69,17 @@ func TestImageInUseElsewhere(t *testing.T) {
 	s.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", s.guest.Image("vda"), "-F", "qcow2", clone)
 	shares("-clone", "qcow2", clone, "")
 
-	end := s.holds("qemu-nbd", "--read-only", "--format=raw", "--shared=2", "--persistent", "--socket="+filepath.Join(t.TempDir(), "s"), s.guest.Image("vdb"))
+	end := s.holds("qemu-nbd", "--read-only", "--format=raw", "--shared=2", "--persistent",
+		"--socket="+filepath.Join(t.TempDir(), "s"), s.guest.Image("vdb"))
 	s.refusesInPlace("qemu-nbd", kvmbackup.ErrImageLocked)
 	end()
 	end = s.holds("tail", "-f", s.guest.Image("vda"))
 	s.refusesInPlace("a program without locks", kvmbackup.ErrImageLocked)
 	end()
 
-	_, err := s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: s.taken[0].ID, InPlace: &engine.InPlace{Volumes: s.volumes}})
+	_, err := s.engine.Restore(s.ctx, engine.RestoreRequest{
+		Backup: s.taken[0].ID, InPlace: &engine.InPlace{Volumes: s.volumes},
+	})
 	s.must(err)
 	s.same(s.taken[0])
 	s.restoreAll()
@@ -113,7 +117,9 @@ func TestImageInUseByTheKernel(t *testing.T) {
 	s.must(os.WriteFile(image, nil, 0o600))
 	s.must(os.Truncate(image, 16*mib))
 	device = lab.LoopDevice(t, image)
-	other := startGuest(t, config{Name: s.guest.Name + "-device", Disks: []disk{{Device: "vda", Format: "raw", Path: device, Block: true}}})
+	other := startGuest(t, config{
+		Name: s.guest.Name + "-device", Disks: []disk{{Device: "vda", Format: "raw", Path: device, Block: true}},
+	})
 	to := engine.RestoreRequest{Backup: s.taken[0].ID, Volumes: []engine.RestoreVolume{{ID: "vol-vda", Path: device}}}
 	s.refusesRestore(to, kvmbackup.ErrImageLocked)
 	other.Destroy()
@@ -135,7 +141,8 @@ func TestNameOfAnotherVM(t *testing.T) {
 	s.must(s.guest.Domain().UndefineFlags(libvirt.DOMAIN_UNDEFINE_CHECKPOINTS_METADATA))
 	was := s.guest
 	s.guest = startGuest(t, config{
-		Name: was.Name, Disks: []disk{{Device: "vda", Path: was.Image("vda"), SizeBytes: 16 * mib}}, Persistent: true, Stopped: true,
+		Name: was.Name, Disks: []disk{{Device: "vda", Path: was.Image("vda"), SizeBytes: 16 * mib}}, Persistent: true,
+		Stopped: true,
 	})
 	s.run("cp", "--sparse=always", was.Model("vda").Path(), s.guest.Model("vda").Path())
 
@@ -153,7 +160,9 @@ func TestNameOfAnotherVM(t *testing.T) {
 		}
 	}
 	s.guest.Destroy()
-	_, err = s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: old.ID, InPlace: &engine.InPlace{Volumes: s.volumes, OtherDomain: true}})
+	_, err = s.engine.Restore(s.ctx, engine.RestoreRequest{
+		Backup: old.ID, InPlace: &engine.InPlace{Volumes: s.volumes, OtherDomain: true},
+	})
 	s.must(err)
 	s.same(s.taken[0])
 	if b.DomainUUID != s.guest.UUID {

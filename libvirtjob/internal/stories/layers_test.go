@@ -13,8 +13,8 @@ import (
 // layers are the files of a disk that has a bitmap in two of them.
 type layers struct{ bottom, middle, top string }
 
-// split takes a full, and then a snapshot, so that the beginning of the bitmap is in a lower layer. A bottom that can't have
-// bitmaps gets a layer that can before.
+// split takes a full, and then a snapshot, so that the beginning of the bitmap is in a lower layer. A bottom that can't
+// have bitmaps gets a layer that can before.
 func split(t *testing.T, d disk) (*story, layers) {
 	s := tell(t, config{Disks: []disk{d}})
 	bottom := s.guest.Image("vda")
@@ -31,12 +31,13 @@ func split(t *testing.T, d disk) (*story, layers) {
 	return s, layers{bottom, middle, s.guest.Image("vda")}
 }
 
-// A bitmap goes on in every layer that a snapshot adds. When its beginning is lost with a layer, what is left looks whole, to
-// libvirt as well, and misses what changed before the snapshot.
+// A bitmap goes on in every layer that a snapshot adds. When its beginning is lost with a layer, what is left looks
+// whole, to libvirt as well, and misses what changed before the snapshot.
 func TestBitmapWithoutItsBeginning(t *testing.T) {
 	t.Parallel()
 	qcow2 := disk{Device: "vda", SizeBytes: 16 * mib}
-	raw, old := disk{Device: "vda", SizeBytes: 16 * mib, Format: "raw"}, disk{Device: "vda", SizeBytes: 16 * mib, Options: "compat=0.10"}
+	raw, old := disk{Device: "vda", SizeBytes: 16 * mib, Format: "raw"},
+		disk{Device: "vda", SizeBytes: 16 * mib, Options: "compat=0.10"}
 	for name, lose := range map[string]struct {
 		disk disk
 		how  func(s *story, l layers)
@@ -83,7 +84,8 @@ func commitMiddle(s *story, l layers) {
 	eventually(s.T, "committed", func() bool { return !strings.Contains(s.guest.XML(), l.middle) })
 }
 
-// copyStorage moves a running guest's disk with its layers to another place, as managers do: the lower ones by a tool, the top by a job.
+// copyStorage moves a running guest's disk with its layers to another place, as managers do: the lower ones by a tool,
+// the top by a job.
 func copyStorage(s *story, l layers) {
 	dir := s.TempDir()
 	s.run("qemu-img", "convert", "-U", "-f", "qcow2", "-O", "qcow2", l.bottom, dir+"/bottom.qcow2")

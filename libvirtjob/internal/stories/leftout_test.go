@@ -24,25 +24,30 @@ func remoteDisk(t *testing.T, device string) disk {
 	if err := os.Truncate(image, 16*mib); err != nil {
 		t.Fatal(err)
 	}
-	server := exec.CommandContext(t.Context(), "qemu-nbd", "--persistent", "--shared=4", "--format=raw", "--export-name=x", "--socket="+socket, image)
+	server := exec.CommandContext(t.Context(), "qemu-nbd", "--persistent", "--shared=4", "--format=raw", "--export-name=x",
+		"--socket="+socket, image)
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
-	eventually(t, "the NBD server listens", func() bool { return os.Chmod(socket, 0o666) == nil && os.Chmod(dir, 0o755) == nil })
+	eventually(t, "the NBD server listens", func() bool {
+		return os.Chmod(socket, 0o666) == nil && os.Chmod(dir, 0o755) == nil
+	})
 	return disk{Device: device, Format: "raw", SizeBytes: 16 * mib, Type: "network",
 		SourceXML: "<source protocol='nbd' name='x'><host transport='unix' socket='" + socket + "'/></source>"}
 }
 
 // without takes the backup that has just these volumes, after a plan that says the same, and that says of each device
 // why it is left out.
-func (s *story) without(req engine.BackupRequest, devices []string, left map[string]kvmbackup.ReasonCode) kvmbackup.Backup {
+func (s *story) without(req engine.BackupRequest, devices []string,
+	left map[string]kvmbackup.ReasonCode) kvmbackup.Backup {
 	s.Helper()
 	p, err := s.engine.Plan(s.ctx, req)
 	s.must(err)
 	b, err := s.engine.Backup(s.ctx, req)
 	s.must(err)
-	if !slices.Equal(p.Decision.Reasons, b.Reasons[:len(p.Decision.Reasons)]) || len(p.Decision.Volumes) != len(b.Volumes) {
+	if !slices.Equal(p.Decision.Reasons, b.Reasons[:len(p.Decision.Reasons)]) ||
+		len(p.Decision.Volumes) != len(b.Volumes) {
 		s.Errorf("the plan said %+v; the record says %+v", p.Decision, b.Reasons)
 	}
 	var got []string
@@ -53,7 +58,9 @@ func (s *story) without(req engine.BackupRequest, devices []string, left map[str
 		s.Errorf("the backup has %q, want %q", got, devices)
 	}
 	for device, code := range left {
-		why := slices.IndexFunc(b.Reasons, func(r kvmbackup.Reason) bool { return r.Code == code && strings.HasPrefix(r.Detail+":", device+":") })
+		why := slices.IndexFunc(b.Reasons, func(r kvmbackup.Reason) bool {
+			return r.Code == code && strings.HasPrefix(r.Detail+":", device+":")
+		})
 		if why < 0 {
 			s.Errorf("no reason %s for %s: %v", code, device, b.Reasons)
 			continue
@@ -125,7 +132,11 @@ func (s *story) requireAllWorks(req engine.BackupRequest) {
 // Another running VM has a disk of the stopped one open. That one is left out; when it is back it is full.
 func TestDiskOfAnotherRunningVM(t *testing.T) {
 	t.Parallel()
-	s := tell(t, config{Persistent: true, Stopped: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib}, {Device: "vdb", SizeBytes: 16 * mib}}})
+	s := tell(t, config{
+		Persistent: true, Stopped: true, Disks: []disk{
+			{Device: "vda", SizeBytes: 16 * mib}, {Device: "vdb", SizeBytes: 16 * mib},
+		},
+	})
 	s.policy.OfflineIncremental = true
 	s.write("vda", 0x11, 0, 2)
 	s.write("vdb", 0x12, 1, 2)
@@ -142,7 +153,9 @@ func TestDiskOfAnotherRunningVM(t *testing.T) {
 	_, err := s.engine.Backup(s.ctx, req)
 	s.wantErr(err, kvmbackup.ErrImageLocked)
 	s.Log(err)
-	_, err = s.engine.Restore(s.ctx, engine.RestoreRequest{Backup: s.taken[0].ID, InPlace: &engine.InPlace{Volumes: s.volumes}})
+	_, err = s.engine.Restore(s.ctx, engine.RestoreRequest{
+		Backup: s.taken[0].ID, InPlace: &engine.InPlace{Volumes: s.volumes},
+	})
 	s.wantErr(err, kvmbackup.ErrImageLocked)
 	s.Log(err)
 	other.Destroy()
@@ -164,7 +177,9 @@ func TestDisksLeftOutOnPurpose(t *testing.T) {
 	req.Volumes, req.Exclude = all[:2], []string{"vdc"}
 	req.Volumes = []engine.Volume{all[0]}
 	s.write("vda", 0x21, 0, 2)
-	b := s.without(req, []string{"vda"}, map[string]kvmbackup.ReasonCode{"vdb": engine.ReasonDiskNotNamed, "vdc": engine.ReasonDiskExcluded})
+	b := s.without(req, []string{"vda"}, map[string]kvmbackup.ReasonCode{
+		"vdb": engine.ReasonDiskNotNamed, "vdc": engine.ReasonDiskExcluded,
+	})
 	if b.Kind != kvmbackup.KindIncremental {
 		t.Errorf("reasons are %v", b.Reasons)
 	}
@@ -185,7 +200,11 @@ func TestDisksLeftOutOnPurpose(t *testing.T) {
 // The way out of being full every time, as it is shown, works.
 func TestAmendedImage(t *testing.T) {
 	t.Parallel()
-	s := tell(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib}, {Device: "vdb", SizeBytes: 16 * mib, Options: "compat=0.10"}}})
+	s := tell(t, config{
+		Persistent: true, Disks: []disk{
+			{Device: "vda", SizeBytes: 16 * mib}, {Device: "vdb", SizeBytes: 16 * mib, Options: "compat=0.10"},
+		},
+	})
 	s.write("vdb", 0x11, 0, 2)
 	p, err := s.engine.Plan(s.ctx, s.request())
 	s.must(err)
@@ -217,8 +236,11 @@ func TestBackingFormatInTheDefinition(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	image := dir + "/top.qcow2"
-	s := tell(t, config{Persistent: true, Stopped: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib}, {Device: "vdb", SizeBytes: 16 * mib, Path: image, Type: "file",
-		SourceXML: "<source file='" + image + "'/><backingStore type='file'><format type='raw'/><source file='" + dir + "/base.raw'/><backingStore/></backingStore>"}}})
+	s := tell(t,
+		config{Persistent: true, Stopped: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib},
+			{Device: "vdb", SizeBytes: 16 * mib, Path: image, Type: "file",
+				SourceXML: "<source file='" + image + "'/><backingStore type='file'><format type='raw'/><source file='" + dir +
+					"/base.raw'/><backingStore/></backingStore>"}}})
 	s.policy.OfflineIncremental = true
 	s.run("qemu-img", "create", "-q", "-f", "raw", dir+"/base.raw", "16M")
 	s.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", dir+"/base.raw", "-F", "raw", image)

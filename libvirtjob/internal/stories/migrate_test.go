@@ -15,7 +15,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// migrate moves the guest to another host while it runs, and goes on with that host's engine on the same store and repository.
+// migrate moves the guest to another host while it runs, and goes on with that host's engine on the same store and
+// repository.
 func (s *story) migrate(to *realguest.Host, flags ...libvirt.DomainMigrateFlags) {
 	s.Helper()
 	s.guest.Migrate(to, flags...)
@@ -31,7 +32,8 @@ func (s *story) goOn(to *realguest.Host) {
 	s.taken = here.taken
 }
 
-// writer is a boot sector that writes itself over the disk, from the 33rd KiB on a sector in every 4 KiB, through the BIOS.
+// writer is a boot sector that writes itself over the disk, from the 33rd KiB on a sector in every 4 KiB, through the
+// BIOS.
 var writer = []byte{
 	0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0, 0xbc, 0x00, 0x7c, // ax, ds, ss = 0; sp = 0x7c00
 	0xbe, 0x1f, 0x7c, 0xb8, 0x00, 0x43, 0xb2, 0x80, 0xcd, 0x13, // si = packet; ah = 0x43: write; dl = 0x80; int 0x13
@@ -39,8 +41,8 @@ var writer = []byte{
 	0x10, 0x00, 0x01, 0x00, 0x00, 0x7c, 0x00, 0x00, 0x42, 0, 0, 0, 0, 0, 0, 0, // packet: one sector from 0x7c00
 }
 
-// The bitmaps go with the images: libvirt knows no checkpoint on the other host, and the next backup is incremental all the same. On its
-// way back a persistent guest comes to a host that lists a checkpoint whose bitmaps are gone.
+// The bitmaps go with the images: libvirt knows no checkpoint on the other host, and the next backup is incremental all
+// the same. On its way back a persistent guest comes to a host that lists a checkpoint whose bitmaps are gone.
 func TestMigration(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -74,7 +76,11 @@ func TestMigration(t *testing.T) {
 func TestMigrationOfAWritingGuest(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
-	s := tell(t, config{Host: realguest.Daemon(t), Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 1024 * mib, Options: "cluster_size=4k"}}})
+	s := tell(t, config{
+		Host: realguest.Daemon(t), Persistent: true, Disks: []disk{
+			{Device: "vda", SizeBytes: 1024 * mib, Options: "cluster_size=4k"},
+		},
+	})
 	for i, b := range writer {
 		s.guest.Write("vda", b, int64(i), 1)
 	}
@@ -111,7 +117,8 @@ func TestMigrationWithStorage(t *testing.T) {
 	storage := t.TempDir()
 	other.Own(t, s.guest.Dir, storage)
 	for _, d := range s.disks {
-		s.run("qemu-img", "create", "-q", "-f", "qcow2", filepath.Join(storage, filepath.Base(s.guest.Image(d.Device))), "16M")
+		s.run("qemu-img", "create", "-q", "-f", "qcow2",
+			filepath.Join(storage, filepath.Base(s.guest.Image(d.Device))), "16M")
 	}
 	s.migrate(other, libvirt.MIGRATE_NON_SHARED_DISK)
 	s.write("vdb", 0x31, 2, 4)
@@ -119,9 +126,9 @@ func TestMigrationWithStorage(t *testing.T) {
 	s.restoreAll()
 }
 
-// A paused guest's QEMU that got its memory by a migration, or from its saved state, has the images' tables as they were
-// at its start until it takes the images over. Which QEMU does so before the guest is resumed differs from version to
-// version.
+// A paused guest's QEMU that got its memory by a migration, or from its saved state, has the images' tables as they
+// were at its start until it takes the images over. Which QEMU does so before the guest is resumed differs from version
+// to version.
 func TestMigrationOfAPausedGuest(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -160,8 +167,8 @@ func TestMigrationOfAPausedGuestThenAFull(t *testing.T) {
 	s.restoreAll()
 }
 
-// whenTakenOver returns when the paused guest's QEMU works on its images. Where it doesn't yet, the engine has to be busy
-// until the guest was resumed.
+// whenTakenOver returns when the paused guest's QEMU works on its images. Where it doesn't yet, the engine has to be
+// busy until the guest was resumed.
 func (s *story) whenTakenOver() {
 	s.Helper()
 	if s.active() {
@@ -219,7 +226,8 @@ func (s *story) migrateWhile(to *realguest.Host, meanwhile func()) {
 // migrating waits until QEMU copies the guest's memory, and has it all but stop there.
 func (s *story) migrating() {
 	s.Helper()
-	eventually(s.T, "the guest migrates", func() bool { // QEMU is asked: libvirt sets the bandwidth before it has QEMU begin
+	// QEMU is asked: libvirt sets the bandwidth before it has QEMU begin
+	eventually(s.T, "the guest migrates", func() bool {
 		var migration struct {
 			Status string `json:"status"`
 		}
@@ -266,7 +274,8 @@ func (leftJob) Wait(context.Context, func(kvmbackup.JobProgress)) (kvmbackup.Job
 	return kvmbackup.JobResult{}, kvmbackup.ErrLeaseLost // who has lost it undoes nothing
 }
 
-// A persistent guest stays defined, and stopped, where it came from. What was interrupted where it runs is not taken back from there.
+// A persistent guest stays defined, and stopped, where it came from. What was interrupted where it runs is not taken
+// back from there.
 func TestMigrationLeavesADefinition(t *testing.T) {
 	t.Parallel()
 	needRoot(t)

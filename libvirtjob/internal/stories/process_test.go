@@ -56,7 +56,8 @@ func otherRoot(t *testing.T) string {
 func process(t *testing.T, test, root, file string) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+test+"$", "-test.v")
-	cmd.Env = append(os.Environ(), handoverEnv+"="+file, rootEnv+"="+root, "LIBVIRT_LOG_OUTPUTS=", "TMPDIR="+filepath.Dir(file))
+	cmd.Env = append(os.Environ(), handoverEnv+"="+file, rootEnv+"="+root, "LIBVIRT_LOG_OUTPUTS=",
+		"TMPDIR="+filepath.Dir(file))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -81,8 +82,8 @@ func elsewhere(t *testing.T, test, root, file string) {
 func (s *story) handOver(file string) {
 	s.Helper()
 	h := handover{
-		Name: s.guest.Name, UUID: s.guest.UUID, Persistent: s.cfg.Persistent, Volumes: s.volumes, Policy: s.policy, Dir: s.dir, DB: s.db,
-		Images: map[string]string{}, Models: map[string]string{},
+		Name: s.guest.Name, UUID: s.guest.UUID, Persistent: s.cfg.Persistent, Volumes: s.volumes, Policy: s.policy,
+		Dir: s.dir, DB: s.db, Images: map[string]string{}, Models: map[string]string{},
 	}
 	for _, v := range s.volumes {
 		h.Images[v.Device], h.Models[v.Device] = s.guest.Image(v.Device), s.guest.Model(v.Device).Path()
@@ -118,7 +119,9 @@ func takeOver(t *testing.T, h handover, change ...func(*engine.Config)) *story {
 	t.Helper()
 	cfg := config{Name: h.Name, UUID: h.UUID, Persistent: h.Persistent, Stopped: true}
 	for _, v := range h.Volumes {
-		cfg.Disks = append(cfg.Disks, disk{Device: v.Device, Path: h.Images[v.Device], SizeBytes: sizeOf(t, h.Models[v.Device])})
+		cfg.Disks = append(cfg.Disks, disk{
+			Device: v.Device, Path: h.Images[v.Device], SizeBytes: sizeOf(t, h.Models[v.Device]),
+		})
 	}
 	s := tell(t, cfg)
 	s.volumes, s.policy = h.Volumes, h.Policy
@@ -217,8 +220,8 @@ func TestHelperOtherHost(t *testing.T) {
 	s.handBack(file, h)
 }
 
-// The backup application is killed in the middle of a job. QEMU goes on with the job, and the next process follows it to
-// its end; a stopped guest's job has died with the application, and is undone. The chain goes on either way.
+// The backup application is killed in the middle of a job. QEMU goes on with the job, and the next process follows it
+// to its end; a stopped guest's job has died with the application, and is undone. The chain goes on either way.
 func TestKilledApplication(t *testing.T) {
 	t.Parallel()
 	needGuests(t)
@@ -237,8 +240,8 @@ func TestKilledApplication(t *testing.T) {
 	}
 }
 
-// killed runs a process until it says that it copies, and kills it. The root is empty when QEMU had copied all before its
-// limit was set, as it may on a busy machine.
+// killed runs a process until it says that it copies, and kills it. The root is empty when QEMU had copied all before
+// its limit was set, as it may on a busy machine.
 func killed(t *testing.T, test string) (root, file string) {
 	t.Helper()
 	root, file = otherRoot(t), filepath.Join(t.TempDir(), "handover.json")
@@ -271,11 +274,14 @@ func beKilled(t *testing.T, stopped bool) {
 		return // only for TestKilledApplication
 	}
 	s := tell(t, config{Persistent: true, Stopped: stopped, Disks: []disk{{Device: "vda", SizeBytes: 640 * mib}}})
-	s.policy.OfflineIncremental, s.policy.Transfer = true, kvmbackup.TransferPush // a pull that was interrupted is only taken back
+	// a pull that was interrupted is only taken back
+	s.policy.OfflineIncremental, s.policy.Transfer = true, kvmbackup.TransferPush
 	dir := filepath.Join(filepath.Dir(file), "repository")
 	s.must(os.MkdirAll(dir, 0o777))
 	s.consumers = nil
-	s.consumer = s.newConsumer("", dir, filepath.Join(dir, "..", "backups.db"), func(c *engine.Config) { c.LeaseTTL = 6 * time.Second })
+	s.consumer = s.newConsumer("", dir, filepath.Join(dir, "..", "backups.db"), func(c *engine.Config) {
+		c.LeaseTTL = 6 * time.Second
+	})
 	s.write("vda", 0x11, 0, 1)
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
 	s.write("vda", 0x21, 0, 576)
@@ -306,7 +312,9 @@ func followUp(t *testing.T, want engine.RecoveryOutcome) {
 	}
 	var s *story
 	s = takeOver(t, h, func(c *engine.Config) { c.OnEvent = func(e engine.Event) { s.hurry(e) } })
-	running, err := s.consumer.cfg.Store.List(s.ctx, kvmbackup.Query{Statuses: []kvmbackup.Status{kvmbackup.StatusRunning}})
+	running, err := s.consumer.cfg.Store.List(s.ctx, kvmbackup.Query{
+		Statuses: []kvmbackup.Status{kvmbackup.StatusRunning},
+	})
 	if s.must(err); len(running) != 1 {
 		t.Fatalf("running are %+v", running)
 	}
@@ -319,7 +327,9 @@ func followUp(t *testing.T, want engine.RecoveryOutcome) {
 	if want == engine.RecoveryFollowed {
 		b, err := s.engine.Get(s.ctx, running[0].ID)
 		s.must(err)
-		s.restore(s.consumer, taken{Backup: b, content: map[kvmbackup.VolumeID]*model{"vol-vda": s.guest.Model("vda").Snapshot()}})
+		s.restore(s.consumer, taken{
+			Backup: b, content: map[kvmbackup.VolumeID]*model{"vol-vda": s.guest.Model("vda").Snapshot()},
+		})
 		s.write("vda", 0x31, 100, 1)
 	}
 	s.incremental()

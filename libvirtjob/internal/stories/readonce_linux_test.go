@@ -12,11 +12,14 @@ import (
 )
 
 // TestReadOnce: digests are made of the bytes on their way. Once they are written nobody reads them again: until the
-// backup is complete no more is read than the tables of the images, not even of what an incremental stands on. What this
-// process reads is counted, with the tools that it runs, so that no test runs beside it.
+// backup is complete no more is read than the tables of the images, not even of what an incremental stands on. What
+// this process reads is counted, with the tools that it runs, so that no test runs beside it.
 func TestReadOnce(t *testing.T) {
 	const written = 24
-	s := compare(t, config{Disks: []disk{{Device: "vda", SizeBytes: 64 * mib}, {Device: "vdb", SizeBytes: 16 * mib, Format: "raw"}}, Persistent: true})
+	s := compare(t, config{
+		Disks:      []disk{{Device: "vda", SizeBytes: 64 * mib}, {Device: "vdb", SizeBytes: 16 * mib, Format: "raw"}},
+		Persistent: true,
+	})
 	s.digests, s.policy = true, kvmbackup.Policy{FullEvery: 100, OfflineIncremental: true}
 	read := int64(0)
 	s.consumer.cfg.OnEvent = func(e engine.Event) {

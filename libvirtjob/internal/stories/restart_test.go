@@ -73,7 +73,9 @@ func (s *story) keepsOnShutdown() bool {
 	s.Helper()
 	v, err := s.consumer.cfg.Executor.(*libvirtjob.Executor).Versions(s.ctx)
 	s.must(err)
-	return slices.ContainsFunc(v.Features, func(f libvirtjob.Feature) bool { return f.Name == "keep-on-shutdown" && f.Has == libvirtjob.Available })
+	return slices.ContainsFunc(v.Features, func(f libvirtjob.Feature) bool {
+		return f.Name == "keep-on-shutdown" && f.Has == libvirtjob.Available
+	})
 }
 
 // TestShutdownDuringBackup: a guest that switches itself off takes the backup with it, unless libvirt keeps the domain

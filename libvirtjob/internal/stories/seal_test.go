@@ -16,8 +16,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/seal"
 )
 
-// A chain of plain, sealed and compressed backups, of the VM running and stopped, taken by a host that has the recipient alone,
-// is restored with the identity, and by hand with what is printed for it.
+// A chain of plain, sealed and compressed backups, of the VM running and stopped, taken by a host that has the
+// recipient alone, is restored with the identity, and by hand with what is printed for it.
 func TestSealedChain(t *testing.T) {
 	t.Parallel()
 	lab.Need(t, "age", "age-keygen", "bash")
@@ -78,7 +78,8 @@ func (s *story) disksExchanged(c *consumer, b taken) {
 	for _, v := range b.Volumes {
 		_, err := c.engine.Restore(s.ctx, engine.RestoreRequest{Backup: b.ID, Dir: s.TempDir(), SkipDigests: true,
 			Volumes: []engine.RestoreVolume{{ID: v.VolumeID}}})
-		if !errors.Is(err, kvmbackup.ErrDamaged) || !errors.Is(err, qcow2.ErrSecret) || !strings.Contains(err.Error(), v.File) {
+		if !errors.Is(err, kvmbackup.ErrDamaged) || !errors.Is(err, qcow2.ErrSecret) ||
+			!strings.Contains(err.Error(), v.File) {
 			s.Errorf("two disks' files were exchanged: %v", err)
 		}
 	}
@@ -130,10 +131,13 @@ func (s *story) byHand(b taken, identity string) {
 	}
 	for _, v := range b.Volumes {
 		was := b.content[v.VolumeID].Path()
-		s.must(s.images.Compare(s.ctx, was, filepath.Join(out, v.Device+".qcow2"), qcow2.CompareOptions{FormatA: qcow2.FormatRaw}))
+		s.must(s.images.Compare(s.ctx, was, filepath.Join(out, v.Device+".qcow2"), qcow2.CompareOptions{
+			FormatA: qcow2.FormatRaw,
+		}))
 	}
 	if len(b.KeyIDs) > 0 {
-		if xml, err := os.ReadFile(filepath.Join(out, "domain.xml")); err != nil || !strings.Contains(string(xml), "<domain") {
+		if xml, err := os.ReadFile(filepath.Join(out, "domain.xml")); err != nil ||
+			!strings.Contains(string(xml), "<domain") {
 			s.Errorf("domain.xml by hand: %.100q, %v", xml, err)
 		}
 	}

@@ -11,7 +11,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// small makes a repository on a file system of 40 MiB, a function that fills it up to some bytes, and one that frees it.
+// small makes a repository on a file system of 40 MiB, a function that fills it up to some bytes, and one that frees
+// it.
 func (s *story) small(change ...func(*engine.Config)) (c *consumer, fill func(leaveBytes int64), free func()) {
 	s.Helper()
 	dir := s.TempDir()
@@ -130,7 +131,8 @@ func TestPreflight(t *testing.T) {
 	fill(10 * mib)
 	err := s.refuses(s.request(), kvmbackup.ErrNoSpace)
 	var space *kvmbackup.SpaceError
-	if !errors.As(err, &space) || space.NeedBytes < 8*mib || space.NeedBytes > 10*mib || space.FreeBytes > 10*mib || space.ReserveBytes != 4*mib {
+	if !errors.As(err, &space) || space.NeedBytes < 8*mib || space.NeedBytes > 10*mib || space.FreeBytes > 10*mib ||
+		space.ReserveBytes != 4*mib {
 		t.Errorf("error is %+v", space)
 	}
 	free()
@@ -178,7 +180,8 @@ func TestPreflightOfACompressedImage(t *testing.T) {
 			s.start()
 		}
 		var space *kvmbackup.SpaceError
-		if err := s.refuses(s.request(), kvmbackup.ErrNoSpace); !errors.As(err, &space) || space.NeedBytes < 64*mib || space.NeedBytes > 66*mib {
+		if err := s.refuses(s.request(), kvmbackup.ErrNoSpace); !errors.As(err, &space) || space.NeedBytes < 64*mib ||
+			space.NeedBytes > 66*mib {
 			t.Errorf("running %v: error is %+v", running, space)
 		}
 	}
@@ -189,8 +192,8 @@ func TestPreflightOfACompressedImage(t *testing.T) {
 	s.refuses(s.request(), kvmbackup.ErrNoSpace)
 }
 
-// A full of a thin disk by push has all of its tables, as QEMU writes a zero cluster for each hole. An incremental, and a full of the
-// stopped VM, has what it needs.
+// A full of a thin disk by push has all of its tables, as QEMU writes a zero cluster for each hole. An incremental, and
+// a full of the stopped VM, has what it needs.
 func TestEstimateOfAThinImage(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -212,7 +215,8 @@ func TestEstimateOfAThinImage(t *testing.T) {
 			b, err := s.engine.Backup(s.ctx, s.request())
 			s.must(err)
 			info, err := os.Stat(s.repo.FilePath(b.Path, b.Volumes[0].File))
-			if s.must(err); (b.Kind == kvmbackup.KindFull) != full || info.Size() > p.EstimateBytes || info.Size() < p.EstimateBytes-mib {
+			if s.must(err); (b.Kind == kvmbackup.KindFull) != full || info.Size() > p.EstimateBytes ||
+				info.Size() < p.EstimateBytes-mib {
 				t.Errorf("stopped %v: %v of %d bytes, the plan said %d", stopped, b.Kind, info.Size(), p.EstimateBytes)
 			}
 			s.write("vda", 0x21, 5, 1)

@@ -110,20 +110,22 @@ func TestOfflineIncrementals(t *testing.T) {
 		s.guest.Destroy()
 		last := s.incremental()
 		if last.Position != 6 || last.ChainID != s.taken[0].ChainID {
-			t.Errorf("the last backup is at position %d of chain %s, which began as %s", last.Position, last.ChainID, s.taken[0].ChainID)
+			t.Errorf("the last backup is at position %d of chain %s, which began as %s", last.Position, last.ChainID,
+				s.taken[0].ChainID)
 		}
 		s.restoreAll()
 	}
 }
 
-// libvirt starts a guest on what the definition says is below an image, whatever the image says. No tool does, so that a stopped guest
-// whose definition and image differ is refused: its backup would have other data than the guest sees.
+// libvirt starts a guest on what the definition says is below an image, whatever the image says. No tool does, so that
+// a stopped guest whose definition and image differ is refused: its backup would have other data than the guest sees.
 func TestStoppedOverOtherFiles(t *testing.T) {
 	t.Parallel()
 	for name, below := range map[string]string{
-		"another file":  "<backingStore type='file'><format type='qcow2'/><source file='DIR/other.qcow2'/></backingStore>",
-		"nothing":       "<backingStore/>",
-		"the same file": "<backingStore type='file'><format type='qcow2'/><source file='DIR/../DIRNAME/base.qcow2'/><backingStore/></backingStore>",
+		"another file": "<backingStore type='file'><format type='qcow2'/><source file='DIR/other.qcow2'/></backingStore>",
+		"nothing":      "<backingStore/>",
+		"the same file": "<backingStore type='file'><format type='qcow2'/>" +
+			"<source file='DIR/../DIRNAME/base.qcow2'/><backingStore/></backingStore>",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -141,8 +143,9 @@ func TestStoppedOverOtherFiles(t *testing.T) {
 			}
 			run("chmod", "-R", "a+rwX", dir)
 			below := strings.NewReplacer("DIRNAME", filepath.Base(dir), "DIR", dir).Replace(below)
-			s := tell(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib, Path: dir + "/top.qcow2", Type: "file",
-				SourceXML: "<source file='" + dir + "/top.qcow2'/>" + below}}})
+			s := tell(t,
+				config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib, Path: dir + "/top.qcow2", Type: "file",
+					SourceXML: "<source file='" + dir + "/top.qcow2'/>" + below}}})
 			s.write("vda", 0x11, 0, 4)
 			s.full(kvmbackup.ReasonNoActiveCheckpoint)
 			s.guest.Destroy()

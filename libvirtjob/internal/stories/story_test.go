@@ -107,11 +107,14 @@ func (s *story) newConsumer(prefix, dir, db string, change ...func(*engine.Confi
 	s.must(err)
 	c.repo, err = repository.Init(s.ctx, dir, repository.Options{NoSync: true, Space: apart})
 	s.must(err)
-	hypervisor, err := libvirtjob.New(s.guest.Host.Conn, libvirtjob.Config{Images: c.images, ProgressInterval: 50 * time.Millisecond})
+	hypervisor, err := libvirtjob.New(s.guest.Host.Conn, libvirtjob.Config{
+		Images: c.images, ProgressInterval: 50 * time.Millisecond,
+	})
 	s.must(err)
 	s.Cleanup(func() { _ = hypervisor.Close() })
 	c.cfg = engine.Config{
-		Store: s.openStore(db), Repository: c.repo, Executor: hypervisor, Images: c.images, Prefix: prefix, ReserveBytes: engine.NoReserve,
+		Store: s.openStore(db), Repository: c.repo, Executor: hypervisor, Images: c.images, Prefix: prefix,
+		ReserveBytes: engine.NoReserve,
 	}
 	if s.pulls {
 		room, err := os.MkdirTemp("/tmp", "s-") // a socket has to fit into its path
@@ -133,7 +136,8 @@ func (s *story) newConsumer(prefix, dir, db string, change ...func(*engine.Confi
 
 func (s *story) openStore(file string) kvmbackup.Store {
 	s.Helper()
-	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)")
+	db, err := sql.Open("sqlite",
+		"file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(10000)&_pragma=synchronous(OFF)")
 	s.must(err)
 	s.Cleanup(func() { _ = db.Close() })
 	store, err := sqlstore.New(s.ctx, db, sqlstore.Config{})
@@ -151,7 +155,8 @@ func (s *story) must(err error) {
 
 func (s *story) vm() kvmbackup.VMID { return kvmbackup.VMID(s.guest.Name) }
 
-// request asks for a backup of the guest as it is now. The disks of a transient guest are described, in case it is stopped.
+// request asks for a backup of the guest as it is now. The disks of a transient guest are described, in case it is
+// stopped.
 func (s *story) request() engine.BackupRequest {
 	s.Helper()
 	r := engine.BackupRequest{VM: s.vm(), Volumes: s.volumes, Policy: s.policy, Digests: s.digests}
@@ -166,7 +171,9 @@ func (s *story) request() engine.BackupRequest {
 		if format == "" {
 			format = "qcow2"
 		}
-		r.Disks = append(r.Disks, kvmbackup.DiskRef{Device: d.Device, Source: s.guest.Image(d.Device), Format: format, ReadOnly: d.ReadOnly})
+		r.Disks = append(r.Disks, kvmbackup.DiskRef{
+			Device: d.Device, Source: s.guest.Image(d.Device), Format: format, ReadOnly: d.ReadOnly,
+		})
 	}
 	return r
 }
@@ -319,7 +326,8 @@ func (s *story) refuses(req engine.BackupRequest, want ...error) error {
 	s.wantErr(err, want...)
 	s.Log(err)
 	if after := s.everything(); !slices.Equal(before, after) {
-		s.Errorf("the refused backup has changed something:\n%s\nwas\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+		s.Errorf("the refused backup has changed something:\n%s\nwas\n%s", strings.Join(after, "\n"),
+			strings.Join(before, "\n"))
 	}
 	return err
 }

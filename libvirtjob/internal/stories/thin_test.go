@@ -27,7 +27,8 @@ func TestThinDiskAndBack(t *testing.T) {
 		s.must(err)
 		took := time.Since(began)
 		t.Logf("full by %v: %v, %d KiB stored", way, took, b.Volumes[0].StoredSize>>10)
-		if b.Transfer != way || b.Kind != kvmbackup.KindFull || b.Volumes[0].Digest == "" || b.Volumes[0].StoredSize > 70*mib || took > time.Minute {
+		if b.Transfer != way || b.Kind != kvmbackup.KindFull || b.Volumes[0].Digest == "" ||
+			b.Volumes[0].StoredSize > 70*mib || took > time.Minute {
 			t.Errorf("it is %v after %v: %+v", b.Transfer, took, b.Volumes[0])
 		}
 		for _, format := range []qcow2.Format{qcow2.FormatQcow2, qcow2.FormatRaw} {

@@ -114,7 +114,8 @@ func (s *story) bitmapsOf(c *consumer, b kvmbackup.Backup) {
 	for _, v := range b.Volumes {
 		has := slices.Contains(s.guest.Bitmaps(v.Device), string(b.Checkpoint))
 		if v.Tracked != has {
-			s.Errorf("%s is tracked=%v by %s and has the bitmaps %q", v.Device, v.Tracked, b.Checkpoint, s.guest.Bitmaps(v.Device))
+			s.Errorf("%s is tracked=%v by %s and has the bitmaps %q", v.Device, v.Tracked, b.Checkpoint,
+				s.guest.Bitmaps(v.Device))
 		}
 	}
 	d, err := c.engine.Inspect(s.ctx, s.request().Target())

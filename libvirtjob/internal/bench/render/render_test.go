@@ -55,7 +55,8 @@ func TestPlots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]bool{"performance-history.svg": true, "performance-disks.svg": false, "performance-versus.svg": false} {
+	for name, want := range map[string]bool{"performance-history.svg": true, "performance-disks.svg": false,
+		"performance-versus.svg": false} {
 		if got := plots[name](r) != ""; got != want {
 			t.Errorf("%s was drawn: %v, want %v", name, got, want)
 		}
