@@ -32,8 +32,8 @@
 // record. In doubt a volume is backed up in full: never a guess, never an error where a full would do.
 //
 // [Deleter] deletes without ever breaking a chain: a backup that nothing stands on is removed, one that has children is
-// marked delete-pending, and the removal of the last child takes it along. [PlanRetention] applies a [RetentionPolicy];
-// a backup whose verification failed takes no whole one's place there.
+// marked delete-pending, and the removal of the last child takes it along. [RetentionPolicy.Plan] says what a
+// policy keeps; a backup whose verification failed takes no whole one's place there.
 //
 // # Errors
 //

@@ -155,7 +155,8 @@ func TestDocsCommands(t *testing.T) {
 	})
 }
 
-// TestDocsErrors: operations.md says of every error of the engine and of the repository what it means and what to do.
+// TestDocsErrors: operations.md says of every error of the engine and of the repository what it means and what to do,
+// and of no error that doesn't exist.
 func TestDocsErrors(t *testing.T) {
 	operations, err := os.ReadFile("docs/operations.md")
 	if err != nil {
@@ -176,6 +177,17 @@ func TestDocsErrors(t *testing.T) {
 			if !strings.Contains(messages, "`"+m[1]+"`") {
 				t.Errorf("docs/operations.md doesn't explain %s of %s", m[1], file)
 			}
+		}
+	}
+	known := map[string]bool{}
+	walk(t, ".go", func(_, text string) {
+		for _, m := range regexp.MustCompile(`(?m)^(?:var |\t)(Err\w+) += `).FindAllStringSubmatch(text, -1) {
+			known[m[1]] = true
+		}
+	})
+	for _, m := range regexp.MustCompile("`(Err\\w+)`").FindAllStringSubmatch(messages, -1) {
+		if !known[m[1]] {
+			t.Errorf("docs/operations.md explains %s, which doesn't exist", m[1])
 		}
 	}
 }

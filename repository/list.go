@@ -125,7 +125,7 @@ func (s *session) fatal(err error) error {
 }
 
 // Stamps returns the stamps in use below the folder of one VM, whatever state their folders are in, in order: what
-// NextStamp needs to know. It reads no manifests.
+// Stamp.Next asks for. It reads no manifests.
 func (r *Repository) Stamps(ctx context.Context, vm kvmbackup.VMID) ([]kvmbackup.Stamp, error) {
 	name := string(vm)
 	if err := validVM(name); err != nil {

@@ -86,7 +86,7 @@ func (s *jsonStore) save(state *rules.State) error {
 	return os.Rename(s.file+".new", s.file)
 }
 
-// The child process of TestDeleteKilled is told by its environment what to delete, and at which step to die.
+// The child process of TestDeleteKilledCrash is told by its environment what to delete, and at which step to die.
 const (
 	envKillDir    = "KVMBACKUP_TEST_KILL_DIR"
 	envKillDelete = "KVMBACKUP_TEST_KILL_DELETE"

@@ -23,7 +23,7 @@ import (
 // Config describes a guest. The zero value of a field means its default.
 type Config struct {
 	Name  string // default: made from the test's name
-	UUID  string // default: random, and kept over CreateAgain
+	UUID  string // default: random, and kept over Create
 	Disks []Disk
 	// Persistent defines the domain; otherwise it is transient and unknown to libvirt while it is stopped.
 	Persistent bool
