@@ -215,6 +215,9 @@ func TestRestart(t *testing.T) {
 	l := newLab(t)
 	h, err := newHypervisor(20 * time.Millisecond)
 	l.must(err)
+	lost, goOn := context.WithCancel(t.Context()) // no job ends before
+	defer goOn()
+	h.OnStep(func(string, int64, int64) { <-lost.Done() })
 	l.schedule()
 	i := l.start("a", hostOf(h), func(cfg *Config) { cfg.Workers, cfg.Retry = 3, time.Hour })
 	l.until("three jobs", func() bool { return jobs(h) == 3 })
@@ -224,6 +227,7 @@ func TestRestart(t *testing.T) {
 	if n := query[int](l, `SELECT count(*) FROM kvmbackup_backups WHERE status = 'running'`); n != 3 || jobs(h) != 3 {
 		t.Fatalf("%d records and %d jobs are left running, want 3", n, jobs(h))
 	}
+	goOn()
 	i = l.start("a2", hostOf(h), nil)
 	l.until("the recovery and its accounting", func() bool {
 		return query[int](l, `SELECT count(*) FROM seen s JOIN orchestrator_quota q ON q.backup = s.record->>'id'

@@ -130,11 +130,13 @@ func (l *lab) untilBackups(n int) {
 	})
 }
 
-// untilMore waits until every VM has a backup that was begun after the call, and one that retention has removed.
+// untilMore waits until every VM has a backup that was begun after the call, and retention has removed one.
 func (l *lab) untilMore() {
 	l.t.Helper()
 	asked := time.Now()
-	l.untilBackups(keepLast + 1)
+	l.until("something is returned to the quota", func() bool {
+		return query[bool](l, `SELECT EXISTS (SELECT FROM orchestrator_quota WHERE returned_at IS NOT NULL)`)
+	})
 	l.until("a backup of every VM that was begun since", func() bool {
 		return query[int](l, `SELECT count(DISTINCT vm) FROM seen WHERE (record->>'started_at')::timestamptz > $1`,
 			asked) == vmCount

@@ -43,12 +43,7 @@ func (c crashCase) killDaemon(t *testing.T) {
 	a.exec.onAdopt = func(j kvmbackup.Job) { a.must(j.SetBandwidth(a.ctx, 0)) }
 	a.change()
 	a.backup(a.request())
-	g.blank("vda")
-	a.change()
-	a.keep()
-	req := a.requestWith(slow)
-	req.OnJob = func(engine.JobControl) { h.KillDaemon(t) }
-	_, err := a.engine.Backup(a.ctx, req)
+	err := a.midJob(func() { h.KillDaemon(t) })
 	if err == nil {
 		t.Error("a backup without a libvirtd has succeeded")
 	}
