@@ -176,7 +176,7 @@ func (r *rounds) job(what, kind, dir, name string, base link) link {
 	}
 	if kind == "sealed" || kind == "sealed zstd" {
 		key := kvmbackup.NewDataKey()
-		spec.DataKey, l.layer.Secret = &key, qcow2.NewSecret(key.ImageSecret(spec.Volumes[0].File))
+		spec.DataKey, l.layer.Secret = &key, qcow2.NewSecret(key.ImageSecret(v.File))
 	}
 	spec.Volumes = []kvmbackup.JobVolume{v}
 	syscall.Sync()
