@@ -32,6 +32,7 @@ import (
 //	kvmbackup_failures_total{vm,op,cause}         failed operations; cause is its kvmbackup.Code
 //	kvmbackup_stalls_total{vm}                    times that a job was reported as standing still
 //	kvmbackup_bitmap_missed_bytes_total{vm}       changes that a comparison found outside of a bitmap's marks
+//	kvmbackup_parent_unreadable_bytes_total{vm}   what a comparison could not read of the parent
 //	kvmbackup_deleted_total{vm}, kvmbackup_deleted_bytes_total{vm}
 //	kvmbackup_recovered_total{vm}                 what was settled after crashes
 //	kvmbackup_last_verified_timestamp_seconds{vm} when a verification of one of its backups last found nothing
@@ -47,7 +48,7 @@ import (
 type Metrics struct {
 	lastSuccess, duration, stored, dirtyRatio, frozen, chainLength *prometheus.GaugeVec
 	backups, storedTotal, failures, stalls                         *prometheus.CounterVec
-	deleted, deletedBytes, recovered, missed                       *prometheus.CounterVec
+	deleted, deletedBytes, recovered, missed, unreadable           *prometheus.CounterVec
 	lastVerified                                                   *prometheus.GaugeVec
 	running                                                        *running
 }
@@ -76,6 +77,7 @@ func New() *Metrics {
 		stalls:      counter("stalls_total", "Times that a job was reported as standing still."),
 		missed: counter("bitmap_missed_bytes_total", "Bytes of changes that a comparison found outside of a "+
 			"bitmap's marks."),
+		unreadable:   counter("parent_unreadable_bytes_total", "Bytes that a comparison could not read of the parent."),
 		deleted:      counter("deleted_total", "Backups whose files and record were removed."),
 		deletedBytes: counter("deleted_bytes_total", "Bytes that removed backups gave back."),
 		recovered:    counter("recovered_total", "Backups settled after a crash."),
@@ -102,6 +104,8 @@ func (m *Metrics) Observe(ev engine.Event) {
 		m.stalls.WithLabelValues(vm).Inc()
 	case engine.EventMissed:
 		m.missed.WithLabelValues(vm).Add(float64(ev.Bytes))
+	case engine.EventParentUnreadable:
+		m.unreadable.WithLabelValues(vm).Add(float64(ev.Bytes))
 	case engine.EventDeleted:
 		m.deleted.WithLabelValues(vm).Inc()
 		m.deletedBytes.WithLabelValues(vm).Add(float64(ev.Bytes))
@@ -155,7 +159,7 @@ type vector interface {
 func (m *Metrics) vectors() []vector {
 	return append(m.running.vectors(), m.lastSuccess, m.duration, m.stored, m.dirtyRatio, m.frozen, m.chainLength,
 		m.backups, m.storedTotal,
-		m.failures, m.stalls, m.deleted, m.deletedBytes, m.recovered, m.missed, m.lastVerified)
+		m.failures, m.stalls, m.deleted, m.deletedBytes, m.recovered, m.missed, m.unreadable, m.lastVerified)
 }
 
 // Describe implements prometheus.Collector.

@@ -104,9 +104,37 @@ func TestRecovered(t *testing.T) {
 	}
 }
 
+// TestComparisons: what only a comparison has found is counted in bytes, by VM, whether it was a bitmap that missed it
+// or a parent that can't be read, and goes with the VM.
+func TestComparisons(t *testing.T) {
+	m := metrics.New()
+	for _, bytes := range []int64{65536, 4096} {
+		m.Observe(engine.Event{Type: engine.EventMissed, VM: "vm1", Bytes: bytes})
+		m.Observe(engine.Event{Type: engine.EventParentUnreadable, VM: "vm2", Bytes: 10 * bytes})
+	}
+	names := []string{"kvmbackup_bitmap_missed_bytes_total", "kvmbackup_parent_unreadable_bytes_total"}
+	want := `
+# HELP kvmbackup_bitmap_missed_bytes_total Bytes of changes that a comparison found outside of a bitmap's marks.
+# TYPE kvmbackup_bitmap_missed_bytes_total counter
+kvmbackup_bitmap_missed_bytes_total{vm="vm1"} 69632
+# HELP kvmbackup_parent_unreadable_bytes_total Bytes that a comparison could not read of the parent.
+# TYPE kvmbackup_parent_unreadable_bytes_total counter
+kvmbackup_parent_unreadable_bytes_total{vm="vm2"} 696320
+`
+	if err := testutil.CollectAndCompare(m, strings.NewReader(want), names...); err != nil {
+		t.Error(err)
+	}
+	m.Forget("vm1")
+	m.Forget("vm2")
+	if n := testutil.CollectAndCount(m, names...); n != 0 {
+		t.Errorf("%d series left after Forget", n)
+	}
+}
+
 func TestLint(t *testing.T) {
 	m := metrics.New()
 	m.Observe(engine.Event{Type: engine.EventRecovered, VM: "vm1"})
+	m.Observe(engine.Event{Type: engine.EventParentUnreadable, VM: "vm1"})
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(m)
 	problems, err := testutil.GatherAndLint(reg)
