@@ -54,25 +54,22 @@ func (o *op) digestMissing(ctx context.Context) (kvmbackup.Backup, error) {
 	o.step("digest")
 	b.Volumes = slices.Clone(b.Volumes)
 	ctx = withTally(ctx, o.tally(digestsOf(b, func(v kvmbackup.VolumeBackup) int64 {
-		if !lacksDigests(v) {
-			return 0
+		layers, err := layersOf(chain, v.VolumeID, o.e.cfg.Repository, ring)
+		if err != nil || !lacksDigests(layers) {
+			return 0 // the error comes up below
 		}
-		layers, _ := layersOf(chain, v.VolumeID, o.e.cfg.Repository, ring) // an error comes up below
-		return storedIn(layers) + v.StoredSize + v.VirtualSize
+		return storedIn(layers) + toDigest(layers)
 	})))
 	for i := range b.Volumes {
 		v := &b.Volumes[i]
-		if !lacksDigests(*v) {
-			continue
-		}
 		layers, err := layersOf(chain, v.VolumeID, o.e.cfg.Repository, ring)
-		if err == nil {
+		if err == nil && lacksDigests(layers) {
 			err = o.e.verifyLayers(ctx, layers, false)
+			if err == nil {
+				err = o.e.digest(ctx, v, layers)
+			}
+			closeLayers(layers)
 		}
-		if err == nil {
-			err = o.e.digest(ctx, v, layers)
-		}
-		closeLayers(layers)
 		if err != nil {
 			return b, err
 		}
@@ -80,9 +77,28 @@ func (o *op) digestMissing(ctx context.Context) (kvmbackup.Backup, error) {
 	return b, nil
 }
 
-// lacksDigests says whether there is one that could be computed. A sealed volume has its file's, and no other.
-func lacksDigests(v kvmbackup.VolumeBackup) bool {
-	return v.FileEncryption == "" && (v.Digest == "" || v.FileDigest == "")
+// lacking says which digests of a volume could be computed and aren't on record. What is in a chain with sealed files
+// is to be known by nobody, nor compared.
+func lacking(layers []layer) (file, content bool) {
+	v := layers[0].volume
+	return v.FileDigest == "", v.Digest == "" && !anySealed(layers)
+}
+
+func lacksDigests(layers []layer) bool {
+	file, content := lacking(layers)
+	return file || content
+}
+
+// toDigest is how much there is to read of a volume for those that it lacks.
+func toDigest(layers []layer) (bytes int64) {
+	file, content := lacking(layers)
+	if file {
+		bytes = layers[0].volume.StoredSize
+	}
+	if content {
+		bytes += layers[0].volume.VirtualSize
+	}
+	return bytes
 }
 
 // recordDigests writes them into the manifest first: a crash in between leaves digests that the folder has and the
@@ -105,12 +121,10 @@ func (o *op) recordDigests(ctx context.Context, b kvmbackup.Backup) error {
 
 // digest computes those that the volume lacks.
 func (e *Engine) digest(ctx context.Context, v *kvmbackup.VolumeBackup, layers []layer) error {
+	_, content := lacking(layers)
 	digester, err := e.fileDigest(ctx, v, layers[0])
-	if err != nil {
+	if err != nil || !content {
 		return err
-	}
-	if v.Digest != "" || anySealed(layers) { // what is in it is to be known by nobody, nor compared
-		return nil
 	}
 	if v.Digest, err = digester.Digest(ctx, layers[0].path(), backing(layers)); err == nil {
 		counted(ctx, v.VolumeID, v.VirtualSize)
@@ -121,10 +135,10 @@ func (e *Engine) digest(ctx context.Context, v *kvmbackup.VolumeBackup, layers [
 // fileDigest computes that of the volume's file, if it lacks it, and returns what computes the others.
 func (e *Engine) fileDigest(ctx context.Context, v *kvmbackup.VolumeBackup, file layer) (Digester, error) {
 	digester, err := e.digester()
-	if err == nil && v.FileDigest == "" {
-		v.FileDigest, err = digester.FileDigest(ctx, file.path())
+	if err != nil || v.FileDigest != "" {
+		return digester, err
 	}
-	if err == nil {
+	if v.FileDigest, err = digester.FileDigest(ctx, file.path()); err == nil {
 		counted(ctx, v.VolumeID, v.StoredSize)
 	}
 	return digester, err
@@ -158,7 +172,7 @@ func (r *running) addDigests(ctx context.Context) error {
 		}
 		chain = append(slices.Clone(older), r.record)
 	}
-	ctx = withTally(ctx, r.tally(digestsOf(r.record, r.toDigest)))
+	ctx = withTally(ctx, r.tally(digestsOf(r.record, r.toDigest(chain))))
 	dir := r.e.cfg.Repository.PartialDir(r.record.Path, r.record.ID)
 	for i := range r.record.Volumes {
 		v := &r.record.Volumes[i]
@@ -174,16 +188,21 @@ func (r *running) addDigests(ctx context.Context) error {
 	return nil
 }
 
-// toDigest is how much there is to read of a volume.
-func (r *running) toDigest(v kvmbackup.VolumeBackup) int64 {
-	_, onTheWay := r.made.Digests[v.VolumeID]
-	switch {
-	case !onTheWay:
-		return v.StoredSize + v.VirtualSize
-	case hashedAsStored(v, onTheWay):
-		return 0
+// toDigest says of a volume how much there is to read of it.
+func (r *running) toDigest(chain []kvmbackup.Backup) func(v kvmbackup.VolumeBackup) int64 {
+	return func(v kvmbackup.VolumeBackup) int64 {
+		layers, err := layersOf(chain, v.VolumeID, r.e.cfg.Repository, nil)
+		_, onTheWay := r.made.Digests[v.VolumeID]
+		switch {
+		case err != nil: // it comes up below
+			return 0
+		case !onTheWay || anySealed(layers):
+			return toDigest(layers)
+		case hashedAsStored(v, onTheWay):
+			return 0
+		}
+		return v.StoredSize
 	}
-	return v.StoredSize
 }
 
 // compareDigest reads back what a restore has written and compares it with the digest on record, where there is one:

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
@@ -170,6 +171,42 @@ func TestOtherProgress(t *testing.T) {
 	whole := l.following(func() { l.verified(b, true) })["verify volumes"]
 	if whole.DoneBytes != whole.TotalBytes || whole.TotalBytes != late.TotalBytes {
 		t.Errorf("a verification of the content ended with %+v", whole)
+	}
+}
+
+// TestProgressOfOneDigest: where the content's digest is on record already, as a pull leaves it, only the file is read
+// for its own; where both are, nothing is.
+func TestProgressOfOneDigest(t *testing.T) {
+	t.Parallel()
+	l := newWorld(t, "vda", "vdb")
+	b := l.chain(2)[1]
+	content := map[kvmbackup.VolumeID]kvmbackup.Digests{}
+	for _, v := range b.Volumes {
+		parent := l.get(b.ParentID)
+		below, _ := parent.Volume(v.VolumeID)
+		digest, err := l.images.Digest(t.Context(), l.repo.FilePath(b.Path, v.File),
+			[]qcow2.Layer{{Path: l.repo.FilePath(parent.Path, below.File)}})
+		l.ok(err)
+		content[v.VolumeID] = kvmbackup.Digests{Content: digest}
+	}
+	lease, err := l.store.AcquireLease(t.Context(), vm, "test", time.Minute)
+	l.ok(err)
+	l.ok(l.store.Annotate(t.Context(), lease, b.ID, kvmbackup.Annotation{Digests: content}))
+	l.ok(l.store.ReleaseLease(t.Context(), lease))
+	checked := l.following(func() { l.verified(b, false) })["verify volumes"]
+	digest := func() kvmbackup.JobProgress {
+		return l.following(func() { l.ok(l.engine.AddDigests(t.Context(), b.ID)) })["digest"]
+	}
+	if late := digest(); late.DoneBytes != late.TotalBytes || late.TotalBytes != checked.TotalBytes+b.StoredBytes() {
+		t.Errorf("the files' digests ended with %+v, of %d bytes checked", late, checked.TotalBytes)
+	}
+	for _, v := range l.get(b.ID).Volumes {
+		if v.Digest != content[v.VolumeID].Content || v.FileDigest == "" {
+			t.Errorf("%s has the digests %q and %q", v.VolumeID, v.Digest, v.FileDigest)
+		}
+	}
+	if again := digest(); again.TotalBytes != 0 {
+		t.Errorf("with all on record it is %+v", again)
 	}
 }
 
