@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/kvmbackup/kvmbackup/internal/nbd"
 )
 
 // FileDigest returns the digest of a file's own bytes: "sha256-4m:" and, in lower-case
@@ -81,24 +83,34 @@ func (t *Tool) imageDigest(ctx context.Context, path string, backing []Layer) (s
 // digestWith has f read what a guest sees.
 func (t *Tool) digestWith(
 	ctx context.Context, path string, backing []Layer, f func(context.Context, digestSource) (string, error),
-) (string, error) {
-	if ctx.Err() != nil {
-		return "", contextError(ctx)
-	}
-	if err := unsealed(secretsOf(nil, backing)...); err != nil {
-		return "", err
-	}
-	image, err := t.openDigestImage(ctx, path, backing)
+) (sum string, err error) {
+	err = t.withImage(ctx, path, backing, nbd.Allocation, func(ctx context.Context, c *nbd.Client) (err error) {
+		sum, err = f(ctx, &digestClient{c})
+		return err
+	})
 	if err != nil {
 		return "", err
+	}
+	return sum, nil
+}
+
+// withImage serves exactly the given layers to f, which can ask for their state in that metadata context.
+func (t *Tool) withImage(
+	ctx context.Context, path string, backing []Layer, metadata string, f func(context.Context, *nbd.Client) error,
+) error {
+	if ctx.Err() != nil {
+		return contextError(ctx)
+	}
+	if err := unsealed(secretsOf(nil, backing)...); err != nil {
+		return err
+	}
+	image, err := t.openDigestImage(ctx, path, backing, metadata)
+	if err != nil {
+		return err
 	}
 	ctx, unwatch := withStall(ctx, t.cfg.StallTimeout, image.process.moved)
 	defer unwatch()
 	stop := image.client.Bind(ctx)
 	defer stop()
-	sum, err := f(ctx, image.client)
-	if err := image.close(ctx, err); err != nil {
-		return "", err
-	}
-	return sum, nil
+	return image.close(ctx, f(ctx, image.client))
 }

@@ -18,11 +18,14 @@ import (
 // digestImage is a qcow2 image, served by a qemu-nbd of its own to one client.
 type digestImage struct {
 	process *process
-	client  *digestClient
+	client  *nbd.Client
 }
 
-// openDigestImage starts a server over exactly the given layers and connects to it.
-func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer) (*digestImage, error) {
+// openDigestImage starts a server over exactly the given layers and connects to it, for the state in that metadata
+// context: nbd.Allocation or allocationDepth.
+func (t *Tool) openDigestImage(
+	ctx context.Context, path string, backing []Layer, metadata string,
+) (*digestImage, error) {
 	ctx, cancel := withTimeout(ctx, t.cfg.InspectTimeout)
 	defer cancel()
 	name, names, err := t.explicitLayers(ctx, path, FormatQcow2, backing)
@@ -35,7 +38,7 @@ func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer
 	}
 	room := roomFor(path, append([]Layer{}, backing...), false)
 	room.sockets = []string{dir}
-	image, err := t.serveDigestImage(ctx, socket, name, names, 1+len(backing), room)
+	image, err := t.serveDigestImage(ctx, socket, name, names, 1+len(backing), room, metadata)
 	// Once the client is connected nobody needs the socket's name any more.
 	if removeErr := removeSocket(dir, socket); removeErr != nil {
 		if image != nil {
@@ -47,11 +50,14 @@ func (t *Tool) openDigestImage(ctx context.Context, path string, backing []Layer
 }
 
 func (t *Tool) serveDigestImage(
-	ctx context.Context, socket, name string, names []string, images int, room *room,
+	ctx context.Context, socket, name string, names []string, images int, room *room, metadata string,
 ) (*digestImage, error) {
+	args := []string{"--read-only", "--shared=1", "--socket=" + socket, "--export-name="}
+	if metadata == allocationDepth {
+		args = append(args, "--allocation-depth")
+	}
 	p, err := t.start(command{
-		program: t.nbdServer, names: append(names, socket), room: room, images: images,
-		args: []string{"--read-only", "--shared=1", "--socket=" + socket, "--export-name=", "--", name},
+		program: t.nbdServer, names: append(names, socket), room: room, images: images, args: append(args, "--", name),
 	})
 	if err != nil {
 		return nil, err
@@ -61,11 +67,9 @@ func (t *Tool) serveDigestImage(
 		return nil, errors.Join(err, p.reap())
 	}
 	image := &digestImage{process: p}
-	client, err := nbd.Open(ctx, conn, nbd.Options{Context: nbd.Allocation})
-	if err != nil {
+	if image.client, err = nbd.Open(ctx, conn, nbd.Options{Context: metadata}); err != nil {
 		return nil, image.close(ctx, NBDError(err))
 	}
-	image.client = &digestClient{client}
 	return image, nil
 }
 

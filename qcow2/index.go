@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
+
+	"github.com/kvmbackup/kvmbackup/internal/nbd"
 )
 
 // IndexPieceBytes is the size of a piece of an Index.
@@ -268,23 +270,20 @@ const maxIndexBytes = 128<<20 + 1<<20
 // all are read.
 func (t *Tool) DigestIndex(ctx context.Context, path string, backing []Layer, below *Index) (string, *Index, error) {
 	var known func(piece, length int64) ([sha256.Size]byte, bool)
-	var own map[int64]bool
+	var own []byte
 	if below != nil {
-		var err error
-		own, err = t.ownPieces(ctx, path)
-		if errors.Is(err, ErrOutputTooLarge) {
-			own, err, below = nil, nil, nil // so fragmented that most of it has changed
-		}
+		err := t.withImage(ctx, path, []Layer{}, allocationDepth, func(_ context.Context, c *nbd.Client) (err error) {
+			own, err = ownPieces(c)
+			return err
+		})
 		if err != nil {
 			return "", nil, fmt.Errorf("digest of image %q: %w", FileName(path), err)
 		}
-		if below != nil {
-			known = func(piece, length int64) (sum [sha256.Size]byte, ok bool) {
-				if own[piece] {
-					return sum, false
-				}
-				return below.sum(piece, length)
+		known = func(piece, length int64) (sum [sha256.Size]byte, ok bool) {
+			if own[piece] != ownsNone {
+				return sum, false
 			}
+			return below.sum(piece, length)
 		}
 	}
 	var index *Index
@@ -301,16 +300,4 @@ func (t *Tool) DigestIndex(ctx context.Context, path string, backing []Layer, be
 		return "", nil, fmt.Errorf("digest of image %q: %w", FileName(path), err)
 	}
 	return sum, index, nil
-}
-
-// ownPieces are those in which the image alone has something.
-func (t *Tool) ownPieces(ctx context.Context, path string) (map[int64]bool, error) {
-	extents, err := t.Map(ctx, path, MapOptions{Backing: []Layer{}, Timeout: NoLimit})
-	own := map[int64]bool{}
-	for _, x := range extents {
-		for i := x.StartBytes / digestPiece; x.Present && i*digestPiece < x.StartBytes+x.LengthBytes; i++ {
-			own[i] = true
-		}
-	}
-	return own, err
 }

@@ -63,9 +63,6 @@ func (t *Tool) ReadSealedIndex(ctx context.Context, path string, key []byte) (*I
 	return t.readIndex(ctx, path, func(data []byte) (*Index, error) { return OpenIndex(data, key, 0) })
 }
 
-// allocationDepth is QEMU's metadata context that tells which layer has a range; 0: none.
-const allocationDepth = "qemu:allocation-depth"
-
 // OwnIndex returns the index of a chain of which the image on top alone can be read, by the one of what is below; nil
 // where nothing is. A piece that the image has whole is read. One of which it has nothing is as it was. One of which it
 // has a part is not known. Errors are those of ServeChains, and ErrIO.
@@ -84,7 +81,13 @@ func (t *Tool) OwnIndex(ctx context.Context, image Layer, below *Index) (x *Inde
 }
 
 func ownIndex(ctx context.Context, s *SourceServer, below *Index) (*Index, error) {
-	own, err := s.ownPieces(ctx)
+	depth, err := s.client(ctx, allocationDepth)
+	if err != nil {
+		return nil, err
+	}
+	defer depth.Close()
+	defer depth.Bind(ctx)()
+	own, err := ownPieces(depth)
 	if err != nil {
 		return nil, err
 	}
@@ -104,13 +107,6 @@ func ownIndex(ctx context.Context, s *SourceServer, below *Index) (*Index, error
 	return x.Index(), nil
 }
 
-// How much of a piece an image has itself.
-const (
-	ownsNone = byte(iota)
-	ownsPart
-	ownsAll
-)
-
 // carried returns what is known of a piece without reading it; false: it is to be read.
 func (x *Index) carried(owns byte, piece, length int64) (sum [sha256.Size]byte, ok bool) {
 	switch {
@@ -121,45 +117,6 @@ func (x *Index) carried(owns byte, piece, length int64) (sum [sha256.Size]byte, 
 	}
 	sum, _ = x.sum(piece, length) // of another length: not known
 	return sum, true
-}
-
-// ownPieces says of each piece how much of it the only image has.
-func (s *SourceServer) ownPieces(ctx context.Context) ([]byte, error) {
-	client, err := s.client(ctx, allocationDepth)
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
-	defer client.Bind(ctx)()
-	size := client.SizeBytes()
-	own := make([]byte, pieces(size)) // it owns none so far
-	has := int64(0)                   // of the piece that is looked at
-	for at := int64(0); at < size; {
-		extents, err := client.Extents(at, min(maxDigestStatus, size-at))
-		if err != nil {
-			return nil, NBDError(err)
-		}
-		for _, e := range extents {
-			for end := at + e.Length; at < end; {
-				piece := at / digestPiece
-				stop := min(end, (piece+1)*digestPiece)
-				if e.State != 0 {
-					has += stop - at
-				}
-				if at = stop; at%digestPiece != 0 && at != size {
-					continue
-				}
-				switch length := min(digestPiece, size-piece*digestPiece); {
-				case has == length:
-					own[piece] = ownsAll
-				case has > 0:
-					own[piece] = ownsPart
-				}
-				has = 0
-			}
-		}
-	}
-	return own, nil
 }
 
 // client connects to the first disk.

@@ -143,12 +143,12 @@ func (s inOrder) Write(sums []byte) (int, error) {
 }
 
 // inherit marks the pieces, those apart that the image has itself, that are assumed below.
-func (s inOrder) inherit(below *Index, own map[int64]bool) {
+func (s inOrder) inherit(below *Index, own []byte) {
 	if below == nil || below.assumed == nil {
 		return
 	}
 	for piece := range min(pieces(s.index.size), pieces(below.size)) {
-		if below.assumes(piece) && !own[piece] {
+		if below.assumes(piece) && own[piece] == ownsNone {
 			s.mark(piece)
 		}
 	}
