@@ -45,7 +45,7 @@ type options struct {
 func Parallel() Option { return func(o *options) { o.parallel = true } }
 
 // Without leaves out the rules of these names, of what an executor refuses and says so: one that is reached over a wire
-// may not get the keys of sealed backups ("history/sealed").
+// may not get the keys of sealed backups ("history/sealed", "history/compared-sealed").
 func Without(names ...string) Option {
 	return func(o *options) { o.without = append(o.without, names...) }
 }

@@ -35,10 +35,19 @@ var histories = []history{
 		write sda 5 2; stop; backup offline sealed; backup offline; restore 1; backup offline sealed; start; write vda 3;
 		backup sealed; zero sda 0 2; backup sealed; crash; start; backup sealed`},
 	{"compared", "What no bitmap can tell is compared with the parent's files, where CanCompare says so: what differs " +
-		"is copied, and the bitmaps go on.", `
-		backup compare; write vda 1 2; zero sda 0 2; crash; start; backup compare; write vda 4; backup compare; stop;
-		backup compare; start; write sda 3; grow vda 104; lose-bitmap vda; backup compare; write vda 2; backup compare;
-		crash; backup compare; start; restart; write vda 0; backup compare`},
+		"is copied, and the bitmaps go on. With digests they are those of what the disks hold.", `
+		backup compare digests; write vda 1 2; zero sda 0 2; crash; start; backup compare digests; write vda 4;
+		backup compare digests; stop; backup compare digests; start; write sda 3; grow vda 104; lose-bitmap vda;
+		backup compare; write vda 2; backup check; crash; backup compare digests; start; restart; write vda 0;
+		backup compare digests`},
+	{"compared-sealed", "So they are where backups are sealed: with the parents' files where the host has their keys, " +
+		"and else with an index under its own key, by which whole pieces are stored; one that isn't known is stored, too.", `
+		wide; index-key; backup sealed long; write vda 1; crash; backup offline sealed compare long; keys gone; start;
+		write vda 4 4; write sda 5; crash; backup sealed compare long; start; write vda 7; backup sealed compare long;
+		scribble vda 7; stop; backup offline sealed compare long; zero vda 4 4; lose-bitmap vda; start; restart;
+		backup sealed compare long; write sda 4; backup sealed check long; keys back; scribble vda 1; crash; start;
+		backup sealed compare long; write vda 0; backup offline compare long; write vda 3; crash; keys gone; start;
+		backup compare long; grow sda 104; restart; backup sealed check long; crash; start; backup sealed check compare`},
 	{"disks", "Disks that are unplugged, plugged in again and exchanged between two backups are seen, and each bitmap " +
 		"stays with its image.", `
 		backup; detach sda; write vda 1; backup; attach sda; write sda 1; backup; backup; detach sda; replace sda;

@@ -1,7 +1,6 @@
 package executortest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 const (
@@ -22,6 +22,8 @@ const (
 	// bigSize is so much that a full of it, of which nothing but diskSize is ever written, takes QEMU about a second:
 	// libvirt can limit a job only when it has begun.
 	bigSize = 64 << 30
+	// wideUnit is a quarter of a piece of an index, of which wide disks have two.
+	wideUnit = qcow2.IndexPieceBytes / 4
 )
 
 // failure is a panic of a player, and ends the history.
@@ -44,7 +46,7 @@ type volume struct {
 	id        kvmbackup.VolumeID
 	layers    int
 	grownOver bool // while there was more than one layer
-	data      []byte
+	content
 }
 
 // play is a history under way on both sides.
@@ -53,6 +55,9 @@ type play struct {
 	scratch   string
 	sides     []*side
 	transient bool
+	indexed   bool  // sealed backups get indexes
+	size      int64 // of what is written of each disk
+	unit      int64 // of the steps' offsets and lengths
 	running   bool
 	plugged   map[string]*volume // by device
 	unplugged map[string]*unplugged
@@ -82,7 +87,11 @@ func Play(ctx context.Context, w World, steps ...string) (compared int, err erro
 	defer cancel()
 	p := &play{
 		ctx: ctx, scratch: scratch, transient: slices.Contains(steps, "transient"), running: true,
+		indexed: slices.Contains(steps, "index-key"), size: diskSize, unit: cluster,
 		plugged: map[string]*volume{}, unplugged: map[string]*unplugged{},
+	}
+	if slices.Contains(steps, "wide") {
+		p.size, p.unit = diskSize*wideUnit/cluster, wideUnit
 	}
 	for _, device := range []string{"vda", "sda"} {
 		p.plugged[device] = p.newVolume()
@@ -124,7 +133,7 @@ func caught(f func()) (err error) {
 
 // begin makes the two sides, and lets their disks hold something.
 func (p *play) begin(w World, steps []string) {
-	size := int64(diskSize)
+	size := p.size
 	if slices.Contains(steps, "big") {
 		size = bigSize
 	}
@@ -153,7 +162,7 @@ func (p *play) dir() string {
 
 func (p *play) newVolume() *volume {
 	p.volumes++
-	return &volume{id: kvmbackup.VolumeID(fmt.Sprintf("vol-%d", p.volumes)), layers: 1, data: make([]byte, diskSize)}
+	return &volume{id: kvmbackup.VolumeID(fmt.Sprintf("vol-%d", p.volumes)), layers: 1, content: newContent(p.size)}
 }
 
 // step carries one line out on both sides and compares them. What is not possible now is passed over, so that any part
@@ -200,10 +209,12 @@ func silent(f func(i int, s *side)) func(int, *side) string {
 func (p *play) verb(verb string, words []string, device string, num func(int) int64) func(int, *side) string {
 	v := p.plugged[device]
 	switch verb {
-	case "transient", "big":
+	case "transient", "big", "wide", "index-key":
 		return nil
 	case "backup", "restore", "delete", "forget", "require-full", "recover":
 		return func(_ int, s *side) string { return s.operate(p, verb, words) }
+	case "keys":
+		return silent(func(_ int, s *side) { s.loseKeys(words[0] == "gone") })
 	case "start":
 		if p.running {
 			return nil
@@ -252,8 +263,8 @@ func (p *play) stop(verb string) func(int, *side) string {
 
 // change is what happens to a disk of the running guest.
 func (p *play) change(verb, device string, v *volume, num func(int) int64) func(int, *side) string {
-	size := int64(len(v.data))
-	offset, length := num(2)*cluster, max(num(3), 1)*cluster
+	size := v.size
+	offset, length := num(2)*p.unit, max(num(3), 1)*p.unit
 	if verb == "scribble" {
 		offset, length = offset+1024, 3072
 	}
@@ -264,12 +275,12 @@ func (p *play) change(verb, device string, v *volume, num func(int) int64) func(
 			return nil
 		}
 		if verb == "zero" {
-			copy(v.data[offset:], make([]byte, length))
+			v.fill(0, offset, length)
 			return silent(func(_ int, s *side) { must(s.world.Zero(device, offset, length)) })
 		}
 		p.pattern = p.pattern%250 + 1
 		pattern := p.pattern
-		copy(v.data[offset:], bytes.Repeat([]byte{pattern}, int(length)))
+		v.fill(pattern, offset, length)
 		return silent(func(_ int, s *side) { must(s.world.Write(device, pattern, offset, length)) })
 	case "grow":
 		v.grownOver = v.layers > 1
@@ -278,7 +289,7 @@ func (p *play) change(verb, device string, v *volume, num func(int) int64) func(
 			if err := s.world.(Grower).Grow(device, size); err != nil { // QEMU refuses it where there is a broken bitmap
 				return "refused"
 			}
-			v.data = append(slices.Clone(v.data), make([]byte, size-int64(len(v.data)))...)
+			v.size = size
 			return "grown"
 		}
 	case "snapshot":
@@ -316,7 +327,7 @@ func (p *play) attach(device string, fresh bool) func(int, *side) string {
 		p.plugged[device] = p.newVolume()
 		u.sources = make([]string, len(p.sides))
 	}
-	return silent(func(i int, s *side) { must(s.world.(Plugger).Attach(Disk{device, diskSize}, u.sources[i])) })
+	return silent(func(i int, s *side) { must(s.world.(Plugger).Attach(Disk{device, p.size}, u.sources[i])) })
 }
 
 func (p *play) foreignBitmap(device string, v *volume) func(int, *side) string {
@@ -351,17 +362,17 @@ func (p *play) meddle(verb, device string, v *volume) func(int, *side) string {
 func (p *play) devices() []string { return slices.Sorted(maps.Keys(p.plugged)) }
 
 // contents is what the disks hold now.
-func (p *play) contents() map[kvmbackup.VolumeID][]byte {
-	out := map[kvmbackup.VolumeID][]byte{}
+func (p *play) contents() map[kvmbackup.VolumeID]content {
+	out := map[kvmbackup.VolumeID]content{}
 	for _, v := range p.plugged {
-		out[v.id] = bytes.Clone(v.data)
+		out[v.id] = v.clone()
 	}
 	return out
 }
 
 // finish is what holds after every history: two more backups succeed, and all of them hold what the disks held.
 func (p *play) finish() {
-	for _, line := range []string{"start", "recover", "write vda 3 2", "backup", "write vda 5", "backup", "backup other"} {
+	for _, line := range Steps("keys back; start; recover; write vda 3 2; backup; write vda 5; backup; backup other") {
 		p.step(line)
 	}
 	for _, s := range p.sides {

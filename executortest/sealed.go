@@ -19,6 +19,7 @@ const keyID = "the history"
 type vault struct {
 	mu   sync.Mutex
 	keys []kvmbackup.DataKey
+	gone bool // it opens nothing
 }
 
 var _ engine.Keys = (*vault)(nil)
@@ -36,11 +37,18 @@ func (v *vault) UnwrapKey(_ context.Context, wrapped []kvmbackup.WrappedKey) (kv
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, w := range wrapped {
-		if n, err := strconv.Atoi(string(w.Wrapped)); w.KeyID == keyID && err == nil && n < len(v.keys) {
+		if n, err := strconv.Atoi(string(w.Wrapped)); w.KeyID == keyID && err == nil && n < len(v.keys) && !v.gone {
 			return v.keys[n], nil
 		}
 	}
 	return kvmbackup.DataKey{}, fmt.Errorf("%w: %s has none of them", kvmbackup.ErrKey, keyID)
+}
+
+// lose has it open nothing any more, or all again.
+func (v *vault) lose(gone bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.gone = gone
 }
 
 // SealFile implements engine.Keys.

@@ -37,7 +37,8 @@ type consumer struct {
 	engine   *engine.Engine
 	store    *memstore.Store
 	repo     *repository.Repository
-	contents map[kvmbackup.BackupID]map[kvmbackup.VolumeID][]byte
+	keys     *vault
+	contents map[kvmbackup.BackupID]map[kvmbackup.VolumeID]content
 	hooks    // of the backup under way
 }
 
@@ -54,18 +55,19 @@ var errEnough = errors.New("enough")
 
 func newSide(p *play, name string, w World, d Domain, small bool, room string) *side {
 	s := &side{name: name, world: w, room: room, ctx: p.ctx, exec: w.Executor(), names: map[string]string{},
-		scratch: p.dir(), tail: d.Disks[0].SizeBytes - diskSize}
+		scratch: p.dir(), tail: d.Disks[0].SizeBytes - p.size}
 	var err error
 	s.domain, err = w.Make(d)
 	must(err)
 	for _, prefix := range []string{"kvmbackup", "other"} {
-		s.consumers = append(s.consumers, s.newConsumer(prefix, small))
+		s.consumers = append(s.consumers, s.newConsumer(p, prefix, small))
 	}
 	return s
 }
 
-func (s *side) newConsumer(prefix string, small bool) *consumer {
-	c := &consumer{prefix: prefix, store: memstore.New(), contents: map[kvmbackup.BackupID]map[kvmbackup.VolumeID][]byte{}}
+func (s *side) newConsumer(p *play, prefix string, small bool) *consumer {
+	c := &consumer{prefix: prefix, store: memstore.New(), keys: &vault{},
+		contents: map[kvmbackup.BackupID]map[kvmbackup.VolumeID]content{}}
 	share := s.world.Share
 	if small {
 		share = s.world.(Filler).SmallShare
@@ -76,7 +78,10 @@ func (s *side) newConsumer(prefix string, small bool) *consumer {
 	must(err)
 	cfg := engine.Config{
 		Store: losingStore{c.store, c}, Repository: c.repo, Executor: losingExecutor{s.exec, c},
-		Images: s.world.Images(), Prefix: prefix, ReserveBytes: engine.NoReserve, OnEvent: c.event, Keys: &vault{},
+		Images: s.world.Images(), Prefix: prefix, ReserveBytes: engine.NoReserve, OnEvent: c.event, Keys: c.keys,
+	}
+	if p.indexed {
+		cfg.IndexKey = kvmbackup.NewDataKey()
 	}
 	if s.room != "" {
 		cfg.Scratch = []string{s.room}
@@ -84,6 +89,13 @@ func (s *side) newConsumer(prefix string, small bool) *consumer {
 	c.engine, err = engine.New(cfg)
 	must(err)
 	return c
+}
+
+// loseKeys has the host open no sealed backups any more, or all again.
+func (s *side) loseKeys(gone bool) {
+	for _, c := range s.consumers {
+		c.keys.lose(gone)
+	}
 }
 
 // elsewhere has the repository on another file system than the scratch.
@@ -195,6 +207,10 @@ func (s *side) backup(p *play, c *consumer, words []string) string {
 		if v.Kind == kvmbackup.KindIncremental && p.plugged[v.Device].layers == 1 {
 			fmt.Fprintf(&out, ", dirty %d", v.DirtyBytes)
 		}
+		if v.Digest != "" {
+			fmt.Fprintf(&out, ", digest %s", v.Digest)
+		}
+		s.sane(c, b, v, p.plugged[v.Device].layers)
 	}
 	return out.String()
 }
@@ -215,6 +231,12 @@ func (s *side) arrange(c *consumer, req *engine.BackupRequest, words []string, c
 			req.Policy.Encryption = kvmbackup.EncryptionLUKS
 		case "compare":
 			req.Policy.Compare = true
+		case "check":
+			req.Policy.ForceCompare = true
+		case "digests":
+			req.Digests = true
+		case "long":
+			req.Policy.FullEvery = 100
 		case "quiesce":
 			req.Quiesce = engine.QuiesceTry
 		case "slow":
@@ -290,7 +312,7 @@ func (s *side) restore(p *play, c *consumer, words []string) string {
 	for _, restored := range r.Volumes {
 		v := p.plugged[now.Volumes[slices.IndexFunc(now.Volumes,
 			func(v engine.Volume) bool { return v.ID == restored.VolumeID })].Device]
-		v.data, v.layers = bytes.Clone(c.contents[b.ID][v.id]), 1
+		v.content, v.layers = c.contents[b.ID][v.id].clone(), 1
 	}
 	return fmt.Sprintf("restore: %d volumes of %d", len(r.Volumes), b.Sequence)
 }
@@ -539,18 +561,57 @@ func (s *side) compare(c *consumer, b kvmbackup.Backup, id kvmbackup.VolumeID, f
 	got, err := kvmbackuptest.ReadChain(file)
 	must(err)
 	held := c.contents[b.ID][id]
-	if size := got.SizeBytes() - s.tail; size != int64(len(held)) || got.AllocatedBytes() > size+cluster {
+	if size := got.SizeBytes() - s.tail; size != held.size || got.AllocatedBytes() > size+cluster {
 		panic(failure{fmt.Sprintf("%s: backup %d, %s: %d bytes, %d with data, the disk had %d", s.name, b.Sequence, id,
-			size, got.AllocatedBytes(), len(held))})
+			size, got.AllocatedBytes(), held.size)})
 	}
-	data := make([]byte, len(held))
-	_, err = got.ReadAt(data, 0)
-	must(err)
-	for n := range held {
-		if held[n] != data[n] {
-			panic(failure{fmt.Sprintf("%s: backup %d, %s: %#x at offset %d, the disk had %#x", s.name, b.Sequence, id,
-				data[n], n, held[n])})
+	for i := int64(0); i*cluster < held.size; i++ {
+		want := held.cluster(i)
+		data := make([]byte, len(want))
+		_, err = got.ReadAt(data, i*cluster)
+		must(err)
+		if bytes.Equal(want, data) {
+			continue
 		}
+		n := 0
+		for want[n] == data[n] {
+			n++
+		}
+		panic(failure{fmt.Sprintf("%s: backup %d, %s: %#x at offset %d, the disk had %#x", s.name, b.Sequence, id,
+			data[n], i*cluster+int64(n), want[n])})
+	}
+}
+
+// What a file has beside the disk's clusters: qcow2's own, and a LUKS header.
+const (
+	ownOfImage  = 1 << 20
+	ownOfSealed = 3 << 20
+)
+
+// sane wants a volume to have stored all that differs from its parent; where contents were compared nothing else; and
+// nothing that only damage explains.
+func (s *side) sane(c *consumer, b kvmbackup.Backup, v kvmbackup.VolumeBackup, layers int) {
+	has := func(code kvmbackup.ReasonCode, of kvmbackup.VolumeID) bool {
+		return slices.ContainsFunc(b.Reasons, func(r kvmbackup.Reason) bool { return r.Code == code && r.VolumeID == of })
+	}
+	now, stored := c.contents[b.ID][v.VolumeID], v.VirtualSize
+	if v.Kind == kvmbackup.KindIncremental {
+		differs := now.differing(c.contents[b.ParentID][v.VolumeID])
+		stored = v.DirtyBytes
+		exact := has(kvmbackup.ReasonVolumeCompared, v.VolumeID) && !has(engine.ReasonComparedByIndex, v.VolumeID)
+		if stored < differs || exact && stored != differs || layers == 1 && stored > v.VirtualSize+cluster {
+			panic(failure{fmt.Sprintf("%s: backup %d, %s: %d bytes are stored of %d, %d differ, because %v", s.name,
+				b.Sequence, v.VolumeID, stored, v.VirtualSize, differs, b.Reasons)})
+		}
+	}
+	most := stored + ownOfImage + v.VirtualSize/4096
+	if v.FileEncryption != "" {
+		most += ownOfSealed
+	}
+	if v.StoredSize > most || has(engine.ReasonBitmapMissed, v.VolumeID) ||
+		has(engine.ReasonParentUnreadable, v.VolumeID) {
+		panic(failure{fmt.Sprintf("%s: backup %d, %s takes %d bytes for %d, because %v", s.name, b.Sequence, v.VolumeID,
+			v.StoredSize, stored, b.Reasons)})
 	}
 }
 

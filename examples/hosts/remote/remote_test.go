@@ -58,7 +58,7 @@ func (w *world) Executor() kvmbackup.Executor { return remote.New(w.host.URL, "/
 // TestConformance: over the wire the executor is the same, but a data key doesn't go over it.
 func TestConformance(t *testing.T) {
 	executortest.Run(t, func(t testing.TB) executortest.World { return newWorld(t, 0) }, executortest.Parallel(),
-		executortest.Without("history/sealed"))
+		executortest.Without("history/sealed", "history/compared-sealed"))
 }
 
 // begun is a job that lasts some seconds, on a domain that runs or is off.

@@ -16,18 +16,34 @@ import (
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
+const length = 35
+
 // TestRandomHistories plays histories that are drawn from a seed: by push where it is even, by pull where it is odd.
 func TestRandomHistories(t *testing.T) {
-	const length = 35
+	playDrawn(t, lab.Rounds(2, 100), func(seed uint64) (pulls bool, history []string) {
+		return seed%2 == 1, draw(seed, length)
+	})
+}
+
+// TestRandomComparisons plays the same by pull, with backups that compare contents: plain and sealed ones in one chain,
+// with indexes and without, by a host that loses its keys and finds them.
+func TestRandomComparisons(t *testing.T) {
+	playDrawn(t, lab.Rounds(1, 60), func(seed uint64) (pulls bool, history []string) {
+		return true, comparing(seed, draw(seed, length))
+	})
+}
+
+// playDrawn plays rounds of what is drawn.
+func playDrawn(t *testing.T, rounds int, drawn func(seed uint64) (pulls bool, history []string)) {
+	t.Helper()
 	first := lab.Seed(t)
 	var compared atomic.Int64
 	t.Cleanup(func() { t.Logf("seeds from %d: %d steps compared", first, compared.Load()) })
-	for n := range lab.Rounds(2, 100) {
+	for n := range rounds {
 		seed := first + uint64(n)
 		t.Run(fmt.Sprintf("seed-%d", seed), func(t *testing.T) {
 			t.Parallel()
-			history := draw(seed, length)
-			pulls := seed%2 == 1
+			pulls, history := drawn(seed)
 			steps, diff := play(t, pulls, history)
 			compared.Add(int64(steps))
 			if diff == nil {
@@ -126,4 +142,39 @@ func word(r *rand.Rand, w string) string {
 		return strconv.Itoa(r.IntN(5))
 	}
 	return w
+}
+
+// comparing makes the backups of a history such as compare, or may be compared with.
+func comparing(seed uint64, history []string) []string {
+	r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // as above
+	out := []string{"wide"}
+	if r.IntN(3) > 0 {
+		out = append(out, "index-key")
+	}
+	sealed := r.IntN(5) // of four backups
+	for _, line := range history {
+		switch r.IntN(15) {
+		case 0:
+			out = append(out, "keys gone")
+		case 1, 2:
+			out = append(out, "keys back")
+		case 3, 4:
+			out = append(out, "crash", "start")
+		case 5: // a whole piece
+			out = append(out, []string{"write vda 4 4", "write sda 0 4", "zero vda 0 4"}[r.IntN(3)])
+		}
+		if strings.HasPrefix(line, "backup") {
+			line = strings.ReplaceAll(line, " full-target", "") // there is room for a few of such disks at most
+			for _, word := range []struct {
+				word string
+				odds int
+			}{{"long", 4}, {"sealed", sealed}, {"compare", 3}, {"digests", 2}, {"check", 1}} {
+				if r.IntN(4) < word.odds {
+					line += " " + word.word
+				}
+			}
+		}
+		out = append(out, line)
+	}
+	return out
 }
