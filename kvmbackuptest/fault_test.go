@@ -63,6 +63,19 @@ func inOrder(steps ...func(l *world) error) func(l *world) error {
 
 func pulls(l *world) error { return l.withScratch() }
 
+// compared takes a backup with digests that compares everything, although the bitmaps may be fine.
+func compared(l *world) error {
+	req := l.request(kvmbackup.Policy{FullEvery: 100, Compare: true, ForceCompare: true})
+	req.Digests = true
+	b, err := l.engine.Backup(context.Background(), req)
+	if err == nil && reasonOf(b, "vol-vda") != kvmbackup.ReasonVolumeCompared {
+		err = fmt.Errorf("it was not compared: %v", b.Reasons)
+	}
+	return err
+}
+
+func crashed(l *world) error { return errors.Join(l.h.Crash(vm), l.h.Start(vm)) }
+
 func shutdown(l *world) error { return l.h.Shutdown(vm) }
 
 // deleted deletes the backup at that place in the list.
@@ -111,10 +124,7 @@ var faultCases = []faultCase{
 		return l.h.Restart(vm)
 	}),
 		act: act(everyday, engine.QuiesceTry), next: kvmbackup.KindIncremental},
-	{name: "crashed", prepare: inOrder(taken(2), func(l *world) error {
-		return errors.Join(l.h.Crash(vm), l.h.Start(vm))
-	}),
-		act: act(everyday, engine.QuiesceNo)},
+	{name: "crashed", prepare: inOrder(taken(2), crashed), act: act(everyday, engine.QuiesceNo)},
 	{name: "stopped full", prepare: inOrder(taken(1), shutdown), act: act(everyday, engine.QuiesceNo)},
 	{name: "stopped incremental", prepare: inOrder(taken(2), shutdown),
 		act: act(kvmbackup.Policy{FullEvery: 100, OfflineIncremental: true}, engine.QuiesceNo)},
@@ -134,6 +144,12 @@ var faultCases = []faultCase{
 		next: kvmbackup.KindIncremental},
 	{name: "recovering a pull job", prepare: inOrder(pulls, taken(1), killedAt("Wait")),
 		act: act(everyday, engine.QuiesceNo), next: kvmbackup.KindIncremental},
+	{
+		name: "compared", prepare: inOrder(pulls, taken(1), compared, taken(0)), act: compared,
+		next: kvmbackup.KindIncremental,
+	},
+	{name: "compared after a crash", prepare: inOrder(pulls, taken(1), compared, taken(0), crashed), act: compared},
+	{name: "stopped compared", prepare: inOrder(taken(1), shutdown, compared), act: compared},
 	{name: "delete newest", prepare: taken(3), act: deleted(2, false)},
 	{name: "delete middle", prepare: taken(3), act: deleted(1, false), next: kvmbackup.KindIncremental},
 	{name: "delete cascade", prepare: inOrder(taken(3), deleted(0, false), deleted(1, false)), act: deleted(2, false)},

@@ -237,6 +237,20 @@ func (i gatedImages) FileDigest(ctx context.Context, path string) (string, error
 	return through(i.g, "FileDigest", func() (string, error) { return i.Images.FileDigest(ctx, path) })
 }
 
+func (i gatedImages) DigestIndex(
+	ctx context.Context, path string, backing []qcow2.Layer, below *qcow2.Index,
+) (digest string, index *qcow2.Index, err error) {
+	err = pass(i.g, "DigestIndex", func() (err error) {
+		digest, index, err = i.Images.DigestIndex(ctx, path, backing, below)
+		return err
+	})
+	return digest, index, err
+}
+
+func (i gatedImages) OwnIndex(ctx context.Context, image qcow2.Layer, below *qcow2.Index) (*qcow2.Index, error) {
+	return through(i.g, "OwnIndex", func() (*qcow2.Index, error) { return i.Images.OwnIndex(ctx, image, below) })
+}
+
 type gatedExecutor struct {
 	kvmbackup.Executor
 	g *gate

@@ -186,39 +186,61 @@ func (w *world) whole(at string) {
 }
 
 // TestFaults: a sealed backup that fails, or whose process dies, at any call or step leaves nothing behind, or is
-// whole; the next one is as it would have been, and all can be read. A host that has the recipient alone settles it.
+// whole; the next one is as it would have been, and all can be read. A host that has the recipient alone settles it. It
+// is the same where contents are compared: with sealed files that an identity opens, or by an index alone.
 func TestFaults(t *testing.T) {
-	for name, kill := range map[string]bool{"error": false, "kill": true} {
-		t.Run(name, func(t *testing.T) {
-			points := 0
-			first, stride := lab.Every(t, 3)
-			for at := first; ; at += stride {
-				w := newWorld(t)
-				w.backup(sealed)
-				w.change()
-				var err error
-				w.interrupted, err = w.h.Content(string(vm), "vda")
-				lab.OK(t, err)
-				f := &fault{at: at}
-				if kill {
-					f.kill = w.h.KillHost
-				}
-				_, err = w.faulty(takes(t, w.mine), f).Backup(t.Context(), w.request(sealed))
-				if f.where == "" {
-					lab.OK(t, err)
-					if at < 20 {
-						t.Errorf("only %d points", at)
+	for name, c := range map[string]struct {
+		policy   kvmbackup.Policy
+		index    kvmbackup.DataKey
+		identity bool
+	}{
+		"sealed":            {policy: sealed},
+		"compared":          {policy: compares(), identity: true},
+		"compared by index": {policy: compares(), index: kvmbackup.NewDataKey()},
+	} {
+		for how, kill := range map[string]bool{"error": false, "kill": true} {
+			t.Run(name+"/"+how, func(t *testing.T) {
+				first, stride := lab.Every(t, 12)
+				for at, more := first, true; more && !t.Failed(); at += stride {
+					w := newWorld(t)
+					w.cfg.IndexKey = c.index
+					keys := takes(t, w.mine)
+					if c.identity {
+						keys = reads(t, w.mine)
 					}
-					return
+					more = w.faultAt(at, kill, keys, c.policy)
 				}
-				points++
-				w.whole(f.where)
-				if t.Failed() {
-					t.Fatalf("at point %d, %s: %v", at, f.where, err)
-				}
-			}
-		})
+			})
+		}
 	}
+}
+
+// faultAt has a backup fail, or its process die, at a point, and wants what is left to be whole; false: it has no such
+// point.
+func (w *world) faultAt(at int, kill bool, keys engine.Keys, p kvmbackup.Policy) bool {
+	w.Helper()
+	w.backup(sealed)
+	w.change()
+	var err error
+	w.interrupted, err = w.h.Content(string(vm), "vda")
+	lab.OK(w, err)
+	f := &fault{at: at}
+	if kill {
+		f.kill = w.h.KillHost
+	}
+	b, err := w.faulty(keys, f).Backup(w.Context(), w.request(p))
+	if f.where == "" {
+		lab.OK(w, err)
+		if b.Kind != kvmbackup.KindIncremental || at < 20 {
+			w.Errorf("it is %v, and has only %d points: %v", b.Kind, at, b.Reasons)
+		}
+		return false
+	}
+	w.whole(f.where)
+	if w.Failed() {
+		w.Fatalf("at point %d, %s: %v", at, f.where, err)
+	}
+	return true
 }
 
 // TestFaultsOfRekey: the same for giving backups to others.

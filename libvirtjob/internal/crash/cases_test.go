@@ -1,7 +1,7 @@
 package crash_test
 
 import (
-	"errors"
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -66,6 +66,14 @@ var cases = []crashCase{
 		name: "sealed stopped full", stopped: true, config: withIdentity, prepare: earlier(sealed, 1),
 		act: takeBackup(sealed),
 	},
+	{
+		name: "sealed compared by pull", pull: true, config: withIdentity, prepare: earlier(sealed, 1),
+		act: takeBackup(sealedComparing), after: wantKind(kvmbackup.KindIncremental),
+	},
+	{
+		name: "sealed stopped compared by index", stopped: true, config: withIndexKey, prepare: earlier(sealed, 1),
+		act: takeBackup(sealedComparing), after: wantKind(kvmbackup.KindFull),
+	},
 	{name: "rekey", pull: true, config: withIdentity, prepare: earlier(sealed, 2), act: rekey, repeat: rekeyed},
 	{name: "delete", prepare: pendingParents, act: deleteNewest, after: deletedNewest},
 	{
@@ -97,15 +105,31 @@ const identity = "AGE-SECRET-KEY-1PT2CNWDKJKEH5UDE0LQZCY5H8GXFP4D7UPRG48GE9HV6CH
 const otherIdentity = "AGE-SECRET-KEY-18ZAAQ9DN6SDTQ3NA0HYFWTHLVTKMF7CJL65VY55Y2ZTV40Y22GYQVPYYX6"
 
 func withIdentity(c *engine.Config) {
+	withRecipient(c)
+	if err := c.Keys.(*seal.Keys).AddIdentity(identity); err != nil {
+		panic(err)
+	}
+}
+
+// withRecipient makes a host that opens nothing that it has sealed.
+func withRecipient(c *engine.Config) {
 	keys := seal.New()
 	recipient, err := age.ParseX25519Identity(identity)
 	if err == nil {
-		err = errors.Join(keys.AddIdentity(identity), keys.AddRecipient(recipient.Recipient().String()))
+		err = keys.AddRecipient(recipient.Recipient().String())
 	}
 	if err != nil {
 		panic(err)
 	}
 	c.Keys = keys
+}
+
+// withIndexKey makes one that knows what it has sealed by indexes alone.
+func withIndexKey(c *engine.Config) {
+	withRecipient(c)
+	if err := c.IndexKey.UnmarshalBinary(bytes.Repeat([]byte{7}, 32)); err != nil {
+		panic(err)
+	}
 }
 
 // rekey gives all backups to one more recipient, so that the identity of the case goes on reading them.
@@ -137,6 +161,11 @@ func rekeyed(a *app) {
 
 func sealed(r *engine.BackupRequest) {
 	r.Policy.Encryption, r.Policy.Compression = kvmbackup.EncryptionLUKS, kvmbackup.CompressionZstd
+}
+
+func sealedComparing(r *engine.BackupRequest) {
+	sealed(r)
+	comparing(r)
 }
 
 func offline(r *engine.BackupRequest) { r.Policy.OfflineIncremental = true }

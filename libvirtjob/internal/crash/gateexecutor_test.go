@@ -123,6 +123,7 @@ type gatedImages struct {
 var (
 	_ engine.Images   = gatedImages{}
 	_ engine.Digester = gatedImages{}
+	_ engine.Indexer  = gatedImages{}
 )
 
 func (i gatedImages) Header(ctx context.Context, path string, secret *qcow2.Secret) (qcow2.Header, error) {
@@ -159,4 +160,18 @@ func (i gatedImages) FileDigest(ctx context.Context, path string) (string, error
 
 func (i gatedImages) DeviceDigest(ctx context.Context, path string, size int64) (string, error) {
 	return through(i.g, "Images.DeviceDigest", func() (string, error) { return i.in.DeviceDigest(ctx, path, size) })
+}
+
+func (i gatedImages) DigestIndex(
+	ctx context.Context, path string, backing []qcow2.Layer, below *qcow2.Index,
+) (digest string, index *qcow2.Index, err error) {
+	err = do(i.g, "Images.DigestIndex", func() (err error) {
+		digest, index, err = i.in.DigestIndex(ctx, path, backing, below)
+		return err
+	})
+	return digest, index, err
+}
+
+func (i gatedImages) OwnIndex(ctx context.Context, image qcow2.Layer, below *qcow2.Index) (*qcow2.Index, error) {
+	return through(i.g, "Images.OwnIndex", func() (*qcow2.Index, error) { return i.in.OwnIndex(ctx, image, below) })
 }

@@ -23,7 +23,11 @@ import (
 func TestCrashOfTheMachine(t *testing.T) {
 	t.Parallel()
 	needHost(t)
-	for i, name := range []string{"incremental", "delete", "first full", "sealed pulled incremental", "rekey"} {
+	names := []string{"incremental", "delete", "first full", "sealed pulled incremental", "rekey"}
+	if lab.Thorough() {
+		names = append(names, "compared by pull", "sealed stopped compared by index")
+	}
+	for i, name := range names {
 		for j, l := range []loss{{names: true}, {half: true}, {}, {names: true, half: true}} {
 			if sealed := i - 3; !lab.Thorough() && i+j > 1 && j != sealed {
 				continue

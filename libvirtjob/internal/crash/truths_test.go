@@ -172,13 +172,21 @@ func (a *app) tracked(b kvmbackup.Backup) {
 	}
 }
 
-// restoreAll restores every completed backup, which verifies it first, and compares it with what the disks held.
+// restoreAll restores every completed backup, which verifies it first, and compares it with what the disks held. Sealed
+// ones are restored where the identity is.
 func (a *app) restoreAll() {
 	a.Helper()
+	reader := a.engine
+	if cfg := a.cfg; cfg.Keys != nil {
+		withIdentity(&cfg)
+		var err error
+		reader, err = engine.New(cfg)
+		a.must(err)
+	}
 	for _, b := range a.records(kvmbackup.StatusCompleted) {
 		dir, err := os.MkdirTemp(a.TempDir(), "restored-")
 		a.must(err)
-		done, err := a.engine.Restore(a.ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir})
+		done, err := reader.Restore(a.ctx, engine.RestoreRequest{Backup: b.ID, Dir: dir})
 		a.must(err)
 		if len(done.Volumes) != len(a.guest.devices) {
 			a.Errorf("%d volumes were restored", len(done.Volumes))

@@ -34,6 +34,10 @@ var within = []longCall{
 	{"pulled full", "Executor.PrepareJob", 100 * time.Millisecond},
 	{"pulled incremental", "Job.Begin", 100 * time.Millisecond},
 	{"pulled incremental", "Job.Wait", 200 * time.Millisecond},
+	{"compared by pull", "Job.Wait", 200 * time.Millisecond},
+	{"sealed compared by pull", "Job.Begin", 200 * time.Millisecond},
+	{"stopped compared", "Job.Wait", 100 * time.Millisecond},
+	{"sealed stopped compared by index", "Job.Wait", 200 * time.Millisecond},
 	{"stopped incremental", "Job.Begin", 200 * time.Millisecond},
 	{"stopped incremental", "Job.Wait", 100 * time.Millisecond},
 }
