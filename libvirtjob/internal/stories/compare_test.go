@@ -2,7 +2,6 @@ package stories_test
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,7 +10,6 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/internal/lab"
-	"github.com/kvmbackup/kvmbackup/qcow2"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -362,33 +360,4 @@ func TestCompareClone(t *testing.T) {
 	s.start()
 	s.compared(map[string]int64{"vda": 1})
 	s.restoreAll()
-}
-
-// behind changes a MiB of a stopped guest's disk in the image's file, of which its bitmaps know nothing.
-func (s *story) behind(device string, pattern byte, at int64) {
-	s.Helper()
-	extents, err := s.images.Map(s.ctx, s.guest.Image(device), qcow2.MapOptions{Backing: []qcow2.Layer{}})
-	s.must(err)
-	data := bytes.Repeat([]byte{pattern}, mib)
-	for _, file := range []struct {
-		path string
-		at   int64
-	}{{s.guest.Image(device), offsetIn(s.T, extents, at*mib)}, {s.guest.Model(device).Path(), at * mib}} {
-		f, err := os.OpenFile(file.path, os.O_WRONLY, 0)
-		s.must(err)
-		_, err = f.WriteAt(data, file.at)
-		s.must(errors.Join(err, f.Close()))
-	}
-}
-
-// offsetIn is where the image's file has the disk's MiB.
-func offsetIn(t *testing.T, extents []qcow2.Extent, at int64) int64 {
-	t.Helper()
-	for _, x := range extents {
-		if x.Data && x.StartBytes <= at && at+mib <= x.StartBytes+x.LengthBytes {
-			return *x.OffsetBytes + at - x.StartBytes
-		}
-	}
-	t.Fatalf("%d isn't in one piece of %+v", at, extents)
-	return 0
 }
