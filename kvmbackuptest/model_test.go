@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,6 +20,19 @@ import (
 // testdata/scenarios, where TestScenarios plays it from then on.
 func TestModel(t *testing.T) {
 	lab.Histories(t, 50, 2000)
+	playModel(t, histories, 1000, mustHappen)
+}
+
+// TestSealedModel does so with backups that are sealed, most of them, and compared, by a host that loses its keys and
+// finds them: chains are plain and sealed, and known by their files, by indexes alone, or by nothing.
+func TestSealedModel(t *testing.T) {
+	lab.Histories(t, 8, 500)
+	playModel(t, sealedHistories, 500, sealedMustHappen)
+}
+
+// playModel plays histories, and wants the steps to have happened if there were enough of them.
+func playModel(t *testing.T, histories *rapid.Generator[[]string], enough int, mustHappen []string) {
+	t.Helper()
 	lab.SetFlag(t, "rapid.nofailfile", "true")
 	dir := memoryDir(t)
 	var failing scenario // the last one to fail is the shortest
@@ -49,12 +63,12 @@ func TestModel(t *testing.T) {
 		}
 	})
 	t.Logf("%+v; steps that were possible: %v", total, taken)
-	if total.histories < 1000 || t.Failed() {
+	if total.histories < enough || t.Failed() {
 		return // chosen by hand, or a sample
 	}
 	for _, verb := range mustHappen {
 		if taken[verb] < total.histories/100 {
-			t.Errorf("%q was carried out %d times in %d histories: TestModel hardly tests it", verb, taken[verb],
+			t.Errorf("%q was carried out %d times in %d histories: this hardly tests it", verb, taken[verb],
 				total.histories)
 		}
 	}
@@ -67,12 +81,18 @@ var mustHappen = []string{
 	"delete!", "restore", "retain", "forget", "kill", "kill!", "fail", "fail!",
 }
 
+// sealedMustHappen are those without which TestSealedModel would say little.
+var sealedMustHappen = []string{
+	"backup compared", "backup compared by index", "backup not compared", "backup plain", "backup compare",
+	"backup offline", "crash", "restore", "kill", "kill!", "fail", "fail!",
+}
+
 // keep writes a failing history where TestScenarios finds it.
 func keep(t *testing.T, failing scenario) {
 	if len(failing) == 0 {
 		return
 	}
-	text := "# Found by TestModel: say here what goes wrong, and give the file that name.\n" + failing.String()
+	text := "# Found by " + t.Name() + ": say here what goes wrong, and give the file that name.\n" + failing.String()
 	name := fmt.Sprintf("testdata/scenarios/found-%08x.txt", crc32.ChecksumIEEE([]byte(text)))
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		t.Log(err)
@@ -99,17 +119,35 @@ var histories = rapid.Custom(func(t *rapid.T) []string {
 	if rapid.Bool().Draw(t, "compare") {
 		sc = append(sc, "compare")
 	}
-	for range 4 { // one slice alone would mostly be short
-		sc = append(sc, rapid.SliceOfN(lines, 0, 9).Draw(t, "lines")...)
-	}
-	return sc
+	return append(sc, many(t, lines)...)
 })
 
-// weighted are the lines that are drawn, each as often as its number says; the words in capitals are replaced.
-var weighted = []struct {
+// many draws lines: one slice alone would mostly be short.
+func many(t *rapid.T, lines *rapid.Generator[string]) (all []string) {
+	for range 4 {
+		all = append(all, rapid.SliceOfN(lines, 0, 9).Draw(t, "lines")...)
+	}
+	return all
+}
+
+var sealedHistories = rapid.Custom(func(t *rapid.T) []string {
+	sc := []string{"sealed", "pull", "compare"}
+	for _, s := range []string{"transient", "index-key", "digests", "wide"} {
+		if rapid.Bool().Draw(t, s) {
+			sc = append(sc, s)
+		}
+	}
+	return append(sc, many(t, linesOf(slices.Concat(templates, templatesOf(sealedWeighted))))...)
+})
+
+// weightedLine is drawn as often as its number says; the words in capitals are replaced.
+type weightedLine struct {
 	weight int
 	line   string
-}{
+}
+
+// weighted are the lines that are drawn.
+var weighted = []weightedLine{
 	{20, "write DEVICE CLUSTER COUNT"}, {2, "scribble DEVICE CLUSTER"}, {3, "discard DEVICE CLUSTER COUNT"},
 	{14, "backup"}, {2, "backup quiesce"}, {1, "backup off"}, {1, "backup full"}, {2, "backup offline"},
 	{1, "backup compare"},
@@ -126,22 +164,34 @@ var weighted = []struct {
 	{2, "ACCIDENT CALL retain RULE KEEP"}, {1, "ACCIDENT CALL restore NUMBER"}, {2, "ACCIDENT CALL recover"},
 }
 
-var templates = func() (all []string) {
+// sealedWeighted are more, where backups are sealed.
+var sealedWeighted = []weightedLine{
+	{8, "keys gone"}, {8, "keys back"}, {10, "crash"}, {10, "start"}, {8, "backup"}, {8, "backup plain"},
+	{4, "backup compare"}, {3, "write DEVICE 0 64"}, {5, "ACCIDENT CALL backup compare"},
+}
+
+func templatesOf(weighted []weightedLine) (all []string) {
 	for _, w := range weighted {
 		for range w.weight {
 			all = append(all, w.line)
 		}
 	}
 	return all
-}()
+}
 
-var lines = rapid.Custom(func(t *rapid.T) string {
-	words := strings.Fields(templates[even(t, "line", len(templates))])
-	for i, w := range words {
-		words[i] = word(t, w)
-	}
-	return strings.Join(words, " ")
-})
+var templates = templatesOf(weighted)
+
+var lines = linesOf(templates)
+
+func linesOf(templates []string) *rapid.Generator[string] {
+	return rapid.Custom(func(t *rapid.T) string {
+		words := strings.Fields(templates[even(t, "line", len(templates))])
+		for i, w := range words {
+			words[i] = word(t, w)
+		}
+		return strings.Join(words, " ")
+	})
+}
 
 // even draws from [0, n), each number as often as another. Rapid's own ranges prefer small ones, which would undo the
 // weights.

@@ -27,6 +27,10 @@ func (p *play) backup(words []string) error {
 	has := func(w string) bool { return slices.Contains(words, w) }
 	req := p.request(kvmbackup.Policy{FullEvery: 4, DisableIncremental: has("off"), ForceFull: has("full"),
 		OfflineIncremental: has("offline"), Compare: p.compare, ForceCompare: has("compare")})
+	req.Digests = p.digests
+	if p.keys != nil && !has("plain") {
+		req.Policy.Encryption = kvmbackup.EncryptionLUKS
+	}
 	if has("quiesce") {
 		req.Quiesce = engine.QuiesceTry
 	}
@@ -47,7 +51,7 @@ func (p *play) backup(words []string) error {
 		}
 	}
 	if err != nil {
-		if has("compare") && errors.Is(err, kvmbackup.ErrUnsupported) && len(p.cfg.Scratch) == 0 {
+		if has("compare") && errors.Is(err, kvmbackup.ErrUnsupported) && (len(p.cfg.Scratch) == 0 || p.locked()) {
 			return nil
 		}
 		if p.room > 0 && p.busy && errors.Is(err, kvmbackup.ErrScratchFull) {
@@ -67,13 +71,16 @@ func (p *play) backup(words []string) error {
 	if b.Kind == kvmbackup.KindIncremental {
 		p.done.incrementals++
 	}
-	if hasReason(b, kvmbackup.ReasonVolumeCompared) {
-		p.taken["backup compared"]++
+	for code, verb := range map[kvmbackup.ReasonCode]string{kvmbackup.ReasonVolumeCompared: "backup compared",
+		engine.ReasonComparedByIndex: "backup compared by index", engine.ReasonCannotCompare: "backup not compared"} {
+		if hasReason(b, code) {
+			p.taken[verb]++
+		}
 	}
-	if hasReason(b, engine.ReasonBitmapMissed) {
-		return fmt.Errorf("a bitmap has missed what the guest wrote: %v", b.Reasons)
+	if hasReason(b, engine.ReasonBitmapMissed) || hasReason(b, engine.ReasonParentUnreadable) {
+		return fmt.Errorf("a bitmap has missed what the guest wrote, or a parent is damaged: %v", b.Reasons)
 	}
-	if err := p.verify(b); err != nil {
+	if err := errors.Join(p.checkStored(b), p.verify(b)); err != nil {
 		return err
 	}
 	if p.gate.hit != "" {
@@ -81,6 +88,9 @@ func (p *play) backup(words []string) error {
 	}
 	return p.checkClean()
 }
+
+// locked says whether the host can't open its sealed backups.
+func (p *play) locked() bool { return p.keys != nil && p.keys.gone.Load() }
 
 // foreign lists the checkpoints and bitmaps that are not ours.
 func (p *play) foreign() []string {
@@ -180,7 +190,7 @@ func (p *play) restoreInPlace(n int) error {
 	}
 	r, err := p.engine.Restore(ctx, req)
 	switch {
-	case stacked && errors.Is(err, kvmbackup.ErrUnsupported):
+	case stacked && errors.Is(err, kvmbackup.ErrUnsupported), p.locked() && errors.Is(err, kvmbackup.ErrKey):
 		return nil
 	case state != kvmbackup.DomainStopped && errors.Is(err, kvmbackup.ErrDomainRunning):
 		return nil
@@ -252,6 +262,9 @@ func (p *play) frozenAndPaused(err error) bool {
 // finish is what holds after every history.
 func (p *play) finish() error {
 	p.busy, p.target = false, kvmbackuptest.TargetGood
+	if p.keys != nil {
+		p.keys.gone.Store(false)
+	}
 	err := errors.Join(p.h.SetTarget(vm, kvmbackuptest.Target{}), p.h.SetAgent(vm, kvmbackuptest.AgentPresent))
 	if err != nil {
 		return err

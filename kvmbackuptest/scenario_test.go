@@ -16,6 +16,7 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // A scenario is a history of one VM, one step a line; testdata/scenarios/README.md has the language. A step that isn't
@@ -34,6 +35,8 @@ type play struct {
 	target   kvmbackuptest.TargetState
 	room     int64 // of the scratch, in clusters; 0: endless
 	compare  bool  // the policy's
+	digests  bool  // the requests'
+	unit     int64 // by how many clusters the numbers of lines are apart
 	busy     bool  // the guest writes while a job copies
 	agent    kvmbackuptest.Agent
 	noThaw   bool // something happened while the guest was frozen and the agent could not thaw it: recovery tries once
@@ -65,8 +68,16 @@ func (sc scenario) play(dir string) (*play, error) {
 			return nil, err
 		}
 	}
-	p := &play{world: l, detached: map[string]engine.Volume{}, taken: map[string]int{}}
-	p.compare = slices.Contains(sc, "compare")
+	if slices.Contains(sc, "sealed") {
+		if err := l.sealing(slices.Contains(sc, "index-key")); err != nil {
+			return nil, err
+		}
+	}
+	p := &play{world: l, detached: map[string]engine.Volume{}, taken: map[string]int{}, unit: 1}
+	p.compare, p.digests = slices.Contains(sc, "compare"), slices.Contains(sc, "digests")
+	if slices.Contains(sc, "wide") {
+		p.unit = 2 * qcow2.IndexPieceBytes / cluster / 8
+	}
 	p.ref = kvmbackup.DomainRef{Name: vm, Disks: l.disks}
 	if err := p.setUp(); err != nil {
 		return p, err
@@ -90,16 +101,36 @@ func (p *play) setUp() error {
 		}
 	})
 	foreign := filepath.Join(p.dir, "nas", vm, "notes.txt")
-	return errors.Join(p.h.Start(vm), p.write("vda", 0, 2), p.write("vdb", 1, 1),
+	return errors.Join(p.h.Start(vm), p.widen(), p.write("vda", 0, 2), p.write("vdb", 1, 1),
 		p.h.CreateCheckpoint(vm, "others", "vda"),
 		p.h.CreateBitmap(vm, "vdb", "kvmbackup-mine-not"), os.Mkdir(filepath.Dir(foreign), 0o755),
 		os.WriteFile(foreign, []byte("x"), 0o644))
 }
 
+// widen grows the disks so far that there is room for all places.
+func (p *play) widen() error {
+	if p.unit == 1 {
+		return nil
+	}
+	return errors.Join(p.h.Resize(vm, "vda", 8*p.unit*cluster), p.h.Resize(vm, "vdb", 8*p.unit*cluster))
+}
+
+// newDisk is one that has room for all places.
+func (p *play) newDisk(device, name string) kvmbackuptest.Disk {
+	d := p.world.newDisk(device, name)
+	d.SizeBytes *= p.unit
+	return d
+}
+
+// settings are the lines that count wherever they are.
+var settings = []string{"transient", "pull", "compare", "sealed", "index-key", "digests", "wide"}
+
+// write lets the guest write n clusters from a place on.
+func (p *play) write(device string, at, n int64) error { return p.world.write(device, at*p.unit, n) }
+
 // step carries one line out.
 func (p *play) step(words []string) error {
-	if len(words) == 0 || strings.HasPrefix(words[0], "#") ||
-		slices.Contains([]string{"transient", "pull", "compare"}, words[0]) {
+	if len(words) == 0 || strings.HasPrefix(words[0], "#") || slices.Contains(settings, words[0]) {
 		return nil
 	}
 	p.describe()
@@ -111,9 +142,9 @@ func (p *play) step(words []string) error {
 		p.took("write", p.write(arg(1), num(2), max(num(3), 1)))
 	case "scribble": // less than a cluster
 		p.seed++
-		p.took("scribble", p.h.Write(vm, arg(1), num(2)*cluster+1024, kvmbackuptest.Pattern(p.seed, 3000)))
+		p.took("scribble", p.h.Write(vm, arg(1), num(2)*p.unit*cluster+1024, kvmbackuptest.Pattern(p.seed, 3000)))
 	case "discard":
-		p.took("discard", p.h.Discard(vm, arg(1), num(2)*cluster, max(num(3), 1)*cluster))
+		p.took("discard", p.h.Discard(vm, arg(1), num(2)*p.unit*cluster, max(num(3), 1)*cluster))
 	case "backup":
 		return p.backup(words[1:])
 	case "delete", "delete!":
@@ -171,6 +202,10 @@ func (p *play) operate(verb, device string, n int64) error {
 	case verb == "scratch":
 		p.room = n
 		return p.h.SetPull(vm, kvmbackuptest.Pull{ScratchBytes: n * cluster})
+	case verb == "keys":
+		if p.keys != nil {
+			p.keys.gone.Store(device == "gone")
+		}
 	case verb == "busy", verb == "quiet":
 		p.busy = verb == "busy"
 	case verb == "forget":

@@ -32,6 +32,7 @@ type world struct {
 	engine  *engine.Engine
 	gate    *gate
 	cfg     engine.Config
+	keys    *vault          // nil: nothing is sealed
 	volumes []engine.Volume // what requests name
 	disks   []kvmbackup.DiskRef
 	// contents is what each volume held at the instant that its backup's job began.
@@ -147,8 +148,12 @@ func (l *world) write(device string, at, n int64) error {
 	return l.h.Write(vm, device, at*cluster, kvmbackuptest.Pattern(l.seed, int(n*cluster)))
 }
 
-// verify reads a completed backup's files and compares them with what the disks held.
+// verify reads a completed backup's files and compares them with what the disks held; where they may be sealed it
+// restores them.
 func (l *world) verify(b kvmbackup.Backup) error {
+	if l.keys != nil {
+		return l.restore(b)
+	}
 	for _, v := range b.Volumes {
 		got, err := kvmbackuptest.ReadChain(l.repo.FilePath(b.Path, v.File))
 		if err != nil {
@@ -168,7 +173,11 @@ func (l *world) restore(b kvmbackup.Backup) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	r, err := l.engine.Restore(context.Background(), engine.RestoreRequest{Backup: b.ID, Dir: dir})
+	reader, err := l.reader()
+	if err != nil {
+		return err
+	}
+	r, err := reader.Restore(context.Background(), engine.RestoreRequest{Backup: b.ID, Dir: dir})
 	if err != nil {
 		return err
 	}

@@ -116,13 +116,18 @@ func Histories(t TB, quick, full int) {
 	SetFlag(t, "rapid.checks", strconv.Itoa(Rounds(quick, full)))
 }
 
-// SetFlag sets a flag that wasn't given on the command line. It stays set, for the other tests of the process too.
+// SetFlag sets a flag that wasn't given on the command line. It stays set for the other tests of the process, until one
+// sets it, too.
 func SetFlag(t TB, name, value string) {
 	t.Helper()
 	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name && !ours[name] })
 	if given {
 		return
 	}
+	ours[name] = true
 	OK(t, flag.Set(name, value))
 }
+
+// ours are the flags that SetFlag has set. Tests that set any don't run in parallel.
+var ours = map[string]bool{}
