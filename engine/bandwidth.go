@@ -6,12 +6,13 @@ import (
 	"slices"
 )
 
-// SetBandwidth limits what the backups that have places here copy together, in bytes per second; 0: no limit, as a new
-// Limiter has. It can be changed at any time. Each job gets a part by its Turn's Weight: what one can't use, because
-// its request or another Limiter allows less, is the others'. A job that begins or ends changes the parts of those
-// that run, by Job.SetBandwidth: a pull keeps to its part exactly, a push as QEMU does (see
-// BackupRequest.BandwidthBytes). A job that recovery follows has a part, too, with weight 1. Restores have none, as the
-// rate of a copy that runs can't be changed: they keep to RestoreRequest.BandwidthBytes, beside this limit.
+// SetBandwidth limits what the backups and restores that have places here copy together, in bytes per second; 0: no
+// limit, as a new Limiter has. It can be changed at any time. Each job gets a part by its Turn's Weight: what one can't
+// use, because its request or another Limiter allows less, is the others'. A job that begins or ends changes the parts
+// of those that run, by Job.SetBandwidth: a pull keeps to its part exactly, a push as QEMU does (see
+// BackupRequest.BandwidthBytes). A job that recovery follows has a part, too, with weight 1. A restore's part is that
+// of its volumes that are copied at once, in equal shares, by ConvertOptions.Rate of package qcow2. What reads back or
+// verifies has none.
 func (l *Limiter) SetBandwidth(bytesPerSecond int64) {
 	limiters.Lock()
 	defer limiters.Unlock()
@@ -29,14 +30,17 @@ type pace struct {
 }
 
 // begin takes part in the bandwidth of the visit's limiters, until end. A visit that is nil has the request's alone.
-func (v *visit) begin(own int64) *pace {
+func (v *visit) begin(own int64) *pace { return v.beginOneOf(1, own) }
+
+// beginOneOf is begin for one of n copies that share the visit's weight; own is the copy's.
+func (v *visit) beginOneOf(n int, own int64) *pace {
 	p := &pace{weight: 1, own: own, share: own, changed: make(chan struct{}, 1)}
 	if v == nil {
 		return p
 	}
 	limiters.Lock()
 	defer limiters.Unlock()
-	p.of, p.weight = v.of, float64(max(v.turn.Weight, 1))
+	p.of, p.weight = v.of, float64(max(v.turn.Weight, 1))/float64(n)
 	for _, l := range p.of {
 		l.jobs = append(l.jobs, p)
 	}
@@ -68,6 +72,21 @@ func (p *pace) now() int64 {
 	limiters.Lock()
 	defer limiters.Unlock()
 	return p.share
+}
+
+// beside is what the limiters leave to who keeps to the request's limit already: nil where there are none.
+func (p *pace) beside() func() int64 {
+	if len(p.of) == 0 {
+		return nil
+	}
+	return func() int64 {
+		limiters.Lock()
+		defer limiters.Unlock()
+		if p.share == p.own {
+			return 0
+		}
+		return p.share
+	}
 }
 
 func (p *pace) set(share int64) {

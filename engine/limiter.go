@@ -10,10 +10,10 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// Limiter bounds how many backups and restores run at once, and what the backups copy together: it has places, and who
-// finds none waits in its queue. Engines may share one, e.g. one per repository or host. Who waits holds neither a
-// VM's lease nor a place of another limiter. A place that comes free goes to the operation that is the most overdue,
-// see Turn, among those that would then have all the places that they need. It is safe for concurrent use.
+// Limiter bounds how many backups and restores run at once, and what they copy together: it has places, and who finds
+// none waits in its queue. Engines may share one, e.g. one per repository or host. Who waits holds neither a VM's lease
+// nor a place of another limiter. A place that comes free goes to the operation that is the most overdue, see Turn,
+// among those that would then have all the places that they need. It is safe for concurrent use.
 type Limiter struct {
 	places, taken int
 	queue         []*visit

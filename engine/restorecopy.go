@@ -38,8 +38,9 @@ func (o *op) copyAside(ctx context.Context, req RestoreRequest, jobs []copyJob, 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	progress := o.tally(sizesOf(jobs))
-	errs := each(ctx, atOnce(req.Parallel), jobs, func(i int, j copyJob) error {
-		err := o.e.copyOne(ctx, req, j, func(percent float64) {
+	parallel := min(atOnce(req.Parallel), len(jobs))
+	errs := each(ctx, parallel, jobs, func(i int, j copyJob) error {
+		err := o.copyOne(ctx, req, j, parallel, func(percent float64) {
 			progress.set(i, int64(float64(j.out.VirtualSize)*percent/100))
 		})
 		if err != nil {
@@ -65,8 +66,8 @@ func atOnce(asked int) int {
 	return asked
 }
 
-// copyOne opens exactly the verified layers: links in the headers are not followed.
-func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, progress func(float64)) error {
+// copyOne opens exactly the verified layers: links in the headers are not followed. It is one of n copies at once.
+func (o *op) copyOne(ctx context.Context, req RestoreRequest, j copyJob, n int, progress func(float64)) error {
 	dst := j.out.Path
 	if !j.exists {
 		if err := j.makeAside(ctx); err != nil {
@@ -74,14 +75,16 @@ func (e *Engine) copyOne(ctx context.Context, req RestoreRequest, j copyJob, pro
 		}
 		dst = qcow2.Descriptor(j.file.File)
 	}
-	err := e.cfg.Images.Convert(ctx, j.layers[0].path(), dst, qcow2.ConvertOptions{
+	part := o.places.beginOneOf(n, req.BandwidthBytes)
+	err := o.e.cfg.Images.Convert(ctx, j.layers[0].path(), dst, qcow2.ConvertOptions{
 		TargetFormat: j.out.Format, Secret: j.layers[0].secret, Backing: backing(j.layers), TargetExists: j.exists,
-		BandwidthBytes: req.BandwidthBytes, Progress: progress,
+		BandwidthBytes: req.BandwidthBytes, Rate: part.beside(), Progress: progress,
 	})
+	part.end()
 	if err != nil {
 		return err
 	}
-	return e.compareDigest(ctx, req, j, dst)
+	return o.e.compareDigest(ctx, req, j, dst)
 }
 
 // sizesOf says how much there is to copy.

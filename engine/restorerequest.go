@@ -21,7 +21,8 @@ type RestoreRequest struct {
 	InPlace *InPlace
 	// Parallel is how many volumes are copied at once. Defaults to 4.
 	Parallel int
-	// BandwidthBytes limits each volume's copy to so many bytes per second. 0: no limit.
+	// BandwidthBytes limits each volume's copy to so many bytes per second, beside what its Limiters leave to it (see
+	// Limiter.SetBandwidth). 0: no limit.
 	BandwidthBytes int64
 	// Turn says when it is this restore's turn for a place; see Config.HostLimit. Where backups name what they are due
 	// by, so should a restore that somebody waits for: a Due long ago goes first.

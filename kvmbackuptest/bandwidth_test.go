@@ -2,6 +2,7 @@ package kvmbackuptest_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"maps"
@@ -14,6 +15,7 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
+	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // parts says how many bytes per second the jobs of the VMs may copy that run now.
@@ -150,5 +152,72 @@ func TestSharedBandwidthRefused(t *testing.T) {
 			!strings.Contains(text, "libvirt refuses it") {
 			t.Errorf("said:\n%s", text)
 		}
+	})
+}
+
+// rated are images whose copies go on when the test says so, and say at which rates they may.
+type rated struct {
+	engine.Images
+	begun chan func() int64
+	goOn  chan struct{}
+}
+
+func (r rated) Convert(ctx context.Context, src, dst string, o qcow2.ConvertOptions) error {
+	r.begun <- o.Rate
+	<-r.goOn
+	return r.Images.Convert(ctx, src, dst, o)
+}
+
+// A restore has its part of the bandwidth, too, which its volumes share, and which changes while they are copied.
+func TestRestoreSharesBandwidth(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		repo := engine.NewLimiter(10)
+		s.cfg.RepositoryLimit, s.cfg.StallWarn, s.cfg.StallAbort = repo, engine.Never, engine.Never
+		s.must(s.open(plan{}))
+		s.more("a")
+		b := s.backup(everyday)
+		r := rated{s.cfg.Images, make(chan func() int64), make(chan struct{})}
+		cfg := s.cfg
+		cfg.Images = r
+		e, err := engine.New(cfg)
+		s.must(err)
+		repo.SetBandwidth(3000)
+		var all sync.WaitGroup
+		all.Go(func() {
+			req := engine.RestoreRequest{Backup: b.ID, Dir: s.dir, Turn: engine.Turn{Weight: 2}, BandwidthBytes: 1200}
+			if _, err := e.Restore(t.Context(), req); err != nil {
+				t.Error(err)
+			}
+		})
+		copies := []func() int64{<-r.begun, <-r.begun}
+		want := func(what string, each, other int64) {
+			t.Helper()
+			parts := s.parts("a")
+			for _, rate := range copies {
+				if got := rate(); got != each || parts["a"] != other {
+					t.Errorf("%s: a volume has %d, the backup %d; want %d and %d", what, got, parts["a"], each, other)
+				}
+			}
+		}
+		want("alone, each keeps to the request's limit by itself", 0, 0)
+		s.must(s.h.SetTarget("a", kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+		all.Go(func() {
+			if _, err := s.engine.Backup(t.Context(), engine.BackupRequest{VM: "a"}); err != nil {
+				t.Error(err)
+			}
+		})
+		want("beside a backup", 1000, 1000)
+		repo.SetBandwidth(300)
+		want("less", 100, 100)
+		repo.SetBandwidth(0)
+		want("no limit", 0, 0)
+		repo.SetBandwidth(3000)
+		close(r.goOn)
+		synctest.Wait()
+		if part := s.parts("a")["a"]; part != 3000 {
+			t.Errorf("after the restore the backup has %d", part)
+		}
+		s.must(s.h.SetTarget("a", kvmbackuptest.Target{}))
+		all.Wait()
 	})
 }

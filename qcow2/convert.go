@@ -58,6 +58,12 @@ type ConvertOptions struct {
 	SourceCache, TargetCache CacheMode
 	// BandwidthBytes limits the copy, in bytes a second. 0 means no limit.
 	BandwidthBytes int64
+	// Rate, when not nil, is a limit beside that one which may change while the copy runs:
+	// it is asked again and again how many bytes a second may be written, 0 means any, from
+	// one goroutine at a time and never after Convert has returned (unless with ErrHung).
+	// qemu-img is stopped (SIGSTOP) whenever it is ahead. Outside Linux the first answer
+	// holds to the end.
+	Rate func() int64
 	// Progress, when not nil, is told the percentage done, in rising order, from one
 	// goroutine at a time and never after Convert has returned (unless with ErrHung).
 	// It must return quickly: qemu-img waits for it.
@@ -103,13 +109,16 @@ func (t *Tool) convertFrom(
 	if err != nil {
 		return err
 	}
+	if o.Rate != nil && !canPause {
+		o.BandwidthBytes = lower(o.BandwidthBytes, o.Rate())
+	}
 	args, err := o.args()
 	if err != nil {
 		return err
 	}
 	args = append(append(args, format...), "--", from, to)
 	c := command{program: t.img, args: args, names: append(names, to), room: room,
-		images: imagesOf(o.Backing), bandwidth: o.BandwidthBytes}
+		images: imagesOf(o.Backing), bandwidth: o.BandwidthBytes, rate: o.Rate}
 	if c.room != nil {
 		c.room.write = append(c.room.write, to)
 	}

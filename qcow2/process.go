@@ -27,6 +27,7 @@ type process struct {
 
 	mu     sync.Mutex
 	exited bool // guarded by mu: reaping may begin, so the number is not to be used
+	rests  bool // guarded by mu: it was stopped, see keepPace
 }
 
 // command is one run to be made.
@@ -41,6 +42,7 @@ type command struct {
 	images    int           // how many it opens, which bounds its memory; 0: unknown
 	timeout   time.Duration // 0 or NoLimit: none beside the caller's
 	bandwidth int64         // bytes per second that it was told to keep to; 0: none
+	rate      func() int64  // the bytes per second that it is kept to besides; nil: none
 }
 
 // start starts c. The process lives until it ends or kill is called; the caller

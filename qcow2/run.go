@@ -36,7 +36,12 @@ func (t *Tool) run(ctx context.Context, c command) ([]byte, error) {
 		return nil, err
 	}
 	watched, unwatch := withStall(ctx, t.stallLimit(c.bandwidth), p.moved)
+	unpace := func() {}
+	if c.rate != nil && canPause {
+		unpace = p.keepPace(c.rate)
+	}
 	err = p.wait(watched)
+	unpace()
 	unwatch()
 	if errors.Is(context.Cause(ctx), ErrOutputTooLarge) {
 		// Whether it was killed, or had ended before that because nobody read on.

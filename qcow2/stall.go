@@ -49,11 +49,12 @@ func (t *Tool) stallLimit(bandwidthBytes int64) time.Duration {
 	return t.cfg.StallTimeout + time.Duration(buffers/bandwidthBytes+1)*time.Second
 }
 
-// moved is how many bytes the process has read and written, as far as that can be told.
+// moved is how many bytes the process has read and written, as far as that can be told: of one that was made to rest it
+// can't.
 func (p *process) moved() (int64, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.exited {
+	if p.exited || p.rests {
 		return 0, false
 	}
 	return movedBytes(p.cmd.Process.Pid)

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,15 +48,33 @@ func killGroup(pid int) {
 	_ = syscall.Kill(-pid, syscall.SIGKILL)
 }
 
+// canPause says that pauseGroup works.
+const canPause = true
+
+// pauseGroup stops every process of the group, or has it go on, and says whether it did. The caller makes sure that pid
+// was not reaped yet.
+func pauseGroup(pid int, pause bool) bool {
+	signal := syscall.SIGCONT
+	if pause {
+		signal = syscall.SIGSTOP
+	}
+	return syscall.Kill(-pid, signal) == nil
+}
+
 // movedBytes is what a process has asked to read and to write (rchar and wchar in proc(5)), the page cache included.
-func movedBytes(pid int) (n int64, ok bool) {
+func movedBytes(pid int) (int64, bool) { return processIO(pid, "rchar", "wchar") }
+
+// writtenBytes is what a process has asked to write.
+func writtenBytes(pid int) (int64, bool) { return processIO(pid, "wchar") }
+
+func processIO(pid int, fields ...string) (n int64, ok bool) {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/io")
 	if err != nil {
 		return 0, false
 	}
 	for line := range strings.Lines(string(data)) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
-		if name != "rchar" && name != "wchar" {
+		if !slices.Contains(fields, name) {
 			continue
 		}
 		bytes, err := strconv.ParseInt(value, 10, 64)
