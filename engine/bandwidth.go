@@ -11,8 +11,8 @@ import (
 // use, because its request or another Limiter allows less, is the others'. A job that begins or ends changes the parts
 // of those that run, by Job.SetBandwidth: a pull keeps to its part exactly, a push as QEMU does (see
 // BackupRequest.BandwidthBytes). A job that recovery follows has a part, too, with weight 1. A restore's part is that
-// of its volumes that are copied at once, in equal shares, by ConvertOptions.Rate of package qcow2. What reads back or
-// verifies has none.
+// of its volumes that are copied at once, in equal shares, by ConvertOptions.Rate of package qcow2. What reads backups
+// for their digests has a part, too: with weight 1 where it has no Turn, as Verify and AddDigests.
 func (l *Limiter) SetBandwidth(bytesPerSecond int64) {
 	limiters.Lock()
 	defer limiters.Unlock()

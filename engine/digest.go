@@ -52,6 +52,8 @@ func (o *op) digestMissing(ctx context.Context) (kvmbackup.Backup, error) {
 		return b, err
 	}
 	o.step("digest")
+	ctx, stop := o.paced(ctx)
+	defer stop()
 	b.Volumes = slices.Clone(b.Volumes)
 	ctx = withTally(ctx, o.tally(digestsOf(b, func(v kvmbackup.VolumeBackup) int64 {
 		layers, err := layersOf(chain, v.VolumeID, o.e.cfg.Repository, ring)
@@ -164,6 +166,8 @@ func (r *running) addDigests(ctx context.Context) error {
 		return nil
 	}
 	r.step("digest")
+	ctx, stop := r.paced(ctx)
+	defer stop()
 	chain := []kvmbackup.Backup{r.record}
 	if r.record.ParentID != "" {
 		older, err := kvmbackup.ChainOf(ctx, r.e.cfg.Store, r.record.ParentID)

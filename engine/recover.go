@@ -348,10 +348,10 @@ func (r *recovery) followAdopted(ctx context.Context) (Recovery, error) {
 	defer r.releaseTargets()
 	// It has a part of the bandwidth, though it waits for no place: it runs.
 	share := newVisit(Turn{}, r.e.cfg.HostLimit, r.e.cfg.RepositoryLimit).begin(0)
-	defer share.end()
 	stop := r.keepPace(ctx, share)
 	err = r.follow(ctx)
 	stop()
+	share.end()
 	_ = r.thawAtLast(ctx) // it is on record
 	if err != nil && context.Cause(ctx) != nil {
 		return Recovery{}, errors.Join(err, r.letGo(ctx)) // the job runs on; the next operation adopts it again

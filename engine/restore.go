@@ -101,6 +101,8 @@ func (o *op) prepareRestore(ctx context.Context, req RestoreRequest) (kvmbackup.
 		return b, nil, err
 	}
 	o.step("verify chain")
+	ctx, stop := o.paced(ctx)
+	defer stop()
 	var jobs []copyJob
 	var all []layer
 	for _, v := range wanted {

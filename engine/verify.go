@@ -141,6 +141,8 @@ func (v *verifier) verify(ctx context.Context, b kvmbackup.Backup) error {
 		}
 	}
 	v.step("verify volumes")
+	ctx, stop := v.paced(ctx)
+	defer stop()
 	ctx = withTally(ctx, v.tally(digestsOf(b, func(vol kvmbackup.VolumeBackup) int64 { return v.toRead(chain, vol) })))
 	for _, vol := range b.Volumes {
 		if err := v.volume(ctx, chain, vol); err != nil {

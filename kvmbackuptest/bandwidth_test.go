@@ -7,13 +7,16 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/pace"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -216,6 +219,62 @@ func TestRestoreSharesBandwidth(t *testing.T) {
 		synctest.Wait()
 		if part := s.parts("a")["a"]; part != 3000 {
 			t.Errorf("after the restore the backup has %d", part)
+		}
+		s.must(s.h.SetTarget("a", kvmbackuptest.Target{}))
+		all.Wait()
+	})
+}
+
+// readers are images whose digests of files read so many bytes each, and then say what they were of.
+type readers struct {
+	kvmbackuptest.Images
+	bytes int
+	read  func()
+}
+
+func (r readers) FileDigest(ctx context.Context, path string) (string, error) {
+	if err := pace.Read(ctx, r.bytes); err != nil {
+		return "", err
+	}
+	r.read()
+	return r.Images.FileDigest(ctx, path)
+}
+
+// What reads backups for their digests has its part of the bandwidth, too.
+func TestDigestsShareBandwidth(t *testing.T) {
+	story(t, false, func(t *testing.T, s *teller) {
+		repo := engine.NewLimiter(10)
+		s.cfg.RepositoryLimit, s.cfg.StallWarn, s.cfg.StallAbort = repo, engine.Never, engine.Never
+		s.must(s.open(plan{}))
+		s.more("a")
+		req := s.request(everyday)
+		req.Digests = true
+		b := s.take(req)
+		var during []int64
+		cfg := s.cfg
+		cfg.Images = readers{bytes: 3000, read: func() { during = append(during, s.parts("a")["a"]) }}
+		e, err := engine.New(cfg)
+		s.must(err)
+		repo.SetBandwidth(3000)
+		s.must(s.h.SetTarget("a", kvmbackuptest.Target{State: kvmbackuptest.TargetHung}))
+		var all sync.WaitGroup
+		all.Go(func() {
+			if _, err := s.engine.Backup(t.Context(), engine.BackupRequest{VM: "a"}); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		began := time.Now()
+		_, err = e.Verify(t.Context(), b.ID, engine.VerifyOptions{Content: true})
+		s.must(err)
+		if took := time.Since(began).Round(time.Second); took != 2*time.Second { // the second of two, at 1500 bytes a second
+			t.Errorf("6000 bytes may be read within %v", took)
+		}
+		if !slices.Equal(during, []int64{1500, 1500}) {
+			t.Errorf("beside it the backup had %v", during)
+		}
+		if part := s.parts("a")["a"]; part != 3000 {
+			t.Errorf("after it the backup has %d", part)
 		}
 		s.must(s.h.SetTarget("a", kvmbackuptest.Target{}))
 		all.Wait()

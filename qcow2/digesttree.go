@@ -6,8 +6,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
+	"math/bits"
 	"runtime"
 	"sync"
+
+	"github.com/kvmbackup/kvmbackup/internal/pace"
 )
 
 const (
@@ -206,6 +209,9 @@ func (t *treeHash) add(ctx context.Context, offset, length int64, mask uint64) e
 	slot := &t.slots[t.next]
 	if err := t.advance(ctx); err != nil {
 		return err
+	}
+	if pace.Read(ctx, bits.OnesCount64(mask)*digestBlock) != nil {
+		return contextError(ctx)
 	}
 	if slot.buf == nil {
 		slot.buf = make([]byte, digestPiece)

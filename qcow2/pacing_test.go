@@ -1,8 +1,16 @@
 package qcow2
 
 import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
+	"github.com/kvmbackup/kvmbackup/internal/pace"
 )
 
 // TestBudget plays a copy that writes 1 GiB/s whenever it doesn't rest, and is looked at every 20 ms.
@@ -42,4 +50,28 @@ func TestLower(t *testing.T) {
 			t.Errorf("of %d and %d: %d", c[0], c[1], got)
 		}
 	}
+}
+
+// TestDigestKeepsPace: a digest asks for every byte that it reads, and waiting for that is no standing still.
+func TestDigestKeepsPace(t *testing.T) {
+	t.Parallel()
+	lab.Need(t, "qemu-img")
+	tool, err := New(Config{StallTimeout: time.Second})
+	lab.OK(t, err)
+	path := filepath.Join(t.TempDir(), "file")
+	lab.OK(t, os.WriteFile(path, bytes.Repeat([]byte("data"), 3*digestPiece/4), 0o600))
+	lab.OK(t, os.Truncate(path, 1<<30)) // a hole costs nothing
+	want, err := tool.FileDigest(t.Context(), path)
+	lab.OK(t, err)
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		got, err := tool.FileDigest(pace.WithLimit(t.Context(), pace.NewLimit(1<<20)), path)
+		lab.OK(t, err)
+		lab.Equal(t, "digest", got, want)
+		lab.Equal(t, "when the last piece may be read", time.Since(began).Round(time.Second), 8*time.Second)
+		ctx, cancel := context.WithTimeout(pace.WithLimit(t.Context(), pace.NewLimit(1)), time.Minute)
+		defer cancel()
+		_, err = tool.FileDigest(ctx, path)
+		lab.Fails(t, err, context.DeadlineExceeded)
+	})
 }

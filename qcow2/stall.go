@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/pace"
 )
 
 // looksPerStall is how often something is looked at within the time that it may stand still.
 const looksPerStall = 20
 
 // withStall ends ctx with ErrTimeout when what moved returns has been the same for as long as limit. A moved that can't
-// tell counts as having moved.
+// tell counts as having moved, and so does one that waits for ctx's limit on what is read.
 func withStall(ctx context.Context, limit time.Duration, moved func() (int64, bool)) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	if limit == NoLimit {
@@ -29,7 +31,7 @@ func withStall(ctx context.Context, limit time.Duration, moved func() (int64, bo
 			case <-ticker.C:
 			}
 			now, told := moved()
-			if !known || !told || now != last {
+			if !known || !told || now != last || pace.Waiting(ctx) {
 				last, known, since = now, told, time.Now()
 			} else if time.Since(since) >= limit {
 				cancel(fmt.Errorf("%w: nothing was read or written for %v", ErrTimeout, limit))

@@ -103,7 +103,7 @@ func (r *running) compare(d *disk, buf, other []byte, offset int64) error {
 	}
 	if data := dataIn(other); readable && data > 0 {
 		d.read.Add(int64(data))
-		if err := r.limit.wait(r.ctx, data); err != nil {
+		if err := r.limit.Wait(r.ctx, data); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/kvmbackup/kvmbackup/internal/nbd"
+	"github.com/kvmbackup/kvmbackup/internal/pace"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -14,14 +15,14 @@ import (
 // succeeded. Close ends it in any case. Progress and SetBandwidth may be called at any time, by anybody.
 type Copy struct {
 	disks []*disk
-	limit *limiter
+	limit *pace.Limit
 }
 
 // Connect connects to both ends of every disk. BandwidthBytes limits what Run writes, and what it reads of parents,
 // in bytes per second over all disks; 0: no limit. ctx covers only the start. After an error no connection is open.
 // Errors name the disk: qcow2.ErrSizeMismatch, ErrUnsupported, ErrProtocol.
 func Connect(ctx context.Context, disks []Disk, bandwidthBytes int64) (*Copy, error) {
-	c := &Copy{limit: newLimiter(bandwidthBytes)}
+	c := &Copy{limit: pace.NewLimit(bandwidthBytes)}
 	share := max(min(connections, most/max(len(disks), 1)), 1)
 	for _, d := range disks {
 		made := &disk{Disk: d, limit: c.limit}
@@ -72,7 +73,7 @@ func (c *Copy) SetBandwidth(bytesPerSecond int64) error {
 	if bytesPerSecond < 0 {
 		return fmt.Errorf("%w: bandwidth %d", qcow2.ErrInvalidOption, bytesPerSecond)
 	}
-	c.limit.set(bytesPerSecond)
+	c.limit.Set(bytesPerSecond)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/kvmbackup/kvmbackup/internal/nbd"
+	"github.com/kvmbackup/kvmbackup/internal/pace"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -62,7 +63,7 @@ type disk struct {
 	allocation       asker
 	marks            asker
 	sums             *qcow2.Sums // nil where there are none
-	limit            *limiter
+	limit            *pace.Limit
 	turn             atomic.Uint32 // of the connections
 
 	done, total, read, changed, missed, unreadable atomic.Int64
@@ -183,7 +184,7 @@ func (d *disk) pass(n int64) { d.done.Add(n) }
 
 // pieceSize is small where the limit is, so that bytes flow and progress shows.
 func (d *disk) pieceSize() int64 {
-	limit := d.limit.now()
+	limit := d.limit.Now()
 	if limit == 0 {
 		return maxPiece
 	}

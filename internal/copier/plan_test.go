@@ -6,6 +6,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/internal/nbd"
+	"github.com/kvmbackup/kvmbackup/internal/pace"
 )
 
 // states is a source that is in one state per unit, and tells what it was asked for.
@@ -53,7 +54,7 @@ func TestPlan(t *testing.T) {
 	for range 300 {
 		size := 1 + r.Int64N(40<<20)
 		units := []int64{512, 4096, cluster, 1 << 20}
-		d := &disk{size: size, limit: newLimiter(0)}
+		d := &disk{size: size, limit: pace.NewLimit(0)}
 		allocation := randomStates(r, size, units[r.IntN(4)], 0, nbd.StateZero, nbd.StateZero|nbd.StateHole)
 		marks := randomStates(r, size, units[r.IntN(4)], 0, nbd.StateDirty, 0)
 		d.allocation, d.marks = allocation, marks
@@ -104,7 +105,7 @@ func TestPlanAsksLittle(t *testing.T) {
 		marks.state[i*150+10], marks.state[i*150+11] = nbd.StateDirty, nbd.StateDirty // is asked about
 	}
 	allocation := &states{unit: 1 << 20, state: make([]uint32, size>>20), most: 1000}
-	d := &disk{Disk: Disk{Bitmap: "b"}, size: size, limit: newLimiter(0), allocation: allocation, marks: marks}
+	d := &disk{Disk: Disk{Bitmap: "b"}, size: size, limit: pace.NewLimit(0), allocation: allocation, marks: marks}
 	n := int64(0)
 	p := planner{disk: d, emit: func(p piece) error { n += p.length; return nil }}
 	lab.OK(t, p.plan())

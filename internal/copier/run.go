@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/kvmbackup/kvmbackup/internal/nbd"
+	"github.com/kvmbackup/kvmbackup/internal/pace"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -21,7 +22,7 @@ const summers = 6
 type running struct {
 	ctx     context.Context //nolint:containedctx // it is the run's own
 	fail    context.CancelCauseFunc
-	limit   *limiter
+	limit   *pace.Limit
 	pieces  chan piece
 	workers sync.WaitGroup
 }
@@ -128,7 +129,7 @@ func (r *running) write(d *disk, target *nbd.Client, buf []byte, offset int64) e
 		var err error
 		switch {
 		case !zero:
-			if err = r.limit.wait(r.ctx, length); err == nil {
+			if err = r.limit.Wait(r.ctx, length); err == nil {
 				err = target.WriteAt(buf[at:at+length], offset+int64(at))
 			}
 		case d.incremental():

@@ -1,41 +1,50 @@
-package copier
+package pace
 
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// limiter lets so many bytes per second pass.
-type limiter struct {
+// Limit lets so many bytes per second pass. It is safe for concurrent use.
+type Limit struct {
 	mu      sync.Mutex
 	limit   int64     // bytes per second; 0: none
 	free    time.Time // when the next may pass
 	changed chan struct{}
+	waiting atomic.Int64 // how many do
 }
 
 // slack is how much time may be made up for that nobody used.
 const slack = 50 * time.Millisecond
 
-func newLimiter(limit int64) *limiter { return &limiter{limit: limit, changed: make(chan struct{})} }
+// NewLimit makes a limit of so many bytes per second; 0: none.
+func NewLimit(limit int64) *Limit { return &Limit{limit: limit, changed: make(chan struct{})} }
 
-// set changes the limit, also for those who wait.
-func (l *limiter) set(limit int64) {
+// Set changes the limit, also for those who wait.
+func (l *Limit) Set(limit int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.limit == limit {
+		return
+	}
 	l.limit, l.free = limit, time.Time{}
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
 
-func (l *limiter) now() int64 {
+// Now returns the limit.
+func (l *Limit) Now() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.limit
 }
 
-// wait returns when n bytes may pass, or the cause of ctx.
-func (l *limiter) wait(ctx context.Context, n int) error {
+// Wait returns when n bytes may pass, or the cause of ctx.
+func (l *Limit) Wait(ctx context.Context, n int) error {
+	l.waiting.Add(1)
+	defer l.waiting.Add(-1)
 	for {
 		delay, changed := l.take(n)
 		if delay <= 0 {
@@ -54,7 +63,7 @@ func (l *limiter) wait(ctx context.Context, n int) error {
 }
 
 // take lets n bytes pass, or says when to ask again.
-func (l *limiter) take(n int) (time.Duration, <-chan struct{}) {
+func (l *Limit) take(n int) (time.Duration, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
