@@ -45,7 +45,8 @@ func (p *policyFlags) add(cmd *cobra.Command) {
 	p.vmFlag.add(cmd)
 	f := cmd.Flags()
 	f.BoolVar(&p.policy.ForceFull, "full", false, "take a full and begin a new chain")
-	f.IntVar(&p.fullEvery, "full-every", 10, "backups of a chain, its full included; 1 makes every backup a full")
+	f.IntVar(&p.fullEvery, "full-every", defaultFullEvery(),
+		"backups of a chain, its full included; 1 makes every backup a full")
 	f.BoolVar(&p.policy.DisableIncremental, "no-incremental", false,
 		"take a full without a checkpoint; the chain so far goes on later only if nothing else was taken")
 	f.BoolVar(&p.policy.OfflineIncremental, "offline-incremental", false,
@@ -71,6 +72,12 @@ func (p *policyFlags) add(cmd *cobra.Command) {
 		"fail rather than leave out a disk with the VM's data that can't be read or is shared; excluded ones may be missing")
 	cmd.MarkFlagsMutuallyExclusive("disk", "exclude-disk")
 	cmd.MarkFlagsMutuallyExclusive("disk", "require-all-disks")
+}
+
+// defaultFullEvery is that of a Policy that says nothing, as its settings spell it out.
+func defaultFullEvery() int {
+	p, _ := kvmbackup.PolicyFromSettings(kvmbackup.Policy{}.Settings()) // which it has written itself
+	return p.FullEvery
 }
 
 // wanted checks a request against what the command line says beside it.
