@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -35,7 +36,8 @@ type world struct {
 	keys    *vault          // nil: nothing is sealed
 	volumes []engine.Volume // what requests name
 	disks   []kvmbackup.DiskRef
-	// contents is what each volume held at the instant that its backup's job began.
+	mu      *sync.Mutex
+	// contents is what each volume held at the instant that its backup's job began; begun writes it under mu.
 	contents map[kvmbackup.BackupID]map[kvmbackup.VolumeID]kvmbackuptest.Content
 	restores int
 	seed     uint64
@@ -45,7 +47,7 @@ type world struct {
 // newWorld makes a running VM with two disks of eight clusters; transient domains are described by their requests.
 func newWorld(dir string, transient bool, agent kvmbackuptest.Agent) (*world, error) {
 	l := &world{
-		dir: dir, h: kvmbackuptest.NewHypervisor(), store: memstore.New(),
+		dir: dir, h: kvmbackuptest.NewHypervisor(), store: memstore.New(), mu: new(sync.Mutex),
 		contents: map[kvmbackup.BackupID]map[kvmbackup.VolumeID]kvmbackuptest.Content{},
 	}
 	for _, sub := range []string{"images", "nas"} {
@@ -139,6 +141,8 @@ func (l *world) begun(spec kvmbackup.JobSpec) {
 		}
 		held[v.VolumeID] = c
 	}
+	l.mu.Lock() // VMs' backups may begin at once
+	defer l.mu.Unlock()
 	l.contents[spec.ID] = held
 }
 
