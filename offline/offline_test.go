@@ -582,3 +582,68 @@ func TestFolderOfTargetsExchanged(t *testing.T) {
 		t.Errorf("made elsewhere: %v, %v", made, err)
 	}
 }
+
+// TestFolderOfTargetsExchangedBeforeTheirRemoval: a tool fails, and meanwhile the folder of the targets has become a link
+// to another VM's. What was made goes, and what has its name there stays.
+func TestFolderOfTargetsExchangedBeforeTheirRemoval(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	for name, make := range map[string]func(*qcow2.Tool, kvmbackup.JobSpec) error{
+		"qemu-img": func(tool *qcow2.Tool, spec kvmbackup.JobSpec) error {
+			_, err := offline.CreateTargets(b.Context(), tool, spec)
+			return err
+		},
+		"qemu-storage-daemon": func(tool *qcow2.Tool, spec kvmbackup.JobSpec) error {
+			_, err := offline.ServeTargets(b.Context(), tool, spec)
+			return err
+		},
+	} {
+		dir := t.TempDir()
+		spec, other, fails := b.spec("c1", "", volume(vda, "t", "")), filepath.Join(dir, "other"), filepath.Join(dir, name)
+		spec.Dir = filepath.Join(dir, "mine")
+		b.must(errors.Join(os.Mkdir(spec.Dir, 0o755), os.Mkdir(other, 0o755)))
+		b.must(os.WriteFile(filepath.Join(other, "t"), []byte("a backup"), 0o600))
+		b.must(os.WriteFile(fails, []byte("#!/bin/sh\ncd "+dir+" && mv mine moved && ln -s other mine\nexit 1\n"), 0o755))
+		tool, err := qcow2.New(qcow2.Config{QemuImg: fails, StorageDaemon: fails, Unconfined: true})
+		b.must(err)
+		if err := make(tool, spec); err == nil {
+			t.Errorf("%s: no error of a tool that fails", name)
+		}
+		if text, err := os.ReadFile(filepath.Join(other, "t")); err != nil || string(text) != "a backup" {
+			t.Errorf("%s: the other VM's file is %q, %v", name, text, err)
+		}
+		if left, err := os.ReadDir(filepath.Join(dir, "moved")); err != nil || len(left) > 0 {
+			t.Errorf("%s: left is %v, %v", name, left, err)
+		}
+	}
+}
+
+// TestParentsBehindALink: what a disk is compared with isn't read where its folder, or the VM's, is a link to another's.
+func TestParentsBehindALink(t *testing.T) {
+	b := newBench(t)
+	vda := b.create("vda.qcow2", "qcow2")
+	b.write(vda, 1, 0, 4<<20)
+	in := func(path string) string { return b.path(filepath.FromSlash(path)) }
+	for _, dir := range []string{"vm/job", "vm/parent", "other/parent", "other/job"} {
+		b.must(os.MkdirAll(in(dir), 0o755))
+	}
+	b.run("qemu-img", "convert", "-O", "qcow2", vda.Path, in("vm/parent/f"))
+	b.run("qemu-img", "convert", "-O", "qcow2", vda.Path, in("other/parent/f"))
+	v := volume(vda, "t", "../parent/f")
+	v.Compare, v.Parent = true, []string{in("vm/parent/f")}
+	spec := b.spec("c1", "c0", v)
+	spec.Dir, spec.Transfer = in("vm/job"), kvmbackup.TransferOffline
+	for exchanged, to := range map[string]string{"vm/parent": "../other/parent", "vm": "other"} {
+		b.must(errors.Join(os.Rename(in(exchanged), in("moved")), os.Symlink(to, in(exchanged))))
+		job, err := b.images.PrepareJob(b.Context(), "vm", []offline.Disk{vda}, spec)
+		if err == nil {
+			t.Errorf("%s is a link, and is read", exchanged)
+			_ = job.Close(b.Context())
+		}
+		b.must(errors.Join(os.Remove(in(exchanged)), os.Rename(in("moved"), in(exchanged))))
+	}
+	if made, err := os.ReadDir(in("other/job")); err != nil || len(made) > 0 {
+		t.Errorf("made elsewhere: %v, %v", made, err)
+	}
+	b.must(b.prepare(spec, vda).Close(b.Context()))
+}

@@ -17,12 +17,12 @@ type parents struct {
 }
 
 // serveParents serves what the job's volumes are compared with; nil where nothing of that can be read.
-func serveParents(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec) (*parents, error) {
+func serveParents(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec, files beside) (*parents, error) {
 	var chains [][]qcow2.Layer
 	var ids []kvmbackup.VolumeID
 	for _, v := range spec.Volumes {
 		if v.Compare && len(v.Parent) > 0 {
-			chains, ids = append(chains, parentLayers(v)), append(ids, v.VolumeID)
+			chains, ids = append(chains, parentLayers(v, files)), append(ids, v.VolumeID)
 		}
 	}
 	if len(chains) == 0 {
@@ -40,22 +40,24 @@ func serveParents(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec)
 }
 
 // parentLayers are the files of a volume's parent chain.
-func parentLayers(v kvmbackup.JobVolume) []qcow2.Layer {
+func parentLayers(v kvmbackup.JobVolume, files beside) []qcow2.Layer {
 	var layers []qcow2.Layer
 	for i, path := range v.Parent {
-		layers = append(layers, qcow2.Layer{Path: path, Secret: qcow2.NewSecret(v.ParentSecret(i))})
+		layers = append(layers, qcow2.Layer{Path: files.path(path), Secret: qcow2.NewSecret(v.ParentSecret(i))})
 	}
 	return layers
 }
 
 // readIndexes reads those of the volumes' parents that can be used.
-func readIndexes(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec) map[kvmbackup.VolumeID]*qcow2.Index {
+func readIndexes(
+	ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec, files beside,
+) map[kvmbackup.VolumeID]*qcow2.Index {
 	indexes := map[kvmbackup.VolumeID]*qcow2.Index{}
 	for _, v := range spec.Volumes {
 		if !v.Compare && !spec.Digests {
 			continue
 		}
-		index, err := readIndex(ctx, tool, v)
+		index, err := readIndex(ctx, tool, v, files.path(v.Index))
 		if err != nil && v.Compare && len(v.Parent) == 0 { // else the parent is read
 			index, err = qcow2.UnknownIndex(v.VirtualSize), nil
 		}
@@ -68,7 +70,7 @@ func readIndexes(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec) 
 
 var errNoIndex = errors.New("there is no index")
 
-func readIndex(ctx context.Context, tool *qcow2.Tool, v kvmbackup.JobVolume) (*qcow2.Index, error) {
+func readIndex(ctx context.Context, tool *qcow2.Tool, v kvmbackup.JobVolume, path string) (*qcow2.Index, error) {
 	switch {
 	case v.Index == "":
 		return nil, errNoIndex
@@ -77,9 +79,9 @@ func readIndex(ctx context.Context, tool *qcow2.Tool, v kvmbackup.JobVolume) (*q
 		if err != nil {
 			return nil, err
 		}
-		return tool.ReadSealedIndex(ctx, v.Index, key)
+		return tool.ReadSealedIndex(ctx, path, key)
 	case v.IndexDigest != "":
-		return tool.ReadIndex(ctx, v.Index, v.IndexDigest)
+		return tool.ReadIndex(ctx, path, v.IndexDigest)
 	}
 	return nil, errNoIndex
 }

@@ -24,21 +24,20 @@ const removeLimit = 5 * time.Second
 // tells the files that were made from what has their names later, in the spec's order. After an error none of them is
 // left. ErrTargetExists, ErrTargetAccess, ErrNoSpace.
 func CreateTargets(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec) (made []fs.FileInfo, err error) {
-	files, err := makeFiles(ctx, spec)
+	n, err := makeFiles(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, closeFiles(files, endGrace)) }()
+	defer func() { _ = n.folder.Close(); err = errors.Join(err, closeFiles(n.files, endGrace)) }()
 	for i, v := range spec.Volumes {
-		err := tool.Create(ctx, qcow2.Descriptor(files[i]),
+		err := tool.Create(ctx, qcow2.Descriptor(n.files[i]),
 			qcow2.CreateOptions{SizeBytes: v.VirtualSize, BackingFile: v.ParentFile})
 		var info fs.FileInfo
 		if err == nil {
-			info, err = files[i].Stat()
+			info, err = n.files[i].Stat()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("target of %s: %w", v.Device, errors.Join(targetError(err),
-				removeTargets(spec.Dir, spec.Volumes)))
+			return nil, fmt.Errorf("target of %s: %w", v.Device, errors.Join(targetError(err), n.removeSoon()))
 		}
 		made = append(made, info)
 	}
@@ -59,7 +58,12 @@ type Targets struct {
 // files that were made, whatever has their names by then. The errors are those of CreateTargets, and ErrDamaged or
 // ErrMissingFile for a parent that can't be compared with; after one no daemon runs.
 func ServeTargets(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec) (*Targets, error) {
-	parents, err := serveParents(ctx, tool, spec)
+	files, err := openBeside(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	defer files.close() // the daemon has its own
+	parents, err := serveParents(ctx, tool, spec, files)
 	if err != nil {
 		return nil, err
 	}
@@ -67,25 +71,26 @@ func ServeTargets(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec)
 	if err != nil {
 		return nil, errors.Join(err, parents.close())
 	}
-	t.parents, t.indexes, t.digests = parents, readIndexes(ctx, tool, spec), spec.Digests
+	t.parents, t.indexes, t.digests = parents, readIndexes(ctx, tool, spec, files), spec.Digests
 	return t, nil
 }
 
 func serveTargets(ctx context.Context, tool *qcow2.Tool, spec kvmbackup.JobSpec) (*Targets, error) {
-	files, err := makeFiles(ctx, spec)
+	n, err := makeFiles(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
-	t := &Targets{files: files}
+	defer func() { _ = n.folder.Close() }()
+	t := &Targets{files: n.files}
 	var made []qcow2.NewTarget
 	for i, v := range spec.Volumes {
 		made = append(made, qcow2.NewTarget{
-			File: files[i], SizeBytes: roundUp(v.VirtualSize), BackingFile: v.ParentFile,
+			File: n.files[i], SizeBytes: roundUp(v.VirtualSize), BackingFile: v.ParentFile,
 			CompressionType: string(v.Compression), Secret: qcow2.NewSecret(spec.DataKey.ImageSecret(v.File)),
 		})
 	}
 	if t.TargetServer, err = tool.ServeTargets(ctx, made); err != nil {
-		return nil, errors.Join(targetError(err), removeTargets(spec.Dir, spec.Volumes), closeFiles(files, removeLimit))
+		return nil, errors.Join(targetError(err), n.removeSoon(), closeFiles(n.files, removeLimit))
 	}
 	return t, nil
 }
@@ -122,75 +127,79 @@ func closeFiles(files []*os.File, limit time.Duration) error {
 // targetMode is that of libvirt's own targets.
 const targetMode = 0o600
 
-// makeFiles makes the empty files of the targets, and opens them. After an error none of them is left.
-func makeFiles(ctx context.Context, spec kvmbackup.JobSpec) ([]*os.File, error) {
-	work := func(w *leave.Work) (files []*os.File, err error) {
-		folder, err := openFolder(spec.Dir)
-		if err != nil {
-			return nil, targetError(err)
+// newFiles are the files of targets that were made, and the folder that they were made in, both open. So their removal
+// reaches no other folder, whatever has their names, or the folder's, by then.
+type newFiles struct {
+	folder *os.Root
+	files  []*os.File
+}
+
+// makeFiles makes the empty files of the targets. After an error none of them is left.
+func makeFiles(ctx context.Context, spec kvmbackup.JobSpec) (newFiles, error) {
+	work := func(w *leave.Work) (n newFiles, err error) {
+		if n.folder, err = openJobFolder(spec.Dir); err != nil {
+			return n, folderError(err)
 		}
-		defer func() { err = errors.Join(err, folder.Close()) }()
 		for _, v := range spec.Volumes {
 			err := w.Check()
 			var f *os.File
 			if err == nil {
-				f, err = folder.OpenFile(v.File, os.O_CREATE|os.O_EXCL|os.O_RDWR, targetMode)
+				f, err = n.folder.OpenFile(v.File, os.O_CREATE|os.O_EXCL|os.O_RDWR, targetMode)
 			}
 			if err != nil {
-				return nil, errors.Join(fmt.Errorf("target of %s: %w", v.Device, targetError(err)), unmake(folder, files))
+				return newFiles{}, errors.Join(fmt.Errorf("target of %s: %w", v.Device, folderError(err)),
+					n.remove(), n.close())
 			}
-			files = append(files, f)
+			n.files = append(n.files, f)
 		}
-		return files, nil
+		return n, nil
 	}
-	files, err := leave.Do(ctx, &hung, leave.Options{What: "make targets", Places: []string{spec.Dir}, Stop: true}, work,
+	n, err := leave.Do(ctx, &hung, leave.Options{What: "make targets", Places: []string{spec.Dir}, Stop: true}, work,
 		// The folder is removed as a whole.
-		func(_ *leave.Work, files []*os.File, _ error) { _ = closeFiles(files, removeLimit) })
+		func(_ *leave.Work, n newFiles, _ error) { _ = n.close() })
 	var left *leave.Error
 	if errors.As(err, &left) {
 		err = fmt.Errorf("%w: %w", qcow2.ErrHung, left.Cause)
 	}
-	return files, err
+	return n, err
 }
 
-// openFolder opens a folder that is no link, and waits for no FIFO in its place.
-func openFolder(dir string) (*os.Root, error) {
-	found, err := os.Lstat(dir)
-	if err != nil {
-		return nil, err
+func (n newFiles) close() error {
+	if n.folder == nil {
+		return nil
 	}
-	folder, err := os.OpenRoot(dir + "/.")
-	if err != nil {
-		return nil, err
-	}
-	open, err := folder.Stat(".")
-	if err == nil && !os.SameFile(found, open) {
-		err = fmt.Errorf("%w: %s is no folder, or was exchanged", kvmbackup.ErrTargetAccess, dir)
-	}
-	if err != nil {
-		return nil, errors.Join(err, folder.Close())
-	}
-	return folder, nil
-}
-
-func unmake(folder *os.Root, files []*os.File) error {
-	var errs []error
-	for _, f := range files {
-		errs = append(errs, folder.Remove(filepath.Base(f.Name())), f.Close())
+	errs := []error{n.folder.Close()}
+	for _, f := range n.files {
+		errs = append(errs, f.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// removeTargets doesn't wait for a mount that has died: the removal of the whole folder comes after that.
-func removeTargets(dir string, made []kvmbackup.JobVolume) error {
+// remove removes the files that were made. What has got their names since stays.
+func (n newFiles) remove() error {
+	var errs []error
+	for _, f := range n.files {
+		name := filepath.Base(f.Name())
+		made, err := f.Stat()
+		if err == nil {
+			var named fs.FileInfo
+			if named, err = n.folder.Lstat(name); err == nil && os.SameFile(made, named) {
+				err = n.folder.Remove(name)
+			}
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeSoon doesn't wait for a mount that has died: the removal of the whole folder comes after that.
+func (n newFiles) removeSoon() error {
 	ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
 	defer cancel()
 	_, err := leave.Do(ctx, &hung, leave.Options{What: "remove targets"}, func(*leave.Work) (struct{}, error) {
-		var errs []error
-		for _, v := range made {
-			errs = append(errs, os.Remove(filepath.Join(dir, v.File)))
-		}
-		return struct{}{}, errors.Join(errs...)
+		return struct{}{}, n.remove()
 	}, nil)
 	var left *leave.Error
 	if errors.As(err, &left) {
@@ -201,6 +210,14 @@ func removeTargets(dir string, made []kvmbackup.JobVolume) error {
 
 // hung knows the removals that were left behind.
 var hung leave.Register
+
+// folderError is a targetError, of a folder that isn't what the repository has made too.
+func folderError(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, qcow2.ErrNotRegular) {
+		return fmt.Errorf("%w: %w", kvmbackup.ErrTargetAccess, err)
+	}
+	return targetError(err)
+}
 
 func targetError(err error) error {
 	switch {
