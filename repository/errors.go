@@ -135,7 +135,7 @@ var classes = []struct {
 	{ErrUnavailable, []error{syscall.EIO, syscall.ESTALE, syscall.ENOTCONN, syscall.ETIMEDOUT, syscall.EHOSTDOWN,
 		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.ECONNREFUSED, syscall.ECONNRESET,
 		syscall.ECONNABORTED, syscall.ENODEV, syscall.ENXIO, syscall.ESHUTDOWN}},
-	{ErrUnsafe, []error{syscall.ELOOP}},
+	{ErrUnsafe, []error{syscall.ELOOP, syscall.ENOTDIR}}, // what was a folder, and was exchanged since
 	{ErrNotFound, []error{fs.ErrNotExist}},
 	{ErrExist, []error{fs.ErrExist}},
 	{ErrDenied, []error{fs.ErrPermission}},
@@ -152,6 +152,15 @@ func classify(err error) error {
 		}
 	}
 	return err
+}
+
+// leadsAway is an ErrUnsafe for a link out of the folder that was looked at, of which the system says nothing.
+func leadsAway(err error) error {
+	var said syscall.Errno
+	if err == nil || errors.As(err, &said) || matches(err, ours) {
+		return err
+	}
+	return mark.As(ErrUnsafe, err)
 }
 
 // classifyWrite is classify for a step that writes, where a missing permission is as good as a read-only mount.

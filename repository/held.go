@@ -37,7 +37,7 @@ func (s *session) hold(name string) (*os.Root, error) {
 	// What is in a folder, itself: without the dot OpenRoot waits at a FIFO that was put there since.
 	dir, err := parent.OpenRoot(path.Base(name) + "/.")
 	if err != nil {
-		return nil, err
+		return nil, leadsAway(err)
 	}
 	if err := same(dir, info, name); err != nil {
 		return nil, errors.Join(err, dir.Close())

@@ -101,7 +101,7 @@ func (s *session) openFile(name string) (*os.File, error) {
 	}
 	f, err := dir.OpenFile(base, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, classify(err) // not as of a step that writes
+		return nil, classify(leadsAway(err)) // not as of a step that writes
 	}
 	after, err := f.Stat()
 	if err == nil && !os.SameFile(before, after) {
