@@ -306,10 +306,15 @@ func (o *op) commit(ctx context.Context, b *kvmbackup.Backup) (err error) {
 // describe checks the written files, saves the definition and makes the manifest.
 func (r *running) describe(ctx context.Context) (repository.Manifest, error) {
 	r.step("check targets")
-	if err := r.checkTargets(ctx); err != nil {
+	written, err := r.openWritten(ctx)
+	if err != nil {
 		return repository.Manifest{}, err
 	}
-	if err := r.addDigests(ctx); err != nil {
+	defer closeWritten(written)
+	if err := r.checkTargets(ctx, written); err != nil {
+		return repository.Manifest{}, err
+	}
+	if err := r.addDigests(ctx, written); err != nil {
 		return repository.Manifest{}, err
 	}
 	r.step("save definition")

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -10,40 +11,59 @@ import (
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
-// checkTargets proves that a job left the files it was to write, whole, with the right sizes and backing links, and
-// takes their stored sizes into the record.
-func (r *running) checkTargets(ctx context.Context) error {
-	var files []string
+// openWritten opens the files that a job has left, through the repository's open root, and takes their stored sizes
+// into the record. What is looked at of the backup from then on are these files, whatever has their names, or their
+// folder's.
+func (r *running) openWritten(ctx context.Context) (files []*os.File, err error) {
+	partial := repository.PartialPath(r.record.Path, r.record.ID)
 	for i := range r.record.Volumes {
-		file, err := r.checkHeader(ctx, &r.record.Volumes[i])
+		v := &r.record.Volumes[i]
+		info, err := r.e.cfg.Repository.Stat(ctx, partial, v.File)
+		var f *os.File
+		if err == nil {
+			f, err = r.e.cfg.Repository.OpenFile(ctx, partial, v.File)
+		}
 		if err != nil {
+			closeWritten(files)
+			return nil, err
+		}
+		v.StoredSize, files = info.AllocatedBytes, append(files, f)
+	}
+	return files, nil
+}
+
+// closeWritten comes before their folder is renamed, which SMB refuses while one is open. They are only read.
+func closeWritten(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+// checkTargets proves that a job left the files it was to write, whole, with the right sizes and backing links.
+func (r *running) checkTargets(ctx context.Context, files []*os.File) error {
+	for i, f := range files { // the part that needs no process
+		v := r.record.Volumes[i]
+		if _, err := verifyLayer(ctx, r.e.cfg.Images, qcow2.Descriptor(f), r.writtenName(v), v,
+			r.seal.secret(v.File)); err != nil {
 			return err
 		}
-		files = append(files, file)
 	}
-	return firstError(each(ctx, checksAtOnce, files, func(i int, file string) error {
-		return wholeTables(ctx, r.e.cfg.Images, file, r.seal.secret(r.record.Volumes[i].File))
+	return firstError(each(ctx, checksAtOnce, files, func(i int, f *os.File) error {
+		v := r.record.Volumes[i]
+		return wholeTables(ctx, r.e.cfg.Images, qcow2.Descriptor(f), r.writtenName(v), r.seal.secret(v.File))
 	})...)
 }
 
-// checkHeader is the part that needs no process. It returns the file's path.
-func (r *running) checkHeader(ctx context.Context, v *kvmbackup.VolumeBackup) (string, error) {
-	partial := repository.PartialPath(r.record.Path, r.record.ID)
-	info, err := r.e.cfg.Repository.Stat(ctx, partial, v.File)
-	if err != nil {
-		return "", err
-	}
-	v.StoredSize = info.AllocatedBytes
-	file := filepath.Join(r.e.cfg.Repository.PartialDir(r.record.Path, r.record.ID), v.File)
-	_, err = verifyLayer(ctx, r.e.cfg.Images, file, file, *v, r.seal.secret(v.File))
-	return file, err
+// writtenName is where a volume's file is until the backup is published.
+func (r *running) writtenName(v kvmbackup.VolumeBackup) string {
+	return filepath.Join(r.e.cfg.Repository.PartialDir(r.record.Path, r.record.ID), v.File)
 }
 
 // wholeTables finds what QEMU 7.2 loses without an error when the flush fails with which it closes an image: it doesn't
 // write the tables then, and leaves data that nothing refers to. In a new image that is the only way to such clusters.
 // The repository hears of most such failures as well, but not on every file system.
-func wholeTables(ctx context.Context, images Images, file string, secret *qcow2.Secret) error {
-	res, err := images.Check(ctx, file, qcow2.CheckOptions{Timeout: checkLimit, Secret: secret})
+func wholeTables(ctx context.Context, images Images, path, file string, secret *qcow2.Secret) error {
+	res, err := images.Check(ctx, path, qcow2.CheckOptions{Timeout: checkLimit, Secret: secret})
 	switch {
 	case err != nil:
 		return damage(ctx, err)

@@ -5,7 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"path/filepath"
+	"os"
 	"slices"
 
 	"github.com/kvmbackup/kvmbackup"
@@ -160,8 +160,8 @@ func digestsOf(b kvmbackup.Backup, bytes func(v kvmbackup.VolumeBackup) int64) (
 	return volumes
 }
 
-// addDigests computes the digests of a backup that is about to be published.
-func (r *running) addDigests(ctx context.Context) error {
+// addDigests computes the digests of a backup that is about to be published, from the open files of its volumes.
+func (r *running) addDigests(ctx context.Context, written []*os.File) error {
 	if !r.record.Asked.Digests && !r.record.Sealed() {
 		return nil
 	}
@@ -177,15 +177,16 @@ func (r *running) addDigests(ctx context.Context) error {
 		chain = append(slices.Clone(older), r.record)
 	}
 	ctx = withTally(ctx, r.tally(digestsOf(r.record, r.toDigest(chain))))
-	dir := r.e.cfg.Repository.PartialDir(r.record.Path, r.record.ID)
 	for i := range r.record.Volumes {
 		v := &r.record.Volumes[i]
 		layers, err := layersOf(chain, v.VolumeID, r.e.cfg.Repository, nil)
 		if err != nil {
 			return err
 		}
-		layers[0].file = filepath.Join(dir, v.File)
-		if err := r.digestIndexed(ctx, v, layers); err != nil {
+		layers[0].file, layers[0].open.File = r.writtenName(*v), written[i]
+		err = r.digestIndexed(ctx, v, layers)
+		closeLayers(layers)
+		if err != nil {
 			return err
 		}
 	}

@@ -24,6 +24,11 @@ const otherSideFiles = 8
 func (r *running) digestIndexed(ctx context.Context, v *kvmbackup.VolumeBackup, layers []layer) error {
 	indexer, ok := r.e.cfg.Images.(Indexer)
 	digest, data, onTheWay := r.digestMade(*v)
+	if !onTheWay && !anySealed(layers) { // what it stands on is read too
+		if err := firstError(r.e.openErrors(ctx, layers)...); err != nil {
+			return err
+		}
+	}
 	if anySealed(layers) || !ok && !onTheWay {
 		err := r.e.digest(ctx, v, layers)
 		if err == nil && anySealed(layers) && ok {

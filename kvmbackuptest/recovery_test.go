@@ -346,7 +346,7 @@ type leaky struct {
 
 func (l leaky) Check(ctx context.Context, path string, o qcow2.CheckOptions) (qcow2.CheckResult, error) {
 	r, err := l.Images.Check(ctx, path, o)
-	if strings.Contains(path, l.in) {
+	if strings.Contains(qcow2.FileName(path), l.in) {
 		r.Leaks++
 	}
 	return r, err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -105,4 +106,32 @@ func TestRenamedAfterVerification(t *testing.T) {
 		back()
 		t.Logf("position %d", i)
 	}
+}
+
+// TestFolderExchangedBeforeTheTargetsAreChecked: what a backup has written is checked and hashed in the files that were
+// made, whatever folder has their folder's name meanwhile.
+func TestFolderExchangedBeforeTheTargetsAreChecked(t *testing.T) {
+	t.Parallel()
+	l := newWorld(t, "vda")
+	l.backup(full, digests)
+	other := filepath.Join(l.nas, "other")
+	l.ok(os.Mkdir(other, 0o755))
+	l.image(filepath.Join(other, "root.v-vda.qcow2"), 2*disk, "") // another VM's file of that name
+	back := func() {}
+	l.images.before = func(call, path string) error {
+		dir := filepath.Dir(path)
+		switch {
+		case call == "header" && strings.Contains(dir, ".partial-"):
+			back = func() { l.ok(errors.Join(os.Remove(dir), os.Rename(dir+".x", dir))) }
+			return errors.Join(os.Rename(dir, dir+".x"), os.Symlink(other, dir))
+		case call == "check":
+			back()
+			back = func() {}
+		}
+		return nil
+	}
+	l.write("vda", 3, 2)
+	b := l.backup(full, digests)
+	l.images.before = nil
+	l.restore(engine.RestoreRequest{Backup: b.ID})
 }
