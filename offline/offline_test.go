@@ -583,8 +583,8 @@ func TestFolderOfTargetsExchanged(t *testing.T) {
 	}
 }
 
-// TestFolderOfTargetsExchangedBeforeTheirRemoval: a tool fails, and meanwhile the folder of the targets has become a link
-// to another VM's. What was made goes, and what has its name there stays.
+// TestFolderOfTargetsExchangedBeforeTheirRemoval: a tool fails, and meanwhile the folder of the targets has become a
+// link to another VM's. What was made goes, and what has its name there stays.
 func TestFolderOfTargetsExchangedBeforeTheirRemoval(t *testing.T) {
 	b := newBench(t)
 	vda := b.create("vda.qcow2", "qcow2")
@@ -618,7 +618,8 @@ func TestFolderOfTargetsExchangedBeforeTheirRemoval(t *testing.T) {
 	}
 }
 
-// TestParentsBehindALink: what a disk is compared with isn't read where its folder, or the VM's, is a link to another's.
+// TestParentsBehindALink: what a disk is compared with isn't read where its folder, or the VM's, is a link to
+// another's.
 func TestParentsBehindALink(t *testing.T) {
 	b := newBench(t)
 	vda := b.create("vda.qcow2", "qcow2")

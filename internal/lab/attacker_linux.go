@@ -30,6 +30,7 @@ const (
 	ByFolders = "folders" // the file's folder for a link to the other VM's
 	ByFIFOs   = "FIFOs"   // each file for a FIFO, at which an open waits
 	ByNames   = "names"   // each file for another name of a file of the other VM's
+	ByOutside = "outside" // each file for a link to an image of the host's, whose header names a file of the host
 )
 
 // attacker is a process that can write to the share: whenever somebody opens, reads, makes or closes anything in a VM's
@@ -165,36 +166,75 @@ func (a *attacker) exchange(path string) {
 
 // Put exchanges a file, or its folder, and returns what puts it back; nil: there is nothing to exchange.
 func (x Exchange) Put(path string) (undo func()) {
-	put := func() error { return os.Symlink(x.victim(path), path) }
-	switch x.How {
-	case ByHeaders:
-		put = func() error {
-			data, err := os.ReadFile(x.Lying)
-			return errors.Join(err, os.WriteFile(path, data, 0o600))
-		}
-	case ByFIFOs:
-		put = func() error { return syscall.Mkfifo(path, 0o600) }
-	case ByNames:
-		put = func() error { return os.Link(x.victim(path), path) }
-	case ByFolders:
+	if x.How == ByFolders {
 		if path = filepath.Dir(path); !strings.HasPrefix(path, x.Dir+"/") {
 			return nil
 		}
 	}
-	if os.Rename(path, path+".x") != nil {
+	info, err := os.Lstat(path)
+	if err != nil || os.Rename(path, path+".x") != nil {
 		return nil
 	}
-	_ = put() // nothing in its place is something else, too
+	_ = x.put(path, info.IsDir()) // nothing in its place is something else, too
 	return func() {
 		_ = os.Remove(path)
 		_ = os.Rename(path+".x", path)
 	}
 }
 
-// victim is something of the other VM's, of the same name if there is one.
-func (x Exchange) victim(path string) string {
+// Plant puts something where nothing is, for whoever is about to make it, and returns what takes it away again unless
+// it has gone; nil: there is something, or no folder for it.
+func (x Exchange) Plant(path string) (undo func()) {
+	if x.put(path, x.How == ByFolders) != nil {
+		return nil
+	}
+	planted, err := os.Lstat(path)
+	if err != nil {
+		return nil
+	}
+	return func() {
+		if is, err := os.Lstat(path); err == nil && os.SameFile(planted, is) {
+			_ = os.Remove(path)
+		}
+	}
+}
+
+// put makes what is put in the place of a folder or a file. It leaves alone what is there.
+func (x Exchange) put(path string, folder bool) error {
+	switch x.How {
+	case ByHeaders:
+		data, err := os.ReadFile(x.Lying)
+		if err != nil {
+			return err
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(data)
+		return errors.Join(err, f.Close())
+	case ByFIFOs:
+		return syscall.Mkfifo(path, 0o600)
+	case ByNames:
+		return os.Link(x.victim(path, false), path)
+	case ByOutside:
+		return os.Symlink(x.Lying, path)
+	}
+	to, err := filepath.Rel(filepath.Dir(path), x.victim(path, folder)) // it stays on the share
+	if err != nil {
+		return err
+	}
+	return os.Symlink(to, path)
+}
+
+// victim is something of the other VM's, of the same name if there is one: its folder, one of its backups, or a file of
+// that.
+func (x Exchange) victim(path string, folder bool) string {
 	all, _ := filepath.Glob(filepath.Join(x.Other, "*"))
-	if x.How == ByFolders {
+	switch {
+	case folder && filepath.Dir(path) == filepath.Dir(x.Other):
+		return x.Other
+	case folder:
 		return all[0]
 	}
 	same := filepath.Join(all[0], filepath.Base(path))

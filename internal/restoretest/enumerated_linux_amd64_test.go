@@ -7,8 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -18,75 +16,14 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// named are the system calls that open, make, move or remove what has a name, by the number of the argument with the
-// name; the folder, if it is relative to one, is in the argument before it.
-var named = map[uint64]int{
-	syscall.SYS_OPEN: 0, syscall.SYS_OPENAT: 1, sysOpenat2: 1, syscall.SYS_UNLINKAT: 1, syscall.SYS_RENAMEAT: 1,
-	sysRenameat2: 1, syscall.SYS_LINKAT: 1, syscall.SYS_MKDIRAT: 1,
-}
-
-const sysOpenat2 = 437
-
-// pathOf is the name that a thread's system call is about; empty: it has none.
-func (t *traced) pathOf(tid int, regs syscall.PtraceRegs) string {
-	at, ok := named[regs.Orig_rax]
-	if !ok {
-		return ""
-	}
-	args := []uint64{regs.Rdi, regs.Rsi}
-	text := make([]byte, 4096)
-	n, _ := syscall.PtracePeekData(tid, uintptr(args[at]), text) // as far as there is memory
-	name, _, ended := bytes.Cut(text[:n], []byte{0})
-	if !ended || len(name) == 0 || filepath.IsAbs(string(name)) || at == 0 {
-		return string(name)
-	}
-	from := "cwd"
-	if fd := int32(args[0]); fd >= 0 { //nolint:gosec // it is one
-		from = "fd/" + strconv.Itoa(int(fd))
-	}
-	dir, err := os.Readlink("/proc/" + strconv.Itoa(t.pid) + "/" + from)
-	if err != nil {
-		return ""
-	}
-	return filepath.Join(dir, string(name))
-}
-
-// instant is the nth time that a name below a folder is looked up: then exchange is called, and what it returns at the
-// next, or when all is over.
-type instant struct {
-	nth      int
-	dir      string
-	exchange func(path string) (undo func())
-	undo     func()
-}
-
-func (i *instant) over() {
-	if i.undo != nil {
-		i.undo()
-		i.undo = nil
-	}
-}
-
-// lookedUp counts.
-func (t *traced) lookedUp(path string) {
-	if path != t.instant.dir && !strings.HasPrefix(path, t.instant.dir+"/") {
-		return
-	}
-	t.seen++
-	t.instant.over()
-	if t.seen == t.instant.nth {
-		t.instant.undo = t.instant.exchange(path)
-	}
-}
-
 // lookups is a VM whose chain is restored, looked at and deleted by other processes, and what they must not touch.
 type lookups struct {
 	*world
-	top                  kvmbackup.Backup
-	mine, other, outside string
-	lying, whole, image  string
-	old                  []byte // of the VM's image
-	victims              string
+	top                 kvmbackup.Backup
+	other, outside      string
+	lying, whole, image string
+	old                 []byte // of the VM's image
+	victims             string
 }
 
 func newLookups(t *testing.T) *lookups {
@@ -96,17 +33,18 @@ func newLookups(t *testing.T) *lookups {
 	l.another("vm2")
 	l.ok(l.h.Shutdown(vm))
 	w := &lookups{
-		world: l, top: chain[2], mine: filepath.Join(l.nas, vm), other: filepath.Join(l.nas, "vm2"), image: l.source("vda"),
+		world: l, top: chain[2], other: filepath.Join(l.nas, "vm2"), image: l.source("vda"),
 		outside: filepath.Join(l.dir, "canary"), lying: filepath.Join(l.dir, "lying.qcow2"),
 		whole: filepath.Join(l.dir, "whole"),
 	}
 	l.ok(os.WriteFile(w.outside, bytes.Repeat([]byte("canary"), 1<<10), 0o600))
 	l.external(w.lying, w.outside)
-	l.ok(os.CopyFS(w.whole, os.DirFS(w.mine)))
+	l.ok(os.CopyFS(w.whole, os.DirFS(w.nas)))
 	var err error
 	w.old, err = os.ReadFile(w.image)
 	l.ok(err)
-	w.victims = all(t, w.other) + all(t, w.outside)
+	again(t, w.nas, w.whole) // whose modes are others
+	w.victims = w.untouched()
 	return w
 }
 
@@ -119,20 +57,23 @@ func (w *lookups) try(op, how string, nth int) (seen int) {
 	w.ok(err)
 	file := filepath.Join(w.out(), "job.json")
 	w.ok(os.WriteFile(file, data, 0o600))
-	i := &instant{nth: nth, dir: w.mine, exchange: lab.Exchange{How: how, Dir: w.mine, Other: w.other, Lying: w.lying}.Put}
-	began := time.Now()
-	seen, err = runTraced(file, fault{instant: i})
-	i.over()
-	switch took := time.Since(began); {
+	i := &lab.Lookups{Nth: nth, Dir: w.nas, Never: []string{w.other, w.outside, w.lying}, Exchange: lab.Exchange{
+		How: how, Dir: w.nas, Other: w.other, Lying: w.lying,
+	}}
+	err = traced(file, &lab.Trace{Lookups: i, Limit: time.Minute})
+	switch {
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSYS):
 		lab.Missing(w, "processes can't be traced here")
-	case err != nil && !errors.Is(err, errChildFailed), took > time.Minute:
-		w.Errorf("%s, %s at lookup %d: %v after %v", op, how, nth, err, took)
+	case err != nil && !errors.Is(err, errChildFailed):
+		w.Errorf("%s, %s at lookup %d, %s: %v", op, how, nth, i.What, err)
 	case err != nil && nth == 0:
 		w.Fatalf("%s fails when nothing is exchanged", op)
 	}
-	if is := all(w, w.other) + all(w, w.outside); is != w.victims {
-		w.Fatalf("%s, %s at lookup %d: the other VM's folder, or a file outside, was changed", op, how, nth)
+	if i.Used != "" {
+		w.Errorf("%s, %s at lookup %d, %s: %s was used", op, how, nth, i.What, i.Used)
+	}
+	if is := w.untouched(); is != w.victims {
+		w.Fatalf("%s, %s at lookup %d, %s: the other VM's folder, or a file outside, was changed", op, how, nth, i.What)
 	}
 	if err == nil && op == "restore" {
 		files, err := filepath.Glob(filepath.Join(dir, "vda.*"))
@@ -144,10 +85,26 @@ func (w *lookups) try(op, how string, nth int) (seen int) {
 	} else if data, err := os.ReadFile(w.image); err != nil || !bytes.Equal(data, w.old) {
 		w.Errorf("%s, %s at lookup %d: the VM's image is another: %v", op, how, nth, err)
 	}
-	w.ok(os.RemoveAll(w.mine))
-	w.ok(os.CopyFS(w.mine, os.DirFS(w.whole)))
+	again(w, w.nas, w.whole)
 	w.ok(os.WriteFile(w.image, w.old, 0o600))
-	return seen
+	return i.Seen
+}
+
+// untouched is what no operation on the VM may change.
+func (w *lookups) untouched() string {
+	w.Helper()
+	return all(w, w.other) + all(w, w.outside) + all(w, w.lying)
+}
+
+// again makes a folder what it was; it stays the very folder.
+func again(t testing.TB, dir, whole string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	lab.OK(t, err)
+	for _, e := range entries {
+		lab.OK(t, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	lab.OK(t, os.CopyFS(dir, os.DirFS(whole)))
 }
 
 func (w *lookups) holds(path, op, how string, nth int) {
@@ -159,8 +116,10 @@ func (w *lookups) holds(path, op, how string, nth int) {
 	}
 }
 
-// TestExchangedAtEachLookup: each time that an operation is about to look up a name in a VM's folder something else is
-// put there, and put back at the next. The operation may fail; what it restores is what was backed up, nothing outside
+var exchanges = []string{lab.ByLinks, lab.ByHeaders, lab.ByFolders, lab.ByFIFOs, lab.ByNames, lab.ByOutside}
+
+// TestExchangedAtEachLookup: each time that an operation is about to look up a name on the share something else is put
+// there, and put back at the next. The operation may fail; what it restores is what was backed up, nothing outside
 // the VM's folder is changed, and it comes to an end.
 func TestExchangedAtEachLookup(t *testing.T) {
 	t.Parallel()
@@ -171,10 +130,10 @@ func TestExchangedAtEachLookup(t *testing.T) {
 		if n == 0 {
 			t.Fatalf("%s looks up nothing", op)
 		}
-		for _, how := range []string{lab.ByLinks, lab.ByHeaders, lab.ByFolders, lab.ByFIFOs, lab.ByNames} {
+		for i, how := range exchanges {
 			if lab.Thorough() {
-				first, stride := lab.Every(t, 1)
-				for nth := 1 + first; nth <= n; nth += stride {
+				first, stride := lab.Every(t, n)
+				for nth := 1 + (first+i)%stride; nth <= n; nth += stride {
 					w.try(op, how, nth)
 				}
 				continue

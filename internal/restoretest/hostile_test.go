@@ -190,16 +190,25 @@ func (l *world) backingName(path, name string) {
 	l.patch(path, 16, binary.BigEndian.AppendUint32(nil, uint32(len(name))))
 }
 
-// external makes an image whose data would be in another file, and says so by its feature bit and its extension.
+// external makes an image whose data would be in another file.
 func (l *world) external(path, file string) {
 	l.Helper()
-	scratch := filepath.Join(l.out(), "data")
-	run(l, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+scratch+",data_file_raw=on", path, "1M")
+	lyingImage(l, path, file)
+}
+
+// lyingImage makes an image whose data would be in another file, and says so by its feature bit and its extension.
+func lyingImage(t testing.TB, path, file string) {
+	t.Helper()
+	scratch := file + ".data" // as long as the other name, at least
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+scratch+",data_file_raw=on", path, "1M")
 	data, err := os.ReadFile(path)
-	l.ok(err)
-	l.ok(os.WriteFile(path,
-		[]byte(strings.Replace(string(data), scratch, (file + strings.Repeat("\x00", len(scratch)))[:len(scratch)], 1)),
-		0o600))
+	if err := errors.Join(err, os.Remove(scratch)); err != nil {
+		t.Fatal(err)
+	}
+	name := (file + strings.Repeat("\x00", len(scratch)))[:len(scratch)]
+	if err := os.WriteFile(path, []byte(strings.Replace(string(data), scratch, name, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestFoldersBehindLinks: neither a backup's folder nor the VM's may be a link.

@@ -41,6 +41,8 @@ type childJob struct {
 	Op, Dir string
 	// KillAtCopy is the copy at whose end the child kills itself, with nothing renamed yet. 0: none.
 	KillAtCopy int32
+	// Host is what it does that is a whole host. nil: it knows nothing but the repository.
+	Host *hostJob
 }
 
 // Exit codes of a child.
@@ -59,15 +61,22 @@ func child(file string) int {
 	if err := json.Unmarshal(data, &j); err != nil {
 		return childBroken
 	}
-	e, err := j.engine(context.Background())
-	if err == nil {
-		err = j.do(context.Background(), e)
-	}
-	if err != nil {
+	if err := j.run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return childFailed
 	}
 	return childDone
+}
+
+func (j childJob) run(ctx context.Context) error {
+	if j.Host != nil {
+		return j.host(ctx)
+	}
+	e, err := j.engine(ctx)
+	if err != nil {
+		return err
+	}
+	return j.do(ctx, e)
 }
 
 // engine is a host process that knows nothing but the repository and the disks of a VM that is off.
@@ -89,11 +98,11 @@ func (j childJob) engine(ctx context.Context) (*engine.Engine, error) {
 
 func (j childJob) do(ctx context.Context, e *engine.Engine) error {
 	if j.Op != "" {
-		mark()
+		lab.Mark()
 		return j.operate(ctx, e)
 	}
 	if j.Backup == "" {
-		mark()
+		lab.Mark()
 		_, err := e.Recover(ctx, engine.Target{VM: vm, Domain: vm, Disks: j.Disks})
 		return err
 	}
@@ -169,10 +178,7 @@ func (h *offHost) Convert(ctx context.Context, src, dst string, o qcow2.ConvertO
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	}
 	if n == h.wanted {
-		mark()
+		lab.Mark()
 	}
 	return err
 }
-
-// mark makes a system call that nothing else makes.
-func mark() { _, _ = syscall.Getpgid(0) }
