@@ -26,7 +26,7 @@ func TestModel(t *testing.T) {
 // TestSealedModel does so with backups that are sealed, most of them, and compared, by a host that loses its keys and
 // finds them: chains are plain and sealed, and known by their files, by indexes alone, or by nothing.
 func TestSealedModel(t *testing.T) {
-	lab.Histories(t, 8, 500)
+	lab.Histories(t, 5, 500)
 	playModel(t, sealedHistories, 500, sealedMustHappen)
 }
 

@@ -29,7 +29,7 @@ func TestRandomHistories(t *testing.T) {
 // with indexes and without, by a host that loses its keys and finds them.
 func TestRandomComparisons(t *testing.T) {
 	playDrawn(t, lab.Rounds(1, 60), func(seed uint64) (pulls bool, history []string) {
-		return true, comparing(seed, draw(seed, length))
+		return true, comparing(seed, draw(seed, lab.Rounds(length/2, length)))
 	})
 }
 
