@@ -43,12 +43,19 @@ type identity struct {
 func New() *Keys { return &Keys{} }
 
 // AddRecipient adds a public key, "age1...", for which data keys are wrapped. It is its own key ID. Returns ErrInvalid
-// for anything else, also for other kinds of age's recipients.
+// for anything else, also for other kinds of age's recipients. An error has nothing of what may be a private key.
 func (k *Keys) AddRecipient(public string) error {
 	r, err := age.ParseX25519Recipient(public)
-	if err != nil {
+	switch {
+	case err == nil:
+	case strings.Contains(strings.ToUpper(public), "AGE-SECRET-KEY-"):
+		return fmt.Errorf("%w recipient: that is an identity, which is private; age-keygen -y prints the public key of one",
+			kvmbackup.ErrInvalid)
+	case strings.HasPrefix(public, "age1"):
 		return fmt.Errorf("%w recipient %.100q: %w; one is a public key as age-keygen prints it", kvmbackup.ErrInvalid,
 			public, err)
+	default:
+		return fmt.Errorf("%w recipient: not a public key, age1..., as age-keygen prints it", kvmbackup.ErrInvalid)
 	}
 	k.addRecipient(r.String(), r)
 	return nil

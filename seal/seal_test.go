@@ -169,6 +169,15 @@ func TestBadKeys(t *testing.T) {
 			t.Errorf("recipient %q gives %v", s, err)
 		}
 	}
+	// Who takes one file for the other mustn't find the private key in a log.
+	for _, s := range []string{private, strings.ToLower(private), public + " " + private, private[1:] + "x", " " + private} {
+		secret := private[len("AGE-SECRET-KEY-1"):40]
+		for _, err := range []error{seal.New().AddRecipient(s), seal.New().AddRecipients(strings.NewReader(s + "\n"))} {
+			if !errors.Is(err, kvmbackup.ErrInvalid) || strings.Contains(strings.ToUpper(err.Error()), secret) {
+				t.Errorf("an identity as a recipient gives %v", err)
+			}
+		}
+	}
 	for _, s := range []string{"", public, private[:50], flipped(private), "AGE-PLUGIN-X-1QQ"} {
 		err := seal.New().AddIdentity(s)
 		if !errors.Is(err, kvmbackup.ErrInvalid) || s != "" && strings.Contains(err.Error(), s) {
