@@ -22,7 +22,7 @@ const (
 	EventDecided EventType = "decided" // Decision is set
 	// A disk that should be in the backup can't be read and is left out; Detail says which and why.
 	EventLeftOut  EventType = "left-out"
-	EventProgress EventType = "progress" // Progress is set
+	EventProgress EventType = "progress" // Progress is set: how far the Step is; each step counts from 0
 	EventFrozen   EventType = "frozen"   // the guest's file systems are frozen
 	EventThawed   EventType = "thawed"   // Elapsed says how long they were
 	EventJob      EventType = "job"      // the job has begun
@@ -36,10 +36,11 @@ const (
 	EventParentUnreadable EventType = "parent-unreadable"
 
 	EventPublished EventType = "published" // the folder is whole
-	EventCompleted EventType = "completed" // the record is completed; Backup is set
-	EventFailed    EventType = "failed"    // the operation has ended with Err, Elapsed after its start; its last event
-	EventVerified  EventType = "verified"  // the backup is whole; Backup is set, Detail says what was looked at
-	EventImported  EventType = "imported"  // a folder was looked at; Detail says whether its record was added, Err why not
+	// EventCompleted tells that the record is completed; with a restore (Op), that its files are whole. Backup is set.
+	EventCompleted EventType = "completed"
+	EventFailed    EventType = "failed"   // the operation has ended with Err, Elapsed after its start; its last event
+	EventVerified  EventType = "verified" // the backup is whole; Backup is set, Detail says what was looked at
+	EventImported  EventType = "imported" // a folder was looked at; Detail says whether its record was added, Err why not
 	// A backup's files and record are gone; Bytes came back, and Backup was the record.
 	EventDeleted   EventType = "deleted"
 	EventRecovered EventType = "recovered" // what an earlier crash left was settled; Detail says how
