@@ -86,6 +86,20 @@ func dialect(t testing.TB, c sqlstore.Config) sqlstore.Dialect {
 	return sqlstore.DialectPostgreSQL
 }
 
+// TestNotMigrated: a host that has forgotten Migrate is told so, by reads and writes.
+func TestNotMigrated(t *testing.T) {
+	onBoth(t, func(t *testing.T, open func() *sql.DB, c sqlstore.Config) {
+		st := newStore(t, open(), c)
+		_, readErr := st.List(t.Context(), kvmbackup.Query{})
+		_, writeErr := st.AcquireLease(t.Context(), "vm", "holder", time.Minute)
+		for _, err := range []error{readErr, writeErr} {
+			if !errors.Is(err, sqlstore.ErrSchemaOlder) || kvmbackup.Code(err) != kvmbackup.Code(kvmbackup.ErrUnavailable) {
+				t.Errorf("without its tables a store gives %v", err)
+			}
+		}
+	})
+}
+
 // TestSchemaNewer: tables of a newer library are refused, by New and by a store that was there before.
 func TestSchemaNewer(t *testing.T) {
 	onBoth(t, func(t *testing.T, open func() *sql.DB, c sqlstore.Config) {

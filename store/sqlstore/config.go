@@ -89,6 +89,8 @@ func (s *Store) detect(ctx context.Context) (Dialect, error) {
 	}
 	version, errVersion := s.ask(ctx, `SELECT version()`)
 	switch {
+	case errVersion != nil && errVersion.Error() == err.Error():
+		return DialectUnknown, fmt.Errorf("ask the database what it is: %w", err)
 	case errVersion != nil:
 		return DialectUnknown, fmt.Errorf("ask the database what it is: %w; %w", err, errVersion)
 	case strings.HasPrefix(version, "PostgreSQL"):

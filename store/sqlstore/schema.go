@@ -11,7 +11,8 @@ var (
 	// ErrSchemaNewer is returned when a newer library has migrated the tables: this one can't know what
 	// they mean. Update the program.
 	ErrSchemaNewer = errors.New("the schema is newer than this library knows")
-	// ErrSchemaOlder is returned by CheckSchema when migrations are missing. Call Migrate.
+	// ErrSchemaOlder is returned by CheckSchema when migrations are missing, and by what doesn't find its tables then.
+	// Call Migrate.
 	ErrSchemaOlder = errors.New("the schema lacks migrations")
 )
 

@@ -202,12 +202,27 @@ func (s *Store) retryable(err error) bool {
 	return s.cfg.Retryable != nil && s.cfg.Retryable(err)
 }
 
+// noTable says whether a table or column isn't there: as long as nobody has called Migrate.
+func noTable(err error) bool {
+	var state interface{ SQLState() string }
+	if errors.As(err, &state) {
+		return state.SQLState() == "42P01" || state.SQLState() == "42703" // undefined_table, undefined_column
+	}
+	const sqlError = 1 // SQLITE_ERROR, which is any statement's that can't be compiled
+	var code interface{ Code() int }
+	return errors.As(err, &code) && code.Code() == sqlError &&
+		(strings.Contains(err.Error(), "no such table") || strings.Contains(err.Error(), "no such column"))
+}
+
 // reachable puts kvmbackup.ErrUnavailable in front of what says that the database can't be reached. The rest is as it
 // was.
 func reachable(err error) error {
 	var lost *net.OpError
 	unreachable := tooMany(err) || errors.As(err, &lost) || errors.Is(err, driver.ErrBadConn) ||
 		errors.Is(err, sql.ErrConnDone)
+	if noTable(err) {
+		return fmt.Errorf("%w: %w; call Migrate: %w", kvmbackup.ErrUnavailable, ErrSchemaOlder, err)
+	}
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) {
 		switch s := state.SQLState(); {
