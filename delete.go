@@ -1,6 +1,7 @@
 package kvmbackup
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -304,7 +305,7 @@ func (d *Deleter) waits(ctx context.Context, b Backup, gone map[BackupID]bool) (
 		}
 	}
 	for _, h := range b.Holds {
-		waits = append(waits, fmt.Sprintf("hold %s (%s)", h.ID, h.Purpose))
+		waits = append(waits, fmt.Sprintf("hold %s (%s)", h.ID, cmp.Or(h.Purpose, "an open restore point")))
 	}
 	return waits, nil
 }

@@ -123,8 +123,18 @@ func (p RetentionPlan) String() string {
 	if len(p.Failed) > 0 {
 		fmt.Fprintf(&s, "%d records of failed backups go\n", len(p.Failed))
 	}
+	for _, id := range p.deletedBefore() {
+		fmt.Fprintf(&s, "%s: delete; it was delete-pending, and nothing needs it then\n", id)
+	}
 	fmt.Fprintf(&s, "%d bytes come back now, %d later\n", p.FreeBytes, p.LaterBytes)
 	return s.String()
+}
+
+// deletedBefore are those of RemoveNow that were delete-pending already, so that no rule has decided on them.
+func (p RetentionPlan) deletedBefore() []BackupID {
+	return slices.DeleteFunc(slices.Clone(p.RemoveNow), func(id BackupID) bool {
+		return slices.ContainsFunc(p.Backups, func(d RetentionDecision) bool { return d.Backup.ID == id })
+	})
 }
 
 // retentionRule puts backups into periods; the newest of a period is kept.

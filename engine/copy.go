@@ -135,7 +135,7 @@ func (c jobControl) SetBandwidth(n int64) error {
 	o := c.op.e.query("set bandwidth", c.op.vm, "")
 	o.backup = c.op.backup
 	if n < 0 {
-		return o.wrap(ctx, fmt.Errorf("%w: bandwidth %d", kvmbackup.ErrInvalid, n))
+		return o.wrap(ctx, fmt.Errorf("%w: bandwidth %d is negative; 0 lifts the limit", kvmbackup.ErrInvalid, n))
 	}
 	c.pace.setOwn(n)
 	return o.wrap(context.Background(), c.job.SetBandwidth(ctx, c.pace.now()))

@@ -221,6 +221,9 @@ func (v view) path() string { return string(v.req.VM) + "/" + v.stamp.String() }
 func (o *op) observe(ctx context.Context, req BackupRequest) (view, error) {
 	o.step("inspect")
 	if err := o.look(ctx); err != nil {
+		if errors.Is(err, kvmbackup.ErrNoDomain) && req.Domain == "" && req.DomainUUID == "" {
+			err = fmt.Errorf("%w; where libvirt has another name for the VM, say it (Domain)", err)
+		}
 		return view{req: req}, err
 	}
 	return o.viewOf(ctx, req)

@@ -73,6 +73,10 @@ func fromInventory(
 			return st, nil, fmt.Errorf("%w status of domain %q: disk %q has no format or no size", kvmbackup.ErrInvalid,
 				st.Name, d.Device)
 		}
+		if d.Skip == "" && d.Source == "" && d.Serial == "" && len(req.Volumes) == 0 {
+			return st, nil, fmt.Errorf("%w status of domain %q: disk %q has neither source nor serial, by which to "+
+				"identify it: add one, or name its volume (Volumes)", kvmbackup.ErrInvalid, st.Name, d.Device)
+		}
 		if d.Untrackable == "" && d.Format != "qcow2" {
 			d.Untrackable = d.Format
 		}

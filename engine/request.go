@@ -113,7 +113,7 @@ func (q Quiesce) MarshalText() ([]byte, error) {
 func (q *Quiesce) UnmarshalText(b []byte) error {
 	i := slices.Index(quiesceNames, string(b))
 	if i < 0 {
-		return fmt.Errorf("%w quiesce mode %q", kvmbackup.ErrInvalid, b)
+		return fmt.Errorf("%w quiesce mode %q: no, try or require expected", kvmbackup.ErrInvalid, b)
 	}
 	*q = Quiesce(i)
 	return nil
@@ -129,7 +129,8 @@ func (r BackupRequest) validate() error {
 		return err
 	}
 	if !r.Quiesce.valid() {
-		return fmt.Errorf("%w request for %q: quiesce mode %v", kvmbackup.ErrInvalid, r.VM, r.Quiesce)
+		return fmt.Errorf("%w request for %q: quiesce mode %v: no, try or require expected", kvmbackup.ErrInvalid, r.VM,
+			r.Quiesce)
 	}
 	if err := r.Policy.Compression.Validate(); err != nil {
 		return fmt.Errorf("policy for %q: %w", r.VM, err)
@@ -138,10 +139,12 @@ func (r BackupRequest) validate() error {
 		return err
 	}
 	if r.BandwidthBytes < 0 {
-		return fmt.Errorf("%w request for %q: bandwidth %d", kvmbackup.ErrInvalid, r.VM, r.BandwidthBytes)
+		return fmt.Errorf("%w request for %q: bandwidth %d is negative; 0 is no limit", kvmbackup.ErrInvalid, r.VM,
+			r.BandwidthBytes)
 	}
 	if e := r.Policy.Encryption; e != "" && e != kvmbackup.EncryptionLUKS {
-		return fmt.Errorf("%w request for %q: encryption %q", kvmbackup.ErrInvalid, r.VM, e)
+		return fmt.Errorf("%w request for %q: encryption %q: %q or none expected", kvmbackup.ErrInvalid, r.VM, e,
+			kvmbackup.EncryptionLUKS)
 	}
 	ids, devices := map[kvmbackup.VolumeID]bool{}, map[string]bool{}
 	for _, v := range r.Volumes {

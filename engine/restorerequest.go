@@ -39,7 +39,7 @@ type RestoreRequest struct {
 // validate names what is wrong with the request in itself.
 func (r RestoreRequest) validate() error {
 	if r.BandwidthBytes < 0 {
-		return fmt.Errorf("%w request: bandwidth %d", kvmbackup.ErrInvalid, r.BandwidthBytes)
+		return fmt.Errorf("%w request: bandwidth %d is negative; 0 is no limit", kvmbackup.ErrInvalid, r.BandwidthBytes)
 	}
 	if err := r.Turn.validate(); err != nil {
 		return err

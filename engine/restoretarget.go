@@ -22,7 +22,7 @@ func (j *copyJob) aim(ctx context.Context, req RestoreRequest) error {
 	j.out.Format, j.out.Path = cmp.Or(c.Format, req.Format, qcow2.FormatQcow2), c.Path
 	if c.Path == "" {
 		if req.Dir == "" {
-			return fmt.Errorf("%w request: neither a folder nor a path for volume %q", kvmbackup.ErrInvalid, c.ID)
+			return fmt.Errorf("%w request: neither a folder (Dir) nor a path for volume %q", kvmbackup.ErrInvalid, c.ID)
 		}
 		name := fmt.Sprintf("%s.%s.%s", j.out.Device, j.out.VolumeID, j.out.Format)
 		// Before it is joined: a record is no more to be trusted than its database.
@@ -103,7 +103,7 @@ func lookAt(ctx context.Context, path string) (restoreTarget, error) {
 	return swap.Look(ctx, func() (restoreTarget, error) {
 		folder, err := realFolder(filepath.Dir(path))
 		if err != nil {
-			return restoreTarget{}, fmt.Errorf("%w: folder of the restore target: %w", kvmbackup.ErrInvalid, err)
+			return restoreTarget{}, fmt.Errorf("%w: the folder of the restore target must exist: %w", kvmbackup.ErrInvalid, err)
 		}
 		t := restoreTarget{place: filepath.Join(folder, filepath.Base(path))}
 		info, err := os.Stat(path)

@@ -165,6 +165,9 @@ func TestPlanWithRefuses(t *testing.T) {
 				kvmbackup.ErrInvalid},
 			"no format": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Disks[0].Format = "" },
 				kvmbackup.ErrInvalid},
+			"nothing to identify a disk by": {func(r *engine.BackupRequest, st *kvmbackup.DomainStatus) {
+				r.Volumes, st.Disks[0].Source, st.Disks[0].Serial = nil, "", ""
+			}, kvmbackup.ErrInvalid},
 			"no disks": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Disks = nil },
 				kvmbackup.ErrNoVolume},
 			"another domain": {func(_ *engine.BackupRequest, st *kvmbackup.DomainStatus) { st.Name = "other" },

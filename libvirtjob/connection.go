@@ -71,7 +71,7 @@ func (e *Executor) wait(ctx context.Context, a *attempt) error {
 	case <-a.done:
 		return a.err
 	case <-ctx.Done():
-		return fmt.Errorf("connect to %s: %w", e.uri, context.Cause(ctx))
+		return fmt.Errorf("connect to %q: %w", e.uri, context.Cause(ctx))
 	case <-limit.C:
 		return fmt.Errorf("%w: %w: connect to %s: libvirt hasn't answered for %v; does its daemon hang?",
 			kvmbackup.ErrBusy, kvmbackup.ErrUnavailable, e.uri, e.connectLimit)
@@ -82,14 +82,14 @@ func (e *Executor) wait(ctx context.Context, a *attempt) error {
 func (e *Executor) dial() (*connection, error) {
 	conn, err := libvirt.NewConnect(e.uri)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", e.uri, translate(err))
+		return nil, fmt.Errorf("connect to %q: %w", e.uri, translate(err))
 	}
 	if err := conn.SetKeepAlive(keepAliveSeconds, keepAliveCount); err != nil {
 		e.log.Debug("libvirt is not asked whether it is there", "error", err) // the embedded driver
 	}
 	if err := checkVersion(conn); err != nil {
 		_, closeErr := conn.Close()
-		return nil, errors.Join(fmt.Errorf("connect to %s: %w", e.uri, err), closeErr)
+		return nil, errors.Join(fmt.Errorf("connect to %q: %w", e.uri, err), closeErr)
 	}
 	return &connection{Connect: conn, cancelEvents: e.events.register(conn)}, nil
 }

@@ -83,7 +83,7 @@ func open(ctx context.Context, uri string, cfg Config, limit time.Duration) (*Ex
 		return nil, err
 	}
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("connect to %s: %w", uri, context.Cause(ctx))
+		return nil, fmt.Errorf("connect to %q: %w", uri, context.Cause(ctx))
 	}
 	if err := RunEventLoop(); err != nil {
 		return nil, fmt.Errorf("start libvirt's event loop: %w", err)

@@ -2,7 +2,7 @@ package repository
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -102,7 +102,8 @@ func Open(ctx context.Context, dir string, o Options) (*Repository, error) {
 
 func newRepository(dir string, o Options) (*Repository, error) {
 	if dir == "" {
-		return nil, errors.New("repository: no folder is given") // filepath.Abs would take the working directory
+		// filepath.Abs would take the working directory.
+		return nil, fmt.Errorf("%w: no folder is given for the repository", kvmbackup.ErrInvalid)
 	}
 	root, err := filepath.Abs(dir)
 	if err != nil {

@@ -71,17 +71,19 @@ func TestOpenRefuses(t *testing.T) {
 			want(t, err, tc.want) // and doesn't overwrite it
 		})
 	}
+	_, err := repository.Open(t.Context(), "", repository.Options{})
+	want(t, err, kvmbackup.ErrInvalid)
 	dir := t.TempDir()
 	file := filepath.Join(t.TempDir(), "file")
 	put(t, file, "")
 	for _, dir := range []string{dir, filepath.Join(dir, "none"), file} {
-		_, err := repository.Open(t.Context(), dir, repository.Options{})
+		_, err = repository.Open(t.Context(), dir, repository.Options{})
 		want(t, err, repository.ErrNotRepository)
 		if !strings.Contains(err.Error(), "mounted") {
 			t.Error(err)
 		}
 	}
-	_, err := repository.Init(t.Context(), filepath.Join(dir, "none"), repository.Options{})
+	_, err = repository.Init(t.Context(), filepath.Join(dir, "none"), repository.Options{})
 	want(t, err, repository.ErrNotRepository)
 	link(t, "/etc/hostname", filepath.Join(dir, repository.MarkerName))
 	_, err = repository.Open(t.Context(), dir, repository.Options{})

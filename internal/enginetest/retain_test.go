@@ -193,6 +193,19 @@ func TestRetentionDamagedText(t *testing.T) {
 	}
 }
 
+// TestRetentionPendingText: what was deleted before and goes with the others is in the plan's lines, as in its sums.
+func TestRetentionPendingText(t *testing.T) {
+	all := records(t, "2026-11-01 10:00", "2026-11-02 10:00", "2026-11-03 10:00")
+	all[0].Status, all[1].ParentID = kvmbackup.StatusDeletePending, all[0].ID
+	p, err := (kvmbackup.RetentionPolicy{Last: 1}).Plan(all, "")
+	lab.OK(t, err)
+	for _, b := range all[:2] {
+		if n := strings.Count(p.String(), string(b.ID)); n != 1 {
+			t.Errorf("the plan has backup %s %d times:\n%s", b.ID, n, p)
+		}
+	}
+}
+
 // TestRetentionCircle: records that are each other's parents are planned, not followed for ever.
 func TestRetentionCircle(t *testing.T) {
 	all := records(t, "2026-11-01 10:00", "2026-11-02 10:00")
