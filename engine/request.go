@@ -65,7 +65,8 @@ type BackupRequest struct {
 
 // JobControl is what a host may do with a running job.
 type JobControl interface {
-	// SetBandwidth limits the job to so many bytes per second over all volumes; 0 lifts the limit.
+	// SetBandwidth limits the job to so many bytes per second over all volumes; 0 lifts the limit. Once the job has ended
+	// it may return nil, and does nothing.
 	SetBandwidth(bytesPerSecond int64) error
 }
 
