@@ -25,7 +25,7 @@ func TestCrashOfTheMachine(t *testing.T) {
 	needHost(t)
 	names := []string{"incremental", "delete", "first full", "sealed pulled incremental", "rekey"}
 	if lab.Thorough() {
-		names = append(names, "compared by pull", "sealed stopped compared by index")
+		names = append(names, "compared by pull", "sealed compared by pull")
 	}
 	for i, name := range names {
 		for j, l := range []loss{{names: true}, {half: true}, {}, {names: true, half: true}} {
