@@ -93,8 +93,8 @@ type Config struct {
 	// AbortLeftJobs makes recovery abort a job that a crashed process left running; by default it follows the job to
 	// its end and commits the backup.
 	AbortLeftJobs bool
-	// HostLimit and RepositoryLimit bound how many backups and restores run at once; engines may share them. Who waits
-	// for a place holds nothing, and is shown by an EventWaiting. nil: no limit.
+	// HostLimit and RepositoryLimit bound how many backups and restores run at once; engines may share them. An
+	// operation that waits for a place holds nothing, and an EventWaiting shows it. nil: no limit.
 	HostLimit, RepositoryLimit *Limiter
 	// OnEvent receives the event stream; Tee gives it to several subscribers. It must not block: the operation waits
 	// for it. The events of one operation (Event.OpID) come one after the other, from goroutines of the engine or the

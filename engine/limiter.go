@@ -10,10 +10,11 @@ import (
 	"github.com/kvmbackup/kvmbackup"
 )
 
-// Limiter bounds how many backups and restores run at once, and what they copy together: it has places, and who finds
-// none waits in its queue. Engines may share one, e.g. one per repository or host. Who waits holds neither a VM's lease
-// nor a place of another limiter. A place that comes free goes to the operation that is the most overdue, see Turn,
-// among those that would then have all the places that they need. It is safe for concurrent use.
+// Limiter bounds how many backups and restores run at once, and what they copy together: it has places, and an
+// operation that finds none waits in its queue. Engines may share one, e.g. one per repository or host. An operation
+// that waits holds neither a VM's lease nor a place of another limiter. A place that comes free goes to the operation
+// that is the most overdue, see Turn, among those that would then have all the places that they need. It is safe for
+// concurrent use.
 type Limiter struct {
 	places, taken int
 	queue         []*visit
@@ -27,7 +28,7 @@ type Limiter struct {
 // NewLimiter makes a limiter with n places, at least 1.
 func NewLimiter(n int) *Limiter { return &Limiter{places: max(n, 1)} }
 
-// SetPlaces changes how many places there are, at least 1. Who has one keeps it.
+// SetPlaces changes how many places there are, at least 1. An operation that has one keeps it.
 func (l *Limiter) SetPlaces(n int) {
 	limiters.Lock()
 	defer limiters.Unlock()
@@ -195,8 +196,8 @@ func (v *visit) unqueue() {
 	}
 }
 
-// admit gives free places to those who wait, the most overdue first. Who lacks a place of another limiter keeps nobody
-// waiting.
+// admit gives free places to the operations that wait, the most overdue first. One that lacks a place of another
+// limiter keeps nobody waiting.
 func (l *Limiter) admit(now time.Time) {
 	for !l.full(now) {
 		var next *visit

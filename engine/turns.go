@@ -12,8 +12,8 @@ import (
 )
 
 // Whose turn it is among processes that share places is kept in two leases of their store. The holder of one, the next,
-// looks for a free place. Who has an operation that is more overdue takes the other, the bid, and the next gives way.
-// What an operation is due at is part of the holder's name, so that others read it when they are refused.
+// looks for a free place. A process with an operation that is more overdue takes the other, the bid, and the next gives
+// way. What an operation is due at is part of the holder's name, so that others read it when they are refused.
 
 const (
 	// nextTTL is how long others wait for a process that was the next and died. It is renewed at each look.
@@ -32,8 +32,8 @@ type line struct {
 
 func (n *line) held(by string) bool { return n.lease.Holder == by && time.Now().Before(n.until) }
 
-// take takes the lease, or renews it where this process has it by that name. Who has it for another operation gives
-// that up before.
+// take takes the lease, or renews it where this process has it by that name. A process that has it for another
+// operation gives that up before.
 func (n *line) take(
 	ctx context.Context, st kvmbackup.Store, name kvmbackup.VMID, by string, ttl time.Duration,
 ) (err error) {

@@ -27,8 +27,8 @@ type VerifyOptions struct {
 // NoDigests. The outcome is recorded with its time, and damage with every backup that it
 // affects.
 //
-// Of sealed backups the files' bytes are always compared with their digests. Who has their keys also finds every change
-// to their manifests.
+// Of sealed backups the files' bytes are always compared with their digests. An engine that has their keys also finds
+// every change to their manifests.
 //
 // Damage is in the report's Problems, and makes the error an ErrDamaged; other errors mean that nothing is known. A
 // file that is in a folder and not in its manifest is no damage, as the backup restores all the same: it is in the

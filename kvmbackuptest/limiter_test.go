@@ -96,7 +96,7 @@ func (c *crowd) order() (vms []kvmbackup.VMID) {
 	return vms
 }
 
-// Who waits for a place asks nothing of the store, however long, and says so with its place in the queue.
+// An operation that waits for a place asks nothing of the store, however long, and says so with its place in the queue.
 func TestWaitingHoldsNothing(t *testing.T) {
 	for _, of := range []string{"this host", "the repository"} {
 		t.Run(of, func(t *testing.T) {
@@ -183,7 +183,7 @@ func TestTheMostOverdueGoesFirst(t *testing.T) {
 	})
 }
 
-// A limiter changes while it is in use; who gives up leaves its queue.
+// A limiter changes while it is in use; an operation that gives up leaves its queue.
 func TestPlacesChange(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		limit := engine.NewLimiter(1)

@@ -245,7 +245,7 @@ func TestRecoveryOfAPausedGuest(t *testing.T) {
 	}
 }
 
-// Who waits for a busy VM keeps no place from the others.
+// An operation that waits for a busy VM keeps no place from the others.
 func TestBusyVMTakesNoPlace(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		s.cfg.HostLimit = engine.NewLimiter(1)

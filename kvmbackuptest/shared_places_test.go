@@ -168,7 +168,7 @@ func TestTheMostOverdueProcessGoesFirst(t *testing.T) {
 	})
 }
 
-// Who waits asks a bounded number of times, however many places and operations there are, and takes none.
+// A process that waits asks a bounded number of times, however many places and operations there are, and takes none.
 func TestSharedPlacesAskLittle(t *testing.T) {
 	story(t, false, func(t *testing.T, s *teller) {
 		const places, seconds = 20, 600

@@ -50,7 +50,7 @@ func TestProbeListsNothing(t *testing.T) {
 }
 
 // TestFoldersAreNotRead: what a backup does to folders takes as many allocations beside hundreds of others as beside
-// few: of none but the first names are read.
+// few: it reads the names of the first ones at most.
 func TestFoldersAreNotRead(t *testing.T) {
 	r := quick(t)
 	folders := func(from, to int) {

@@ -25,8 +25,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
 
-// TestRecipientAlone: who has the public recipient alone takes fulls and incrementals for ever and can read none of
-// them, its own of yesterday included. Who has the identity reads all.
+// TestRecipientAlone: a host that has the public recipient alone takes fulls and incrementals for ever and can read
+// none of them, its own of yesterday included. A host that has the identity reads all.
 func TestRecipientAlone(t *testing.T) {
 	w := newWorld(t)
 	var all []kvmbackup.Backup

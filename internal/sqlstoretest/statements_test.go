@@ -152,7 +152,7 @@ func TestManyBackupsAtOnce(t *testing.T) {
 	})
 }
 
-// TestConnections: who finds no connection free waits as long as its context.
+// TestConnections: a call that finds no connection free waits as long as its context.
 func TestConnections(t *testing.T) {
 	c := freshSchema()
 	c.Connections = 1

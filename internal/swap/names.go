@@ -14,8 +14,8 @@ import (
 // MaxName is how long a file's name may be on nearly all file systems, in bytes.
 const MaxName = 255
 
-// Owner begins the names of what waits beside a set's files. Who has the right to replace the files has an owner of its
-// own, so that it neither writes over what others have left there nor takes that for its own.
+// Owner begins the names of what waits beside a set's files. Each holder of the right to replace the files has an
+// owner of its own, so that it neither writes over what others have left there nor takes that for its own.
 type Owner string
 
 // Aside is where the new file is written before it takes the path's name.

@@ -39,8 +39,8 @@ type Config struct {
 	// TablePrefix begins the name of every table and index. Up to 30 ASCII letters, digits and underscores,
 	// not beginning with a digit. Defaults to "kvmbackup_".
 	TablePrefix string
-	// Connections is how many connections of the pool the store uses at once, at least 1; who finds none free waits
-	// inside the store, as long as its context. A pool without SetMaxOpenConns opens as many as are asked for, and a
+	// Connections is how many connections of the pool the store uses at once, at least 1; a call that finds none free
+	// waits inside the store, as long as its context. A pool without SetMaxOpenConns opens as many as are asked for, and a
 	// server refuses what is beyond its own limit. Processes on one database need this many each. Defaults to 16.
 	Connections int
 	// Retryable says of a driver's error that the transaction lost a conflict and can be repeated. The
