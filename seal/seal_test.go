@@ -170,7 +170,8 @@ func TestBadKeys(t *testing.T) {
 		}
 	}
 	// Who takes one file for the other mustn't find the private key in a log.
-	for _, s := range []string{private, strings.ToLower(private), public + " " + private, private[1:] + "x", " " + private} {
+	for _, s := range []string{private, strings.ToLower(private), public + " " + private, private[1:] + "x",
+		" " + private} {
 		secret := private[len("AGE-SECRET-KEY-1"):40]
 		for _, err := range []error{seal.New().AddRecipient(s), seal.New().AddRecipients(strings.NewReader(s + "\n"))} {
 			if !errors.Is(err, kvmbackup.ErrInvalid) || strings.Contains(strings.ToUpper(err.Error()), secret) {

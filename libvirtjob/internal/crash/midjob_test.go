@@ -58,8 +58,8 @@ func TestCrashOfQEMUDuringAJob(t *testing.T) {
 	}
 }
 
-// midJob takes backups until one's job runs when end is called: on a busy machine a job may be over before its bandwidth
-// is limited.
+// midJob takes backups until one's job runs when end is called: on a busy machine a job may be over before its
+// bandwidth is limited.
 func (a *app) midJob(end func()) error {
 	a.Helper()
 	for range 10 {
