@@ -12,7 +12,7 @@ import (
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 )
 
-// vault wraps data keys for whoever has a vault whose keys aren't gone.
+// vault wraps data keys for everybody with a vault whose keys aren't gone.
 type vault struct{ gone atomic.Bool }
 
 var _ engine.Keys = (*vault)(nil)

@@ -17,8 +17,8 @@ type beside map[string]*os.File
 
 // openBeside opens what a job reads of the share: the files of its volumes' parents, and their indexes. They are in
 // folders beside the job's own. Each folder below the VM's is opened as what it is and no link, so that nothing of
-// another VM's is read, whatever is put in a folder's place. A path elsewhere is left to whoever opens it. An index
-// that can't be opened is none.
+// another VM's is read, whatever is put in a folder's place. A path elsewhere is left to its opener. An index that
+// can't be opened counts as missing.
 func openBeside(ctx context.Context, spec kvmbackup.JobSpec) (beside, error) {
 	work := func(w *leave.Work) (files beside, err error) {
 		files = beside{}

@@ -11,8 +11,8 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// Whoever can write to the share can put something else in the place of a folder or a file at any time. So each folder
-// below the repository's root is opened by its name, must be no link, and is what the next one is opened in.
+// Anyone who can write to the share can put something else in the place of a folder or a file at any time. So each
+// folder below the repository's root is opened by its name, must be no link, and is what the next one is opened in.
 
 // openJobFolder opens the folder of a job's targets.
 func openJobFolder(dir string) (*os.Root, error) {

@@ -46,7 +46,7 @@ func (p *process) keepPace(rate func() int64) (stop func()) {
 	return func() { close(end); <-over }
 }
 
-// pace looks once; a limit of 0 is none.
+// pace looks once; 0: no limit.
 func (p *process) pace(b *budget, limit int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -64,7 +64,7 @@ func (p *process) pace(b *budget, limit int64) {
 	}
 }
 
-// lower is the lower one of two limits, of which 0 is none.
+// lower is the lower one of two limits; 0: no limit.
 func lower(a, b int64) int64 {
 	if a <= 0 || b > 0 && b < a {
 		return b

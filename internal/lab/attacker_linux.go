@@ -182,8 +182,8 @@ func (x Exchange) Put(path string) (undo func()) {
 	}
 }
 
-// Plant puts something where nothing is, for whoever is about to make it, and returns what takes it away again unless
-// it has gone; nil: there is something, or no folder for it.
+// Plant puts something where nothing is, for a program that is about to make it, and returns what takes it away again
+// unless it has gone; nil: there is something, or no folder for it.
 func (x Exchange) Plant(path string) (undo func()) {
 	if x.put(path, x.How == ByFolders) != nil {
 		return nil

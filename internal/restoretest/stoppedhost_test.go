@@ -44,7 +44,7 @@ type outcome struct {
 	Code     string // of the error, as kvmbackup.Code has it
 	Typed    bool   // the error is an OpError
 	Restored string // the image that came of the operation's backup
-	Damage   string // why there is none
+	Damage   string // why it has none
 	NextErr  string
 	Next     string // the image that came of the backup after it
 }
