@@ -60,7 +60,7 @@ func (o *op) restoreInPlace(ctx context.Context, t *op, over BackupRequest, req 
 	if err := o.e.needExecutor(); err != nil {
 		return err
 	}
-	b, jobs, err := o.prepareRestore(ctx, req)
+	b, jobs, err := o.prepareRestore(ctx, req, !req.SkipDigests)
 	defer closeJobs(jobs)
 	if err != nil {
 		return err

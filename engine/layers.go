@@ -234,9 +234,9 @@ const checkLimit = qcow2.NoLimit
 // for storage.
 const checksAtOnce = 4
 
-// verifyLayers opens all files and compares the sealed ones with their digests, then checks all headers, then
-// structure: no tool reads a file when the links of any were not as they should be. It returns the first error in the
-// layers' order.
+// verifyLayers opens all files and compares the sealed ones with their digests, unless that comes later or not at all,
+// then checks all headers, then structure: no tool reads a file when the links of any were not as they should be. It
+// returns the first error in the layers' order.
 func (e *Engine) verifyLayers(ctx context.Context, layers []layer, skipDigests bool) error {
 	looks := []func(context.Context, []layer) []error{e.openErrors, e.sealErrors, e.headerErrors, e.checkErrors}
 	if skipDigests {
@@ -288,24 +288,26 @@ func (l layer) checkLength() error {
 // sealErrors compares sealed files with the digests that their manifests' MACs vouch for. Ciphertext that was changed
 // opens as other data, without an error.
 func (e *Engine) sealErrors(ctx context.Context, layers []layer) []error {
-	return each(ctx, checksAtOnce, layers, func(_ int, l layer) error {
-		if l.volume.FileEncryption == "" {
-			return nil
-		}
-		digester, err := e.digester()
-		if err != nil {
-			return fmt.Errorf("compare the digest of a sealed file: %w; restore without (SkipDigests)", err)
-		}
-		has, err := digester.FileDigest(ctx, l.path())
-		switch {
-		case err != nil:
-			return damage(ctx, err)
-		case has != l.volume.FileDigest:
-			return fmt.Errorf("%w: %s: its bytes have the digest %s, recorded is %s", kvmbackup.ErrDamaged, l.file, has,
-				l.volume.FileDigest)
-		}
+	return each(ctx, checksAtOnce, layers, func(_ int, l layer) error { return e.sealError(ctx, l) })
+}
+
+func (e *Engine) sealError(ctx context.Context, l layer) error {
+	if l.volume.FileEncryption == "" {
 		return nil
-	})
+	}
+	digester, err := e.digester()
+	if err != nil {
+		return fmt.Errorf("compare the digest of a sealed file: %w; restore without (SkipDigests)", err)
+	}
+	has, err := digester.FileDigest(ctx, l.path())
+	switch {
+	case err != nil:
+		return damage(ctx, err)
+	case has != l.volume.FileDigest:
+		return fmt.Errorf("%w: %s: its bytes have the digest %s, recorded is %s", kvmbackup.ErrDamaged, l.file, has,
+			l.volume.FileDigest)
+	}
+	return nil
 }
 
 // headerErrors says what is wrong with each open file's header, as far as it can be opened.

@@ -249,7 +249,7 @@ func (e *Engine) hold(
 	}
 	return o.do(ctx, e.needImages(name), func(ctx context.Context) (err error) {
 		var jobs []copyJob
-		out.Backup, jobs, err = o.prepareRestore(ctx, r)
+		out.Backup, jobs, err = o.prepareRestore(ctx, r, true)
 		defer func() { closeJobs(jobs) }()
 		if err != nil {
 			return err

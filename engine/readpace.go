@@ -9,7 +9,10 @@ import (
 
 // paced has what reads contents with the context keep to a part of the limiters' bandwidth, until stop: that of the
 // operation's Turn, or one of weight 1 where it needs no place.
-func (o *op) paced(ctx context.Context) (_ context.Context, stop func()) {
+func (o *op) paced(ctx context.Context) (_ context.Context, stop func()) { return o.pacedOneOf(ctx, 1) }
+
+// pacedOneOf is paced for one of n readings that share the part's weight.
+func (o *op) pacedOneOf(ctx context.Context, n int) (_ context.Context, stop func()) {
 	v := o.places
 	if v == nil {
 		v = newVisit(Turn{}, o.e.cfg.HostLimit, o.e.cfg.RepositoryLimit)
@@ -17,7 +20,7 @@ func (o *op) paced(ctx context.Context) (_ context.Context, stop func()) {
 	if len(v.of) == 0 {
 		return ctx, func() {}
 	}
-	part := v.begin(0)
+	part := v.beginOneOf(n, 0)
 	limit := reading.NewLimit(part.now())
 	following, cancel := context.WithCancel(ctx)
 	var follower sync.WaitGroup

@@ -12,9 +12,10 @@ import (
 // checks the targets: a new file must not exist (ErrTargetExists), a block device must be large enough (ErrTooSmall),
 // and the file systems of new files must have room for all of them (ErrNoSpace, as a *SpaceError). New files are
 // written aside, flushed and renamed when the chain's headers still are as they were verified and each volume's content
-// has the digest on record, where there is one; after a failure or a cancel none is left, but block devices may be half
-// written. A target whose storage doesn't answer is left behind CleanupLimit after the context's end (ErrUnavailable),
-// stays ErrUnavailable until it does, and is taken back then.
+// and each sealed file have the digests on record, where there are any; after a failure or a cancel none is left, but
+// block devices may be half written. Before it writes to a device, or in place, it has compared the sealed files. A
+// target whose storage doesn't answer is left behind CleanupLimit after the context's end (ErrUnavailable), stays
+// ErrUnavailable until it does, and is taken back then.
 //
 // Errors: ErrInvalid, ErrNotFound, ErrStatus for a backup that is not completed, ErrNoVolume, ErrMissingFile,
 // ErrDamaged, ErrOtherRepository, ErrKey for a chain with a sealed backup that the Keys don't open, ErrOtherDomain and
@@ -52,7 +53,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (Restored, err
 }
 
 func (o *op) restoreToFiles(ctx context.Context, req RestoreRequest, done *Restored) error {
-	b, jobs, err := o.prepareRestore(ctx, req)
+	b, jobs, err := o.prepareRestore(ctx, req, false)
 	defer closeJobs(jobs)
 	if err != nil {
 		return err
@@ -64,6 +65,9 @@ func (o *op) restoreToFiles(ctx context.Context, req RestoreRequest, done *Resto
 		}
 	}
 	if err := distinctTargets(jobs); err != nil {
+		return err
+	}
+	if err := o.compareSealed(ctx, req, jobs); err != nil {
 		return err
 	}
 	if err := o.e.makeRoom(ctx, req, jobs, placesOf(jobs)); err != nil {
@@ -80,8 +84,11 @@ func (o *op) restoreToFiles(ctx context.Context, req RestoreRequest, done *Resto
 	return o.e.publish(ctx, placesOf(jobs), jobs)
 }
 
-// prepareRestore reads and verifies the chain and makes one job per chosen volume, in the backup's order.
-func (o *op) prepareRestore(ctx context.Context, req RestoreRequest) (kvmbackup.Backup, []copyJob, error) {
+// prepareRestore reads and verifies the chain and makes one job per chosen volume, in the backup's order. Digests says
+// whether sealed files are compared with theirs here.
+func (o *op) prepareRestore(
+	ctx context.Context, req RestoreRequest, digests bool,
+) (kvmbackup.Backup, []copyJob, error) {
 	o.step("read chain")
 	chain, err := kvmbackup.ChainOf(ctx, o.e.cfg.Store, req.Backup)
 	if err != nil {
@@ -114,5 +121,5 @@ func (o *op) prepareRestore(ctx context.Context, req RestoreRequest) (kvmbackup.
 		out := RestoredVolume{VolumeID: v.VolumeID, Device: v.Device, VirtualSize: v.VirtualSize, Encryption: v.Encryption}
 		jobs = append(jobs, copyJob{layers: layers, out: out, owner: o.e.owner(b.VM), file: &writtenFile{}})
 	}
-	return b, jobs, o.e.verifyLayers(withTally(ctx, o.tally(checksOf(jobs))), all, req.SkipDigests)
+	return b, jobs, o.e.verifyLayers(withTally(ctx, o.tally(checksOf(jobs))), all, !digests)
 }

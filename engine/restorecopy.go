@@ -18,6 +18,7 @@ type copyJob struct {
 	exists bool   // a block device
 	place  string // of the target, the same however its path is written
 	file   *writtenFile
+	beside bool // sealed files are compared with their digests beside the copy
 }
 
 func (j copyJob) aside() string { return j.owner.Aside(j.out.Path) }
@@ -76,11 +77,13 @@ func (o *op) copyOne(ctx context.Context, req RestoreRequest, j copyJob, n int, 
 		dst = qcow2.Descriptor(j.file.File)
 	}
 	part := o.places.beginOneOf(n, req.BandwidthBytes)
-	err := o.e.cfg.Images.Convert(ctx, j.layers[0].path(), dst, qcow2.ConvertOptions{
-		TargetFormat: j.out.Format, Secret: j.layers[0].secret, Backing: backing(j.layers), TargetExists: j.exists,
-		BandwidthBytes: req.BandwidthBytes, Rate: part.beside(), Progress: progress,
+	err := o.compareBeside(ctx, j, n, func(ctx context.Context) error {
+		defer part.end()
+		return o.e.cfg.Images.Convert(ctx, j.layers[0].path(), dst, qcow2.ConvertOptions{
+			TargetFormat: j.out.Format, Secret: j.layers[0].secret, Backing: backing(j.layers), TargetExists: j.exists,
+			BandwidthBytes: req.BandwidthBytes, Rate: part.beside(), Progress: progress,
+		})
 	})
-	part.end()
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,8 @@ type RestoreRequest struct {
 	IgnoreSpace bool
 	// SkipDigests restores without comparing what was written with the digests on record. Where a volume has one,
 	// Restore otherwise reads back what it has written, and returns ErrDamaged when that is not what was backed up; no
-	// new file is left then. Of sealed volumes the files are compared, before they are opened.
+	// new file is left then. Of sealed volumes the stored files are compared: beside the copy to new files, none of which
+	// gets its name before that, and before the copy to block devices and in place.
 	SkipDigests bool
 }
 
