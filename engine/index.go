@@ -22,19 +22,18 @@ const otherSideFiles = 8
 // has changed. The digest over the file's own bytes is made where nothing else tells what those are: of all that was
 // written by somebody else, and of what isn't stored as the guest sees it.
 func (r *running) digestIndexed(ctx context.Context, v *kvmbackup.VolumeBackup, layers []layer) error {
+	if anySealed(layers) {
+		return r.digestSealed(ctx, v, layers)
+	}
 	indexer, ok := r.e.cfg.Images.(Indexer)
 	digest, data, onTheWay := r.digestMade(*v)
-	if !onTheWay && !anySealed(layers) { // what it stands on is read too
+	if !onTheWay { // what it stands on is read too
 		if err := firstError(r.e.openErrors(ctx, layers)...); err != nil {
 			return err
 		}
 	}
-	if anySealed(layers) || !ok && !onTheWay {
-		err := r.e.digest(ctx, v, layers)
-		if err == nil && anySealed(layers) && ok {
-			err = r.indexSealed(ctx, indexer, v, layers)
-		}
-		return err
+	if !ok && !onTheWay {
+		return r.e.digest(ctx, v, layers)
 	}
 	if !hashedAsStored(*v, onTheWay) {
 		if _, err := r.e.fileDigest(ctx, v, layers[0]); err != nil {
@@ -90,24 +89,30 @@ func (r *running) writeIndex(ctx context.Context, name string, data []byte) erro
 	return err
 }
 
-// indexSealed writes the index of a chain with sealed files under the key that the host has for it. It reads the new
-// file alone. Where what is below that has no index, it writes none.
-func (r *running) indexSealed(
-	ctx context.Context, indexer Indexer, v *kvmbackup.VolumeBackup, layers []layer,
-) error {
-	top := layers[0]
-	top.backup, top.volume, top.secret = r.record, *v, r.seal.secret(v.File)
-	key := r.e.indexKey(top)
-	if key == nil || top.locked() {
-		return nil
+// digestSealed records the digest of a volume's new file in a chain with sealed ones, and writes the index of the chain
+// under the key that the host has for it. Both are of what was written, and the file is read back once for both: the
+// one that is behind finds it in the page cache. Where what is below has no index, there is none.
+func (r *running) digestSealed(ctx context.Context, v *kvmbackup.VolumeBackup, layers []layer) error {
+	var index *qcow2.Index
+	top := qcow2.Layer{Path: layers[0].path(), Secret: r.seal.secret(v.File)}
+	indexer, ok := r.e.cfg.Images.(Indexer)
+	makers := []func() error{func() error { return r.e.digest(ctx, v, layers) }}
+	if ok && r.e.cfg.IndexKey != (kvmbackup.DataKey{}) && (v.FileEncryption == "" || top.Secret != nil) {
+		if below := r.indexBelow(ctx, layers); below != nil || len(layers) == 1 {
+			makers = append(makers, func() (err error) { index, err = indexer.OwnIndex(ctx, top, below); return err })
+		}
 	}
-	below := r.indexBelow(ctx, layers)
-	if below == nil && len(layers) > 1 {
-		return nil
-	}
-	index, err := indexer.OwnIndex(ctx, qcow2.Layer{Path: top.path(), Secret: top.secret}, below)
-	if err != nil {
+	errs := each(ctx, len(makers), makers, func(_ int, maker func() error) error { return maker() })
+	if err := firstError(errs...); err != nil || index == nil {
 		return err
+	}
+	return r.sealIndex(ctx, *v, index)
+}
+
+func (r *running) sealIndex(ctx context.Context, v kvmbackup.VolumeBackup, index *qcow2.Index) error {
+	key := r.e.indexKey(layer{backup: r.record, volume: v})
+	if key == nil {
+		return nil
 	}
 	secret, err := key.MarshalBinary()
 	if err != nil {
