@@ -106,6 +106,9 @@ func lookAt(ctx context.Context, path string) (restoreTarget, error) {
 			return restoreTarget{}, fmt.Errorf("%w: the folder of the restore target must exist: %w", kvmbackup.ErrInvalid, err)
 		}
 		t := restoreTarget{place: filepath.Join(folder, filepath.Base(path))}
+		if err := swap.Hung(t.place); err != nil { // what it has published is not there to stay
+			return restoreTarget{}, err
+		}
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			if _, err := os.Lstat(path); err == nil {

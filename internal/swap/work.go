@@ -33,8 +33,8 @@ func Do[T any](
 	ctx context.Context, grace time.Duration, places []string, f func(*Work) (T, error), undo func(*Work),
 ) (v T, err error) {
 	for _, p := range places {
-		if away.First(p, func(*leave.Work) bool { return true }) != nil {
-			return v, fmt.Errorf("%w: %s: an earlier operation hangs on it; bring it back, and try again", ErrHangs, p)
+		if err := Hung(p); err != nil {
+			return v, err
 		}
 	}
 	w := &Work{}
@@ -53,6 +53,14 @@ func Do[T any](
 		err = fmt.Errorf("%w for %v: %w", ErrHangs, grace, left.Cause)
 	}
 	return v, err
+}
+
+// Hung is an ErrHangs while work that was left behind at the place is not back: what is there may yet be taken back.
+func Hung(place string) error {
+	if away.First(place, func(*leave.Work) bool { return true }) == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %s: an earlier operation hangs on it; bring it back, and try again", ErrHangs, place)
 }
 
 // Look runs f, which only looks, where a context can leave it: file systems on a dead mount answer late or never.
