@@ -223,11 +223,11 @@ func TestRestart(t *testing.T) {
 	l.until("three jobs", func() bool { return jobs(h) == 3 })
 	l.exec(`UPDATE orchestrator_vms SET enabled = false`)
 	h.KillHost()
+	goOn()
 	l.end(i)
 	if n := query[int](l, `SELECT count(*) FROM kvmbackup_backups WHERE status = 'running'`); n != 3 || jobs(h) != 3 {
 		t.Fatalf("%d records and %d jobs are left running, want 3", n, jobs(h))
 	}
-	goOn()
 	i = l.start("a2", hostOf(h), nil)
 	l.until("the recovery and its accounting", func() bool {
 		return query[int](l, `SELECT count(*) FROM seen s JOIN orchestrator_quota q ON q.backup = s.record->>'id'

@@ -134,6 +134,7 @@ func (l *lab) untilBackups(n int) {
 func (l *lab) untilMore() {
 	l.t.Helper()
 	asked := time.Now()
+	l.untilBackups(keepLast + 1)
 	l.until("something is returned to the quota", func() bool {
 		return query[bool](l, `SELECT EXISTS (SELECT FROM orchestrator_quota WHERE returned_at IS NOT NULL)`)
 	})
