@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -126,73 +126,21 @@ func pass(g *gate, op string, f func() error) error {
 	return err
 }
 
-type gatedStore struct {
-	kvmbackup.Store
-	g *gate
+// storeCalls are the calls of the store that pass the gate, as plans name them.
+var storeCalls = map[string]string{
+	"AcquireLease": "AcquireLease", "RenewLease": "RenewLease", "ReleaseLease": "ReleaseLease", "VM": "VM",
+	"Backup": "Backup", "Newest": "Newest", "Children": "Children", "List": "List", "Begin": "store Begin",
+	"Complete": "Complete", "Fail": "Fail", "MarkDeletePending": "MarkDeletePending", "Remove": "store Remove",
+	"SetActive": "SetActive", "Annotate": "Annotate",
 }
 
-func (s gatedStore) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string,
-	ttl time.Duration) (kvmbackup.Lease, error) {
-	return through(s.g, "AcquireLease", func() (kvmbackup.Lease, error) {
-		return s.Store.AcquireLease(ctx, vm, holder, ttl)
-	})
-}
-
-func (s gatedStore) RenewLease(ctx context.Context, l kvmbackup.Lease, ttl time.Duration) (kvmbackup.Lease, error) {
-	return through(s.g, "RenewLease", func() (kvmbackup.Lease, error) { return s.Store.RenewLease(ctx, l, ttl) })
-}
-
-func (s gatedStore) ReleaseLease(ctx context.Context, l kvmbackup.Lease) error {
-	return pass(s.g, "ReleaseLease", func() error { return s.Store.ReleaseLease(ctx, l) })
-}
-
-func (s gatedStore) VM(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.VMRecord, error) {
-	return through(s.g, "VM", func() (kvmbackup.VMRecord, error) { return s.Store.VM(ctx, vm) })
-}
-
-func (s gatedStore) Backup(ctx context.Context, id kvmbackup.BackupID) (kvmbackup.Backup, error) {
-	return through(s.g, "Backup", func() (kvmbackup.Backup, error) { return s.Store.Backup(ctx, id) })
-}
-
-func (s gatedStore) Newest(ctx context.Context, vm kvmbackup.VMID) (kvmbackup.Backup, error) {
-	return through(s.g, "Newest", func() (kvmbackup.Backup, error) { return s.Store.Newest(ctx, vm) })
-}
-
-func (s gatedStore) Children(ctx context.Context, id kvmbackup.BackupID) ([]kvmbackup.Backup, error) {
-	return through(s.g, "Children", func() ([]kvmbackup.Backup, error) { return s.Store.Children(ctx, id) })
-}
-
-func (s gatedStore) List(ctx context.Context, q kvmbackup.Query) ([]kvmbackup.Backup, error) {
-	return through(s.g, "List", func() ([]kvmbackup.Backup, error) { return s.Store.List(ctx, q) })
-}
-
-func (s gatedStore) Begin(ctx context.Context, l kvmbackup.Lease, b kvmbackup.Backup) (kvmbackup.Backup, error) {
-	return through(s.g, "store Begin", func() (kvmbackup.Backup, error) { return s.Store.Begin(ctx, l, b) })
-}
-
-func (s gatedStore) Complete(ctx context.Context, l kvmbackup.Lease, b kvmbackup.Backup) error {
-	return pass(s.g, "Complete", func() error { return s.Store.Complete(ctx, l, b) })
-}
-
-func (s gatedStore) Fail(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID, reason string) error {
-	return pass(s.g, "Fail", func() error { return s.Store.Fail(ctx, l, id, reason) })
-}
-
-func (s gatedStore) MarkDeletePending(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID) error {
-	return pass(s.g, "MarkDeletePending", func() error { return s.Store.MarkDeletePending(ctx, l, id) })
-}
-
-func (s gatedStore) Remove(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID, bytes int64) error {
-	return pass(s.g, "store Remove", func() error { return s.Store.Remove(ctx, l, id, bytes) })
-}
-
-func (s gatedStore) SetActive(ctx context.Context, l kvmbackup.Lease, name kvmbackup.CheckpointName) error {
-	return pass(s.g, "SetActive", func() error { return s.Store.SetActive(ctx, l, name) })
-}
-
-func (s gatedStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID,
-	a kvmbackup.Annotation) error {
-	return pass(s.g, "Annotate", func() error { return s.Store.Annotate(ctx, l, id, a) })
+func (g *gate) store(in kvmbackup.Store) kvmbackup.Store {
+	return lab.GatedStore{In: in, Around: func(method string, call func() error) error {
+		if name, ok := storeCalls[method]; ok {
+			return pass(g, name, call)
+		}
+		return call()
+	}}
 }
 
 // repositoryCalls are the calls on the folder that pass the gate, by what the repository calls them, as plans name

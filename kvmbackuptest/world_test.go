@@ -84,7 +84,7 @@ func (l *world) newDisk(device, name string) kvmbackuptest.Disk {
 // open starts a new host process: an engine whose calls can be made to fail.
 func (l *world) open(p plan) (err error) {
 	l.gate = &gate{plan: p, kill: l.h.KillHost}
-	l.cfg.Store = gatedStore{l.store, l.gate}
+	l.cfg.Store = l.gate.store(l.store)
 	if err = l.mount(repository.Options{AroundCall: l.gate.aroundCall}); err != nil {
 		return err
 	}

@@ -46,64 +46,31 @@ func (f *fault) point(where string) error {
 	return errFault
 }
 
-// faultyStore asks before each write.
-type faultyStore struct {
-	kvmbackup.Store
-	f *fault
+// faultCalls are the calls of a store at which a fault is asked: its writes.
+var faultCalls = map[string]string{
+	"AcquireLease": "acquire", "ReleaseLease": "release", "Begin": "begin", "Complete": "complete", "Fail": "fail",
+	"Annotate": "annotate",
 }
 
-func (s faultyStore) AcquireLease(ctx context.Context, vm kvmbackup.VMID, holder string,
-	ttl time.Duration) (kvmbackup.Lease, error) {
-	if err := s.f.point("acquire"); err != nil {
-		return kvmbackup.Lease{}, err
-	}
-	return s.Store.AcquireLease(ctx, vm, holder, ttl)
+// store asks before each write. A process that is dead renews no lease.
+func (f *fault) store(in kvmbackup.Store) kvmbackup.Store {
+	return lab.GatedStore{In: in, Around: func(method string, call func() error) error {
+		if where, ok := faultCalls[method]; ok {
+			if err := f.point(where); err != nil {
+				return err
+			}
+		}
+		if method == "RenewLease" && f.isDead() {
+			return errFault
+		}
+		return call()
+	}}
 }
 
-func (s faultyStore) RenewLease(ctx context.Context, l kvmbackup.Lease, ttl time.Duration) (kvmbackup.Lease, error) {
-	s.f.mu.Lock()
-	dead := s.f.dead
-	s.f.mu.Unlock()
-	if dead {
-		return l, errFault
-	}
-	return s.Store.RenewLease(ctx, l, ttl)
-}
-
-func (s faultyStore) ReleaseLease(ctx context.Context, l kvmbackup.Lease) error {
-	if err := s.f.point("release"); err != nil {
-		return err
-	}
-	return s.Store.ReleaseLease(ctx, l)
-}
-
-func (s faultyStore) Begin(ctx context.Context, l kvmbackup.Lease, b kvmbackup.Backup) (kvmbackup.Backup, error) {
-	if err := s.f.point("begin"); err != nil {
-		return b, err
-	}
-	return s.Store.Begin(ctx, l, b)
-}
-
-func (s faultyStore) Complete(ctx context.Context, l kvmbackup.Lease, b kvmbackup.Backup) error {
-	if err := s.f.point("complete"); err != nil {
-		return err
-	}
-	return s.Store.Complete(ctx, l, b)
-}
-
-func (s faultyStore) Fail(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID, reason string) error {
-	if err := s.f.point("fail"); err != nil {
-		return err
-	}
-	return s.Store.Fail(ctx, l, id, reason)
-}
-
-func (s faultyStore) Annotate(ctx context.Context, l kvmbackup.Lease, id kvmbackup.BackupID,
-	a kvmbackup.Annotation) error {
-	if err := s.f.point("annotate"); err != nil {
-		return err
-	}
-	return s.Store.Annotate(ctx, l, id, a)
+func (f *fault) isDead() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.dead
 }
 
 // faultyKeys are a key service that goes away.
@@ -142,7 +109,7 @@ func (w *world) faulty(k engine.Keys, f *fault) *engine.Engine {
 		NoSync: true, BeforeStep: f.point,
 	})
 	lab.OK(w, err)
-	cfg.Store, cfg.Keys, cfg.Executor = faultyStore{cfg.Store, f}, faultyKeys{k, f}, w.h.Executor()
+	cfg.Store, cfg.Keys, cfg.Executor = f.store(cfg.Store), faultyKeys{k, f}, w.h.Executor()
 	cfg.CleanupLimit = 5 * time.Second
 	w.h.OnCall(func(op string) error {
 		if strings.HasPrefix(op, "Wait") {

@@ -79,7 +79,7 @@ func openApp(t *testing.T, g *guest, dir string, s setup) *app {
 	a.exec = &gatedExecutor{in: a.hypervisor(s.uri), g: a.gate}
 	a.store = a.openStore()
 	a.cfg = engine.Config{
-		Store: gatedStore{a.store, a.gate}, Repository: gated, Executor: a.exec,
+		Store: a.gate.store(a.store), Repository: gated, Executor: a.exec,
 		Images: gatedImages{a.images, a.gate}, ReserveBytes: engine.NoReserve,
 		Prefix: "kvmbackup", // of all repositories that the runs on one guest make
 	}

@@ -5,6 +5,9 @@ import (
 	"os"
 	"sync"
 	"syscall"
+
+	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // gate is what all calls of an engine to its five parts pass twice, before they do anything and after; and every step
@@ -63,4 +66,14 @@ func through[T any](g *gate, call string, f func() (T, error)) (T, error) {
 func do(g *gate, call string, f func() error) error {
 	_, err := through(g, call, func() (struct{}, error) { return struct{}{}, f() })
 	return err
+}
+
+// store has all calls of a store pass, except the renewal of the lease.
+func (g *gate) store(in kvmbackup.Store) kvmbackup.Store {
+	return lab.GatedStore{In: in, Around: func(method string, call func() error) error {
+		if method == "RenewLease" {
+			return call()
+		}
+		return do(g, "Store."+method, call)
+	}}
 }
