@@ -31,6 +31,7 @@ func openBy(path string) (string, error) {
 // openElsewhere looks for who has the file open only where the kernel doesn't vouch for it that nobody has: that takes
 // its time.
 func openElsewhere(f *os.File) (string, error) {
+	awaitForks()
 	info, err := f.Stat()
 	if err != nil {
 		return "", err
@@ -55,6 +56,13 @@ func openElsewhere(f *os.File) (string, error) {
 		return "a program, or the kernel itself", nil
 	}
 	return "", nil
+}
+
+// awaitForks waits for the processes that this one is starting. Until its program runs, a new one has all files open
+// that its parent had when it was made, also those that were closed since; for that long the lock is held.
+func awaitForks() {
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock() //nolint:gocritic,staticcheck // to have had it is what counts
 }
 
 // locked says whether anybody has a lock, of whatever kind, on any byte of the file. QEMU has some on every image that
@@ -115,7 +123,11 @@ func openInProcess(f *os.File, info fs.FileInfo) string {
 		dir := "/proc/" + p.Name() + "/fd"
 		open, _ := os.ReadDir(dir)
 		for _, fd := range open {
-			if file := filepath.Join(dir, fd.Name()); file != own && isOpen(file, inode, info) {
+			file := filepath.Join(dir, fd.Name())
+			if file == own || !isOpen(file, inode, info) {
+				continue
+			}
+			if awaitForks(); isOpen(file, inode, info) {
 				name, _ := os.ReadFile("/proc/" + p.Name() + "/comm")
 				return fmt.Sprintf("process %s (%s)", p.Name(), bytes.TrimSpace(name))
 			}

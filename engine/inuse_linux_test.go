@@ -52,6 +52,35 @@ func TestOpenBy(t *testing.T) {
 	}
 }
 
+// TestNotOpenInWhatIsBeingStarted: a process that is being started has what its parent had open, which counts for
+// nothing.
+func TestNotOpenInWhatIsBeingStarted(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	lab.OK(t, os.WriteFile(path, make([]byte, 4096), 0o600))
+	for range 20 {
+		copied := open(t, path)
+		syscall.ForkLock.Lock()
+		began, found := make(chan struct{}), make(chan string)
+		go func() {
+			close(began)
+			by, err := openBy(path)
+			if err != nil {
+				by = err.Error()
+			}
+			found <- by
+		}()
+		<-began
+		for range 10 {
+			_, _ = os.ReadDir("/proc") // while it would be looked for
+		}
+		err := copied.Close()
+		syscall.ForkLock.Unlock()
+		if by := <-found; by != "" || err != nil {
+			t.Fatalf("a file that is closed as soon as a program runs is open in %q (%v)", by, err)
+		}
+	}
+}
+
 func open(t *testing.T, path string) *os.File {
 	t.Helper()
 	f, err := os.Open(path)
