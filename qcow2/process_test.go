@@ -291,10 +291,8 @@ func frozenFileSystem(t *testing.T) (mount string, thaw func()) {
 	must("mkfs.ext4", "-q", "-F", image)
 	must("mkdir", mount)
 	must("mount", "-o", "loop", image, mount)
-	t.Cleanup(func() {
-		if out, err := run("umount", mount); err != nil {
-			t.Error(err, out)
-		}
+	t.Cleanup(func() { // what was killed, or is being started, may have files open there for a moment
+		lab.Eventually(t, "the file system is unmounted", func() bool { _, err := run("umount", mount); return err == nil })
 	})
 	must("truncate", "-s", "16M", filepath.Join(mount, "dst"))
 	must("fsfreeze", "-f", mount)
