@@ -90,8 +90,8 @@ func (r *running) writeIndex(ctx context.Context, name string, data []byte) erro
 }
 
 // digestSealed records the digest of a volume's new file in a chain with sealed ones, and writes the index of the chain
-// under the key that the host has for it. Both are of what was written, and the file is read back once for both: the
-// one that is behind finds it in the page cache. Where what is below has no index, there is none.
+// under the key that the host has for it. Both are made of what was written, side by side, so that the page cache
+// serves one of the two readers. A chain gets no index on a parent that has none.
 func (r *running) digestSealed(ctx context.Context, v *kvmbackup.VolumeBackup, layers []layer) error {
 	var index *qcow2.Index
 	top := qcow2.Layer{Path: layers[0].path(), Secret: r.seal.secret(v.File)}

@@ -1,4 +1,5 @@
-// Package pace keeps a backup job of QEMU's to a limit on what it writes, while its holes pass.
+// Package pace keeps copies to limits in bytes a second: [Limit] lets bytes pass, for copies and readers of this
+// process, and [Pacer] says which limit a backup job of QEMU's needs so that its holes pass.
 package pace
 
 import "time"
