@@ -6,8 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 
+	"github.com/kvmbackup/kvmbackup/internal/beneath"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -35,8 +35,7 @@ func openFolder(in *os.Root, name string) (*os.Root, error) {
 	return openFound(found, err, name, in.OpenRoot)
 }
 
-// openFound opens a folder that was found under its name. It waits at no FIFO that was put there since. An
-// ErrNotRegular for what is no folder.
+// openFound opens a folder that was found under its name. An ErrNotRegular for what is no folder.
 func openFound(found fs.FileInfo, err error, name string, open func(string) (*os.Root, error)) (*os.Root, error) {
 	if err == nil && !found.IsDir() {
 		err = fmt.Errorf("%w: %s is no folder", qcow2.ErrNotRegular, name)
@@ -44,18 +43,8 @@ func openFound(found fs.FileInfo, err error, name string, open func(string) (*os
 	if err != nil {
 		return nil, err
 	}
-	folder, err := open(name + "/.")
-	if err != nil {
-		return nil, elsewhere(err)
-	}
-	opened, err := folder.Stat(".")
-	if err == nil && !os.SameFile(found, opened) {
-		err = fmt.Errorf("%w: %s was exchanged", qcow2.ErrNotRegular, name)
-	}
-	if err != nil {
-		return nil, errors.Join(err, folder.Close())
-	}
-	return folder, nil
+	folder, err := beneath.Folder(name, found, open)
+	return folder, exchanged(err, name)
 }
 
 // openFile opens a regular file for reading.
@@ -67,27 +56,16 @@ func openFile(in *os.Root, name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := in.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, elsewhere(err)
-	}
-	opened, err := file.Stat()
-	if err == nil && !os.SameFile(found, opened) {
-		err = fmt.Errorf("%w: %s was exchanged", qcow2.ErrNotRegular, name)
-	}
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	return file, nil
+	file, err := beneath.File(in, name, found)
+	return file, exchanged(err, name)
 }
 
-// elsewhere is an ErrNotRegular for a link that leads out of its folder, of which the system says nothing.
-func elsewhere(err error) error {
-	var said syscall.Errno
-	if errors.As(err, &said) && said != syscall.ENOTDIR && said != syscall.ELOOP {
-		return err
+// exchanged is an ErrNotRegular for a name that has something else by now than was found.
+func exchanged(err error, name string) error {
+	if errors.Is(err, beneath.ErrExchanged) {
+		return fmt.Errorf("%w: %s: %w", qcow2.ErrNotRegular, name, err)
 	}
-	return fmt.Errorf("%w: %w", qcow2.ErrNotRegular, err)
+	return err
 }
 
 // openError is an error of package qcow2.

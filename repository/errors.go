@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/beneath"
 	"github.com/kvmbackup/kvmbackup/internal/mark"
 )
 
@@ -154,13 +155,12 @@ func classify(err error) error {
 	return err
 }
 
-// leadsAway is an ErrUnsafe for a link out of the folder that was looked at, of which the system says nothing.
-func leadsAway(err error) error {
-	var said syscall.Errno
-	if err == nil || errors.As(err, &said) || matches(err, ours) {
-		return err
+// exchanged is an ErrUnsafe for a name that has something else by now than was found.
+func exchanged(err error, name string) error {
+	if errors.Is(err, beneath.ErrExchanged) {
+		return fmt.Errorf("%w: %q: %w", ErrUnsafe, name, err)
 	}
-	return mark.As(ErrUnsafe, err)
+	return err
 }
 
 // classifyWrite is classify for a step that writes, where a missing permission is as good as a read-only mount.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path"
 	"strings"
+
+	"github.com/kvmbackup/kvmbackup/internal/beneath"
 )
 
 // hold opens a folder below the root, and those above it, and keeps them open until the operation's end. Each is a
@@ -32,27 +34,14 @@ func (s *session) hold(name string) (*os.Root, error) {
 		return nil, fmt.Errorf("%w: %q is %s", ErrUnsafe, name, describe(info.Mode()))
 	}
 	if dir := s.held[name]; dir != nil {
-		return dir, same(dir, info, name)
+		return dir, exchanged(beneath.Same(dir, info), name)
 	}
-	// What is in a folder, itself: without the dot OpenRoot waits at a FIFO that was put there since.
-	dir, err := parent.OpenRoot(path.Base(name) + "/.")
+	dir, err := beneath.Folder(path.Base(name), info, parent.OpenRoot)
 	if err != nil {
-		return nil, leadsAway(err)
-	}
-	if err := same(dir, info, name); err != nil {
-		return nil, errors.Join(err, dir.Close())
+		return nil, exchanged(err, name)
 	}
 	s.held[name] = dir
 	return dir, nil
-}
-
-// same says whether a folder that is open is the one that was found under its name.
-func same(dir *os.Root, found fs.FileInfo, name string) error {
-	open, err := dir.Stat(".")
-	if err == nil && !os.SameFile(open, found) {
-		err = fmt.Errorf("%w: %q was exchanged", ErrUnsafe, name)
-	}
-	return err
 }
 
 // in returns the folder that a name is in, and the name there. A folder that is held isn't looked for again.
@@ -82,7 +71,7 @@ func (s *session) moved(from, to string) error {
 	if err != nil {
 		return err
 	}
-	return same(dir, info, to)
+	return exchanged(beneath.Same(dir, info), to)
 }
 
 // letGo closes a folder and those below it.

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup/internal/beneath"
 	"github.com/kvmbackup/kvmbackup/internal/leave"
 )
 
@@ -99,18 +100,8 @@ func (s *session) openFile(name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := dir.OpenFile(base, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, classify(leadsAway(err)) // not as of a step that writes
-	}
-	after, err := f.Stat()
-	if err == nil && !os.SameFile(before, after) {
-		err = fmt.Errorf("%w: %q was exchanged while it was opened", ErrUnsafe, name)
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	f, err := beneath.File(dir, base, before)
+	return f, classify(exchanged(err, name)) // not as of a step that writes
 }
 
 // regular is Lstat that refuses all but regular files.
