@@ -84,8 +84,10 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// toolEnv is the caller's environment with English messages. A limited address
-// space goes further with few malloc arenas, each of which reserves 64 MiB.
+// toolEnv is the caller's environment with English messages, and with settings of glibc's malloc (mallopt(3)). A
+// limited address space goes further with few arenas, each of which reserves 64 MiB. QEMU has a buffer of its own for
+// each request: glibc would give one of 1 MiB back to the kernel each time, and its pages, made and zeroed again for
+// the next request, are a quarter of the processor time of a copy.
 func toolEnv() []string {
 	var env []string
 	for _, v := range os.Environ() {
@@ -93,7 +95,8 @@ func toolEnv() []string {
 			env = append(env, v)
 		}
 	}
-	return append(env, "LC_ALL=C", "MALLOC_ARENA_MAX=4")
+	return append(env, "LC_ALL=C", "MALLOC_ARENA_MAX=4", "MALLOC_MMAP_THRESHOLD_=33554432",
+		"MALLOC_TRIM_THRESHOLD_=67108864")
 }
 
 // supervise starts the process, waits for it and reaps it. The death signal of

@@ -83,7 +83,7 @@ func (c *Copy) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer c.bind(ctx)()
-	r := &running{ctx: ctx, fail: cancel, limit: c.limit, pieces: make(chan piece)}
+	r := &running{ctx: ctx, fail: cancel, limit: c.limit, pieces: make(chan piece), room: newRoom()}
 	r.start(c.disks)
 	r.workers.Wait()
 	return context.Cause(ctx)

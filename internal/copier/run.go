@@ -12,11 +12,16 @@ import (
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
-// workers is how many pieces are in flight over all disks: with maxPiece it bounds the memory.
-const workers = 16
+// workers is how many pieces are in flight over all disks, and inFlight how many bytes they have together. Many small
+// ones hide how far a storage is. Of large ones four keep it as busy, stay in the processor's caches, and let a guest's
+// own write through after the four: with sixteen its slowest writes took twice as long, and a full a fifth longer.
+const (
+	workers  = 16
+	inFlight = 4 * maxPiece
+)
 
-// summers is the same where pieces of an index are read whole.
-const summers = 6
+// summers is how many pieces of an index, each read in parts one after the other, are in flight.
+const summers = 4
 
 // running is one Run. The goroutine that fails first says why, and all others end for it.
 type running struct {
@@ -24,6 +29,7 @@ type running struct {
 	fail    context.CancelCauseFunc
 	limit   *pace.Limit
 	pieces  chan piece
+	room    room
 	workers sync.WaitGroup
 }
 
@@ -85,6 +91,7 @@ func (r *running) work() {
 		if r.ctx.Err() != nil {
 			continue // until the planners have noticed, too
 		}
+		leave := r.room.enter(p)
 		if len(buf) < maxPiece && !p.zero {
 			buf = make([]byte, maxPiece)
 		}
@@ -97,6 +104,7 @@ func (r *running) work() {
 		if err := r.copy(p, buf, other); err != nil {
 			r.fail(fmt.Errorf("disk %q: %w", p.disk.Name, err))
 		}
+		leave()
 	}
 }
 
