@@ -40,10 +40,14 @@ demo: ## Full and incremental backup of a real VM, then a restore
 
 # KVMBACKUP_TESTS is the one switch of the tiers, read in internal/lab; empty is the quick one.
 .PHONY: test
-test: deps ## Run the quick tier: every test once, under the race detector where goroutines are ours
+test: deps ## Run the quick tier: each kind of fault and story once, under the race detector where goroutines are ours
 	export $(TOOLS_ENV) KVMBACKUP_TESTS=; \
 	{ status=0; $(GO_TEST) $$(scripts/packages plain) || status=1; $(GO_TEST) -race $$(scripts/packages race) || status=1; exit $$status; } | \
 	$(REPORT) -budgets $(NO_SKIPS)
+
+.PHONY: test-further
+test-further: deps ## Run what the quick tier leaves out: the other tests, and its shortened loops at their usual length
+	export $(TOOLS_ENV); scripts/test-further $(P) -timeout $(TIMEOUT) | $(REPORT) $(NO_SKIPS)
 
 .PHONY: test-full
 test-full: TIMEOUT = 3h

@@ -1,13 +1,16 @@
 package lab
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 func TestTiers(t *testing.T) {
 	for _, tt := range []struct {
 		text           string
 		rounds, stride int // of a loop of 10 quick and 100 full rounds, and of one that takes every 24th point
 	}{
-		{"", 10, 24}, {"full", 100, 1}, {"full/4", 25, 4}, {"full/50", 10, 24},
+		{"", 10, 24}, {"all", 10, 24}, {"full", 100, 1}, {"full/4", 25, 4}, {"full/50", 10, 24},
 	} {
 		n := mustTier(tt.text)
 		Equal(t, tt.text+": rounds", n.rounds(10, 100), tt.rounds)
@@ -15,9 +18,31 @@ func TestTiers(t *testing.T) {
 	}
 }
 
+// skipped notes what a test would be skipped with.
+type skipped struct{ why []any }
+
+func (s *skipped) Helper()         {}
+func (s *skipped) Skip(why ...any) { s.why = append(s.why, why...) }
+
+// TestFurther: a test that the quick tier leaves out, and a loop that it shortens, are whole in each of the others.
+func TestFurther(t *testing.T) {
+	for _, tt := range []struct {
+		text   string
+		says   string
+		sparse int // of a loop that is 3 times sparser
+	}{
+		{"", "[" + LeftOut + "]", 3}, {"all", "[]", 1}, {"full", "[]", 1}, {"full/50", "[]", 1},
+	} {
+		var s skipped
+		mustTier(tt.text).further(&s)
+		Equal(t, tt.text+": says", fmt.Sprint(s.why), tt.says)
+		Equal(t, tt.text+": sparse", mustTier(tt.text).sparse(3), tt.sparse)
+	}
+}
+
 // TestUnknownTier: a misspelt tier isn't the quick one.
 func TestUnknownTier(t *testing.T) {
-	for _, text := range []string{"ful", "full/", "full/0", "full/-1", "quick"} {
+	for _, text := range []string{"ful", "full/", "full/0", "full/-1", "quick", "all/2"} {
 		func() {
 			defer func() {
 				if recover() == nil {

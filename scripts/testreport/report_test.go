@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 func TestJudge(t *testing.T) {
 	const (
 		pass = `{"Action":"pass","Package":"p","Test":"TestA"}` + "\n" + `{"Action":"pass","Package":"p"}` + "\n"
 		skip = `{"Action":"skip","Package":"p","Test":"TestS"}` + "\n"
+		says = `{"Action":"output","Package":"p","Test":"TestS","Output":"    a_test.go:7: %s\n"}` + "\n"
 	)
 	for _, tt := range []struct {
 		name    string
@@ -20,6 +23,12 @@ func TestJudge(t *testing.T) {
 		{"pass", pass, true, ""},
 		{"skip allowed", skip + pass, false, ""},
 		{"skip refused", skip + pass, true, "skipped: p TestS"},
+		{"skip of another test", fmt.Sprintf(says, lab.LeftOut) + skip + strings.ReplaceAll(skip, "TestS", "TestT") + pass, true,
+			"skipped: p TestT"},
+		{"skip that says more", fmt.Sprintf(says, lab.LeftOut+", or not") + skip + pass, true, "skipped: p TestS"},
+		{"skip that says it of another package", fmt.Sprintf(says, lab.LeftOut) + strings.ReplaceAll(skip, `"p"`, `"q"`) + pass,
+			true, "skipped: q TestS"},
+		{"nothing but further tests", fmt.Sprintf(says, lab.LeftOut) + skip, true, "nothing was tested"},
 		{"package without tests is no skip", `{"Action":"skip","Package":"q"}` + pass, true, ""},
 		{"failure", pass + `{"Action":"fail","Package":"p","Test":"TestF"}`, false, "failed"},
 		{"failure outside the tests", pass + `{"Action":"fail","Package":"p"}`, false, "failed"},
@@ -36,6 +45,20 @@ func TestJudge(t *testing.T) {
 				t.Errorf("fine: %t, said: %s", fine, out.String())
 			}
 		})
+	}
+}
+
+// TestLeftOut: what the quick tier leaves to the further tests is counted, and no fault.
+func TestLeftOut(t *testing.T) {
+	in := fmt.Sprintf(`{"Action":"output","Package":"p","Test":"TestS","Output":"    a_test.go:7: %s\n"}`, lab.LeftOut) +
+		`{"Action":"skip","Package":"p","Test":"TestS"}` + `{"Action":"pass","Package":"p","Test":"TestA"}`
+	r, err := read(strings.NewReader(in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if fine := r.judge(&out, true, true); !fine || !strings.Contains(out.String(), `test-further": 1`) {
+		t.Errorf("fine: %t, said: %s", fine, out.String())
 	}
 }
 

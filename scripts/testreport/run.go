@@ -6,6 +6,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // event is one line of "go test -json"; see "go doc test2json".
@@ -19,16 +21,18 @@ type event struct {
 
 // run is what is known of a run of tests.
 type run struct {
-	passed int
-	failed bool
-	skips  []string
-	took   map[string]time.Duration // by package, of those that ran
+	passed  int
+	failed  bool
+	skips   []string                 // those of further tests aside
+	leftOut int                      // further tests that the quick tier leaves out
+	took    map[string]time.Duration // by package, of those that ran
 }
 
 // read follows the events to their end.
 func read(in io.Reader) (run, error) {
 	r := run{took: map[string]time.Duration{}}
 	cached := map[string]bool{}
+	further := map[string]bool{} // by package and test, those that said lab.LeftOut
 	for events := json.NewDecoder(in); ; {
 		var e event
 		switch err := events.Decode(&e); {
@@ -42,6 +46,10 @@ func read(in io.Reader) (run, error) {
 			r.failed = true
 		case e.Action == "output" && e.Test == "" && strings.HasSuffix(e.Output, "(cached)\n"):
 			cached[e.Package] = true
+		case e.Action == "output" && strings.HasSuffix(e.Output, ": "+lab.LeftOut+"\n"):
+			further[e.Package+" "+e.Test] = true
+		case e.Action == "skip" && further[e.Package+" "+e.Test]:
+			r.leftOut++
 		case e.Action == "pass" && e.Test != "":
 			r.passed++
 		case e.Action == "pass" && !cached[e.Package]:
