@@ -15,6 +15,7 @@ import (
 )
 
 func TestFreeze(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	guest := realguest.Boot(t, realguest.Config{Disks: disks("vda"), Persistent: true})
 	b := &bench{T: t, exec: newExecutor(t), guest: guest, ref: kvmbackup.DomainRef{Name: guest.Name}}

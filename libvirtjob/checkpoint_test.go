@@ -8,6 +8,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
@@ -48,6 +49,7 @@ func TestCrash(t *testing.T) {
 }
 
 func TestDropCheckpoint(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb"), Persistent: true})
 	b.drop("never-there")

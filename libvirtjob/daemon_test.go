@@ -108,6 +108,7 @@ func config(t *testing.T) libvirtjob.Config {
 
 // TestDaemonHangs: a libvirtd that doesn't answer holds nobody up for ever, also not who has no deadline.
 func TestDaemonHangs(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	host := realguest.Daemon(t)
 	b := newBench(t, realguest.Config{Host: host, Disks: disks("vda"), Persistent: true})

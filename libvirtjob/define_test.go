@@ -136,6 +136,7 @@ func TestDefine(t *testing.T) {
 
 // TestDefineKeepsMACs: as it is asked for where the original is gone.
 func TestDefineKeepsMACs(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	d := newDefiner(t, realguest.Config{DevicesXML: defaultNIC})
 	d.o.KeepMACs = true
@@ -198,6 +199,7 @@ func TestDefineRefused(t *testing.T) {
 
 // TestTPMOfANewDomain: the new domain has the TPM that was saved, at a place of its own.
 func TestTPMOfANewDomain(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	lab.Need(t, "swtpm_setup")
 	d := newDefiner(t, realguest.Config{DevicesXML: emulatedTPM})

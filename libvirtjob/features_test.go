@@ -12,6 +12,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
@@ -30,6 +31,7 @@ func (b *bench) hasFeature(name string) libvirtjob.Availability {
 
 // TestVersions: what is there is named; what can be asked for is known.
 func TestVersions(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
 	v, err := b.exec.Versions(b.ctx)
@@ -112,6 +114,7 @@ func wait(t *testing.T, what string, is func() bool) {
 
 // TestLayerLimit: a domain starts on a chain of as many files, and where the limit is this libvirt's own, on no more.
 func TestLayerLimit(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
 	limit, err := b.exec.LayerLimit(b.ctx)

@@ -130,6 +130,7 @@ func smallScratch(t *testing.T, size string) string {
 // than the scratch holds. With the guard the job is gone within seconds, and every write is there; without one the job
 // stays, and writes are lost.
 func TestGuard(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	const written = 128 << 20
 	for name, c := range map[string]struct{ guarded, silent bool }{

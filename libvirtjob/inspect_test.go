@@ -26,6 +26,7 @@ func loopDevice(t *testing.T, size int64) string {
 }
 
 func TestKindsOfDisks(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	iso := filepath.Join(t.TempDir(), "cd.iso")
 	if err := os.WriteFile(iso, make([]byte, 1<<20), 0o644); err != nil {
@@ -194,6 +195,7 @@ func TestDefinitionWithNVRAM(t *testing.T) {
 // TestAllocatedAfterARestart: what a full copies is QEMU's figure of the images, not what was written since the start.
 // A block device can't tell and counts as full.
 func TestAllocatedAfterARestart(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	list := []realguest.Disk{{Device: "vda"}, {Device: "vdb", Format: "raw"}}
 	if os.Geteuid() == 0 {

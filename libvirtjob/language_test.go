@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
@@ -20,6 +21,7 @@ var foreign = map[string]string{
 
 // TestOtherLanguage: what libvirt refuses is understood also where its daemon speaks the language of its host.
 func TestOtherLanguage(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	host := realguest.Translated(t, foreign)
 	b := newBench(t, realguest.Config{Host: host, Disks: bigDisks("vda"), Persistent: true, Running: true})

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
@@ -15,6 +16,7 @@ import (
 // TestTargetExchangedAtTheBegin: what QEMU opens by push is another file than was made and looked at. The job is ended
 // right after its begin, which says so; the guest runs on, and the next backup succeeds.
 func TestTargetExchangedAtTheBegin(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	const size = 256 << 20
 	b := newBench(t, realguest.Config{Disks: []realguest.Disk{{Device: "vda"}, {Device: "vdb", SizeBytes: size}}})

@@ -44,6 +44,7 @@ func (b *bench) take(dom *libvirt.Domain) libvirt.DomainJobType {
 
 // TestOutcomesTakenByAnother has somebody else read the outcomes of all jobs, all the time.
 func TestOutcomesTakenByAnother(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb")})
 	dom := b.domain()
@@ -148,6 +149,7 @@ func TestOutcomeReplaced(t *testing.T) {
 // TestEndedUnobserved adopts jobs that have ended: those whose targets prove that libvirt's record is theirs, and no
 // others.
 func TestEndedUnobserved(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: append(disks("vda"), bigDisks("vdb")...)})
 	dom := b.domain()

@@ -74,6 +74,7 @@ func tracked(t *testing.T) *bench {
 }
 
 func TestPullOfRawDisks(t *testing.T) {
+	lab.Further(t)
 	b := newPull(t, realguest.Config{Disks: []realguest.Disk{{Device: "vda", Format: "raw"}, {Device: "vdb"}}})
 	b.guest.Write("vda", 0x11, 4096, 10<<20)
 	b.guest.Write("vdb", 0x22, 0, 1<<20)
@@ -381,6 +382,7 @@ func (b *bench) overwrite(size int64) {
 // Several jobs share a scratch that is too small for all: some go before it is full, with the figures, and no write of
 // any guest fails.
 func TestPullScratchIsShared(t *testing.T) {
+	lab.Further(t)
 	lab.NeedRoot(t)
 	const size = 256 << 20
 	big := disks("vda")

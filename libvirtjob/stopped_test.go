@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
@@ -51,6 +52,7 @@ func TestStopped(t *testing.T) {
 
 // A guest can't start while its disks are being copied.
 func TestStartDuringStoppedJob(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{
 		Disks: []realguest.Disk{{Device: "vda"}, {Device: "vdb", Format: "raw"}}, Persistent: true, Stopped: true,
@@ -100,6 +102,7 @@ func TestStartBeforeStoppedJob(t *testing.T) {
 }
 
 func TestUndefined(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
 	b.guest.Write("vda", 0x11, 0, 1<<20)
@@ -134,6 +137,7 @@ func TestUndefined(t *testing.T) {
 // libvirt gives an overlay bitmaps of the same names, so that a checkpoint goes on over several layers. QEMU's storage
 // daemon doesn't join them: while the guest is stopped such a bitmap can't be used.
 func TestStoppedWithSnapshot(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
 	b.guest.Write("vda", 0x11, 0, 1<<20)

@@ -12,6 +12,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
@@ -100,6 +101,7 @@ func twoDisks(t *testing.T) *bench {
 
 // TestBitmapNamesTaken: bitmaps of other programs have the names that libvirt's are to have, on the second disk.
 func TestBitmapNamesTaken(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := twoDisks(t)
 	b.backup("c1", "", full("vda"), full("vdb"))
@@ -120,6 +122,7 @@ func TestBitmapNamesTaken(t *testing.T) {
 
 // TestResizedBeforeBegin: the second disk grows after its size was looked at.
 func TestResizedBeforeBegin(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := twoDisks(t)
 	spec := b.spec("c1", "", full("vda"), full("vdb"))
@@ -141,6 +144,7 @@ func TestDiskWithAnotherJob(t *testing.T) {
 
 // TestJobNameTaken: QEMU has a job of the name that libvirt gives its own on the second disk.
 func TestJobNameTaken(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := twoDisks(t)
 	for _, name := range []string{"src", "dst"} {
@@ -155,6 +159,7 @@ func TestJobNameTaken(t *testing.T) {
 // TestRehearsalLeavesNothing: on disks with a thread of their own, with writes under way, and after a process that was
 // killed in one.
 func TestRehearsalLeavesNothing(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: []realguest.Disk{
 		{Device: "vda", IOThread: true}, {Device: "vdb", IOThread: true}, {Device: "vdc", Format: "raw"},
@@ -193,6 +198,7 @@ func (b *bench) begun(spec kvmbackup.JobSpec) {
 
 // TestSecondTargetOfAnotherSize: something has put another image in the place of the second target.
 func TestSecondTargetOfAnotherSize(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := twoDisks(t)
 	spec := b.spec("c1", "", full("vda"), full("vdb"))

@@ -80,6 +80,7 @@ func openFolder(t *testing.T) string {
 
 // TestQEMUAsAnotherUser backs up with a libvirtd that runs QEMU as a user of its own, and hands it the targets.
 func TestQEMUAsAnotherUser(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	owner, err := user.Lookup("libvirt-qemu")
@@ -192,6 +193,7 @@ func (g *guest) uid(h *host) string {
 // TestAskedDuringAJob asks libvirtd all that the library and monitoring programs ask, hundreds of times, while jobs
 // begin, run and end. libvirt's news say that before 10.8 it could crash then.
 func TestAskedDuringAJob(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	for _, c := range []crashCase{{name: "push"}, {name: "pull", pull: true}} {

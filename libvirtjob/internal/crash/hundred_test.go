@@ -19,6 +19,7 @@ import (
 // TestCrashOneOfManyGuests backs up many guests at once through one engine: all get through, no more than the limits
 // allow are under way at any time, and one whose QEMU hangs keeps nobody else waiting.
 func TestCrashOneOfManyGuests(t *testing.T) {
+	lab.Further(t)
 	h := needHost(t)
 	n := min(lab.Rounds(8, 100), availableMiB(t)/200) // QEMU takes some 80 MiB for a guest
 	if !lab.Thorough() {

@@ -28,6 +28,7 @@ func TestRandomHistories(t *testing.T) {
 // TestRandomComparisons plays the same by pull, with backups that compare contents: plain and sealed ones in one chain,
 // with indexes and without, by a host that loses its keys and finds them.
 func TestRandomComparisons(t *testing.T) {
+	lab.Further(t)
 	playDrawn(t, lab.Rounds(1, 60), func(seed uint64) (pulls bool, history []string) {
 		return true, comparing(seed, draw(seed, lab.Rounds(length/2, length)))
 	})

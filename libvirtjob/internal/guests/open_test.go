@@ -17,6 +17,7 @@ import (
 // TestOpen: a guest runs from a restore point without a copy. The chain stays as it is; it outlives its deletion, and a
 // restart of the host, until the restore point is closed.
 func TestOpen(t *testing.T) {
+	lab.Further(t)
 	g := needGuest(t)
 	dir := t.TempDir()
 	repo := filepath.Join(dir, "repository")

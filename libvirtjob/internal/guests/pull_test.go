@@ -62,6 +62,7 @@ func (w writer) wantWrites() {
 // TestScratchTooSmall: a guest that writes as fast as it can doesn't notice that the scratch is too small, whatever its
 // size. The job goes before, and the error has the figures.
 func TestScratchTooSmall(t *testing.T) {
+	lab.Further(t)
 	if !alone(t) {
 		return
 	}

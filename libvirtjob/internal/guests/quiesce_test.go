@@ -223,6 +223,7 @@ func (b *bench) statuses(vm kvmbackup.VMID) []kvmbackup.Status {
 
 // TestAgentSilentAfterFreeze: the agent freezes, and then is away for longer than an answer may take.
 func TestAgentSilentAfterFreeze(t *testing.T) {
+	lab.Further(t)
 	g := needGuest(t)
 	b := newBench(t, nil)
 	b.on(engine.EventFrozen, func(engine.Event) {
@@ -240,6 +241,7 @@ func TestAgentSilentAfterFreeze(t *testing.T) {
 // events of all domains waits 30 s for that job to end, and sees to its end only then. The backup takes that much
 // longer, and is whole.
 func TestAgentGoesDuringJob(t *testing.T) {
+	lab.Further(t)
 	if !alone(t) {
 		return
 	}

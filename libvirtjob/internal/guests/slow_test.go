@@ -23,6 +23,7 @@ import (
 // TestBandwidth: a limit holds from the start, and a new one at once. What QEMU reads and writes in one go (up to 64
 // MiB), and what goes before libvirt's begin returns, isn't held back.
 func TestBandwidth(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	vm := bareGuest(t, "", bulkDisk(t, 512))
 	b := newBench(t, nil)
@@ -125,6 +126,7 @@ func (m *mount) goOn() {
 // TestDeadRepository: the repository's file server dies during a job. The backup ends with an error in time although
 // the job can't be ended, everything else goes on, and when the server is back all is settled.
 func TestDeadRepository(t *testing.T) {
+	lab.Further(t)
 	if !alone(t) {
 		return
 	}
@@ -251,6 +253,7 @@ func (b *bench) wantRunning(vm kvmbackup.VMID) {
 
 // TestCancelDuringHang: a cancel, too, ends an operation whose job can't be ended.
 func TestCancelDuringHang(t *testing.T) {
+	lab.Further(t)
 	if !alone(t) {
 		return
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -18,6 +19,7 @@ import (
 // bitmap knows: a backup that goes by them lacks it, and can't say so. The comparison that comes every few backups
 // finds it.
 func TestWrittenWhileOff(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := compare(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.write("vda", 0x11, 0, 8)

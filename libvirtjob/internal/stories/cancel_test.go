@@ -7,6 +7,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // A cancel in the middle leaves nothing, and the next backup is as cheap as this one would have been.
@@ -42,6 +43,7 @@ func TestCancel(t *testing.T) {
 
 // A cancel at any step before publication is one, on a running and on a stopped VM.
 func TestCancelAtEveryStep(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.policy.OfflineIncremental = true

@@ -42,6 +42,7 @@ func TestChain(t *testing.T) {
 // The feature is switched on, off and on again, and the length of chains is changed in mid-chain: untracked fulls
 // neither break nor join a chain. When the last backup is deleted nothing is left of any.
 func TestTransitions(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	s.policy.DisableIncremental = true
@@ -101,6 +102,7 @@ func (s *story) deleteAll() {
 
 // Digests are of what the disks held, also through a chain.
 func TestDigests(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	req := s.request()
@@ -125,6 +127,7 @@ func TestDigests(t *testing.T) {
 
 // Several VMs are backed up at once by one application.
 func TestManyGuests(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	first := tell(t, config{Disks: disks("vda")})
 	all := []*story{first}

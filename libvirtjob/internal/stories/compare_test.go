@@ -70,6 +70,7 @@ func (s *story) powerCut() {
 
 // A power cut costs an incremental of what changed, whichever disks it hits, and the bitmaps go on.
 func TestCompareAfterPowerCut(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, persistent := range lab.Either(t, true, false) {
 		s := compare(t, config{Disks: disks("vda", "vdb"), Persistent: persistent})
@@ -108,6 +109,7 @@ func TestCompareOneOfTwoDisks(t *testing.T) {
 
 // The backup after a restore in place is of what the restore has changed.
 func TestCompareAfterRestore(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := compare(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.write("vda", 0x11, 0, 8)
@@ -129,6 +131,7 @@ func TestCompareAfterRestore(t *testing.T) {
 
 // Disks without bitmaps: raw files, block devices and those of a network, beside one with; they grow, too.
 func TestCompareWithoutBitmaps(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	backing := filepath.Join(t.TempDir(), "device.img")
@@ -193,6 +196,7 @@ func TestCompareFindsWhatWasWrittenBehind(t *testing.T) {
 // With digests each backup has an index, made from its parent's. It spares reading; one that is damaged, another
 // backup's or gone only costs. Every restore compares the digests that came of them.
 func TestCompareByIndex(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := compare(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.digests = true
@@ -252,6 +256,7 @@ func (s *story) flip(path string) {
 // A chain that is compressed, and one in which some backups are, are compared like any other; their digests go by the
 // index.
 func TestCompareCompressed(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := compare(t, config{Disks: disks("vda"), Persistent: true})
 	s.digests = true
@@ -272,6 +277,7 @@ func TestCompareCompressed(t *testing.T) {
 
 // What of the parent can't be read is in the new backup, told and on record: the next one is a full.
 func TestCompareWithAnUnreadableParent(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := compare(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.policy.Compression = kvmbackup.CompressionZstd
@@ -323,6 +329,7 @@ func TestCompareWithAnUnreadableParent(t *testing.T) {
 
 // A disk that was moved to another path is compared once.
 func TestCompareMoved(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := compare(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.write("vda", 0x11, 0, 4)
@@ -342,6 +349,7 @@ func TestCompareMoved(t *testing.T) {
 
 // A clone of a template is compared through its layers.
 func TestCompareClone(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	template := filepath.Join(t.TempDir(), "template.qcow2")
 	lab.CreateImage(t, "-f", "qcow2", template, sprint(32*mib))

@@ -88,6 +88,7 @@ func (w *sealedWorld) cutAndWrite(pattern byte, at, n int64) {
 // MiB that may differ. Pieces of which a bitmap's backup has a part aren't known, until they are stored whole. The
 // chain may have plain and compressed backups; what each restores is compared.
 func TestCompareSealedByIndexAlone(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	w := newSealedWorld(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	c := w.host(w.public, kvmbackup.NewDataKey())
@@ -154,6 +155,7 @@ func TestCompareSealedWithIdentity(t *testing.T) {
 // An index that is damaged, another backup's or disk's, under another key, or gone costs a full, and hides nothing; so
 // does a host without a key.
 func TestCompareSealedByNoIndex(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	w := newSealedWorld(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	key := kvmbackup.NewDataKey()

@@ -39,6 +39,7 @@ func TestCrashWithoutStoredBitmaps(t *testing.T) {
 
 // QEMU dies with bitmaps that it had loaded: they are marked as in use, which makes them inconsistent.
 func TestCrashWithStoredBitmaps(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, persistent := range lab.Either(t, true, false) {
 		s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: persistent})
@@ -59,6 +60,7 @@ func TestCrashWithStoredBitmaps(t *testing.T) {
 
 // One disk has its bitmap from before the last start, the other one from after it.
 func TestCrashThatHitsDisksDifferently(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{
 		Disks: append(disks("vda", "vdb"), disk{Device: "sda", SizeBytes: 16 * mib}), Persistent: true, Stopped: true,
@@ -108,6 +110,7 @@ func TestCrashOfSomeDisks(t *testing.T) {
 
 // A crash of a VM that then stays off.
 func TestCrashThenStopped(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, persistent := range lab.Either(t, true, false) {
 		s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: persistent})

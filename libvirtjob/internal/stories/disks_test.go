@@ -16,6 +16,7 @@ import (
 
 // A disk that is new is full in an otherwise incremental backup; one that left is just not there.
 func TestDisksComeAndGo(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	s.write("vda", 0x11, 0, 4)
@@ -84,6 +85,7 @@ func TestDiskReplaced(t *testing.T) {
 
 // The host that gives no identities gets them derived from the paths: another image is another volume.
 func TestDiskReplacedWithDerivedIdentities(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: append(disks("vda"), disk{Device: "sda", SizeBytes: 16 * mib}), Persistent: true})
 	s.volumes = nil
@@ -113,6 +115,7 @@ func (s *story) blank(format string) string {
 // Disks that get other device names or another order stay what they are. One that has another path is full once: that
 // its bitmap is whole can't be told from one that lost its beginning (TestBitmapWithoutItsBeginning).
 func TestDisksMovedAndReordered(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.write("vda", 0x11, 0, 4)
@@ -236,6 +239,7 @@ func TestRawOnly(t *testing.T) {
 }
 
 func TestBlockDevice(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	backing := t.TempDir() + "/device.img"
@@ -333,6 +337,7 @@ func TestSnapshotThenRestart(t *testing.T) {
 // A disk that grows after a snapshot: QEMU can't merge the parts of its bitmap, which have two sizes. The disk is full
 // once.
 func TestSnapshotThenGrow(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.write("vda", 0x11, 0, 4)
@@ -383,6 +388,7 @@ func TestSnapshotThenStopped(t *testing.T) {
 // A snapshot that is committed by hand while the VM is stopped. qemu-img keeps the lower layer's bitmaps up, so one
 // that is there tells the commit's writes, too; a checkpoint that was made above the layer is gone with the overlay.
 func TestOfflineCommit(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda")})
 	base := s.guest.Image("vda")
@@ -449,6 +455,7 @@ func TestRollback(t *testing.T) {
 
 // An overlay that somebody made without libvirt has no bitmap; the one below it doesn't know of the writes above.
 func TestOverlayByHand(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, offline := range []bool{false, true} {
 		s := tell(t, config{Disks: disks("vda", "vdb")})
@@ -495,6 +502,7 @@ func TestClone(t *testing.T) {
 
 // A raw disk is converted to qcow2, and keeps its identity: full once more, then incremental.
 func TestConverted(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{
 		Persistent: true, Disks: []disk{
@@ -565,6 +573,7 @@ func TestDiskExchangedBeforeTheJob(t *testing.T) {
 // A disk comes from another VM that was backed up in the same second, and its serial is the same, as on clones: it is
 // another disk for all that, and its bitmap has another name.
 func TestDiskOfAnotherVM(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	at := time.Now()
 	vm := func() *story {

@@ -75,6 +75,7 @@ func pool(t *testing.T, h *realguest.Host, name, dir string) {
 // A disk that is a volume of a storage pool is restored over at the path that the pool gives it, also one with a
 // snapshot below. Its derived identity is the same while the VM runs and while it is off.
 func TestPoolVolume(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	host, dir := realguest.Daemon(t), t.TempDir()
 	image := filepath.Join(dir, "web.qcow2")
@@ -120,6 +121,7 @@ func TestPoolVolume(t *testing.T) {
 
 // What has no path of its own here is never restored over, nor is a file made of its description; the other disks are.
 func TestRestoreOverNoFile(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	raw := filepath.Join(t.TempDir(), "part.raw")
 	lab.CreateImage(t, "-f", "raw", raw, sprint(32*mib))
@@ -179,6 +181,7 @@ func nbd(t *testing.T) (image, source string) {
 // Internal snapshots, those in the image and those that libvirt has, are named before an image goes; who asks for it
 // gets it.
 func TestRestoreOverSnapshots(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Persistent: true, Stopped: true, Disks: disks("vda", "vdb")})
 	snap, err := s.guest.Domain().CreateSnapshotXML(
@@ -211,6 +214,7 @@ func TestRestoreOverSnapshots(t *testing.T) {
 // A snapshot whose overlay libvirt has put on a disk is libvirt's to merge: the disk below holds what it would go back
 // to.
 func TestRestoreOverExternalSnapshot(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Persistent: true, Disks: disks("vda", "vdb")})
 	s.write("vda", 0x41, 0, 4)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -115,6 +116,7 @@ func TestDoctorOnLeftBackups(t *testing.T) {
 
 // Checkpoints and bitmaps that don't fit the records.
 func TestDoctorOnCheckpoints(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.checkpoint("virtnbdbackup.0", "vda")
@@ -181,6 +183,7 @@ func TestDoctorOnStoppedDomain(t *testing.T) {
 
 // Disks that are not what they were at the last backup.
 func TestDoctorOnDisks(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
@@ -210,6 +213,7 @@ func TestDoctorOnDisks(t *testing.T) {
 
 // Folders and files that don't fit the records.
 func TestDoctorOnFolders(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	first := s.full(kvmbackup.ReasonNoActiveCheckpoint)

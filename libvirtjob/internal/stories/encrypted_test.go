@@ -151,6 +151,7 @@ func (j dyingJob) Wait(context.Context, func(kvmbackup.JobProgress)) (kvmbackup.
 // What can't be changed without the secret stands in nobody's way: the backup that a guest's end has interrupted is
 // undone all the same, and its bitmap goes when the VM runs.
 func TestEncryptedUndo(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	v := newVault(t)
 	s := tell(t, config{Host: v.host, Persistent: true, Disks: append(disks("vda"), v.disk("vdb", "qcow2", false))})
@@ -177,6 +178,7 @@ func TestEncryptedUndo(t *testing.T) {
 // A description of a VM that is off and not defined has to say what the definition would: ciphertext is not backed up
 // under the identity of what it hides, nor is it written over.
 func TestEncryptedAndNotDefined(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	v := newVault(t)
 	s := tell(t, config{Host: v.host, Disks: append(disks("vda"), v.disk("vdb", "raw", true))})
@@ -202,6 +204,7 @@ func TestEncryptedAndNotDefined(t *testing.T) {
 
 // A plain overlay on an encrypted image shows what the image hides.
 func TestEncryptedBelow(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	v := newVault(t)
 	base := v.disk("base", "qcow2", true)

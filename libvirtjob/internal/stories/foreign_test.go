@@ -77,6 +77,7 @@ func (s *story) wantForeign(want []string) {
 
 // Somebody deletes our checkpoint or bitmap: what lost its bitmap is full, no more.
 func TestOursDeletedByOthers(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.write("vda", 0x11, 0, 4)
@@ -114,6 +115,7 @@ func TestOursDeletedByOthers(t *testing.T) {
 
 // The same on a stopped VM, with qemu-img.
 func TestOursDeletedOffline(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true, Stopped: true})
 	s.policy.OfflineIncremental = true
@@ -204,6 +206,7 @@ func (s *story) cfgWith(change func(*engine.Config)) *engine.Engine {
 // Applications with stores of their own back up one VM side by side: with prefixes of their own, also where one begins
 // like the other, and with none, each to its own repository.
 func TestTwoConsumers(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, prefix := range []string{"kvmbackup-b", ""} {
 		s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
@@ -267,6 +270,7 @@ func TestAnotherPrefixOnTheSameStore(t *testing.T) {
 
 // Forget leaves nothing of ours on a domain, whatever its state, and the backups stay.
 func TestForget(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, persistent := range lab.Either(t, true, false) {
 		s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: persistent})
@@ -324,6 +328,7 @@ func TestDeleteNewest(t *testing.T) {
 // The newest backup is deleted when a crash has left its bitmap on a lower layer alone, and a transient guest isn't
 // known any more.
 func TestDeleteNewestUnderASnapshot(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, persistent := range lab.Either(t, true, false) {
 		s := tell(t, config{Disks: disks("vda"), Persistent: persistent})
@@ -349,6 +354,7 @@ func TestDeleteNewestUnderASnapshot(t *testing.T) {
 // A template that was once a VM with backups: its bitmaps are not those of the VMs that stand on it now, running or
 // stopped.
 func TestTemplateKeepsItsBitmaps(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	old := tell(t, config{Disks: disks("vda"), Persistent: true})
 	old.write("vda", 0x11, 0, 8)

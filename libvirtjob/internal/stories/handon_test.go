@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // The commands of "To delete, rename, clone or hand on a VM" in docs/operations.md, in libvirt's words.
@@ -81,6 +82,7 @@ func TestRename(t *testing.T) {
 // A copy of an image with its bitmaps: the clone's first backup is full and takes what the original has left there
 // away; the original goes on.
 func TestCloneOfAStoppedVM(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	original := s.full(kvmbackup.ReasonNoActiveCheckpoint)

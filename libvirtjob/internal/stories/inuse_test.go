@@ -43,6 +43,7 @@ func TestGuestThatLooksOff(t *testing.T) {
 
 // A restore replaces no image that a guest or another program has open.
 func TestImageInUseElsewhere(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	raw := disks("vda", "vdb")
 	raw[1].Format = "raw"
@@ -130,6 +131,7 @@ func TestImageInUseByTheKernel(t *testing.T) {
 
 // A VM is deleted, and another one gets its name and even its disk: its UUID tells it from the old one.
 func TestNameOfAnotherVM(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	s.write("vda", 0x11, 0, 4)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // remoteDisk is a raw disk on an NBD server.
@@ -94,6 +95,7 @@ func (s *story) requireAll(req engine.BackupRequest, want ...error) {
 // A disk on a network server is backed up while the VM runs. While it is off nobody reaches it, and the others are
 // saved.
 func TestNetworkDiskOfAStoppedVM(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Persistent: true, Disks: []disk{{Device: "vda", SizeBytes: 16 * mib}, remoteDisk(t, "vdb")}})
 	s.write("vda", 0x11, 0, 2)
@@ -168,6 +170,7 @@ func TestDiskOfAnotherRunningVM(t *testing.T) {
 
 // Disks of a running VM that the request excludes or doesn't name keep no bitmap, and are full when they are back.
 func TestDisksLeftOutOnPurpose(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Persistent: true, Disks: disks("vda", "vdb", "vdc")})
 	s.write("vdb", 0x11, 0, 2)
@@ -199,6 +202,7 @@ func TestDisksLeftOutOnPurpose(t *testing.T) {
 
 // The way out of being full every time, as it is shown, works.
 func TestAmendedImage(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{
 		Persistent: true, Disks: []disk{
@@ -233,6 +237,7 @@ func TestAmendedImage(t *testing.T) {
 
 // An image that doesn't say the format of its backing file is read with the format that the definition has.
 func TestBackingFormatInTheDefinition(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	dir := t.TempDir()
 	image := dir + "/top.qcow2"

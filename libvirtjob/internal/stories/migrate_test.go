@@ -74,6 +74,7 @@ func TestMigration(t *testing.T) {
 
 // What a guest writes while it migrates is in the next incremental.
 func TestMigrationOfAWritingGuest(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	s := tell(t, config{
@@ -106,6 +107,7 @@ func TestMigrationOfAWritingGuest(t *testing.T) {
 
 // Hosts that share no storage: libvirt copies the disks with their bitmaps.
 func TestMigrationWithStorage(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	other := realguest.Daemon(t)
@@ -130,6 +132,7 @@ func TestMigrationWithStorage(t *testing.T) {
 // were at its start until it takes the images over. Which QEMU does so before the guest is resumed differs from version
 // to version.
 func TestMigrationOfAPausedGuest(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	one, other := realguest.Daemon(t), realguest.Daemon(t)
@@ -154,6 +157,7 @@ func TestMigrationOfAPausedGuest(t *testing.T) {
 
 // A full of a paused guest that a migration has brought has what was written while it migrated.
 func TestMigrationOfAPausedGuestThenAFull(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	one, other := realguest.Daemon(t), realguest.Daemon(t)
@@ -239,6 +243,7 @@ func (s *story) migrating() {
 
 // While a guest migrates no backup is taken, and a migration that is given up changes nothing.
 func TestMigrationGivenUp(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	one, other := realguest.Daemon(t), realguest.Daemon(t)
@@ -277,6 +282,7 @@ func (leftJob) Wait(context.Context, func(kvmbackup.JobProgress)) (kvmbackup.Job
 // A persistent guest stays defined, and stopped, where it came from. What was interrupted where it runs is not taken
 // back from there.
 func TestMigrationLeavesADefinition(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	one, other := realguest.Daemon(t), realguest.Daemon(t)

@@ -176,6 +176,7 @@ func (s *story) takeBack(file string) {
 
 // The VM moves to another host and back: one chain.
 func TestAnotherHost(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, persistent := range lab.Either(t, true, false) {
 		s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: persistent})

@@ -42,6 +42,7 @@ var powerOff = []byte{0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd
 
 // The guest switches itself off.
 func TestShutdown(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, persistent := range lab.Either(t, true, false) {
 		s := tell(t, config{Disks: disks("vda"), Persistent: persistent})
@@ -81,6 +82,7 @@ func (s *story) keepsOnShutdown() bool {
 // TestShutdownDuringBackup: a guest that switches itself off takes the backup with it, unless libvirt keeps the domain
 // until the backup's end. Either way the next one is incremental.
 func TestShutdownDuringBackup(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	const size = 64 * 1024 * mib
 	s := tell(t, config{Disks: []disk{{Device: "vda", SizeBytes: size}}, Persistent: true})

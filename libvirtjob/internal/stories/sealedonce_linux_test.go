@@ -74,6 +74,7 @@ func (c countedShare) forget() {
 // compares the files with their digests, and although the page cache keeps nothing of what was read before the copy. A
 // changed byte anywhere is found all the same: no file gets its name, and nothing is written to a device.
 func TestSealedChainIsReadOnce(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	w := newSealedWorld(t, config{Disks: []disk{{Device: "vda", SizeBytes: 128 * mib}}, Persistent: true})
 	share := newCountedShare(w.story, 512)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -78,6 +79,7 @@ func TestSpaceRunsOut(t *testing.T) {
 
 // Whatever little space is left, the backup fails or it restores: QEMU writes an image's tables last.
 func TestSpaceForAllButTheTables(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
@@ -168,6 +170,7 @@ func (s *story) compress(device string) {
 
 // The image takes 1 MiB on the host and holds 64: the share is too small, which is said before anything is begun.
 func TestPreflightOfACompressedImage(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	s := tell(t, config{Disks: []disk{{Device: "vda", SizeBytes: 128 * mib}}, Persistent: true})
@@ -195,6 +198,7 @@ func TestPreflightOfACompressedImage(t *testing.T) {
 // A full of a thin disk by push has all of its tables, as QEMU writes a zero cluster for each hole. An incremental, and
 // a full of the stopped VM, has what it needs.
 func TestEstimateOfAThinImage(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	const size = 128 << 30

@@ -15,6 +15,7 @@ import (
 // A backup of a stopped VM is full and leaves a bitmap in every image, so that the first backup after the start is
 // incremental.
 func TestStoppedThenStarted(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true, Stopped: true})
 	s.write("vda", 0x11, 0, 4)

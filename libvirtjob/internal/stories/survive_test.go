@@ -6,6 +6,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
@@ -67,6 +68,7 @@ func says(b kvmbackup.Backup, code kvmbackup.ReasonCode, device string) bool {
 // TestBitmapNameTakenByAnotherProgram: one in the second disk, stored, with the name that libvirt needs. That disk is
 // full each time.
 func TestBitmapNameTakenByAnotherProgram(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Host: realguest.Daemon(t), Persistent: true, Disks: disks("vda", "vdb")})
 	s.write("vda", 0x11, 0, 2)

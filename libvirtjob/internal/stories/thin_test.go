@@ -6,12 +6,14 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // A disk of 16 TiB that holds 64 MiB is backed up with digests, and restored with a look at them, in the time that its
 // 64 MiB take: by pull and while the VM is off, to qcow2 and to raw.
 func TestThinDiskAndBack(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	const size = 16<<40 - mib // what a file on ext4 can have
 	s := compare(t, config{Disks: []disk{{Device: "vda", SizeBytes: size}}, Persistent: true})
