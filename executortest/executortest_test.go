@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup/executortest"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 func TestSimulator(t *testing.T) {
@@ -21,6 +22,7 @@ func (w pulling) Scratch() (string, error) { return w.TempDir(), nil }
 
 // TestPull holds the simulator to the rules by pull.
 func TestPull(t *testing.T) {
+	lab.Further(t)
 	executortest.Run(t, func(t testing.TB) executortest.World {
 		return pulling{executortest.NewSimulator(t.TempDir()), t}
 	}, executortest.Parallel())

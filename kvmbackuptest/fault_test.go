@@ -159,7 +159,7 @@ var faultCases = []faultCase{
 
 // TestFaults makes every call of every case fail in every mode, one at a time, until a run gets through.
 func TestFaults(t *testing.T) {
-	half, modes := lab.Every(t, 2) // in the quick tier a case has every other mode
+	half, modes := lab.Every(t, 2*lab.Sparse(2)) // in the quick tier a case has one of the four modes
 	for i, c := range faultCases {
 		for m := failBefore; m <= killAfter; m++ {
 			if (i+int(m)+half)%modes != 0 {
@@ -167,7 +167,7 @@ func TestFaults(t *testing.T) {
 			}
 			t.Run(c.name+"/"+m.String(), func(t *testing.T) {
 				t.Parallel()
-				first, stride := lab.Every(t, 8)
+				first, stride := lab.Every(t, 8*lab.Sparse(2))
 				n := 1 + first
 				for ; t.Context().Err() == nil; n += stride {
 					hit, err := runFault(t, c, plan{n: n, mode: m})

@@ -19,14 +19,14 @@ import (
 // TestModel plays random histories. A failing one is made as short as possible, printed as a scenario, and written to
 // testdata/scenarios, where TestScenarios plays it from then on.
 func TestModel(t *testing.T) {
-	lab.Histories(t, 50, 2000)
+	lab.Histories(t, 50/lab.Sparse(4), 2000)
 	playModel(t, histories, 1000, mustHappen)
 }
 
 // TestSealedModel does so with backups that are sealed, most of them, and compared, by a host that loses its keys and
 // finds them: chains are plain and sealed, and known by their files, by indexes alone, or by nothing.
 func TestSealedModel(t *testing.T) {
-	lab.Histories(t, 5, 500)
+	lab.Histories(t, 5/lab.Sparse(4), 500)
 	playModel(t, sealedHistories, 500, sealedMustHappen)
 }
 

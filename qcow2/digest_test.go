@@ -122,7 +122,7 @@ func TestFileDigestHoles(t *testing.T) {
 	t.Parallel()
 	tool, dir := newTool(t), t.TempDir()
 	rnd := rand.New(rand.NewPCG(lab.Seed(t), 2))
-	for i := range lab.Rounds(6, 30) {
+	for i := range lab.Rounds(6/lab.Sparse(3), 30) {
 		data := make([]byte, rnd.IntN(12*digestPiece))
 		sparse := filepath.Join(dir, fmt.Sprint("sparse", i))
 		file, err := os.Create(sparse)
@@ -370,7 +370,7 @@ func TestDigestRandomChains(t *testing.T) {
 	t.Parallel()
 	tool := newTool(t)
 	first := lab.Seed(t)
-	for n := range lab.Rounds(2, 6) {
+	for n := range lab.Rounds(2/lab.Sparse(2), 6) {
 		seed := first + uint64(n)
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			t.Parallel()

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/internal/nbd"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
@@ -368,6 +369,7 @@ func dialNBD(t testing.TB, socket, export string) *nbd.Client {
 
 // TestManySealedLayers: a chain of 30 opens within 3 s.
 func TestManySealedLayers(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	tool, dir := newTool(t), t.TempDir()
 	want := make([]byte, mib)

@@ -8,12 +8,14 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	tools "github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // TestEndToEndDefine restores to new domains, which start beside the one that was backed up and are backed up
 // themselves.
 func TestEndToEndDefine(t *testing.T) {
+	tools.Further(t)
 	t.Parallel()
 	l := newLab(t)
 	l.run("init")

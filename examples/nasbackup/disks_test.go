@@ -7,11 +7,13 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	tools "github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // TestDisks: an operator chooses disks; what is left out is in the plan, in the record and in what show says, and is
 // full when it is back.
 func TestDisks(t *testing.T) {
+	tools.Further(t)
 	t.Parallel()
 	l := newLab(t)
 	if r := l.run("init"); r.code != exitDone {

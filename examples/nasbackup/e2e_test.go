@@ -16,6 +16,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	tools "github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
@@ -110,6 +111,7 @@ func (l *lab) deletions(first, second, third, fourth kvmbackup.Backup) {
 
 // TestOptions goes through what the other tests leave out.
 func TestOptions(t *testing.T) {
+	tools.Further(t)
 	t.Parallel()
 	l := newLab(t)
 	l.run("init")
@@ -169,6 +171,7 @@ func (l *lab) crashed(like kvmbackup.Backup, stamp string) {
 // TestTwoRepositories takes backups of one domain to two of them, with records of their own: each has a chain of its
 // own.
 func TestTwoRepositories(t *testing.T) {
+	tools.Further(t)
 	t.Parallel()
 	l := newLab(t)
 	l.file("other/.keep", "")
@@ -216,6 +219,7 @@ func TestLostStore(t *testing.T) {
 // TestInPlace restores over the disks of a guest that is off.
 // TestVMID: a domain whose name can't be a folder's has its backups under a name that is given.
 func TestVMID(t *testing.T) {
+	tools.Further(t)
 	t.Parallel()
 	l := newLab(t)
 	l.write(0, 0x11, 0, 1<<20)

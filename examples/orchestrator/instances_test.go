@@ -21,6 +21,7 @@ import (
 
 // TestTwoInstances lets two instances share twenty VMs on one hypervisor, while the guests write.
 func TestTwoInstances(t *testing.T) {
+	tools.Further(t)
 	l := newLab(t)
 	h, err := newHypervisor(time.Millisecond)
 	l.must(err)
@@ -137,6 +138,7 @@ func (l *lab) get(address, path string) string {
 // TestLostClaims has every claim lapse at once, again and again, so that only the engine's leases keep the instances
 // apart.
 func TestLostClaims(t *testing.T) {
+	tools.Further(t)
 	l := newLab(t)
 	h, err := newHypervisor(time.Millisecond)
 	l.must(err)

@@ -66,6 +66,7 @@ func stored(b *bench, path string) int64 {
 
 // TestCompareAfterPowerCutInBytes holds the promises of docs/performance.md that don't depend on the machine.
 func TestCompareAfterPowerCutInBytes(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t)
 	s, index, changed := b.cut()

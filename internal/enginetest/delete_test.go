@@ -511,7 +511,7 @@ func TestDeleteFaultLoop(t *testing.T) {
 			for mode, eng := range faultModes() {
 				if s.name == "memory" || strings.HasPrefix(mode, "store") { // the file steps are the same on all
 					t.Run(d.name+"/"+mode, func(t *testing.T) {
-						first, stride := lab.Every(t, 4)
+						first, stride := lab.Every(t, 4*lab.Sparse(2))
 						for i := first; d.brokenOff(t, newWorldOn(t, fresh(t)[0]), eng, i); i += stride {
 							continue
 						}
@@ -673,12 +673,12 @@ func (ackless) AckRemoval(context.Context, kvmbackup.BackupID) error { return er
 func TestDeletesAtOnce(t *testing.T) {
 	onStores(t, func(t *testing.T, s testStore, fresh func(t lab.TB) [2]kvmbackup.Store) {
 		if !s.inMemory { // they wait for real
-			for i := range lab.Rounds(4, 10) {
+			for i := range lab.Rounds(4/lab.Sparse(4), 10) {
 				deletesAtOnce(t, fresh(t), i)
 			}
 			return
 		}
-		for i := range lab.Rounds(40, 200) {
+		for i := range lab.Rounds(40/lab.Sparse(4), 200) {
 			synctest.Test(t, func(t *testing.T) { // its clock shortens the waits for the lease
 				deletesAtOnce(t, fresh(t), i)
 			})
@@ -711,6 +711,7 @@ func deletesAtOnce(t *testing.T, stores [2]kvmbackup.Store, round int) {
 // TestDeleteTrees deletes random trees in random order, sometimes with force, through faults, and recovers at random.
 // After every step the live backups are whole; in the end nothing is left.
 func TestDeleteTrees(t *testing.T) {
+	lab.Further(t)
 	onStoresWhenFull(t, func(t *testing.T, _ testStore, fresh func(t lab.TB) [2]kvmbackup.Store) {
 		rapid.Check(t, func(t *rapid.T) { deleteTree(t, newWorldOn(t, fresh(t)[0])) })
 	})

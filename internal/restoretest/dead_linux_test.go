@@ -128,6 +128,7 @@ func (l *world) unlessAway(f func() error) {
 
 // TestTargetDies: the target's storage dies when the copy is done.
 func TestTargetDies(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	target := newFrozen(t)
 	l := newWorld(t)

@@ -205,6 +205,7 @@ func flip(t testing.TB, path string, at int64, bit byte) {
 // TestDamageByHand: files that are cut, missing, swapped or too many, and what is said of them, with and without
 // digests.
 func TestDamageByHand(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, withDigests := range []bool{false, true} {
 		l := newWorld(t)

@@ -17,6 +17,7 @@ import (
 // TestNoTableScan: no statement of the methods that have to cost the same with ten and with a million backups reads a
 // whole table or a whole index.
 func TestNoTableScan(t *testing.T) {
+	lab.Further(t)
 	const vms, perVM = 2000, 20
 	onBoth(t, func(t *testing.T, open func() *sql.DB, c sqlstore.Config) {
 		db := open()

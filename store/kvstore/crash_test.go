@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/store/kvstore"
 	"github.com/kvmbackup/kvmbackup/store/memstore"
 )
@@ -222,6 +223,7 @@ func checkShape(t *testing.T, tab *table, steps []step) {
 // TestStalledAtEveryWrite stops the process at each of its writes, lets its lease run out and another finish the story,
 // and then lets the first go on as if nothing had happened.
 func TestStalledAtEveryWrite(t *testing.T) {
+	lab.Further(t)
 	stalls := 0
 	for n := 1; ; n++ {
 		tab, steps := newTable(), story(t)
