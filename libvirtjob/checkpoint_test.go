@@ -13,6 +13,7 @@ import (
 )
 
 func TestCrash(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda", "vdb"), Persistent: true})
 	b.guest.Write("vda", 0x11, 0, 1<<20)

@@ -198,6 +198,7 @@ func TestGuard(t *testing.T) {
 // TestGuardOfAPull kills a program with -9 in the middle of an Executor's pull job. The guest goes on writing all the
 // while, the job is gone within seconds, and the next backup is an incremental.
 func TestGuardOfAPull(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	host := realguest.Daemon(t)
 	b := newBench(t, realguest.Config{Host: host, Disks: disks("vda"), Persistent: true})

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -56,6 +57,7 @@ func TestWithoutEvents(t *testing.T) {
 
 // Domains come and go while others are backed up.
 func TestManyDomains(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for i := range 3 {
 		t.Run(string(rune('a'+i)), func(t *testing.T) {

@@ -121,6 +121,7 @@ func TestOutcomeTaken(t *testing.T) {
 
 // TestOutcomeReplaced has another program's job run, and end, before anybody looks at how ours ended.
 func TestOutcomeReplaced(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for _, runs := range []bool{true, false} {
 		t.Run(fmt.Sprintf("runs=%v", runs), func(t *testing.T) {

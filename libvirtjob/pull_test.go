@@ -168,6 +168,7 @@ func freezable(t *testing.T) (dir string, freeze func() (thaw func())) {
 
 // Whatever ends in mid-job ends the job, which has failed with its cause, and the next one is an incremental.
 func TestPullIsCutShort(t *testing.T) {
+	lab.Further(t)
 	for name, c := range map[string]struct {
 		cut  func(*bench, kvmbackup.Job)
 		want string
@@ -340,6 +341,7 @@ func tmpfs(t *testing.T, size string) string {
 
 // A job goes before its scratch is full: no write of the guest fails.
 func TestPullScratchFillsUp(t *testing.T) {
+	lab.Further(t)
 	lab.NeedRoot(t)
 	big := disks("vda")
 	big[0].SizeBytes = 512 << 20

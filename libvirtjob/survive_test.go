@@ -239,6 +239,7 @@ func TestBitmapInUse(t *testing.T) {
 
 // TestSecondTargetCannotBeOpened: libvirt adds the targets before the transaction, and can take that back.
 func TestSecondTargetCannotBeOpened(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := twoDisks(t)
 	spoil := func(name string, how func(target string)) {

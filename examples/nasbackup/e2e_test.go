@@ -191,6 +191,7 @@ func TestTwoRepositories(t *testing.T) {
 
 // TestLostStore rebuilds the records from the repository, without a hypervisor.
 func TestLostStore(t *testing.T) {
+	tools.Further(t)
 	t.Parallel()
 	l := newLab(t)
 	l.run("init")

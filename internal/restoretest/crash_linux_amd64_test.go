@@ -184,6 +184,7 @@ func TestKilledAtEveryStepOfTheSwap(t *testing.T) {
 
 // TestEveryStepOfTheSwapFails lets each change fail instead: the old images are back at once.
 func TestEveryStepOfTheSwapFails(t *testing.T) {
+	lab.Further(t)
 	for name, lost := range map[string][]string{"all there": nil, "last lost": {"vdc"}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -225,6 +225,7 @@ func (w *hostLookups) try(a attack, how string, nth int, stays bool) (seen int) 
 // off, with the real tools, whose lookups count too, and the recovery of what is left when their process is killed.
 // What is exchanged is put back at the next lookup, or when the operation is over.
 func TestBackupExchangedAtEachLookup(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	w := newHostLookups(t)
 	draw := rand.New(rand.NewPCG(lab.Seed(t), 1)) //nolint:gosec // any will do

@@ -50,7 +50,7 @@ func TestCrashlessErrors(t *testing.T) {
 	t.Parallel()
 	h := needHost(t)
 	first, stride := lab.Every(t, len(faults)) // in the quick tier each case has one of the faults
-	some, rare := lab.Every(t, lab.Sparse(3))
+	some, rare := lab.Every(t, lab.Sparse(5))
 	for i, c := range cases {
 		if i%rare != some {
 			continue

@@ -29,6 +29,7 @@ var exchanges = []string{lab.ByLinks, lab.ByHeaders, lab.ByFolders, lab.ByFIFOs,
 // one works. QEMU isn't traced: by pull it opens nothing there. By push it opens the targets by their names while the
 // job begins, and during that nothing is exchanged: see docs/security.md.
 func TestExchangedWhileRunning(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needHost(t)
 	for _, way := range []string{"pull", "push"} {

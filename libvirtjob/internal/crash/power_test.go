@@ -27,7 +27,7 @@ func TestCrashOfTheMachine(t *testing.T) {
 	if lab.Thorough() {
 		names = append(names, "compared by pull", "sealed compared by pull")
 	}
-	first, stride := lab.Every(t, lab.Sparse(2))
+	first, stride := lab.Every(t, lab.Sparse(4))
 	for i, name := range names {
 		for j, l := range []loss{{names: true}, {half: true}, {}, {names: true, half: true}} {
 			if sealed := i - 3; !lab.Thorough() && i+j > 1 && j != sealed || i%stride != first {

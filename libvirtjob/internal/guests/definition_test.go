@@ -80,6 +80,7 @@ const firmware = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 
 // TestUEFI: the variable store is in the backup, and a definition on restored disks starts with it.
 func TestUEFI(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	if _, err := os.Stat(firmware); err != nil {
 		lab.Missing(t, err)

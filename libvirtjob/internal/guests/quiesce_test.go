@@ -173,6 +173,7 @@ func TestSilentAgent(t *testing.T) {
 
 // TestNoAgent: without a channel, and with a channel that nobody has opened, it is known at once.
 func TestNoAgent(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for name, devices := range map[string]string{
 		"no channel":    "",

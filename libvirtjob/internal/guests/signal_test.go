@@ -20,6 +20,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
@@ -27,6 +28,7 @@ import (
 // then by SIGKILL, after which another process recovers. A process has only one libvirt root, so both are helpers,
 // which are this test binary again on a root of their own.
 func TestSignals(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needSystem(t)
 	connection(t)

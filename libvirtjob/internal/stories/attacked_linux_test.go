@@ -20,6 +20,7 @@ import (
 // backed up that is off, or by pull. The backup may fail. No file outside the VM's folder is changed, and what it holds
 // when it succeeds is what the disk holds. By push QEMU opens the targets by their names: see docs/security.md.
 func TestAttackedBackup(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	for _, stopped := range []bool{true, false} {

@@ -172,6 +172,7 @@ func TestCompareWithoutBitmaps(t *testing.T) {
 
 // What another program writes while the VM is off no bitmap shows. The pass that compares finds it, and says so.
 func TestCompareFindsWhatWasWrittenBehind(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := compare(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.write("vda", 0x11, 0, 8)

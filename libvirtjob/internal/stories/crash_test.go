@@ -133,6 +133,7 @@ func TestCrashThenStopped(t *testing.T) {
 
 // A crash in the middle of a backup fails that backup; the next is full, and the one after that incremental.
 func TestCrashDuringBackup(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	// So much that the job isn't over before its bandwidth is limited.
 	const size = 64 * 1024 * mib

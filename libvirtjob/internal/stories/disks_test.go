@@ -70,6 +70,7 @@ func TestDiskComesBack(t *testing.T) {
 
 // Another disk under the same device name has another identity; nothing of its predecessor is taken for its content.
 func TestDiskReplaced(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: append(disks("vda"), disk{Device: "sda", SizeBytes: 16 * mib}), Persistent: true})
 	s.write("sda", 0x11, 0, 8)
@@ -158,6 +159,7 @@ func TestGrow(t *testing.T) {
 }
 
 func TestShrink(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb"), Persistent: true})
 	s.write("vda", 0x11, 0, 16)
@@ -269,6 +271,7 @@ func TestBlockDevice(t *testing.T) {
 
 // A disk on a template: backups hold what the template holds, too, and need nothing but the repository.
 func TestTemplate(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	template := t.TempDir() + "/template.qcow2"
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
@@ -367,6 +370,7 @@ func TestSnapshotThenGrow(t *testing.T) {
 // A VM that is stopped with a snapshot: the bitmap goes on over two layers, which the storage daemon doesn't join, so
 // that the disk is full; the chain goes on.
 func TestSnapshotThenStopped(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda", "vdb")})
 	s.policy.OfflineIncremental = true
@@ -421,6 +425,7 @@ func TestOfflineCommit(t *testing.T) {
 
 // The VM goes back to what it was at a snapshot, whose overlay is thrown away.
 func TestRollback(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda")})
 	base := s.guest.Image("vda")
@@ -481,6 +486,7 @@ func TestOverlayByHand(t *testing.T) {
 
 // A clone by copying brings its original's bitmaps along: they mean nothing here.
 func TestClone(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	original := tell(t, config{Disks: disks("vda"), Persistent: true})
 	original.write("vda", 0x11, 0, 4)
@@ -539,6 +545,7 @@ func (b between) PrepareJob(ctx context.Context, dom kvmbackup.DomainRef,
 
 // A device that gets another disk, or a snapshot, after the decision and before the job.
 func TestDiskExchangedBeforeTheJob(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: append(disks("vda"), disk{Device: "sda", SizeBytes: 16 * mib}), Persistent: true})
 	s.write("vda", 0x11, 0, 4)

@@ -247,6 +247,7 @@ func TestTwoConsumers(t *testing.T) {
 // A program that named its checkpoints otherwise is followed by one with the default prefix: it goes on where that one
 // was, and takes that one's checkpoint away.
 func TestAnotherPrefixOnTheSameStore(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	s.policy.OfflineIncremental = true

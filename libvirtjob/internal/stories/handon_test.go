@@ -33,6 +33,7 @@ func TestDeleteAfterForget(t *testing.T) {
 // virsh undefine --checkpoints-metadata needs nobody's help and leaves the bitmap in the image: defined again, the VM
 // goes on incrementally.
 func TestUndefineCheckpointsMetadata(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)
@@ -51,6 +52,7 @@ func TestUndefineCheckpointsMetadata(t *testing.T) {
 
 // virsh domrename takes the checkpoint along. The old identity with the new name goes on incrementally.
 func TestRename(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	s.full(kvmbackup.ReasonNoActiveCheckpoint)

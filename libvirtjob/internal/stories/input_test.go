@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/repository"
 )
 
@@ -177,6 +178,7 @@ func TestUnknownBackup(t *testing.T) {
 // A manifest, or a file, that is not what it was is refused before anything is restored from it; other chains are not
 // concerned.
 func TestDamagedBackups(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	s := tell(t, config{Disks: disks("vda"), Persistent: true})
 	s.policy.FullEvery = 2

@@ -104,6 +104,7 @@ func (s *story) holds(name string, args ...string) (end func()) {
 
 // The kernel has a file open without a process; a restore leaves a block device alone that a guest has open.
 func TestImageInUseByTheKernel(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needRoot(t)
 	s := tell(t, config{Disks: []disk{{Device: "vda", Format: "raw", SizeBytes: 16 * mib}}, Persistent: true})

@@ -8,6 +8,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // layers are the files of a disk that has a bitmap in two of them.
@@ -34,6 +35,7 @@ func split(t *testing.T, d disk) (*story, layers) {
 // A bitmap goes on in every layer that a snapshot adds. When its beginning is lost with a layer, what is left looks
 // whole, to libvirt as well, and misses what changed before the snapshot.
 func TestBitmapWithoutItsBeginning(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	qcow2 := disk{Device: "vda", SizeBytes: 16 * mib}
 	raw, old := disk{Device: "vda", SizeBytes: 16 * mib, Format: "raw"},

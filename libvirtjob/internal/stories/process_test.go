@@ -224,6 +224,7 @@ func TestHelperOtherHost(t *testing.T) {
 // The backup application is killed in the middle of a job. QEMU goes on with the job, and the next process follows it
 // to its end; a stopped guest's job has died with the application, and is undone. The chain goes on either way.
 func TestKilledApplication(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needGuests(t)
 	for _, guest := range []string{"Running", "Stopped"} {

@@ -15,6 +15,7 @@ import (
 // backup is complete no more is read than the tables of the images, not even of what an incremental stands on. What
 // this process reads is counted, with the tools that it runs, so that no test runs beside it.
 func TestReadOnce(t *testing.T) {
+	lab.Further(t)
 	const written = 24
 	s := compare(t, config{
 		Disks:      []disk{{Device: "vda", SizeBytes: 64 * mib}, {Device: "vdb", SizeBytes: 16 * mib, Format: "raw"}},

@@ -121,6 +121,7 @@ func TestOfflineIncrementals(t *testing.T) {
 // libvirt starts a guest on what the definition says is below an image, whatever the image says. No tool does, so that
 // a stopped guest whose definition and image differ is refused: its backup would have other data than the guest sees.
 func TestStoppedOverOtherFiles(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	for name, below := range map[string]string{
 		"another file": "<backingStore type='file'><format type='qcow2'/><source file='DIR/other.qcow2'/></backingStore>",

@@ -21,6 +21,7 @@ func (s *story) survived() {
 // TestDiskSharedWithARunningGuest: a disk that other guests may write is left out with a reason. A host that names it
 // gets it while it is alone with it, and an error otherwise; libvirt lives through all of it.
 func TestDiskSharedWithARunningGuest(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	shared := disk{Device: "vdb", Format: "raw", SizeBytes: 16 * mib, Shareable: true}
 	s := tell(t, config{Host: realguest.Daemon(t), Persistent: true, Disks: append(disks("vda"), shared)})
