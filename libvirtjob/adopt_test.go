@@ -12,12 +12,13 @@ import (
 	"testing"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
 // TestAdopt kills the process that began a job, and follows the job to its end from another. A process has only one
 // libvirt root, so both are helpers: this test binary again, on a root of their own.
-func TestAdopt(t *testing.T) { both(t, testAdopt) }
+func TestAdopt(t *testing.T) { both(t, lab.Sparse(2), testAdopt) }
 
 func testAdopt(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()

@@ -5,10 +5,11 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
 
-func TestFullAndIncrementals(t *testing.T) { both(t, testFullAndIncrementals) }
+func TestFullAndIncrementals(t *testing.T) { both(t, lab.Sparse(2), testFullAndIncrementals) }
 
 func testFullAndIncrementals(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -51,7 +52,7 @@ func testFullAndIncrementals(t *testing.T, way kvmbackup.Transfer) {
 	b.compareAll()
 }
 
-func TestMixedModes(t *testing.T) { both(t, testMixedModes) }
+func TestMixedModes(t *testing.T) { both(t, lab.Sparse(2), testMixedModes) }
 
 func testMixedModes(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -94,7 +95,7 @@ func testMixedModes(t *testing.T, way kvmbackup.Transfer) {
 	b.wantBitmaps("vda", "c4")
 }
 
-func TestUntracked(t *testing.T) { both(t, testUntracked) }
+func TestUntracked(t *testing.T) { both(t, lab.Sparse(2), testUntracked) }
 
 func testUntracked(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -121,7 +122,7 @@ func testUntracked(t *testing.T, way kvmbackup.Transfer) {
 	}
 }
 
-func TestTransientCreatedAgain(t *testing.T) { both(t, testTransientCreatedAgain) }
+func TestTransientCreatedAgain(t *testing.T) { both(t, lab.Sparse(2), testTransientCreatedAgain) }
 
 func testTransientCreatedAgain(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -149,7 +150,7 @@ func testTransientCreatedAgain(t *testing.T, way kvmbackup.Transfer) {
 	b.wantBitmaps("vdb", "c2")
 }
 
-func TestSnapshotAndCommit(t *testing.T) { both(t, testSnapshotAndCommit) }
+func TestSnapshotAndCommit(t *testing.T) { both(t, lab.Sparse(2), testSnapshotAndCommit) }
 
 func testSnapshotAndCommit(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -176,7 +177,7 @@ func testSnapshotAndCommit(t *testing.T, way kvmbackup.Transfer) {
 	b.wantCheckpoints("c3")
 }
 
-func TestGrow(t *testing.T) { both(t, testGrow) }
+func TestGrow(t *testing.T) { both(t, lab.Sparse(2), testGrow) }
 
 func testGrow(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()

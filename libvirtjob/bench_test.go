@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 	"github.com/kvmbackup/kvmbackup/qcow2"
@@ -55,11 +56,15 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-// both runs a test by push and by pull.
-func both(t *testing.T, test func(*testing.T, kvmbackup.Transfer)) {
+// both runs a test by push and by pull; a sparse one in one of these ways, by the seed and the name of the test.
+func both(t *testing.T, sparse int, test func(*testing.T, kvmbackup.Transfer)) {
 	t.Helper()
 	t.Parallel()
-	for _, way := range []kvmbackup.Transfer{kvmbackup.TransferPush, kvmbackup.TransferPull} {
+	ways := []kvmbackup.Transfer{kvmbackup.TransferPush, kvmbackup.TransferPull}
+	if sparse > 1 {
+		ways = lab.Either(t, ways[0], ways[1])
+	}
+	for _, way := range ways {
 		t.Run(way.String(), func(t *testing.T) { test(t, way) })
 	}
 }

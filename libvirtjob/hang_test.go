@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/libvirtjob"
 	"github.com/kvmbackup/kvmbackup/libvirtjob/internal/realguest"
 )
@@ -19,7 +20,7 @@ func (b *bench) brief() (context.Context, error) {
 	return ctx, cause
 }
 
-func TestHungBegin(t *testing.T) { both(t, testHungBegin) }
+func TestHungBegin(t *testing.T) { both(t, lab.Sparse(2), testHungBegin) }
 
 func testHungBegin(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -49,7 +50,7 @@ func testHungBegin(t *testing.T, way kvmbackup.Transfer) {
 }
 
 // A QEMU that hangs before libvirt was asked has begun nothing.
-func TestHungBeforeBegin(t *testing.T) { both(t, testHungBeforeBegin) }
+func TestHungBeforeBegin(t *testing.T) { both(t, lab.Sparse(2), testHungBeforeBegin) }
 
 func testHungBeforeBegin(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -69,7 +70,7 @@ func testHungBeforeBegin(t *testing.T, way kvmbackup.Transfer) {
 	b.must(job.Close(b.ctx))
 }
 
-func TestHungJob(t *testing.T) { both(t, testHungJob) }
+func TestHungJob(t *testing.T) { both(t, lab.Sparse(2), testHungJob) }
 
 func testHungJob(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()

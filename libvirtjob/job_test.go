@@ -42,7 +42,7 @@ func (b *bench) slow(checkpoint, base string, volumes ...kvmbackup.JobVolume) (k
 	return b.begin(spec), spec
 }
 
-func TestAbort(t *testing.T) { both(t, testAbort) }
+func TestAbort(t *testing.T) { both(t, lab.Sparse(2), testAbort) }
 
 func testAbort(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -116,7 +116,7 @@ func TestBandwidthAndProgress(t *testing.T) {
 }
 
 // TestGuestLatency: while a job runs its progress tells how the guest's own requests fare, and nothing of the job's.
-func TestGuestLatency(t *testing.T) { both(t, testGuestLatency) }
+func TestGuestLatency(t *testing.T) { both(t, lab.Sparse(2), testGuestLatency) }
 
 func testGuestLatency(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -146,7 +146,7 @@ func testGuestLatency(t *testing.T, way kvmbackup.Transfer) {
 
 // A limit is on what is written: the holes of a thin disk pass. At QEMU's own measure this job takes more than two
 // hours.
-func TestHolesPassALimit(t *testing.T) { both(t, testHolesPassALimit) }
+func TestHolesPassALimit(t *testing.T) { both(t, lab.Sparse(2), testHolesPassALimit) }
 
 func testHolesPassALimit(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -168,7 +168,7 @@ func testHolesPassALimit(t *testing.T, way kvmbackup.Transfer) {
 	b.compareAll()
 }
 
-func TestBusy(t *testing.T) { both(t, testBusy) }
+func TestBusy(t *testing.T) { both(t, lab.Sparse(2), testBusy) }
 
 func testBusy(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -203,7 +203,7 @@ func testBusy(t *testing.T, way kvmbackup.Transfer) {
 	b.must(theirs.Abort(b.ctx))
 }
 
-func TestCrashDuringJob(t *testing.T) { both(t, testCrashDuringJob) }
+func TestCrashDuringJob(t *testing.T) { both(t, lab.Sparse(2), testCrashDuringJob) }
 
 func testCrashDuringJob(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -233,7 +233,7 @@ func (b *bench) describe() {
 	b.ref.Disks = []kvmbackup.DiskRef{{Device: "vda", Source: b.guest.Image("vda"), Format: "qcow2"}}
 }
 
-func TestTargetExists(t *testing.T) { both(t, testTargetExists) }
+func TestTargetExists(t *testing.T) { both(t, lab.Sparse(2), testTargetExists) }
 
 func testTargetExists(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -251,7 +251,7 @@ func testTargetExists(t *testing.T, way kvmbackup.Transfer) {
 	b.wantErr(err, os.ErrNotExist)
 }
 
-func TestBeginEndedByContext(t *testing.T) { both(t, testBeginEndedByContext) }
+func TestBeginEndedByContext(t *testing.T) { both(t, lab.Sparse(2), testBeginEndedByContext) }
 
 func testBeginEndedByContext(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
@@ -275,7 +275,7 @@ func testBeginEndedByContext(t *testing.T, way kvmbackup.Transfer) {
 	}
 }
 
-func TestNoSpace(t *testing.T) { both(t, testNoSpace) }
+func TestNoSpace(t *testing.T) { both(t, lab.Sparse(2), testNoSpace) }
 
 func testNoSpace(t *testing.T, way kvmbackup.Transfer) {
 	t.Parallel()
