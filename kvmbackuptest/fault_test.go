@@ -167,7 +167,7 @@ func TestFaults(t *testing.T) {
 			}
 			t.Run(c.name+"/"+m.String(), func(t *testing.T) {
 				t.Parallel()
-				first, stride := lab.Every(t, 8*lab.Sparse(2))
+				first, stride := lab.Every(t, 8*lab.Sparse(3))
 				n := 1 + first
 				for ; t.Context().Err() == nil; n += stride {
 					hit, err := runFault(t, c, plan{n: n, mode: m})

@@ -108,7 +108,7 @@ func TestCompareRandom(t *testing.T) {
 	b := newBench(t)
 	r := rand.New(rand.NewPCG(lab.Seed(t), 1))
 	some := func(size int64) []string { return changes(r, 8, 3000, size) }
-	for i := range 6 / lab.Sparse(3) {
+	for i := range 6 / lab.Sparse(6) {
 		size := 512 * (1 + r.Int64N(12*mib/512))
 		s := b.image(fmt.Sprint("s", i), size, some(size)...)
 		b.finish(b.connect(0, "", s))

@@ -366,6 +366,7 @@ func TestRetainOtherRepository(t *testing.T) {
 // TestRetainAsPlanned: over random trees, with pins, holds, earlier deletions and a removal that had failed, what the
 // plan says is what happens.
 func TestRetainAsPlanned(t *testing.T) {
+	lab.Further(t)
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t)
 		var names []string

@@ -88,7 +88,8 @@ func (n everyNth) sparse(by int) int {
 	return 1
 }
 
-// Rounds is how often a loop is run that has no end of its own: quick where the tier isn't the full one, and never less.
+// Rounds is how often a loop is run that has no end of its own: quick where the tier isn't the full one, and never
+// less.
 func Rounds(quick, full int) int { return tier().rounds(quick, full) }
 
 func (n everyNth) rounds(quick, full int) int {
