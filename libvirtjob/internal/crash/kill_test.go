@@ -39,7 +39,7 @@ func TestCrashAtEveryPoint(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	for i, chosen := range choose(t, points, lab.Sparse(3)) {
+	for i, chosen := range choose(t, points, lab.Sparse(4)) {
 		for part := range slices.Chunk(chosen, lab.Rounds(7, 40)) { // as many kills as one guest lives through
 			t.Run(cases[i].name, func(t *testing.T) {
 				t.Parallel()

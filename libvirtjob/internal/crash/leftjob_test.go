@@ -65,7 +65,7 @@ func wantCompleted(n int) func(*app, kvmbackup.Backup) {
 func TestCrashDuringAJob(t *testing.T) {
 	t.Parallel()
 	needHost(t)
-	first, stride := lab.Every(t, lab.Sparse(3))
+	first, stride := lab.Every(t, lab.Sparse(4))
 	for i, c := range leftCases {
 		if i%stride != first {
 			continue

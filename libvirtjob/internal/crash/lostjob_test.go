@@ -8,11 +8,14 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // TestCrashOfLibvirtAtTheEndOfAJob has libvirt die after it has told QEMU to forget a job that is done, and before it
 // noted that. The next libvirt lists the job for ever.
 func TestCrashOfLibvirtAtTheEndOfAJob(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	needHost(t)
 	s := newSequence(t, caseNamed("first full"))

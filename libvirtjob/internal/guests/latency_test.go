@@ -186,6 +186,7 @@ func (t *trial) full(ctx context.Context, onJob func()) (measured latency, err e
 // paused, and never waits for the share: be that slow, stalled or full. By push it waits for as long as a share is
 // stalled.
 func TestGuestWritesOn(t *testing.T) {
+	lab.Further(t)
 	if !alone(t) {
 		return
 	}

@@ -21,6 +21,7 @@ import (
 // TestPausedByError: the storage of a guest's disk runs full during a backup, so QEMU pauses the guest. When there is
 // space again and the job is over, it runs on and has lost nothing.
 func TestPausedByError(t *testing.T) {
+	lab.Further(t)
 	if !alone(t) {
 		return
 	}

@@ -146,6 +146,7 @@ func TestFreezeRefused(t *testing.T) {
 // TestFreezeTakesTooLong: the agent is still freezing when the limit has passed, and freezes after that. It has to be
 // thawed all the same.
 func TestFreezeTakesTooLong(t *testing.T) {
+	lab.Further(t)
 	g := needGuest(t)
 	g.run("touch /tmp/slow")
 	t.Cleanup(func() { g.run("rm -f /tmp/slow") })
