@@ -48,6 +48,7 @@ func all(t testing.TB, dir string) string {
 // see, while the engine works on a VM's backups. An operation may fail. What it restores is what was backed up, nothing
 // outside the VM's folder is read into it or changed, and all come to an end.
 func TestAttacked(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	l := newWorld(t, "vda")
 	chain := l.chain(3, digests)

@@ -147,6 +147,7 @@ func TestTargetDies(t *testing.T) {
 
 // TestImagesDieDuringTheSwap: what is there afterwards is what a crash leaves, and the old images come back.
 func TestImagesDieDuringTheSwap(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	storage := newFrozen(t)
 	l := newWorld(t)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kvmbackup/kvmbackup"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/store/sqlstore"
 )
 
@@ -116,6 +117,7 @@ func (s *spoilt) dumpTable(t *testing.T, out *strings.Builder, table string) {
 // TestSpoiltBackups: each call that meets a row that can't be read, or contradicts its record, returns an
 // ErrInvalid that names the backup, and changes nothing.
 func TestSpoiltBackups(t *testing.T) {
+	lab.Further(t)
 	record := func(old, by string) func(string) string {
 		return func(record string) string { return strings.Replace(record, old, by, 1) }
 	}
