@@ -174,6 +174,7 @@ func TestRegisterCheckpoint(t *testing.T) {
 
 // An overlay that was made without libvirt has no bitmap, so what is written to it is not recorded.
 func TestOverlayByHand(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: disks("vda")})
 	b.guest.Write("vda", 0x11, 0, 1<<20)

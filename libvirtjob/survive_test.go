@@ -56,6 +56,7 @@ func (b *bench) wantAlive() {
 // TestRefusedFirst: libvirt survives when QEMU refuses the first disk, in the order of the backup's XML. That's why
 // shareable disks are the first there.
 func TestRefusedFirst(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	shared := realguest.Disk{Device: "vdb", Format: "raw", Shareable: true}
 	b := newDaemonBench(t, realguest.Disk{Device: "vda"}, shared)
@@ -79,6 +80,7 @@ func TestRefusedFirst(t *testing.T) {
 // TestSharedDiskInUse: the second disk is shared with another guest that runs, so QEMU can't put a backup's filter on
 // it.
 func TestSharedDiskInUse(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	shared := realguest.Disk{Device: "vdb", Format: "raw", Shareable: true}
 	b := newDaemonBench(t, realguest.Disk{Device: "vda"}, shared)
@@ -133,6 +135,7 @@ func TestResizedBeforeBegin(t *testing.T) {
 
 // TestDiskWithAnotherJob: another program has QEMU copy the second disk, and libvirt knows nothing of it.
 func TestDiskWithAnotherJob(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := twoDisks(t)
 	b.guest.QMP("blockdev-add", map[string]any{"driver": "null-co", "node-name": "other", "size": 64 << 20}, nil)
@@ -212,6 +215,7 @@ func TestSecondTargetOfAnotherSize(t *testing.T) {
 
 // TestBitmapOfTwoSizes: the second disk has grown after a snapshot, so QEMU can't join the parts of its bitmap.
 func TestBitmapOfTwoSizes(t *testing.T) {
+	lab.Further(t)
 	t.Parallel()
 	b := twoDisks(t)
 	b.backup("c1", "", full("vda"), full("vdb"))

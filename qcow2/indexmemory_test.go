@@ -4,10 +4,13 @@ import (
 	"crypto/sha256"
 	"runtime"
 	"testing"
+
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 )
 
 // The index of 8 TiB of data takes its 64 MiB once, and hardly more.
 func TestIndexMemory(t *testing.T) {
+	lab.Further(t)
 	const size = 8 << 40
 	x := inOrder{NewSums(size, nil)}
 	x.index.sums = make([]byte, 0, pieces(size)*sha256.Size)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvmbackup/kvmbackup"
 	"github.com/kvmbackup/kvmbackup/engine"
+	"github.com/kvmbackup/kvmbackup/internal/lab"
 	"github.com/kvmbackup/kvmbackup/kvmbackuptest"
 	"github.com/kvmbackup/kvmbackup/repository"
 	"github.com/kvmbackup/kvmbackup/store/kvstore"
@@ -153,6 +154,7 @@ func TestBackupAgainstHistory(t *testing.T) {
 
 // TestRetainAgainstHistory: what a retention asks for each backup that it deletes hardly grows with their number.
 func TestRetainAgainstHistory(t *testing.T) {
+	lab.Further(t)
 	each := func(history int) (reads, writes float64) {
 		f := newFleet(t, history)
 		f.of(t, f.backup(t))
