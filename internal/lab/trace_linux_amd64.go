@@ -2,6 +2,7 @@ package lab
 
 import (
 	"errors"
+	"os"
 	"os/exec"
 	"runtime"
 	"sync/atomic"
@@ -56,14 +57,25 @@ func (t *Trace) Run(cmd *exec.Cmd) (status syscall.WaitStatus, err error) {
 	if t.Lookups != nil {
 		t.Lookups.held = map[descriptor]string{}
 	}
+	onOwnThread(func() { status, err = t.run(cmd) }) // only the thread that started a process may trace it
+	return status, err
+}
+
+// onOwnThread calls f on a thread that nobody else uses from then on, and that has no children: to wait for any of a
+// thread's children reaps also one that another test had started on it before.
+func onOwnThread(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // only the thread that started a process may trace it; it ends with this goroutine
-		status, err = t.run(cmd)
+		runtime.LockOSThread() // it ends with this goroutine
+		if children, err := os.ReadFile("/proc/thread-self/children"); err == nil && len(children) > 0 {
+			onOwnThread(f) // another one, as this one is taken
+			runtime.UnlockOSThread()
+			return
+		}
+		f()
 	}()
 	<-done
-	return status, err
 }
 
 func (t *Trace) run(cmd *exec.Cmd) (syscall.WaitStatus, error) {
