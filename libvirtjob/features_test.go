@@ -63,7 +63,6 @@ var powerOff = []byte{0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd
 // TestGuestShutsDownDuringBackup: the backup is whole where libvirt keeps the domain for it, and fails where it
 // doesn't.
 func TestGuestShutsDownDuringBackup(t *testing.T) {
-	lab.Further(t)
 	t.Parallel()
 	b := newBench(t, realguest.Config{Disks: bigDisks("vda"), Persistent: true})
 	b.backup("c0", "", full("vda"))
