@@ -13,8 +13,9 @@ const module = "github.com/kvmbackup/kvmbackup/"
 // usual is how many seconds a package takes in the quick tier, on two cores, with another package beside it. One that
 // isn't listed takes as long as others.
 var usual = map[string]float64{
+	"examples/detailstore":             15,
 	"examples/hosts":                   15,
-	"examples/hosts/remote":            15,
+	"examples/hosts/remote":            30,
 	"examples/nasbackup":               30,
 	"examples/orchestrator":            20,
 	"examples/quickstart":              20,
