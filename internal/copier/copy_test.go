@@ -1,9 +1,11 @@
 package copier_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,8 +24,9 @@ const mib = 1 << 20
 // bench has disks and copies them.
 type bench struct {
 	testing.TB
-	tool *qcow2.Tool
-	dir  string
+	tool   *qcow2.Tool
+	dir    string
+	silent bool // the sources answer no request
 }
 
 func newBench(t testing.TB) *bench {
@@ -31,7 +34,7 @@ func newBench(t testing.TB) *bench {
 	lab.Need(t, "qemu-img", "qemu-storage-daemon", "qemu-io")
 	tool, err := qcow2.New(qcow2.Config{})
 	lab.OK(t, err)
-	return &bench{t, tool, t.TempDir()}
+	return &bench{TB: t, tool: tool, dir: t.TempDir()}
 }
 
 func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
@@ -85,6 +88,10 @@ func (b *bench) connectWith(common copier.Disk, bandwidth int64, backing string,
 	from, err := b.tool.ServeSources(b.Context(), sources)
 	lab.OK(b, err)
 	b.Cleanup(func() { lab.OK(b, from.Close(time.Second)) })
+	dial := from.Dial
+	if b.silent {
+		dial = silent(dial)
+	}
 	var made []qcow2.NewTarget
 	var disks []copier.Disk
 	for _, s := range sources {
@@ -100,7 +107,7 @@ func (b *bench) connectWith(common copier.Disk, bandwidth int64, backing string,
 	for i, s := range sources {
 		disks = append(disks, copier.Disk{
 			Name: filepath.Base(s.Path), Bitmap: s.Bitmap,
-			Source: copier.End{Dial: from.Dial, Export: from.Export(i)}, Target: copier.End{Dial: to.Dial, Export: to.Export(i)},
+			Source: copier.End{Dial: dial, Export: from.Export(i)}, Target: copier.End{Dial: to.Dial, Export: to.Export(i)},
 			Parent: common.Parent, Index: common.Index, Alone: common.Alone, Sums: common.Sums,
 		})
 	}
@@ -259,6 +266,39 @@ func TestCancel(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSilentSource: a source that negotiates and then answers no request keeps Connect waiting for nothing, and Run no
+// longer than its context.
+func TestSilentSource(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.silent = true
+	p := b.connect(0, "", b.image("a", mib))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := make(chan error)
+	go func() { ended <- p.Run(ctx) }()
+	cancel(errStop)
+	lab.Fails(t, <-ended, errStop)
+}
+
+var errStop = errors.New("stop")
+
+// silent dials connections on which no request gets to the server.
+func silent(dial func(context.Context) (net.Conn, error)) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		conn, err := dial(ctx)
+		return requestless{conn}, err
+	}
+}
+
+type requestless struct{ net.Conn }
+
+func (c requestless) Write(p []byte) (int, error) {
+	if bytes.HasPrefix(p, []byte{0x25, 0x60, 0x95, 0x13}) { // as a request begins
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
 }
 
 // A server that dies is an error, whichever it is.

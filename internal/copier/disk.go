@@ -81,7 +81,6 @@ func (d *disk) connect(ctx context.Context, share int) (err error) {
 	if d.sources, err = d.Source.open(ctx, share, nbd.Allocation); err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
-	d.prime()
 	if d.Bitmap != "" {
 		if d.marksClient, err = d.Source.dial(ctx, nbd.DirtyBitmap(d.Bitmap)); err != nil {
 			return fmt.Errorf("source: bitmap %q: %w", d.Bitmap, err)
@@ -116,7 +115,7 @@ func (d *disk) connect(ctx context.Context, share int) (err error) {
 	return nil
 }
 
-// prime has the QEMU of the source keep the memory of its buffers for the reads to come. glibc's malloc maps each that
+// prime has the QEMU of the source keep the memory of its buffers for the reads of a Run. glibc's malloc maps each that
 // is larger than any before, and gives back twice that size at most (mallopt(3), M_MMAP_THRESHOLD): without this the
 // pages of every read are made and zeroed again, in the thread that serves the guest. A read behind the end is refused,
 // but only once QEMU has its buffer (nbd_co_receive_request in 7.2). Where that is otherwise, nothing is gained.

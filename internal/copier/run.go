@@ -55,6 +55,7 @@ func (r *running) start(disks []*disk) {
 
 // plan hands out the pieces of a disk. What an incremental has in all is counted first.
 func (r *running) plan(d *disk) error {
+	d.prime()
 	if err := r.count(d); err != nil {
 		return err
 	}
