@@ -1,6 +1,7 @@
 package copier
 
-// room is what the pieces in flight have together: inFlight bytes, in clusters.
+// room is what the pieces in flight have together: inFlight bytes, in clusters. x/sync has a semaphore for that, which
+// would be one module more for each host to download.
 type room struct {
 	door  chan struct{} // for one at a time, so that no two wait with half of their part
 	taken chan struct{}

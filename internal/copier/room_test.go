@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 
 	"github.com/kvmbackup/kvmbackup/internal/lab"
+	"github.com/kvmbackup/kvmbackup/qcow2"
 )
 
 // TestRoom: as many large pieces are in flight as there is room for, and small ones as there are workers. When a piece
@@ -18,7 +19,7 @@ func TestRoom(t *testing.T) {
 		inside int32
 	}{
 		{"large", maxPiece, false, inFlight / maxPiece},
-		{"a little more than half", inFlight/2 + 1, false, 4}, // parts of one are read one after the other
+		{"of an index", qcow2.IndexPieceBytes, false, inFlight / maxPiece}, // whose parts are read one after the other
 		{"small", cluster, false, workers},
 		{"the last of a disk", 512, false, workers},
 		{"zeroes", maxZeroes, true, workers},
